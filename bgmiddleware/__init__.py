@@ -1,0 +1,64 @@
+"""Slow WSGI endpoints in the background: a redirect at once, the output live, the response when it is there.
+
+``app = BackgroundMiddleware(app)`` is all that an app needs. Registries and executors that need other libraries are
+imported by their own paths.
+"""
+
+from . import marks
+from ._capture import detached
+from ._context import background, backgrounder, current_job, progress, track
+from ._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from ._middleware import BackgroundMiddleware
+from ._runner import Run, RunningJob
+from .errors import (
+    BackgroundError,
+    BadOffset,
+    BadRequestBody,
+    BodyTooLarge,
+    ConfigurationError,
+    Fenced,
+    JobCancelled,
+    JobExpired,
+    JobNotFound,
+    QueueFull,
+    RegistryError,
+    RegistryFull,
+)
+from .executors.base import Executor
+from .executors.thread import ThreadExecutor
+from .registries.base import Registry
+from .registries.memory import MemoryRegistry
+
+__all__ = [
+    "BackgroundError",
+    "BackgroundMiddleware",
+    "BadOffset",
+    "BadRequestBody",
+    "BodyTooLarge",
+    "Channel",
+    "ConfigurationError",
+    "Executor",
+    "Fenced",
+    "Job",
+    "JobCancelled",
+    "JobExpired",
+    "JobNotFound",
+    "JobState",
+    "MemoryRegistry",
+    "Progress",
+    "QueueFull",
+    "RecordedResponse",
+    "Registry",
+    "RegistryError",
+    "RegistryFull",
+    "Run",
+    "RunningJob",
+    "ThreadExecutor",
+    "background",
+    "backgrounder",
+    "current_job",
+    "detached",
+    "marks",
+    "progress",
+    "track",
+]

@@ -1,0 +1,88 @@
+"""``python -m bgmiddleware``: serve any WSGI app with its slow paths in the background."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import marks
+from ._middleware import BackgroundMiddleware
+from ._server import serve
+from .errors import ConfigurationError
+from .executors.thread import ThreadExecutor
+from .registries.memory import MemoryRegistry
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        app = _wrapped(options)
+    except ConfigurationError as error:
+        print(f"bgmiddleware: {error}", file=sys.stderr)
+        return 2
+    try:
+        serve(app, host=options.host, port=options.port, threads=options.threads)
+    except OSError as error:
+        print(f"bgmiddleware: cannot serve on {options.host}:{options.port}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bgmiddleware", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("serve", help="serve a WSGI app on waitress", description="Serve a WSGI app.")
+    command.add_argument("app", metavar="MODULE:APP", help="the app, e.g. shop.wsgi:application")
+    command.add_argument(
+        "--background",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="a path that goes to the background, e.g. '/reports/*'; may be given several times",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    command.add_argument("--port", type=int, default=8080, help="the port, 0 for any free one (default: %(default)s)")
+    command.add_argument("--threads", type=int, default=8, help="threads that serve requests (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=8, help="jobs that run at a time (default: %(default)s)")
+    command.add_argument(
+        "--ttl", type=float, default=3600.0, help="seconds to keep an ended job (default: %(default)s)"
+    )
+    return parser
+
+
+def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
+    marked: list[marks.Mark] = [marks.prefers_async]
+    if options.background:
+        marked.append(marks.path(*options.background))
+    return BackgroundMiddleware(
+        _imported(options.app),
+        when=marks.any_of(*marked),
+        registry=MemoryRegistry(ttl=options.ttl),
+        executor=ThreadExecutor(max_workers=options.workers),
+    )
+
+
+def _imported(name: str) -> Any:
+    """Return the app that ``module:attribute`` names, looked for in the current directory too."""
+    module_name, _, attribute = name.partition(":")
+    if not (module_name and attribute):
+        raise ConfigurationError.of_setting("app", name, "MODULE:APP")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"app = {name!r}: {error}") from error
+    if not callable(found):
+        raise ConfigurationError.of_setting("app", name, "the name of a WSGI application")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Whose output is this? Stand-ins for ``sys.stdout`` and ``sys.stderr``, and what makes them see all that a job prints.
+
+``_output``: where one job's prints go. ``_streams``: the stand-ins, and the one context variable that routes.
+``_hooks``: threads, pools, forks, children and logging. Standard library only.
+"""
+
+from ._output import ForegroundOutput, JobOutput, Output
+from ._streams import bound, current_output, detached, error_stream, install, use_output, write_late
+
+__all__ = [
+    "ForegroundOutput",
+    "JobOutput",
+    "Output",
+    "bound",
+    "current_output",
+    "detached",
+    "error_stream",
+    "install",
+    "use_output",
+    "write_late",
+]

@@ -1,0 +1,173 @@
+"""What a job begins belongs to the job: threads, pool tasks, forked children, subprocesses, log records.
+
+Each hook replaces one function of the standard library by one that asks whether the caller is a job, and does nothing
+else where it is not. They are put in place once, with the stand-ins, and stay.
+"""
+
+import concurrent.futures
+import concurrent.futures.thread
+import functools
+import logging
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from ._output import JobOutput
+from ._streams import _current, _StandIn, bound
+
+__all__ = ["install_hooks", "rebind_logging"]
+
+_installed = False
+
+
+def install_hooks() -> None:
+    """Put the hooks in place. Does nothing the second time; called with the streams' lock held."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    _hook_threads()
+    _hook_pools()
+    _hook_children()
+    _hook_logging()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+
+
+def _job_output() -> JobOutput | None:
+    output = _current.get()
+    return output if isinstance(output, JobOutput) and output.job is not None else None
+
+
+def _hook_threads() -> None:
+    # The lowest function that starts a thread: wrappers of Thread.start by tracing tools come and go above it.
+    name = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"
+    start = getattr(threading, name)
+    pool_worker = getattr(concurrent.futures.thread, "_worker", None)
+
+    @functools.wraps(start)
+    def start_thread(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        output = _job_output()
+        # A worker of a pool outlives the job that happens to begin it; its tasks are hooked one by one.
+        if output is not None and getattr(getattr(function, "__self__", None), "_target", None) is not pool_worker:
+            function = bound(function, output)
+        return start(function, *args, **options)
+
+    setattr(threading, name, start_thread)
+
+
+def _hook_pools() -> None:
+    submit: Callable[..., Any] = concurrent.futures.ThreadPoolExecutor.submit
+
+    @functools.wraps(submit)
+    def submit_task(self: Any, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        output = _job_output()
+        return submit(self, function if output is None else bound(function, output), *args, **options)
+
+    concurrent.futures.ThreadPoolExecutor.submit = submit_task  # type: ignore[method-assign]
+
+
+def _hook_children() -> None:
+    begin = subprocess.Popen.__init__
+
+    @functools.wraps(begin)
+    def begin_child(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        output = _job_output()
+        if output is not None and any(
+            isinstance(stream, _StandIn) for stream in (*args[4:6], options.get("stdout"), options.get("stderr"))
+        ):
+            output.adopt(self)
+
+    subprocess.Popen.__init__ = begin_child  # type: ignore[method-assign]
+
+
+def _before_fork() -> None:
+    output = _job_output()
+    if output is not None:
+        output.fileno()  # what the child prints goes to the file that both have, not to a copy of our list
+
+
+def _after_fork_in_child() -> None:
+    output = _job_output()
+    if output is not None:
+        output.after_fork()
+
+
+_FORMATTER = logging.Formatter("%(levelname)s %(name)s: %(message)s")
+
+
+def _hook_logging() -> None:
+    call_handlers = logging.Logger.callHandlers
+
+    @functools.wraps(call_handlers)
+    def call(self: logging.Logger, record: logging.LogRecord) -> None:
+        output = _job_output()
+        if output is None or not output.takes_logging:
+            call_handlers(self, record)
+            return
+        probe = _Probe(output)
+        token = _current.set(probe)
+        try:
+            call_handlers(self, record)
+        finally:
+            _current.reset(token)
+        # Where a handler writes to the console, the job has it. Where they write to files only, it gets a line.
+        if not probe.touched and _accepted(self, record.levelno):
+            output.err(_FORMATTER.format(record) + "\n")
+
+    logging.Logger.callHandlers = call  # type: ignore[method-assign]
+
+
+def _accepted(logger: logging.Logger | None, level: int) -> bool:
+    """Whether any handler that the record passes takes its level."""
+    while logger is not None:
+        if any(level >= handler.level for handler in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
+
+
+class _Probe:
+    """A job's output that notices whether anything is written to it."""
+
+    def __init__(self, output: JobOutput) -> None:
+        self._output = output
+        self.touched = False
+
+        def noticing(write: str) -> Callable[[str], int]:
+            def notice(text: str) -> int:
+                self.touched = True
+                written: int = getattr(output, write)(text)  # looked up now: a cancel swaps it
+                return written
+
+            return notice
+
+        self.out, self.err = noticing("out"), noticing("err")
+
+    @property
+    def job(self) -> Any:
+        return self._output.job
+
+    def write_bytes(self, data: bytes, original: Callable[[bytes], int]) -> int:
+        self.touched = True
+        return self._output.write_bytes(data, original)
+
+    def flush(self) -> None:
+        self._output.flush()
+
+    def fileno(self) -> int | None:
+        return self._output.fileno()
+
+
+def rebind_logging(original: TextIO | None, stand_in: _StandIn) -> None:
+    """Let the logging handlers that hold *original*, taken before the first job, write to its stand-in."""
+    if original is None:
+        return
+    loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
+    for logger in loggers:
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is original:
+                handler.setStream(stand_in)

@@ -1,0 +1,273 @@
+"""The stand-ins for the standard streams, and the context variable that says whose output this is."""
+
+import contextlib
+import io
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar, Token
+from typing import Any, TextIO
+
+from ._output import Output
+
+__all__ = ["bound", "current_output", "detached", "error_stream", "install", "use_output"]
+
+_current: ContextVar[Output | None] = ContextVar("bgmiddleware_output", default=None)
+_install_lock = threading.Lock()  # guards the replacing of sys.stdout, sys.stderr and sys.stdin
+_latest: dict[str, "_StandIn"] = {}
+
+
+def current_output() -> Output | None:
+    """Return the output that the running code prints to; None outside of jobs and watched requests."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def use_output(output: Output | None) -> Iterator[None]:
+    """Route what is printed in this block, in this context, to *output*."""
+    token: Token[Output | None] = _current.set(output)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def detached() -> Iterator[None]:
+    """Run a block outside of the job: what it prints goes to the server's streams, and threads that it begins are
+    nobody's children. For long-lived helpers that one job happens to begin for all."""
+    with use_output(None):
+        yield
+
+
+def bound(function: Callable[..., Any], output: Output) -> Callable[..., Any]:
+    """Return *function* so that what it prints goes to *output*, in whatever thread it is called."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        with use_output(output):
+            return function(*args, **options)
+
+    return run
+
+
+class _StandIn(io.TextIOWrapper):
+    """What ``sys.stdout`` or ``sys.stderr`` is from the first job on: it writes to the output of whoever is writing.
+
+    A ``TextIOWrapper``, because libraries ask for one before they look at ``buffer`` or call ``reconfigure``. What it
+    has besides the methods here is the original's.
+    """
+
+    def __init__(self, original: Any, name: str) -> None:
+        write_original: Callable[[str], int] = (
+            getattr(original, "write", None) or len
+        )  # sys.stdout may be None: then nothing is written
+        get = _current.get
+        self.original = original
+        self._title = name
+        self._bytes = _ByteStandIn(self)
+        buffer: Any = self._bytes
+        super().__init__(buffer, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
+
+        # Functions of the instance: no bound method is made for a print, and a copy that somebody keeps stays right.
+        if name == "stdout":
+
+            def write(text: str) -> int:
+                output = get()
+                if output is None:
+                    return write_original(text)
+                return output.out(text)
+        else:
+
+            def write(text: str) -> int:
+                output = get()
+                if output is None:
+                    return write_original(text)
+                return output.err(text)
+
+        self.__dict__["write"] = write
+        self.write_original = write_original
+
+    def flush(self) -> None:
+        output = _current.get()
+        if output is not None and output.job is not None:
+            output.flush()
+        elif self.original is not None and not getattr(self.original, "closed", False):
+            self.original.flush()
+
+    def fileno(self) -> int:
+        output = _current.get()
+        number = None if output is None else output.fileno()
+        if number is None:
+            if self.original is None:
+                raise io.UnsupportedOperation("fileno")
+            number = self.original.fileno()
+        return int(number)
+
+    def isatty(self) -> bool:
+        # 2 to 19 times fewer bytes than a terminal would be sent, and a viewer that need not be one.
+        return not self._in_job() and self.original is not None and bool(self.original.isatty())
+
+    def reconfigure(self, **options: Any) -> None:
+        if not self._in_job() and hasattr(self.original, "reconfigure"):
+            self.original.reconfigure(**options)
+
+    def close(self) -> None:
+        """Do nothing: no job may close the server's streams, nor may the end of this object."""
+
+    def detach(self) -> Any:
+        raise io.UnsupportedOperation("detach")
+
+    def _in_job(self) -> bool:
+        output = _current.get()
+        return output is not None and output.job is not None
+
+    @property
+    def buffer(self) -> Any:
+        return self._bytes
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # an attribute of the base, a question here
+        return "utf-8" if self._in_job() else getattr(self.original, "encoding", None) or "utf-8"
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return "backslashreplace" if self._in_job() else getattr(self.original, "errors", None)
+
+    @property
+    def line_buffering(self) -> bool:
+        return True if self._in_job() else bool(getattr(self.original, "line_buffering", False))
+
+    @property
+    def closed(self) -> bool:
+        return not self._in_job() and bool(getattr(self.original, "closed", False))
+
+    @property
+    def name(self) -> str:
+        return f"<{self._title}>"
+
+    @property
+    def mode(self) -> str:
+        return "w"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+    def __repr__(self) -> str:
+        return f"<bgmiddleware {self._title} of {self.original!r}>"
+
+
+class _ByteStandIn(io.BufferedIOBase):
+    """The ``buffer`` of a stand-in: one object for all, because click and others keep it."""
+
+    def __init__(self, text: _StandIn) -> None:
+        self._text = text
+
+    def write(self, data: Any) -> int:
+        output = _current.get()
+        if output is None:
+            return self._write_original(data)
+        return output.write_bytes(data, self._write_original)
+
+    def _write_original(self, data: Any) -> int:
+        buffer = getattr(self._text.original, "buffer", None)
+        if buffer is None:  # a StringIO of a test runner
+            return self._text.write_original(bytes(data).decode("utf-8", "backslashreplace"))
+        return int(buffer.write(data))
+
+    def flush(self) -> None:
+        self._text.flush()
+
+    def fileno(self) -> int:
+        return self._text.fileno()
+
+    def isatty(self) -> bool:
+        return self._text.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Do nothing, as the text stream does."""
+
+
+class _StdinStandIn(io.TextIOBase):
+    """``sys.stdin``: at its end inside a job, which must not read what is typed at the server; else the original."""
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+
+    def _source(self) -> Any:
+        output = _current.get()
+        return self.original if output is None or output.job is None else io.StringIO()
+
+    def read(self, size: int | None = -1) -> str:
+        return str(self._source().read(-1 if size is None else size))
+
+    def readline(self, size: int = -1) -> str:  # type: ignore[override]
+        return str(self._source().readline(size))
+
+    def fileno(self) -> int:
+        return int(self._source().fileno())
+
+    def isatty(self) -> bool:
+        return bool(self._source().isatty())
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Do nothing: the server's stdin is not ours to close."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source(), name)
+
+
+def install() -> None:
+    """Put the stand-ins in place, where they are not or no longer. Idempotent; any thread; cheap to repeat.
+
+    They are never taken away again: that is only safe as long as nobody else has put a stream over them.
+    """
+    if _holds_stand_in(sys.stdout) and _holds_stand_in(sys.stderr):
+        return
+    # Here and not above: the hooks use this module.
+    from ._hooks import install_hooks, rebind_logging
+
+    with _install_lock:
+        install_hooks()
+        for name in ("stdout", "stderr"):
+            original: TextIO | None = getattr(sys, name)
+            if not _holds_stand_in(original):
+                stand_in = _latest[name] = _StandIn(original, name)
+                setattr(sys, name, stand_in)
+                rebind_logging(original, stand_in)
+        if not isinstance(sys.stdin, _StdinStandIn):
+            setattr(sys, "stdin", _StdinStandIn(sys.stdin))  # noqa: B010  # not a TextIO to mypy, but to all who read
+
+
+def _holds_stand_in(stream: object, depth: int = 4) -> bool:
+    """Whether *stream* is a stand-in, or a wrapper of one that passes writes on (colorama, codecs, tee)."""
+    while stream is not None and depth:
+        if isinstance(stream, _StandIn):
+            return True
+        inner = vars(stream) if hasattr(stream, "__dict__") else {}
+        stream = next((inner[name] for name in _WRAPPED if name in inner), None)
+        depth -= 1
+    return False
+
+
+_WRAPPED = ("_StreamWrapper__wrapped", "stream", "_file", "wrapped", "_wrapped")
+
+
+def error_stream() -> TextIO:
+    """Return the stand-in of ``sys.stderr``, to be a replayed request's ``wsgi.errors``."""
+    install()
+    return _latest["stderr"]
+
+
+def write_late(name: str) -> Callable[[str], int]:
+    """Return a function that writes to what the newest stand-in of *name* stands for, looked up at each call."""
+
+    def write(text: str) -> int:
+        return _latest[name].write_original(text)
+
+    return write

@@ -1,0 +1,206 @@
+"""Make a value of a live request, and a request of that value again."""
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+from .errors import BadRequestBody, BodyTooLarge
+
+__all__ = [
+    "IN_MEMORY",
+    "MAX_BODY",
+    "RecordedRequest",
+    "RememberingInput",
+    "record_request",
+    "replay_environ",
+    "title_of",
+]
+
+MAX_BODY = 64 * 1024 * 1024
+IN_MEMORY = 256 * 1024
+_CHUNK = 64 * 1024
+
+_STORED = frozenset(
+    """AUTH_TYPE CONTENT_LENGTH CONTENT_TYPE GATEWAY_INTERFACE HTTPS PATH_INFO QUERY_STRING REMOTE_ADDR REMOTE_HOST
+    REMOTE_IDENT REMOTE_PORT REMOTE_USER REQUEST_METHOD REQUEST_SCHEME REQUEST_URI RAW_URI SCRIPT_NAME SERVER_NAME
+    SERVER_PORT SERVER_PROTOCOL SERVER_SOFTWARE wsgi.url_scheme""".split()
+)
+# Objects of the server, and what frameworks inside of us cached of the request: none may outlive the request.
+_NOT_KEPT = (
+    "wsgi.",
+    "waitress.",
+    "gunicorn.",
+    "werkzeug.",
+    "uwsgi.",
+    "mod_wsgi.",
+    "apache.",
+    "granian.",
+    "gevent.",
+    "cheroot.",
+    "bottle.",
+    "webob.",
+)
+
+
+class Input(Protocol):
+    """What PEP 3333 wants of ``wsgi.input``, as far as it is used here."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """A request that no longer needs its connection.
+
+    *environ* is what may be stored and sent: CGI and ``HTTP_*`` keys and the URL scheme, all ``str`` (latin-1 text, as
+    PEP 3333 has it). *kept* is what else middlewares outside of us put in, for runners of this process. *body* is at
+    its beginning, *size* bytes long.
+    """
+
+    environ: Mapping[str, str]
+    kept: Mapping[str, Any]
+    body: IO[bytes]
+    size: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body in pieces, once."""
+        while chunk := self.body.read(IN_MEMORY):
+            yield chunk
+
+
+def record_request(environ: Mapping[str, Any], max_body: int = MAX_BODY) -> RecordedRequest:
+    """Read the whole body of a live request and copy what is worth copying of its environ.
+
+    Raises ``BodyTooLarge`` beyond *max_body* bytes, and ``BadRequestBody`` where the length is no number, where the
+    client sent less than it announced, or where a chunked body cannot be read from this server.
+    """
+    body, size = _read_body(environ, max_body)
+    stored: dict[str, str] = {}
+    kept: dict[str, Any] = {}
+    for key, value in environ.items():
+        if isinstance(value, str) and (key in _STORED or key.startswith("HTTP_")):
+            stored[key] = value
+        elif not key.startswith(_NOT_KEPT):
+            kept[key] = value
+    stored.pop("HTTP_TRANSFER_ENCODING", None)  # that was the way it came; the length is known now
+    if size or stored.get("CONTENT_LENGTH"):
+        stored["CONTENT_LENGTH"] = str(size)
+    return RecordedRequest(stored, kept, body, size)
+
+
+def replay_environ(
+    stored: Mapping[str, str], kept: Mapping[str, Any], body: IO[bytes], errors: Any, *, multiprocess: bool
+) -> dict[str, Any]:
+    """Return an environ to call an app with, in any thread and at any time after the request."""
+    environ: dict[str, Any] = {**kept, **stored}
+    environ.setdefault("QUERY_STRING", "")  # some servers leave out what is empty
+    environ["wsgi.version"] = (1, 0)
+    environ["wsgi.input"] = body
+    environ["wsgi.input_terminated"] = True
+    environ["wsgi.errors"] = errors
+    environ["wsgi.multithread"] = True
+    environ["wsgi.multiprocess"] = multiprocess
+    environ["wsgi.run_once"] = False
+    return environ
+
+
+def _read_body(environ: Mapping[str, Any], max_body: int) -> tuple[IO[bytes], int]:
+    source: Input = environ["wsgi.input"]
+    length = environ.get("CONTENT_LENGTH") or ""
+    if length and not (length.isascii() and length.isdigit()):
+        raise BadRequestBody("Content-Length is not a number")
+    if length:
+        announced = int(length)
+        if announced > max_body:
+            raise BodyTooLarge(max_body)
+        return _spool(source.read, announced, exact=True)
+    if environ.get("wsgi.input_terminated"):
+        return _spool(source.read, max_body, exact=False)
+    if environ.get("HTTP_TRANSFER_ENCODING"):
+        # Without a promise that the input ends, reading on may wait for ever.
+        raise BadRequestBody("a Content-Length is required", status=411)
+    return io.BytesIO(), 0
+
+
+def _spool(read: Callable[[int], bytes], limit: int, *, exact: bool) -> tuple[IO[bytes], int]:
+    """Copy *limit* bytes (*exact*), or all there are up to *limit*."""
+    if exact and limit <= _CHUNK:
+        data = read(limit) if limit else b""
+        if len(data) == limit:
+            return io.BytesIO(data), limit
+        parts = [data]
+    else:
+        parts = []
+    size = sum(map(len, parts))
+    target: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # lives as long as the recording
+    target.write(b"".join(parts))
+    # One byte more than the limit may be asked for: it tells a body that just fits from one that is too large.
+    while chunk := read(min(_CHUNK, limit - size + (not exact))):
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLarge(limit)
+        target.write(chunk)
+        if exact and size == limit:
+            break
+    if exact and size < limit:
+        raise BadRequestBody(f"the request body ended after {size} of {limit} bytes")
+    target.seek(0)
+    return target, size
+
+
+class RememberingInput:
+    """A ``wsgi.input`` that can be read a second time, for requests that may yet go to the background.
+
+    What the app reads is remembered, up to *limit* bytes. :meth:`rewind` gives the body from its first byte on.
+    """
+
+    def __init__(self, source: Any, limit: int) -> None:
+        self._source = source
+        self._limit = limit
+        self._remembered: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # closed by rewind's user
+        self._size = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._remember(self._source.read() if size is None or size < 0 else self._source.read(size))
+
+    def readline(self, size: int = -1, /) -> bytes:
+        return self._remember(self._source.readline() if size is None or size < 0 else self._source.readline(size))
+
+    def readlines(self, hint: int = -1, /) -> list[bytes]:
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+    def _remember(self, data: bytes) -> bytes:
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._remembered.write(data)
+        return data
+
+    def rewind(self) -> "Input":
+        """Return an input that begins where this one began. Raises ``BodyTooLarge`` if that much was not remembered."""
+        if self._size > self._limit:
+            raise BodyTooLarge(self._limit)
+        self._remembered.seek(0)
+        return _Chained(self._remembered, self._source)
+
+
+class _Chained:
+    """The first input, then the second."""
+
+    def __init__(self, first: Input, second: Input) -> None:
+        self._first = first
+        self._second = second
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._first.read(size) or self._second.read(size)
+
+
+def title_of(environ: Mapping[str, Any]) -> str:
+    """Return what a person calls a request: its method and path, with what is no UTF-8 replaced."""
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return f"{environ['REQUEST_METHOD']} {path.encode('latin-1', 'replace').decode('utf-8', 'replace') or '/'}"

@@ -1,0 +1,89 @@
+"""What a request that bears a token gets. One room for each view of a job; ``serve`` is the door to all of them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from webob import Request
+
+from .._jobs import Job
+from ..errors import JobExpired, JobNotFound
+from .cancel import answer_cancel
+from .log import answer_log
+from .negotiate import View, choose, names_json
+from .page import answer_page
+from .problems import UNSTORED, Answer, StartResponse, problem, retry_after
+from .result import answer_result
+from .status import answer_status, status_answer
+from .visit import BadParameter, Slots, Visit, about
+
+__all__ = [
+    "UNSTORED",
+    "Answer",
+    "Slots",
+    "StartResponse",
+    "Visit",
+    "about",
+    "names_json",
+    "problem",
+    "retry_after",
+    "serve",
+    "status_answer",
+]
+
+_VIEWS = {View.LOG: answer_log, View.STATUS: answer_status, View.PAGE: answer_page, View.RESULT: answer_result}
+_MAX_FORM = 64 * 1024
+
+
+def serve(visit: Visit, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer a request that bears a token. The app is never called, whatever is wrong with the token."""
+    return _answer(visit).send(visit.environ, start_response)
+
+
+def _answer(visit: Visit) -> Answer:
+    environ = visit.environ
+    try:
+        # The one place where it is decided whether there is such a job for this client.
+        job = visit.registry.get(visit.key)
+        method = environ["REQUEST_METHOD"]
+        by_form = method == "POST" and _form_action(environ) == "cancel"
+        if by_form or method == "DELETE":
+            wants_page = by_form and choose(environ.get("HTTP_ACCEPT")) is View.PAGE
+            return answer_cancel(visit, job, by_form=wants_page)
+        return _view(visit, job)
+    except JobExpired:
+        return problem(environ, 410, "expired", "This job has expired; what it said and answered is gone.")
+    except JobNotFound:
+        return problem(environ, 404, "unknown-job", "There is no such job.")
+    except BadParameter as error:
+        return problem(environ, 400, "bad-parameter", f"{error}.")
+
+
+def _view(visit: Visit, job: Job) -> Answer:
+    named = visit.parameters.get("_view")
+    if named is None:
+        view = choose(visit.environ.get("HTTP_ACCEPT"))
+        if view is None:
+            return problem(
+                visit.environ, 406, "not-acceptable", "A job can be had as text/plain, application/json and text/html."
+            )
+    elif named in _VIEWS:
+        view = View(named)
+    else:
+        raise BadParameter(f"_view must be one of {', '.join(_VIEWS)}")
+    return _VIEWS[view](visit, job)
+
+
+def _form_action(environ: Any) -> str | None:
+    """Return the ``_action`` of a form; any other body is read and dropped, since some servers need that."""
+    request = Request(environ)
+    length = request.content_length or 0
+    if length > _MAX_FORM:
+        return None
+    if request.content_type not in ("application/x-www-form-urlencoded", "multipart/form-data"):
+        environ["wsgi.input"].read(length)
+        return None
+    try:
+        action = request.POST.get("_action")
+    except (UnicodeDecodeError, ValueError):
+        return None
+    return action if isinstance(action, str) else None

@@ -1,0 +1,47 @@
+"""Asking a job to stop."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from .._jobs import Job
+from .problems import UNSTORED, Answer, problem
+from .status import status_answer
+from .visit import Visit
+
+__all__ = ["answer_cancel"]
+
+
+def answer_cancel(visit: Visit, job: Job, *, by_form: bool) -> Answer:
+    """Ask the job to stop and say so: to a form by going back to the page, else by its state.
+
+    Raises nothing where the job has ended: then nothing changes.
+    """
+    if _from_another_site(visit.environ):
+        return problem(visit.environ, 403, "cross-site", "A job can only be cancelled from its own site.")
+    visit.registry.request_cancel(visit.key)
+    visit.executor.stop(visit.key)
+    if by_form:
+        body = b"See the job.\n"
+        headers = (
+            ("Location", visit.link()),
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+        )
+        return Answer("303 See Other", (*headers, *UNSTORED), [body])
+    ended = job.state.ended
+    return status_answer(visit, visit.registry.get(visit.key), "200 OK" if ended else "202 Accepted")
+
+
+def _from_another_site(environ: Mapping[str, Any]) -> bool:
+    """Whether a browser says that a page of another origin caused this request; programs say nothing."""
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None:
+        return False
+    try:
+        return urlsplit(str(origin)).netloc.lower() != str(environ.get("HTTP_HOST", "")).lower()
+    except ValueError:
+        return True

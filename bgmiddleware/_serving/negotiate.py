@@ -1,0 +1,52 @@
+"""Which of a job's views a client means."""
+
+from enum import StrEnum
+
+from webob.acceptparse import create_accept_header
+
+__all__ = ["View", "choose", "names_json"]
+
+
+class View(StrEnum):
+    """What there is to see of a job. The values are those of ``_view``."""
+
+    LOG = "log"
+    """Its output, as plain text."""
+
+    STATUS = "status"
+    """Its state, as JSON."""
+
+    PAGE = "page"
+    """Both and more, as HTML for a person."""
+
+    RESULT = "result"
+    """The app's own response. Never negotiated: only asked for by name."""
+
+
+# In the order of what a client gets that does not say: curl, wget and fetch() read text.
+_OFFERS = {"text/plain": View.LOG, "application/json": View.STATUS, "text/html": View.PAGE}
+
+
+def choose(accept: str | None) -> View | None:
+    """Return the view for an ``Accept`` header, None if none fits.
+
+    Best quality first, then what the client names outright, then the client's order. A wildcard never means the page:
+    clients that send ``*/*`` are programs, and some of them name JSON before it.
+    """
+    parsed = create_accept_header(accept or None)
+    order: dict[str, int] = {}
+    for position, (media_range, *_) in enumerate(parsed.parsed or ()):
+        order.setdefault(media_range.lower(), position)
+    offers = list(_OFFERS)
+    fitting = [
+        (-quality, order.get(offer, len(order) + offers.index(offer)), offer)
+        for offer, quality in parsed.acceptable_offers(offers)
+        if offer in order or offer != "text/html"
+    ]
+    return _OFFERS[min(fitting)[2]] if fitting else None
+
+
+def names_json(accept: str | None) -> bool:
+    """Whether a client names ``application/json`` and likes nothing better."""
+    parsed = create_accept_header(accept or None).parsed or ()
+    return choose(accept) is View.STATUS and any(range_.lower() == "application/json" for range_, *_ in parsed)

@@ -1,0 +1,87 @@
+"""Answers, and what is said when there is nothing better to say: problem+json (RFC 9457) or one line of text."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from webob.acceptparse import create_accept_header
+
+__all__ = ["UNSTORED", "Answer", "StartResponse", "problem", "retry_after", "status_line"]
+
+StartResponse = Callable[..., Any]
+Headers = tuple[tuple[str, str], ...]
+
+UNSTORED: Headers = (
+    ("Cache-Control", "no-store, no-transform"),
+    ("X-Content-Type-Options", "nosniff"),
+    # Not no-referrer: a form of our own page would then be sent with "Origin: null" and look like another site's.
+    ("Referrer-Policy", "same-origin"),
+    ("X-Robots-Tag", "noindex"),
+)
+"""What all answers about a job say, but for a replayed response: they are for the holder of a token, now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP response: *status* line, *headers*, and a *body* that is iterated at most once."""
+
+    status: str
+    headers: Headers
+    body: Iterable[bytes] = ()
+
+    def send(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Answer the request of *environ*: to HEAD without the body, which is closed and not begun."""
+        start_response(self.status, list(self.headers))
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return self.body
+        close = getattr(self.body, "close", None)
+        if close is not None:
+            close()
+        return []
+
+
+def status_line(code: int) -> str:
+    """Return the status line of a code: ``404 Not Found``."""
+    return f"{code} {HTTPStatus(code).phrase}"
+
+
+def retry_after(seconds: float) -> tuple[str, str]:
+    """Return the header that says when to ask again: whole seconds, at least one."""
+    return "Retry-After", str(max(1, math.ceil(seconds)))
+
+
+def problem(
+    environ: Mapping[str, Any], code: int, kind: str, detail: str, *headers: tuple[str, str], vary: str = "Accept"
+) -> Answer:
+    """Return the answer that something is not as asked: *kind* names what, in one word for machines."""
+    if _wants_json(environ.get("HTTP_ACCEPT", "")):
+        content_type = "application/problem+json"
+        document = {
+            "type": f"urn:bgmiddleware:problem:{kind}",
+            "title": HTTPStatus(code).phrase,
+            "status": code,
+            "detail": detail,
+        }
+        body = json.dumps(document).encode()
+    else:
+        content_type = "text/plain; charset=utf-8"
+        body = f"{detail}\n".encode()
+    length = str(len(body))
+    return Answer(
+        status_line(code),
+        (("Content-Type", content_type), ("Content-Length", length), ("Vary", vary), *UNSTORED, *headers),
+        [body],
+    )
+
+
+_JSON = ("application/json", "application/problem+json", "text/event-stream")
+
+
+def _wants_json(accept: str) -> bool:
+    """Whether a client names a kind of JSON, or events, and does not also take a page."""
+    parsed = create_accept_header(accept or None).parsed or ()
+    named = {media_range.lower() for media_range, quality, *_ in parsed if quality}
+    return not named.isdisjoint(_JSON) and "text/html" not in named

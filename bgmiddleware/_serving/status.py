@@ -1,0 +1,65 @@
+"""A job's state as JSON."""
+
+import json
+from typing import Any
+
+from .._jobs import Job
+from .problems import Answer, retry_after
+from .visit import Visit, about
+
+__all__ = ["answer_status", "status_answer", "status_document"]
+
+
+def status_document(visit: Visit, job: Job) -> dict[str, Any]:
+    """Return what scripts are told of a job: instants in seconds since the epoch, durations in seconds, bytes."""
+    progress = job.progress
+    dropped = job.output_dropped
+    return {
+        "token": visit.token,
+        "title": job.title,
+        "state": job.state.value,
+        "reason": job.reason,
+        "progress": None
+        if progress is None
+        else {
+            "done": progress.done,
+            "total": progress.total,
+            "percent": progress.percent,
+            "message": progress.message,
+        },
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+        "cancel_requested_at": job.cancel_requested_at,
+        "elapsed": job.elapsed(visit.registry.clock()),
+        "output": {"start": 0, "end": job.output_end, "dropped": list(dropped) if dropped else None},
+        "status_code": job.response.code if job.response is not None and job.state.ended else None,
+        "links": {
+            "self": visit.link(),
+            "log": visit.link(_view="log"),
+            "status": visit.link(_view="status"),
+            "result": visit.link(_view="result"),
+            "cancel": visit.link(),
+        },
+    }
+
+
+def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str], vary: str = "Accept") -> Answer:
+    """Return the state of *job* as the body of an answer with this *status* line."""
+    body = json.dumps(status_document(visit, job)).encode()
+    content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
+    if not job.state.ended:
+        headers += (retry_after(1.0),)
+    return Answer(status, (*content, *about(job, vary), *headers), [body])
+
+
+def answer_status(visit: Visit, job: Job) -> Answer:
+    """Answer with the state; with ``_wait`` when there is more output than ``_offset`` (or than now), or the end."""
+    wait = visit.wait
+    offset = visit.number("_offset")
+    if wait > 0 and not job.state.ended and visit.environ["REQUEST_METHOD"] != "HEAD" and visit.take_slot():
+        try:
+            job = visit.registry.wait(visit.key, job.output_end if offset is None else max(0, offset), wait)
+        finally:
+            visit.slots.give_back()
+    return status_answer(visit, job, "200 OK")

@@ -1,0 +1,29 @@
+"""The contract of an executor."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from .._runner import Run
+
+__all__ = ["Executor"]
+
+
+class Executor(ABC):
+    """Where jobs run. Constructing one starts nothing; all methods may be called from any thread."""
+
+    in_process: ClassVar[bool] = False
+    """Whether it calls the run in this process; one that does not carries the run's key and nothing else."""
+
+    @abstractmethod
+    def submit(self, run: Run) -> None:
+        """Run it, soon and at most once. Raises ``QueueFull`` where it would have to wait behind too many, and then
+        has not taken it."""
+
+    @abstractmethod
+    def stop(self, key: str) -> None:
+        """Stop a job as well as this executor can; its registry knows already that it shall. Best effort."""
+
+    @abstractmethod
+    def shutdown(self, drain: float | None = None) -> None:
+        """Take no more jobs, wait up to *drain* seconds (None: as configured) for those it has, and write down the
+        rest as ``lost: server shut down``. Idempotent."""

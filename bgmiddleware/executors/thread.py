@@ -1,0 +1,140 @@
+"""Jobs in threads of this process."""
+
+import atexit
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+
+from .._runner import Run
+from ..errors import ConfigurationError, QueueFull
+from .base import Executor
+
+__all__ = ["ThreadExecutor"]
+
+_SHUT_DOWN = "server shut down"
+
+
+class ThreadExecutor(Executor):
+    """Runs up to *max_workers* jobs at a time in threads of this process, named ``bgmiddleware-N``.
+
+    The threads begin when jobs need them, and again after a fork. Up to *max_pending* jobs wait; then ``submit`` raises
+    ``QueueFull``. At the end of the process running jobs get *drain* seconds.
+    """
+
+    in_process = True
+
+    def __init__(self, *, max_workers: int = 8, max_pending: int = 100, drain: float = 10.0) -> None:
+        for name, value, least in (
+            ("max_workers", max_workers, 1),
+            ("max_pending", max_pending, 0),
+            ("drain", drain, 0),
+        ):
+            if not value >= least:
+                raise ConfigurationError.of_setting(name, value, f"a number from {least}")
+        self.max_workers = max_workers
+        self.max_pending = max_pending
+        self.drain = drain
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()  # guards all of these
+        self._work = threading.Condition(self._lock)  # there is a run to take, or the end
+        self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
+        self._pending: deque[Run] = deque()
+        self._running: dict[str, Run] = {}
+        self._workers = 0
+        self._waiting = 0
+        self._closed = False
+        self._pid = os.getpid()
+
+    def submit(self, run: Run) -> None:
+        if self._pid != os.getpid():
+            self._reset()  # forked: the threads, and the runs they had, are the parent's
+        with self._lock:
+            if self._closed:
+                raise QueueFull("the server is shutting down")
+            if len(self._pending) + len(self._running) >= self.max_workers + self.max_pending:
+                raise QueueFull(f"{self.max_workers} jobs are running and {self.max_pending} are waiting")
+            self._pending.append(run)
+            if self._waiting >= len(self._pending):
+                self._work.notify()
+                return
+            if self._workers >= self.max_workers:
+                return
+            self._workers += 1
+            number = self._workers
+        self._begin(number)
+
+    def _begin(self, number: int) -> None:
+        if number == 1:
+            _at_exit(self)
+        thread = threading.Thread(target=self._run_jobs, name=f"bgmiddleware-{number}", daemon=True)
+        try:
+            # In an empty context: a worker inherits nothing of the request that happened to need it.
+            Context().run(thread.start)
+        except RuntimeError:
+            with self._lock:
+                self._workers -= 1
+                if not self._workers:  # nobody is there to take it, ever
+                    self._pending.clear()
+                    raise QueueFull("the system has no room for another thread") from None
+
+    def _run_jobs(self) -> None:
+        while True:
+            with self._lock:
+                while not self._pending:
+                    if not self._running:
+                        self._idle.notify_all()
+                    if self._closed:
+                        return
+                    self._waiting += 1
+                    self._work.wait()
+                    self._waiting -= 1
+                run = self._pending.popleft()
+                self._running[run.key] = run
+            try:
+                run()
+            finally:
+                with self._lock:
+                    del self._running[run.key]
+            del run  # the request and what it holds are not needed while waiting for the next
+
+    def stop(self, key: str) -> None:
+        with self._lock:
+            for run in self._pending:
+                if run.key == key:
+                    self._pending.remove(run)
+                    break
+
+    def shutdown(self, drain: float | None = None) -> None:
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+            self._idle.wait_for(lambda: not (self._pending or self._running), self.drain if drain is None else drain)
+            left = [*self._pending, *self._running.values()]
+            self._pending.clear()
+            self._work.notify_all()
+        for run in left:
+            run.abandon(_SHUT_DOWN)
+
+
+def _at_exit(executor: ThreadExecutor) -> None:
+    """Shut *executor* down when the process ends, unless it is gone by then."""
+    reference = weakref.ref(executor)
+
+    def shutdown() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.shutdown()
+
+    # Daemon threads, so that no job can keep a process from ending; and so they need somebody who gives them time.
+    # The private hook runs before other threads are joined, while all still works; atexit runs only after that.
+    register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(shutdown)
+    except RuntimeError:
+        atexit.register(shutdown)  # the process ends already

@@ -1,0 +1,140 @@
+"""PasteDeploy: the strings of an ini file become typed arguments, here and nowhere else."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import marks
+from ._middleware import BackgroundMiddleware, WSGIApplication
+from .errors import ConfigurationError
+from .executors.base import Executor
+from .executors.thread import ThreadExecutor
+from .registries.base import Registry
+from .registries.memory import MemoryRegistry
+
+__all__ = ["SETTINGS", "filter_app_factory"]
+
+
+def _number(text: str) -> float:
+    return float(text)
+
+
+def _integer(text: str) -> int:
+    return int(text)
+
+
+_UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
+
+
+def _size(text: str) -> int:
+    unit = _UNITS.get(text[-1:].lower(), 0)
+    return int(text[:-1]) * unit if unit else int(text)
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[
+        text.lower()
+    ]
+
+
+def _mark(text: str) -> marks.Mark:
+    kind, _, rest = text.partition(":")
+    match kind:
+        case "prefers_async" if not rest:
+            return marks.prefers_async
+        case "always" if not rest:
+            return marks.always
+        case "query" if rest:
+            return marks.query(rest)
+        case "header" if rest:
+            name, equals, value = rest.partition("=")
+            return marks.header(name, value if equals else None)
+        case "python" if ":" in rest:
+            return _imported(rest)
+    raise ValueError(text)
+
+
+def _imported(name: str) -> marks.Mark:
+    module, _, attribute = name.partition(":")
+    try:
+        mark = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"when = python:{name}: {error}") from error
+    if not callable(mark):
+        raise ConfigurationError.of_setting("when", f"python:{name}", "a function of the environ")
+    return mark  # type: ignore[no-any-return]
+
+
+def _marks(text: str) -> list[marks.Mark]:
+    return [_mark(word) for word in text.split()]
+
+
+# For each setting how its text is read, what it may be, and which of the three it belongs to.
+SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
+    "paths": (str.split, "globs with spaces between", "marks"),
+    "when": (_marks, "prefers_async, always, query:NAME, header:NAME[=VALUE], python:MODULE:NAME", "marks"),
+    "registry": (str, "memory:", "kind"),
+    "executor": (str, "thread", "kind"),
+    "ttl": (_number, "seconds", "registry"),
+    "pending_ttl": (_number, "seconds", "registry"),
+    "max_jobs": (_integer, "a whole number", "registry"),
+    "max_output": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
+    "max_result": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
+    "max_bytes": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
+    "spool_threshold": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
+    "max_workers": (_integer, "a whole number", "executor"),
+    "max_pending": (_integer, "a whole number", "executor"),
+    "drain": (_number, "seconds", "executor"),
+    "max_body": (_size, "bytes, also as 64k, 16M, 1G", "middleware"),
+    "stream_slots": (_integer, "a whole number", "middleware"),
+    "capture_logging": (_boolean, "true or false", "middleware"),
+    "token_name": (str, "letters, digits and -._~", "middleware"),
+}
+
+
+def filter_app_factory(
+    app: WSGIApplication, global_conf: Mapping[str, str] | None, **settings: str
+) -> BackgroundMiddleware:
+    """Wrap *app* as the section of an ini file says: ``use = egg:bgmiddleware``.
+
+    *global_conf* is not used: what others put into ``[DEFAULT]`` is not meant for us. Raises ``ConfigurationError`` for
+    a setting that is unknown or has a value that it cannot have, by name.
+    """
+    arguments: dict[str, dict[str, Any]] = {"marks": {}, "kind": {}, "registry": {}, "executor": {}, "middleware": {}}
+    for name, text in settings.items():
+        if name not in SETTINGS:
+            raise ConfigurationError(f"unknown setting {name!r}: expected one of {', '.join(SETTINGS)}")
+        read, allowed, group = SETTINGS[name]
+        try:
+            arguments[group][name] = read(text.strip())
+        except ConfigurationError:
+            raise
+        except (ValueError, KeyError, OverflowError):
+            raise ConfigurationError.of_setting(name, text, allowed) from None
+    return BackgroundMiddleware(
+        app,
+        when=_when(**arguments["marks"]),
+        registry=_registry(arguments["kind"].get("registry", "memory:"), arguments["registry"]),
+        executor=_executor(arguments["kind"].get("executor", "thread"), arguments["executor"]),
+        **arguments["middleware"],
+    )
+
+
+def _when(paths: list[str] | None = None, when: list[marks.Mark] | None = None) -> marks.Mark:
+    """Combine both settings; without any of them, what the middleware does by itself."""
+    chosen = list(when or ())
+    if paths:
+        chosen.append(marks.path(*paths))
+    return marks.any_of(*chosen) if chosen else marks.prefers_async
+
+
+def _registry(kind: str, options: dict[str, Any]) -> Registry:
+    if kind not in ("memory", "memory:"):
+        raise ConfigurationError.of_setting("registry", kind, SETTINGS["registry"][1])
+    return MemoryRegistry(**options)
+
+
+def _executor(kind: str, options: dict[str, Any]) -> Executor:
+    if kind != "thread":
+        raise ConfigurationError.of_setting("executor", kind, SETTINGS["executor"][1])
+    return ThreadExecutor(**options)

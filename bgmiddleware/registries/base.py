@@ -1,0 +1,268 @@
+"""The contract of a registry: a dozen primitives, and the conveniences written once above them.
+
+A registry keeps, under a job's *key*, one record (a :class:`~bgmiddleware.Job`) and three append-only byte channels.
+Every primitive may be called from any thread, and for a registry that processes share, from any process.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from types import TracebackType
+from typing import ClassVar, NamedTuple, Protocol, Self
+
+from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from ..errors import ConfigurationError
+
+__all__ = ["PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source"]
+
+PAGE_BYTES = 256 * 1024
+"""The most that one read is asked for: larger pieces stall the other readers of a shared registry."""
+
+
+class Piece(NamedTuple):
+    """Some bytes of a channel and where they really begin: behind the offset asked for, where bytes were dropped."""
+
+    offset: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """The offset just behind the bytes: where to read on."""
+        return self.offset + len(self.data)
+
+
+class Page(NamedTuple):
+    """A piece of output that begins and ends between characters, and the job as it was just before the read."""
+
+    job: Job
+    piece: Piece
+
+
+class Renewal(NamedTuple):
+    """The answer to a runner: is the claim still its own (*ok*), and was a *cancel* asked for?"""
+
+    ok: bool
+    cancel: bool
+
+
+class Evicted(NamedTuple):
+    """What one eviction did: jobs whose loss was made permanent, and ended jobs forgotten."""
+
+    lost: int
+    evicted: int
+
+
+class Source(Protocol):
+    """The live output of a job of this process, which its registry may read when somebody asks."""
+
+    def drain(self) -> None:
+        """Append what was printed so far; waits for a drain under way. Never called with the registry's lock held."""
+
+    def watch(self, watched: bool) -> None:
+        """From now on append each write at once (*watched*), or in batches again. Never blocks."""
+
+    def interrupt(self, reason: str) -> None:
+        """Stop the job at its next print. Never blocks."""
+
+
+class Registry(ABC):
+    """Where jobs live until their TTL.
+
+    *ttl*: seconds that an ended job stays readable, counted from its end. *pending_ttl*: seconds that a job may wait
+    for a runner. *max_jobs*: how many jobs there may be; ended ones make room, oldest first. *max_output* and
+    *max_result*: bytes that one job may print (the middle is dropped beyond it) and answer (it fails beyond it). *clock* gives
+    seconds since the epoch; only tests pass it.
+
+    A record that is not as it was asked to be is an exception: ``JobNotFound`` and ``JobExpired`` from every primitive
+    that names a job, except ``discard``. Whatever the storage behind a registry raises comes as ``RegistryError``.
+    """
+
+    shared: ClassVar[bool] = False
+    """Whether other processes see the same jobs."""
+
+    def __init__(
+        self,
+        *,
+        ttl: float = 3600.0,
+        pending_ttl: float = 3600.0,
+        max_jobs: int = 10_000,
+        max_output: int = 16 * 1024 * 1024,
+        max_result: int = 256 * 1024 * 1024,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        limits = {"max_jobs": max_jobs, "max_output": max_output, "max_result": max_result}
+        for name, value in {"ttl": ttl, "pending_ttl": pending_ttl, **limits}.items():
+            if not value > 0:
+                raise ConfigurationError.of_setting(name, value, "a number above 0")
+        self.ttl = ttl
+        self.pending_ttl = pending_ttl
+        self.max_jobs = max_jobs
+        self.max_output = max_output
+        self.max_result = max_result
+        self.clock = clock
+
+    # The primitives.
+
+    @abstractmethod
+    def add(self, job: Job) -> Job:
+        """Store a new pending job and return it as stored: ``created_at`` and ``expires_at`` are the registry's.
+
+        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``RegistryError`` where the key is taken.
+        Evicts, now and then, what is due.
+        """
+
+    @abstractmethod
+    def get(self, key: str) -> Job:
+        """Return the job as it is now. A running job whose lease ran out *reads* as lost (or cancelled, if that was
+        asked for), a pending one that nobody claimed in time as ``lost: never started``."""
+
+    @abstractmethod
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+        """Add *data* at the end of a channel, which must be at *offset*; return the new end. All or nothing.
+
+        What is already stored there is a no-op, so a retry is safe; any other offset is ``BadOffset``.
+        ``REQUEST`` takes bytes while the job is pending, the others while it runs and only from *runner*: else
+        ``Fenced``. ``BODY`` beyond ``max_result`` is ``RegistryFull``; ``OUTPUT`` beyond ``max_output`` drops its
+        middle.
+        """
+
+    @abstractmethod
+    def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
+        """Return up to *limit* bytes from *offset*; none at the end or behind it.
+
+        Never empty before the end. Inside a dropped range it begins behind that range, which the piece's offset says.
+        May cut inside a character.
+        """
+
+    @abstractmethod
+    def wait(self, key: str, offset: int, timeout: float) -> Job:
+        """Block until the output is longer than *offset* or the job has ended, at most *timeout* seconds; return it."""
+
+    @abstractmethod
+    def transition(
+        self,
+        key: str,
+        expect: Collection[JobState],
+        to: JobState,
+        *,
+        runner: str = "",
+        lease: float | None = None,
+        reason: str = "",
+        response: RecordedResponse | None = None,
+    ) -> bool:
+        """Change the state in one atomic compare-and-set; return whether it was done.
+
+        Refused if the state is none of *expect*, if the job has ended, or if it runs and *runner* is not who claimed
+        it. To ``RUNNING``: *runner* claims it, for *lease* seconds (None: until its process ends). To an ended state:
+        all channels are sealed, the request is forgotten, and the TTL begins.
+        """
+
+    @abstractmethod
+    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
+        """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is.
+
+        A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false.
+        """
+
+    @abstractmethod
+    def request_cancel(self, key: str) -> JobState:
+        """Ask that a job stop; return its state. Pending: cancelled at once. Running: its runner is told, and
+        ``cancel_requested_at`` is set. Ended: nothing changes."""
+
+    @abstractmethod
+    def discard(self, key: str) -> bool:
+        """Forget a job that does not run, and its bytes; return whether there was one. A running job stays."""
+
+    @abstractmethod
+    def jobs(self, state: JobState | None = None, limit: int = 100) -> list[Job]:
+        """Return up to *limit* jobs, newest first, all or those in one state."""
+
+    @abstractmethod
+    def evict(self, limit: int = 1000) -> Evicted:
+        """Make permanent what reads as lost, forget what expired; at most *limit* jobs. Safe from many threads."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of files and connections. Idempotent. What a shared registry stores stays."""
+
+    def attach(self, key: str, source: Source) -> bool:
+        """Take the live output of a job to read it when asked; true if this registry does so.
+
+        Only for a registry of the job's own process: it then shows a print at once and costs the job nothing while
+        nobody looks. Where it is false, who runs the job appends its output in batches.
+        """
+        return False
+
+    # What is the same for all of them.
+
+    def claim(self, key: str, runner: str, *, lease: float | None = None) -> bool:
+        """Take a pending job to run it; true for exactly one of all who try."""
+        return self.transition(key, {JobState.PENDING}, JobState.RUNNING, runner=runner, lease=lease)
+
+    def finish(
+        self, key: str, runner: str, state: JobState, *, reason: str = "", response: RecordedResponse | None = None
+    ) -> bool:
+        """End a job that *runner* runs. All its bytes must be in: who sees the end sees everything."""
+        return self.transition(key, {JobState.RUNNING}, state, runner=runner, reason=reason, response=response)
+
+    def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Iterator[Piece]:
+        """Yield the output from *offset* until the job has ended, each byte once and in order, waiting for more.
+
+        An empty piece says that nothing came for *tick* seconds.
+        """
+        while True:
+            # The state is taken before reading: 1. a runner appends, then ends; 2. so an end seen first means that
+            # the reads below reach the end of the output.
+            job = self.wait(key, offset, tick)
+            piece = self.read(key, Channel.OUTPUT, offset)
+            if not piece.data:
+                if job.state.ended:
+                    return
+                yield Piece(offset, b"")
+                continue
+            while piece.data:
+                yield piece
+                offset = piece.end
+                piece = self.read(key, Channel.OUTPUT, offset)
+
+    def page(self, key: str, offset: int, *, limit: int = PAGE_BYTES, timeout: float = 0.0) -> Page:
+        """Return one page of output from *offset*, or its last ``-offset`` bytes, cut between characters.
+
+        Waits up to *timeout* seconds for more than *offset*. An offset behind the end gives an empty page at the end.
+        """
+        job = self.wait(key, offset, timeout) if timeout > 0 and offset >= 0 else self.get(key)
+        tail = offset < 0
+        if tail:
+            offset = max(0, job.output_end + offset)
+        piece = self.read(key, Channel.OUTPUT, min(offset, job.output_end), limit)
+        if tail or piece.offset > offset:
+            piece = _from_character(piece)
+        if piece.end < job.output_end or not job.state.ended:
+            piece = _to_character(piece)
+        return Page(job, piece)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _from_character(piece: Piece) -> Piece:
+    """Leave out the rest of a UTF-8 character that began before the piece: at most three continuation bytes."""
+    skip = 0
+    while skip < min(3, len(piece.data)) and piece.data[skip] & 0xC0 == 0x80:
+        skip += 1
+    return Piece(piece.offset + skip, piece.data[skip:])
+
+
+def _to_character(piece: Piece) -> Piece:
+    """Leave out the beginning of a UTF-8 character that ends behind the piece; what is no UTF-8 stays."""
+    for back in range(1, min(3, len(piece.data)) + 1):
+        byte = piece.data[-back]
+        if byte & 0xC0 != 0x80:
+            length = 2 if byte >> 5 == 0b110 else 3 if byte >> 4 == 0b1110 else 4 if byte >> 3 == 0b11110 else 1
+            return Piece(piece.offset, piece.data[:-back]) if length > back else piece
+    return piece

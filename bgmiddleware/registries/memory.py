@@ -1,0 +1,565 @@
+"""Jobs in the memory of one process; what is large is spooled to files."""
+
+import contextlib
+import heapq
+import io
+import os
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from ..errors import (
+    BadOffset,
+    ConfigurationError,
+    Fenced,
+    JobExpired,
+    JobNotFound,
+    QueueFull,
+    RegistryError,
+    RegistryFull,
+)
+from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source
+
+__all__ = ["MemoryRegistry"]
+
+_EVICT_EVERY = 1.0
+_EVICT_AT_ONCE = 1000
+
+
+class MemoryRegistry(Registry):
+    """Jobs in the memory of this process: the default, for one process with any number of threads.
+
+    A channel that grows beyond *spool_threshold* bytes moves to a file in a private temporary directory, which is made
+    when first needed and removed at ``close`` or at the end of the process. *max_bytes* bounds what all jobs together
+    keep, in memory and in files: ended jobs make room, oldest first; where that is not enough, new jobs are refused
+    (``QueueFull``), running ones drop the middle of their output, and a response that finds no room fails its job.
+    """
+
+    def __init__(
+        self,
+        *,
+        ttl: float = 3600.0,
+        pending_ttl: float = 3600.0,
+        max_jobs: int = 10_000,
+        max_output: int = 16 * 1024 * 1024,
+        max_result: int = 256 * 1024 * 1024,
+        max_bytes: int = 1024 * 1024 * 1024,
+        spool_threshold: int = 256 * 1024,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(
+            ttl=ttl,
+            pending_ttl=pending_ttl,
+            max_jobs=max_jobs,
+            max_output=max_output,
+            max_result=max_result,
+            clock=clock,
+        )
+        for name, value in {"max_bytes": max_bytes, "spool_threshold": spool_threshold}.items():
+            if not value > 0:
+                raise ConfigurationError.of_setting(name, value, "a number above 0")
+        self.max_bytes = max_bytes
+        self._spool = _Spool(spool_threshold)
+        self._lock = threading.Lock()  # guards all that follows, and every record
+        self._records: dict[str, _Record] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()  # in the order of their ends: oldest first
+        self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
+        self._due: list[tuple[float, str]] = []  # a heap of when to look at which key; may name what is gone
+        self._bytes = 0
+        self._evicted_at = 0.0
+
+    def add(self, job: Job) -> Job:
+        with self._lock:
+            now = self.clock()
+            if now - self._evicted_at >= _EVICT_EVERY:
+                self._evicted_at = now
+                self._evict(now, _EVICT_AT_ONCE)
+            if job.key in self._records:
+                raise RegistryError(f"there is a job {job.key[:8]}… already")
+            if len(self._records) >= self.max_jobs and not self._make_room():
+                raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
+            if self._bytes >= self.max_bytes and not self._make_room():
+                raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
+            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
+            self._records[job.key] = _Record(job)
+            self._expired.pop(job.key, None)
+            self._look_again(job.key, now + self.pending_ttl)
+            return job
+
+    def get(self, key: str) -> Job:
+        with self._lock:
+            source = self._find(key).source
+        if source is not None:
+            source.drain()
+        with self._lock:
+            return self._job(key)
+
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+        with self._lock:
+            record = self._find(key)
+            self._check_writable(record, channel, runner)
+            log = record.log(channel, self)
+            if offset != log.end:
+                if offset + len(data) <= log.end and log.read(offset, len(data)) == (offset, data):
+                    return log.end
+                raise BadOffset(log.end)
+            self._store(channel, log, data)
+            if channel is Channel.OUTPUT:
+                record.wake()
+            return log.end
+
+    def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
+        with self._lock:
+            log = self._find(key).logs.get(channel)
+            return Piece(offset, b"") if log is None else log.read(offset, limit)
+
+    def wait(self, key: str, offset: int, timeout: float) -> Job:
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            record = self._find(key)
+            record.waiting += 1
+        try:
+            while True:
+                source = record.source
+                if source is not None:
+                    # Told to append each write at once, then drained: what is printed from here on wakes us.
+                    source.watch(True)
+                    source.drain()
+                with self._lock:
+                    job = self._job(key)
+                    left = deadline - time.monotonic()
+                    if job.output_end > offset or job.state.ended or left <= 0:
+                        return job
+                    limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+                    if limit is not None:
+                        left = min(left, max(0.001, limit - self.clock()))
+                    record.changed(self._lock).wait(left)
+        finally:
+            with self._lock:
+                record.waiting -= 1
+                if record.source is not None and not record.waiting:
+                    record.source.watch(False)
+
+    def transition(
+        self,
+        key: str,
+        expect: Collection[JobState],
+        to: JobState,
+        *,
+        runner: str = "",
+        lease: float | None = None,
+        reason: str = "",
+        response: RecordedResponse | None = None,
+    ) -> bool:
+        with self._lock:
+            record = self._find(key)
+            now = self.clock()
+            job = record.job
+            # What reads as ended may still be written by its runner while it is not made permanent: a late finish
+            # of a revived laptop is the truth.
+            if job.state not in expect or job.state.ended:
+                return False
+            if job.state is JobState.PENDING and self._as_read(job, now).state.ended:
+                return False
+            if job.state is JobState.RUNNING and job.runner != runner:
+                return False
+            if to is JobState.RUNNING:
+                until = None if lease is None else now + lease
+                record.job = replace(
+                    job, state=to, runner=runner, started_at=now, expires_at=None, lease_expires_at=until
+                )
+                if until is not None:
+                    self._look_again(key, until)
+            else:
+                self._end(record, to, reason, response)
+            record.wake()
+            return True
+
+    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
+        with self._lock:
+            record = self._find(key)
+            job = record.job
+            cancel = job.cancel_requested_at is not None
+            if job.state is not JobState.RUNNING or job.runner != runner:
+                return Renewal(False, cancel)
+            until = job.lease_expires_at
+            if lease is not None:
+                until = self.clock() + lease
+                self._look_again(key, until)
+            record.job = replace(job, lease_expires_at=until, progress=progress or job.progress)
+            return Renewal(True, cancel)
+
+    def request_cancel(self, key: str) -> JobState:
+        with self._lock:
+            record = self._find(key)
+            job = self._as_read(record.job, self.clock())
+            if job.state is JobState.PENDING:
+                self._end(record, JobState.CANCELLED, "cancelled before it began", None)
+                record.wake()
+            elif job.state is JobState.RUNNING and job.cancel_requested_at is None:
+                record.job = replace(record.job, cancel_requested_at=self.clock())
+                if record.source is not None:
+                    record.source.interrupt("cancelled on request")
+            return self._as_read(record.job, self.clock()).state
+
+    def discard(self, key: str) -> bool:
+        with self._lock:
+            record = self._records.get(key)
+            if record is None or record.job.state is JobState.RUNNING:
+                return False
+            self._forget(key)
+            record.wake()
+            return True
+
+    def jobs(self, state: JobState | None = None, limit: int = 100) -> list[Job]:
+        with self._lock:
+            found: list[Job] = []
+            for key in reversed(self._records):
+                if len(found) >= limit:
+                    break
+                record = self._records[key]
+                job = self._as_read(record.snapshot(), self.clock())
+                if (state is None or job.state is state) and not _has_expired(job, self.clock()):
+                    found.append(job)
+            return found
+
+    def evict(self, limit: int = 1000) -> Evicted:
+        with self._lock:
+            return self._evict(self.clock(), limit)
+
+    def close(self) -> None:
+        with self._lock:
+            for key in list(self._records):
+                self._forget(key)
+            self._spool.close()
+
+    def attach(self, key: str, source: Source) -> bool:
+        with self._lock:
+            record = self._find(key)
+            record.source = source
+            if record.waiting:
+                source.watch(True)
+            if record.job.cancel_requested_at is not None:
+                source.interrupt("cancelled on request")
+            return True
+
+    # All that follows is called with the lock held.
+
+    def _find(self, key: str) -> "_Record":
+        record = self._records.get(key)
+        if record is None:
+            raise JobExpired(key) if key in self._expired else JobNotFound(key)
+        if _has_expired(record.job, self.clock()):
+            raise JobExpired(key)
+        return record
+
+    def _job(self, key: str) -> Job:
+        return self._as_read(self._find(key).snapshot(), self.clock())
+
+    def _as_read(self, job: Job, now: float) -> Job:
+        """Return the job as readers see it: what ran out of time is lost, though nobody wrote it down yet."""
+        if job.state is JobState.RUNNING and job.lease_expires_at is not None and now >= job.lease_expires_at:
+            if job.cancel_requested_at is not None:
+                state, reason = JobState.CANCELLED, "cancelled on request"
+            else:
+                state, reason = JobState.LOST, "its runner vanished"
+            return replace(job, state=state, reason=reason, ended_at=job.lease_expires_at)
+        if job.state is JobState.PENDING and job.expires_at is not None and now >= job.expires_at:
+            return replace(job, state=JobState.LOST, reason="never started", ended_at=job.expires_at)
+        return job
+
+    def _check_writable(self, record: "_Record", channel: Channel, runner: str) -> None:
+        job = record.job
+        if channel is Channel.REQUEST:
+            if self._as_read(job, self.clock()).state is not JobState.PENDING:
+                raise Fenced(job.key)
+        elif job.state is not JobState.RUNNING or job.runner != runner:
+            raise Fenced(job.key)
+
+    def _store(self, channel: Channel, log: "_Log", data: bytes) -> None:
+        if channel is Channel.BODY and log.end + len(data) > self.max_result:
+            raise RegistryFull("response", self.max_result)
+        while self._bytes + len(data) > self.max_bytes and self._make_room():
+            pass
+        if self._bytes + len(data) > self.max_bytes:
+            if channel is not Channel.OUTPUT:
+                raise RegistryFull(f"{channel} with what all jobs keep", self.max_bytes)
+            log.stop_growing()
+        before = log.stored
+        try:
+            log.append(data)
+        except OSError as error:
+            raise RegistryError(f"cannot write to {self._spool.directory}: {error}") from error
+        finally:
+            self._bytes += log.stored - before
+
+    def _make_room(self) -> bool:
+        """Forget the job that ended first; false if none has ended."""
+        if not self._ended:
+            return False
+        key = next(iter(self._ended))
+        self._forget(key)
+        self._remember_expired(key)
+        return True
+
+    def _end(self, record: "_Record", to: JobState, reason: str, response: RecordedResponse | None) -> None:
+        now = self.clock()
+        job = record.snapshot()
+        record.job = replace(
+            job,
+            state=to,
+            reason=reason,
+            response=response,
+            ended_at=now,
+            expires_at=now + self.ttl,
+            lease_expires_at=None,
+            request={},
+        )
+        record.source = None
+        request = record.logs.pop(Channel.REQUEST, None)
+        if request is not None:
+            self._bytes -= request.stored
+            request.remove()
+        for log in record.logs.values():
+            log.seal()
+        self._ended[job.key] = None
+        self._look_again(job.key, now + self.ttl)
+
+    def _forget(self, key: str) -> None:
+        record = self._records.pop(key)
+        self._ended.pop(key, None)
+        for log in record.logs.values():
+            self._bytes -= log.stored
+            log.remove()
+
+    def _remember_expired(self, key: str) -> None:
+        self._expired[key] = None
+        while len(self._expired) > self.max_jobs:
+            self._expired.popitem(last=False)
+
+    def _look_again(self, key: str, at: float) -> None:
+        heapq.heappush(self._due, (at, key))
+
+    def _evict(self, now: float, limit: int) -> Evicted:
+        lost = evicted = looked = 0
+        while self._due and self._due[0][0] <= now and looked < limit:
+            looked += 1
+            key = heapq.heappop(self._due)[1]
+            record = self._records.get(key)
+            if record is None:
+                continue
+            job = self._as_read(record.job, now)
+            if _has_expired(job, now):
+                self._forget(key)
+                self._remember_expired(key)
+                evicted += 1
+            elif job.state.ended and not record.job.state.ended:
+                self._end(record, job.state, job.reason, None)
+                record.wake()
+                lost += 1
+        return Evicted(lost, evicted)
+
+
+def _has_expired(job: Job, now: float) -> bool:
+    return job.state.ended and job.expires_at is not None and now >= job.expires_at
+
+
+@dataclass(slots=True)
+class _Record:
+    """A job with its bytes. Guarded by the registry's lock, of which the condition is made when first needed."""
+
+    job: Job
+    logs: "dict[Channel, _Log]" = field(default_factory=dict)
+    source: Source | None = None
+    waiting: int = 0
+    condition: threading.Condition | None = None
+
+    def log(self, channel: Channel, registry: MemoryRegistry) -> "_Log":
+        log = self.logs.get(channel)
+        if log is None:
+            limit = registry.max_output if channel is Channel.OUTPUT else None
+            log = self.logs[channel] = _Log(registry._spool, limit)
+        return log
+
+    def snapshot(self) -> Job:
+        output, body = self.logs.get(Channel.OUTPUT), self.logs.get(Channel.BODY)
+        if output is None and body is None:
+            return self.job
+        return replace(
+            self.job,
+            output_end=output.end if output else 0,
+            output_dropped=output.dropped if output else None,
+            body_end=body.end if body else 0,
+        )
+
+    def changed(self, lock: threading.Lock) -> threading.Condition:
+        if self.condition is None:
+            self.condition = threading.Condition(lock)
+        return self.condition
+
+    def wake(self) -> None:
+        if self.waiting and self.condition is not None:
+            self.condition.notify_all()
+            # Woken readers take their time: until they look again, the job need not append each write.
+            if self.source is not None:
+                self.source.watch(False)
+
+
+class _Log:
+    """An append-only byte log that keeps its first and its last bytes.
+
+    Byte *n* lies at position *n* while n < head, and behind that in a ring of *ring* bytes: so the head stays, and the
+    ring holds the tail. Without a limit there is no ring.
+    """
+
+    __slots__ = ("_file", "_head", "_path", "_ring", "_spool", "end")
+
+    def __init__(self, spool: "_Spool", limit: int | None) -> None:
+        self._spool = spool
+        self._head = limit // 2 if limit is not None else 0
+        self._ring = limit - self._head if limit is not None else None
+        self._file: BinaryIO | None = io.BytesIO()
+        self._path: str | None = None
+        self.end = 0
+
+    @property
+    def dropped(self) -> tuple[int, int] | None:
+        if self._ring is None or self.end <= self._head + self._ring:
+            return None
+        return self._head, self.end - self._ring
+
+    @property
+    def stored(self) -> int:
+        """Bytes kept."""
+        return self.end if self._ring is None else min(self.end, self._head + self._ring)
+
+    def append(self, data: bytes) -> None:
+        """Add *data*, or nothing if the file system refuses."""
+        assert self._file is not None  # noqa: S101  # sealed logs are not written to
+        if self._path is None and self.stored + len(data) > self._spool.threshold:
+            self._file, self._path = self._spool.move(self._file)
+        view = memoryview(data)
+        if self._ring is None:
+            self._write(self.end, view)
+        else:
+            head = max(0, self._head - self.end)
+            self._write(self.end, view[:head])
+            # Of a chunk that is larger than the ring only the end is written: the rest would be overwritten at once.
+            skip = max(head, len(data) - self._ring)
+            self._write(self.end + skip, view[skip:])
+        self.end += len(data)
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        assert self._file is not None  # noqa: S101  # sealed logs are not written to
+        while view:
+            position, room = self._place(offset)
+            self._file.seek(position)
+            written = self._file.write(view[:room])
+            offset, view = offset + written, view[written:]
+
+    def _place(self, offset: int) -> tuple[int, int | None]:
+        """Return where the byte at *offset* lies, and how many follow it there (None: all)."""
+        if self._ring is None:
+            return offset, None
+        if offset < self._head:
+            return offset, self._head - offset
+        within = (offset - self._head) % self._ring
+        return self._head + within, self._ring - within
+
+    def read(self, offset: int, limit: int) -> Piece:
+        dropped = self.dropped
+        if dropped is not None and dropped[0] <= offset < dropped[1]:
+            offset = dropped[1]
+        limit = min(limit, self.end - offset)
+        if dropped is not None and offset < dropped[0]:
+            limit = min(limit, dropped[0] - offset)
+        if limit <= 0:
+            return Piece(offset, b"")
+        parts = []
+        file = self._file if self._file is not None else self._spool.open(self._path)
+        try:
+            at = offset
+            while limit > 0:
+                position, room = self._place(at)
+                file.seek(position)
+                part = file.read(limit if room is None else min(limit, room))
+                if not part:  # the file was cut by somebody else: better short than for ever
+                    break
+                parts.append(part)
+                at, limit = at + len(part), limit - len(part)
+        finally:
+            if file is not self._file:
+                file.close()
+        return Piece(offset, parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def stop_growing(self) -> None:
+        """From now on keep no more bytes than there are (or a few): new ones replace the older ones of the tail."""
+        if self._ring is not None and self.end < self._head + self._ring:
+            if self.end <= self._head:
+                self._head, self._ring = self.end, 4096
+            else:
+                self._ring = self.end - self._head
+
+    def seal(self) -> None:
+        """Keep no file open: there may be thousands of ended jobs."""
+        if self._path is not None and self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        self.seal()
+        if self._path is not None:
+            self._spool.remove(self._path)
+
+
+class _Spool:
+    """A private directory (mode 0700) for what is too large for memory; made when first needed."""
+
+    def __init__(self, threshold: int) -> None:
+        self.threshold = threshold
+        self.directory: str | None = None
+        self._remove_directory: Callable[[], object] = lambda: None
+
+    def move(self, content: BinaryIO) -> tuple[BinaryIO, str]:
+        """Copy *content* to a new file (mode 0600); return it, open, and its path."""
+        if self.directory is None:
+            self.directory = tempfile.mkdtemp(prefix="bgmiddleware-")
+            self._remove_directory = weakref.finalize(self, _remove_in_process, self.directory, os.getpid())
+        number, path = tempfile.mkstemp(dir=self.directory)
+        # Unbuffered: what could not be written must not come back at the next seek.
+        file = os.fdopen(number, "r+b", buffering=0)
+        content.seek(0)
+        try:
+            shutil.copyfileobj(content, file)
+        except OSError:
+            file.close()
+            self.remove(path)
+            raise
+        return file, path
+
+    def open(self, path: str | None) -> BinaryIO:
+        if path is None or not os.path.exists(path):
+            raise RegistryError(f"a file of {self.directory} was removed by somebody else")
+        return open(path, "rb")
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # somebody cleaned the temporary directory: gone is gone
+            os.unlink(path)
+
+    def close(self) -> None:
+        self._remove_directory()
+        self.directory = None
+        self._remove_directory = lambda: None
+
+
+def _remove_in_process(directory: str, pid: int) -> None:
+    # A forked child has a copy of this finalizer, and the files are not its own.
+    if os.getpid() == pid:
+        shutil.rmtree(directory, ignore_errors=True)
