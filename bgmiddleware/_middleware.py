@@ -96,14 +96,15 @@ class BackgroundMiddleware:
             tokens = self._find_tokens(query)
             if tokens:
                 return serve(self._visit(environ, tokens[-1]), start_response)
-        if self._when(environ):
+        if self._when(environ) and not _context.current_job():
             return self._start_replay(environ, copy_context()).send(environ, start_response)
         if _context.declared:
             return self._watch(environ, start_response)
         try:
             return self.app(environ, start_response)
         except BackgroundRequested as asked:  # from a view that this very request imported
-            return self._start_asked(environ, environ, asked).send(environ, start_response)
+            exc_info = (type(asked), asked, asked.__traceback__)
+            return self._start_asked(environ, environ, asked).send(environ, start_response, exc_info)
 
     def _watch(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Call the app, prepared for a decorated view in it: the request as it came, and what it prints, are kept."""
@@ -116,7 +117,11 @@ class BackgroundMiddleware:
             with use_output(ForegroundOutput(write_late("stdout"), write_late("stderr"))):
                 return self.app(environ, start_response)
         except BackgroundRequested as asked:
-            return self._start_asked(environ, recorded, asked).send(environ, start_response)
+            exc_info = (type(asked), asked, asked.__traceback__)
+            return self._start_asked(environ, recorded, asked).send(environ, start_response, exc_info)
+        finally:
+            if isinstance(body, RememberingInput):
+                body.forget()
 
     def _start_asked(self, environ: dict[str, Any], recorded: dict[str, Any], asked: BackgroundRequested) -> Answer:
         """Start what a decorator asked for, with the request as it was *recorded* before the app saw it."""
@@ -145,7 +150,8 @@ class BackgroundMiddleware:
         def work(key: str) -> Work:
             return replay_request(self.app, self.registry, key, request.environ, request.kept)
 
-        return self._start(environ, title_of(environ), request, work, context, "")
+        with request.body:
+            return self._start(environ, title_of(environ), request, work, context, "")
 
     def _start_function(
         self, environ: dict[str, Any], asked: BackgroundRequested, function: Callable[[], Any]

@@ -36,13 +36,11 @@ class RunningJob:
     *key* names it in its registry; *title* is what people call it.
     """
 
-    def __init__(
-        self, key: str, title: str, report: Callable[[Progress], None], output: Callable[[], JobOutput]
-    ) -> None:
+    def __init__(self, key: str, title: str, check: Callable[[], None], report: Callable[[Progress], None]) -> None:
         self.key = key
         self.title = title
+        self._check = check
         self._report = report
-        self._output = output
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far the job is: *done* of *total*, and what it is doing. A cancellation point, as :meth:`check`."""
@@ -52,7 +50,7 @@ class RunningJob:
     def check(self) -> None:
         """Raise :class:`~bgmiddleware.JobCancelled` if the job was asked to stop; call it now and then in a loop that
         does not print. Only the job's own thread is interrupted: in its helper threads this does nothing."""
-        self._output().check()
+        self._check()
 
 
 class Work(Protocol):
@@ -83,15 +81,10 @@ class Run:
         self._work = work
         self._context = context
         self._preface = preface
+        self.title = title
         self._runner = f"{os.getpid()}/{key}"
-        job = RunningJob(key, title, self._report, lambda: self._output)
-        self._output = JobOutput(
-            _OutputStore(registry, key, self._runner),
-            write_late("stdout"),
-            write_late("stderr"),
-            job=job,
-            takes_logging=takes_logging,
-        )
+        self._takes_logging = takes_logging
+        self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
 
     def __call__(self) -> None:
@@ -113,13 +106,18 @@ class Run:
             lost = JobState.LOST
             if self._registry.transition(self.key, {JobState.PENDING}, lost, reason=reason):
                 return
-            self._output.drain()
-            if self._registry.finish(self.key, self._runner, lost, reason=reason):
-                self._output.interrupt(reason)
+            output = self._output
+            if output is not None:
+                output.drain()
+            if self._registry.finish(self.key, self._runner, lost, reason=reason) and output is not None:
+                output.interrupt(reason)
 
     def _run(self) -> None:
         install()
-        output = self._output
+        store = _OutputStore(self._registry, self.key, self._runner)
+        job = RunningJob(self.key, self.title, self._check, self._report)
+        late = write_late("stdout"), write_late("stderr")
+        self._output = output = JobOutput(store, *late, job=job, takes_logging=self._takes_logging)
         output.begin()
         state, reason = JobState.FAILED, "its runner failed"
         try:
@@ -127,15 +125,15 @@ class Run:
             with use_output(output):
                 if self._preface:
                     output.note(self._preface)
-                state, reason = self._outcome()
+                state, reason = self._outcome(output)
         finally:
             # In this order: who sees the end sees everything.
             output.end()
             self._registry.finish(self.key, self._runner, state, reason=reason, response=self._response)
 
-    def _outcome(self) -> tuple[JobState, str]:
+    def _outcome(self, output: JobOutput) -> tuple[JobState, str]:
         try:
-            body = _BodyStore(self._registry, self.key, self._runner, self._output)
+            body = _BodyStore(self._registry, self.key, self._runner, output)
             try:
                 self._work(self._take_head, body.write)
             finally:
@@ -144,7 +142,7 @@ class Run:
             return JobState.CANCELLED, cancelled.reason
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
             # Text, not the exception: its frames would be kept for a whole TTL.
-            self._output.note("".join(traceback.format_exception(_without_our_frames(error))))
+            output.note("".join(traceback.format_exception(_without_our_frames(error))))
             with detached():  # the server's log, where it would be if the request had run in the foreground
                 _log.error("job %s failed: %s", self.key[:8], _described(error), exc_info=error)
             if self._response is not None:
@@ -157,8 +155,13 @@ class Run:
     def _take_head(self, response: RecordedResponse) -> None:
         self._response = response
 
+    def _check(self) -> None:
+        if self._output is not None:
+            self._output.check()
+
     def _report(self, progress: Progress) -> None:
-        with self._output.held(), contextlib.suppress(RegistryError, JobNotFound, JobExpired):
+        held = contextlib.nullcontext() if self._output is None else self._output.held()
+        with held, contextlib.suppress(RegistryError, JobNotFound, JobExpired):
             self._registry.renew(self.key, self._runner, progress=progress)
 
 

@@ -1,6 +1,7 @@
 """Which of a job's views a client means."""
 
 from enum import StrEnum
+from functools import lru_cache
 
 from webob.acceptparse import create_accept_header
 
@@ -23,10 +24,14 @@ class View(StrEnum):
     """The app's own response. Never negotiated: only asked for by name."""
 
 
+# All clients of a site send a few dozen, and parsing one takes longer than starting a job.
+_HEADERS_REMEMBERED = 256
+
 # In the order of what a client gets that does not say: curl, wget and fetch() read text.
 _OFFERS = {"text/plain": View.LOG, "application/json": View.STATUS, "text/html": View.PAGE}
 
 
+@lru_cache(_HEADERS_REMEMBERED)
 def choose(accept: str | None) -> View | None:
     """Return the view for an ``Accept`` header, None if none fits.
 
@@ -46,6 +51,7 @@ def choose(accept: str | None) -> View | None:
     return _OFFERS[min(fitting)[2]] if fitting else None
 
 
+@lru_cache(_HEADERS_REMEMBERED)
 def names_json(accept: str | None) -> bool:
     """Whether a client names ``application/json`` and likes nothing better."""
     parsed = create_accept_header(accept or None).parsed or ()

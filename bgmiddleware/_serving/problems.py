@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import TracebackType
 from typing import Any
 
 from webob.acceptparse import create_accept_header
@@ -12,6 +13,7 @@ from webob.acceptparse import create_accept_header
 __all__ = ["UNSTORED", "Answer", "StartResponse", "problem", "retry_after", "status_line"]
 
 StartResponse = Callable[..., Any]
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 Headers = tuple[tuple[str, str], ...]
 
 UNSTORED: Headers = (
@@ -32,9 +34,17 @@ class Answer:
     headers: Headers
     body: Iterable[bytes] = ()
 
-    def send(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """Answer the request of *environ*: to HEAD without the body, which is closed and not begun."""
-        start_response(self.status, list(self.headers))
+    def send(
+        self, environ: Mapping[str, Any], start_response: StartResponse, exc_info: ExcInfo | None = None
+    ) -> Iterable[bytes]:
+        """Answer the request of *environ*: to HEAD without the body, which is closed and not begun.
+
+        *exc_info*: what left the app, where it may have called ``start_response`` before (PEP 3333, "Error Handling").
+        """
+        if exc_info is None:
+            start_response(self.status, list(self.headers))
+        else:
+            start_response(self.status, list(self.headers), exc_info)
         if environ["REQUEST_METHOD"] != "HEAD":
             return self.body
         close = getattr(self.body, "close", None)
