@@ -4,7 +4,7 @@
 imported by their own paths.
 """
 
-from . import marks
+from . import marks, owners
 from ._capture import detached
 from ._context import background, backgrounder, current_job, progress, track
 from ._jobs import Channel, Job, JobState, Progress, RecordedResponse
@@ -18,6 +18,7 @@ from .errors import (
     ConfigurationError,
     Fenced,
     JobCancelled,
+    JobExists,
     JobExpired,
     JobNotFound,
     QueueFull,
@@ -41,6 +42,7 @@ __all__ = [
     "Fenced",
     "Job",
     "JobCancelled",
+    "JobExists",
     "JobExpired",
     "JobNotFound",
     "JobState",
@@ -59,6 +61,7 @@ __all__ = [
     "current_job",
     "detached",
     "marks",
+    "owners",
     "progress",
     "track",
 ]

@@ -101,12 +101,17 @@ class Job:
     started_at: float | None = None
     ended_at: float | None = None
     expires_at: float | None = None
-    """When a pending job turns lost, or an ended one is forgotten; None while it runs."""
+    """When a pending job turns lost, or an ended one is forgotten; None while it runs, and until a loss is made
+    permanent."""
     cancel_requested_at: float | None = None
     runner: str = ""
     """Who claimed it."""
     lease_expires_at: float | None = None
     """When its runner's claim runs out; None where the runner is a thread of the registry's own process."""
+    owner: str | None = None
+    """The user it belongs to; None: whoever holds its token."""
+    fingerprint: str = ""
+    """A digest of what the request asks for, to tell a repetition from another request."""
     request: Mapping[str, str] = field(default_factory=dict)
     """The recorded environ; empty when the job has ended."""
     response: RecordedResponse | None = None

@@ -55,8 +55,8 @@ class RecordedRequest:
     """A request that no longer needs its connection.
 
     *environ* is what may be stored and sent: CGI and ``HTTP_*`` keys and the URL scheme, all ``str`` (latin-1 text, as
-    PEP 3333 has it). *kept* is what else middlewares outside of us put in, for runners of this process. *body* is at
-    its beginning, *size* bytes long.
+    PEP 3333 has it). *kept* is what else middlewares outside of us put in, for runners of this process. *body* is
+    *size* bytes long and to be closed by who recorded it.
     """
 
     environ: Mapping[str, str]
@@ -65,7 +65,8 @@ class RecordedRequest:
     size: int
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body in pieces, once."""
+        """Yield the body in pieces, from its beginning."""
+        self.body.seek(0)
         while chunk := self.body.read(IN_MEMORY):
             yield chunk
 
@@ -112,10 +113,11 @@ def _read_body(environ: Mapping[str, Any], max_body: int) -> tuple[IO[bytes], in
     if length and not (length.isascii() and length.isdigit()):
         raise BadRequestBody("Content-Length is not a number")
     if length:
-        announced = int(length)
-        if announced > max_body:
+        digits = length.lstrip("0") or "0"
+        # They are counted first: int() refuses thousands of them.
+        if len(digits) > len(str(max_body)) or int(digits) > max_body:
             raise BodyTooLarge(max_body)
-        return _spool(source.read, announced, exact=True)
+        return _spool(source.read, int(digits), exact=True)
     if environ.get("wsgi.input_terminated"):
         return _spool(source.read, max_body, exact=False)
     if environ.get("HTTP_TRANSFER_ENCODING"):
@@ -126,26 +128,26 @@ def _read_body(environ: Mapping[str, Any], max_body: int) -> tuple[IO[bytes], in
 
 def _spool(read: Callable[[int], bytes], limit: int, *, exact: bool) -> tuple[IO[bytes], int]:
     """Copy *limit* bytes (*exact*), or all there are up to *limit*."""
-    if exact and limit <= _CHUNK:
-        data = read(limit) if limit else b""
-        if len(data) == limit:
-            return io.BytesIO(data), limit
-        parts = [data]
-    else:
-        parts = []
-    size = sum(map(len, parts))
+    # One byte more than fits may be asked for: it tells a body that just fits from one that is too large.
+    left = limit if exact else limit + 1
+    data = read(min(_CHUNK, left)) if left else b""
+    if exact and len(data) == limit:
+        return io.BytesIO(data), limit
     target: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # lives as long as the recording
-    target.write(b"".join(parts))
-    # One byte more than the limit may be asked for: it tells a body that just fits from one that is too large.
-    while chunk := read(min(_CHUNK, limit - size + (not exact))):
-        size += len(chunk)
-        if size > limit:
-            raise BodyTooLarge(limit)
-        target.write(chunk)
-        if exact and size == limit:
-            break
-    if exact and size < limit:
-        raise BadRequestBody(f"the request body ended after {size} of {limit} bytes")
+    size = 0
+    try:
+        while data:
+            size += len(data)
+            if size > limit:
+                raise BodyTooLarge(limit)
+            target.write(data)
+            left -= len(data)
+            data = read(min(_CHUNK, left)) if left else b""
+        if exact and size < limit:
+            raise BadRequestBody(f"the request body ended after {size} of {limit} bytes")
+    except BaseException:
+        target.close()
+        raise
     target.seek(0)
     return target, size
 
@@ -177,9 +179,13 @@ class RememberingInput:
 
     def _remember(self, data: bytes) -> bytes:
         self._size += len(data)
-        if self._size <= self._limit:
+        if self._size <= self._limit and not self._remembered.closed:
             self._remembered.write(data)
         return data
+
+    def forget(self) -> None:
+        """Remember no more and let go of what was remembered. The input can be read on."""
+        self._remembered.close()
 
     def rewind(self) -> "Input":
         """Return an input that begins where this one began. Raises ``BodyTooLarge`` if that much was not remembered."""

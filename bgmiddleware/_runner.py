@@ -86,6 +86,7 @@ class Run:
         self._takes_logging = takes_logging
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
+        self._abandoned = False
 
     def __call__(self) -> None:
         """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised."""
@@ -102,6 +103,7 @@ class Run:
 
         Its output up to here is kept. Does nothing if it has ended.
         """
+        self._abandoned = True
         with contextlib.suppress(JobNotFound, JobExpired):
             lost = JobState.LOST
             if self._registry.transition(self.key, {JobState.PENDING}, lost, reason=reason):
@@ -141,6 +143,8 @@ class Run:
         except JobCancelled as cancelled:
             return JobState.CANCELLED, cancelled.reason
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
+            if self._abandoned:  # nobody will read what is written of it
+                return JobState.LOST, "abandoned"
             # Text, not the exception: its frames would be kept for a whole TTL.
             output.note("".join(traceback.format_exception(_without_our_frames(error))))
             with detached():  # the server's log, where it would be if the request had run in the foreground
@@ -319,6 +323,7 @@ class _Exchange:
         self._head = head
         self._write = write
         self._response: RecordedResponse | None = None
+        self._abandoned = False
         self._body_begun = False
 
     def run(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@
     + :class:`RegistryError`
         - :class:`BadOffset`
         - :class:`Fenced`
+        - :class:`JobExists`
         - :class:`RegistryFull`
 * :class:`JobCancelled` (a :class:`BaseException`, so that ``except Exception`` in a view does not swallow it)
 """
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigurationError",
     "Fenced",
     "JobCancelled",
+    "JobExists",
     "JobExpired",
     "JobNotFound",
     "QueueFull",
@@ -104,6 +106,14 @@ class Fenced(RegistryError):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"the job {key[:8]}… is not this runner's to write")
+        self.key = key
+
+
+class JobExists(RegistryError):
+    """There is a job of this key already."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"there is a job {key[:8]}… already")
         self.key = key
 
 

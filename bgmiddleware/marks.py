@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ._prefer import preferences
 from .errors import ConfigurationError
 
-__all__ = ["Mark", "all_of", "always", "any_of", "header", "none_of", "path", "prefers_async", "query"]
+__all__ = ["Mark", "all_of", "always", "any_of", "exactly", "header", "none_of", "path", "prefers_async", "query"]
 
 Environ = Mapping[str, Any]
 Mark = Callable[[Environ], bool]
@@ -23,30 +24,32 @@ def path(*globs: str, methods: Iterable[str] | None = None) -> Mark:
 
     ``*`` stands for any characters (``/`` too), ``?`` for one, ``[…]`` for one of a set. Globs are in the characters
     of the URL after decoding (UTF-8). *methods*: only for these HTTP methods. Raises ``ConfigurationError`` if there
-    is no glob, or one that does not begin with ``/`` or ``*``.
+    is no glob, or one that does not begin with ``/`` or ``*``, or *methods* is one ``str``.
     """
     if not globs:
         raise ConfigurationError("path() needs at least one glob, such as '/reports/*'")
     for glob in globs:
         if not glob.startswith(("/", "*")):
             raise ConfigurationError.of_setting("path", glob, "a glob that begins with '/' or '*'")
-    matches = _of_globs([_as_wsgi(glob) for glob in globs])
+    if isinstance(methods, str):  # an iterable of letters, none of which is a method
+        raise ConfigurationError.of_setting("methods", methods, f"a list, such as [{methods.upper()!r}]")
+    matches = _of_globs(globs)
     if methods is None:
         return matches
     wanted = frozenset(method.upper() for method in methods)
     return lambda environ: matches(environ) and environ["REQUEST_METHOD"] in wanted
 
 
-def _of_globs(globs: list[str]) -> Mark:
+def _of_globs(globs: tuple[str, ...]) -> Mark:
     # This runs for every request of the site. A prefix is a third faster than a regular expression, and nearly all
     # globs are one.
-    prefixes = tuple(glob[:-1] for glob in globs if glob.endswith("*") and not _is_pattern(glob[:-1]))
+    prefixes = tuple(_as_wsgi(glob[:-1]) for glob in globs if glob.endswith("*") and not _is_pattern(glob[:-1]))
     if len(prefixes) == len(globs) == 1:
         return _of_prefix(prefixes[0])
     if len(prefixes) == len(globs):
         return lambda environ: bool(environ.get("PATH_INFO", "").startswith(prefixes))
     matches = re.compile("|".join(fnmatch.translate(glob) for glob in globs)).match
-    return lambda environ: matches(environ.get("PATH_INFO", "")) is not None
+    return lambda environ: matches(_of_wsgi(environ.get("PATH_INFO", ""))) is not None
 
 
 def _of_prefix(prefix: str) -> Mark:
@@ -62,29 +65,35 @@ def _is_pattern(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
+def exactly(path: str) -> Mark:
+    """Mark requests for this path and no other, with no character standing for others."""
+    wanted = _as_wsgi(path)
+    return lambda environ: environ.get("PATH_INFO") == wanted
+
+
 def _as_wsgi(text: str) -> str:
     """Return how PEP 3333 spells *text* in an environ: its UTF-8 bytes as latin-1."""
     return text.encode("utf-8").decode("latin-1")
 
 
-_RESPOND_ASYNC = re.compile(r"(?:^|,)\s*respond-async\s*(?:=[^,;]*)?(?=[,;]|$)", re.IGNORECASE)
+def _of_wsgi(text: str) -> str:
+    """Return what a *text* of an environ says: one ``?`` stands for one character, not for one of its bytes."""
+    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def prefers_async(environ: Environ) -> bool:
     """Mark requests that say ``Prefer: respond-async`` (RFC 7240 §4.1)."""
     prefer = environ.get("HTTP_PREFER")
-    return prefer is not None and _RESPOND_ASYNC.search(_without_quoted(prefer)) is not None
-
-
-def _without_quoted(text: str) -> str:
-    """Empty the quoted strings of a header: a preference named in one is none."""
-    return re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
+    return prefer is not None and "respond-async" in preferences(prefer)
 
 
 def header(name: str, value: str | None = None) -> Mark:
     """Mark requests that bear the header *name*, with exactly this *value* if one is given."""
     key = name.upper().replace("-", "_")
-    if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+    if key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        if value is None:  # PEP 3333 lets a server have them empty where the client sent none
+            return lambda environ: bool(environ.get(key))
+    else:
         key = f"HTTP_{key}"
     if value is None:
         return lambda environ: key in environ

@@ -149,7 +149,8 @@ def served(app: Any, **options: Any) -> Iterator[OverHTTP]:
         yield OverHTTP(server.effective_port)
     finally:
         stopping.set()
-        server.pull_trigger()
+        with contextlib.suppress(OSError):  # the loop ended before it was told to
+            server.pull_trigger()
         thread.join()
 
 

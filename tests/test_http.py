@@ -403,6 +403,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "links": {
             "self": f"?_t={token}",
             "log": f"?_t={token}&_view=log",
+            "events": f"?_t={token}&_view=events",
             "status": f"?_t={token}&_view=status",
             "result": f"?_t={token}&_view=result",
             "cancel": f"?_t={token}",

@@ -8,29 +8,45 @@ from webob import Request
 from .._jobs import Job
 from ..errors import JobExpired, JobNotFound
 from .cancel import answer_cancel
+from .dashboard import Authorize, answer_dashboard
+from .events import answer_events
 from .log import answer_log
-from .negotiate import View, choose, names_json
+from .negotiate import OFFERED, View, choose, names_json
 from .page import answer_page
-from .problems import UNSTORED, Answer, StartResponse, problem, retry_after
-from .result import answer_result
+from .problems import UNSTORED, Answer, Headers, StartResponse, problem, retry_after
+from .result import answer_result, replay
 from .status import answer_status, status_answer
-from .visit import BadParameter, Slots, Visit, about
+from .stored import Stored
+from .viewers import Viewers
+from .visit import BadParameter, Site, Visit, about
 
 __all__ = [
     "UNSTORED",
     "Answer",
-    "Slots",
+    "Authorize",
+    "Headers",
+    "Site",
     "StartResponse",
+    "Stored",
+    "Viewers",
     "Visit",
     "about",
+    "answer_dashboard",
     "names_json",
     "problem",
+    "replay",
     "retry_after",
     "serve",
     "status_answer",
 ]
 
-_VIEWS = {View.LOG: answer_log, View.STATUS: answer_status, View.PAGE: answer_page, View.RESULT: answer_result}
+_VIEWS = {
+    View.LOG: answer_log,
+    View.STATUS: answer_status,
+    View.PAGE: answer_page,
+    View.EVENTS: answer_events,
+    View.RESULT: answer_result,
+}
 _MAX_FORM = 64 * 1024
 
 
@@ -42,8 +58,7 @@ def serve(visit: Visit, start_response: StartResponse) -> Iterable[bytes]:
 def _answer(visit: Visit) -> Answer:
     environ = visit.environ
     try:
-        # The one place where it is decided whether there is such a job for this client.
-        job = visit.registry.get(visit.key)
+        job = visit.job()
         method = environ["REQUEST_METHOD"]
         by_form = method == "POST" and _form_action(environ) == "cancel"
         if by_form or method == "DELETE":
@@ -63,9 +78,7 @@ def _view(visit: Visit, job: Job) -> Answer:
     if named is None:
         view = choose(visit.environ.get("HTTP_ACCEPT"))
         if view is None:
-            return problem(
-                visit.environ, 406, "not-acceptable", "A job can be had as text/plain, application/json and text/html."
-            )
+            return problem(visit.environ, 406, "not-acceptable", f"A job can be had as {', '.join(OFFERED)}.")
     elif named in _VIEWS:
         view = View(named)
     else:

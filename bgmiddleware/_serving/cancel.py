@@ -20,7 +20,7 @@ def answer_cancel(visit: Visit, job: Job, *, by_form: bool) -> Answer:
     if _from_another_site(visit.environ):
         return problem(visit.environ, 403, "cross-site", "A job can only be cancelled from its own site.")
     visit.registry.request_cancel(visit.key)
-    visit.executor.stop(visit.key)
+    visit.site.executor.stop(visit.key)
     if by_form:
         body = b"See the job.\n"
         headers = (

@@ -1,53 +1,89 @@
-"""A job's output as plain text: followed live, whole, or a page of it."""
+"""A job's output as plain text: followed live, whole, a range, or a page of it."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Generator, Iterator
+
+from webob.byterange import Range
 
 from .._jobs import Channel, Job
 from ..registries.base import PAGE_BYTES, Piece, Registry
-from .problems import Answer, retry_after
-from .visit import Visit, about
+from .problems import Answer, Headers
+from .stored import Stored, bounds, conditional, entity_tag
+from .viewers import disconnection_of
+from .visit import LOOK_EVERY, Visit, about
 
 __all__ = ["answer_log"]
 
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
-_LOOK_EVERY = 1.0
 
 
 def answer_log(visit: Visit, job: Job) -> Answer:
-    """Answer with the output: from ``_offset`` a page, else all of it, followed to its end while the job runs."""
+    """Answer with the output: a page from ``_offset``, the range asked for, or all; followed while the job runs."""
     offset = visit.number("_offset")
     if offset is not None:
-        return _answer_page(visit, offset)
-    length = ("Content-Length", str(_whole_length(job)))
+        return _answer_page(visit, job, offset)
     if job.state.ended:
-        return Answer("200 OK", (_TEXT, length, *about(job)), _whole(visit.registry, job))
+        return _answer_whole(visit, job)
+    asked = Range.parse(visit.environ.get("HTTP_RANGE"))
+    if asked is not None and job.output_dropped is None and "HTTP_IF_RANGE" not in visit.environ:
+        return _answer_range(visit, job, asked)
     if visit.environ["REQUEST_METHOD"] == "HEAD":
-        return Answer("200 OK", (_TEXT, length, *about(job), retry_after(1.0)))
+        return Answer("200 OK", (*_head(job), _length(_whole_length(job)), *visit.pace()))
     if visit.take_slot():
         # Not kept by proxies until it is whole.
-        return Answer("200 OK", (_TEXT, ("X-Accel-Buffering", "no"), *about(job)), _Followed(visit))
+        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit))
     # Without a length: a job that prints much may drop some of it while it is being sent.
-    return Answer("200 OK", (_TEXT, *about(job), retry_after(1.0)), _whole(visit.registry, job))
+    return Answer("200 OK", (*_head(job), *visit.pace()), _whole(visit.registry, job))
 
 
-def _answer_page(visit: Visit, offset: int) -> Answer:
-    wait = visit.wait if visit.environ["REQUEST_METHOD"] != "HEAD" and offset >= 0 else 0.0
-    held = wait > 0 and visit.take_slot()
-    try:
-        job, piece = visit.registry.page(visit.key, offset, timeout=wait if held else 0.0)
-    finally:
-        if held:
-            visit.slots.give_back()
+def _head(job: Job) -> Headers:
+    return (_TEXT, ("Content-Disposition", f'inline; filename="{_file_name(job)}"'), *about(job))
+
+
+def _file_name(job: Job) -> str:
+    """Return a name to save the output under: ``reports-2026.log`` for ``GET /reports/2026``."""
+    words = re.findall(r"[A-Za-z0-9_.-]+", job.title.partition(" ")[2])
+    return ("-".join(words).strip(".-")[:80] or "output") + ".log"
+
+
+def _length(size: int) -> tuple[str, str]:
+    return "Content-Length", str(size)
+
+
+def _answer_page(visit: Visit, job: Job, offset: int) -> Answer:
+    if offset >= 0:
+        visit.hold(job, offset, visit.wait)
+    job, piece = visit.registry.page(visit.key, offset)
     headers = (
-        _TEXT,
-        ("Content-Length", str(len(piece.data))),
+        *_head(job),
+        _length(len(piece.data)),
         ("Job-Offset", str(piece.offset)),
         ("Job-Next-Offset", str(piece.end)),
-        *about(job),
     )
     if not job.state.ended:
-        headers += (retry_after(1.0),)
+        headers += visit.pace()
     return Answer("200 OK", headers, [piece.data])
+
+
+def _answer_whole(visit: Visit, job: Job) -> Answer:
+    headers = (*_head(job), _length(_whole_length(job)))
+    if job.output_dropped is not None:
+        return Answer("200 OK", headers, _whole(visit.registry, job))  # offsets are not positions in this text
+    headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job.key, Channel.OUTPUT)))
+    return conditional(visit.environ, headers, Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end))
+
+
+def _answer_range(visit: Visit, job: Job, asked: Range) -> Answer:
+    """Answer with a part of what there is by now; its whole length is not known yet (RFC 9110 §14.4)."""
+    there = job.output_end
+    begin, end = bounds(asked, there)
+    if begin >= end:
+        return Answer(
+            "416 Range Not Satisfiable", (*about(job), ("Content-Range", f"bytes */{there}"), _length(0), *visit.pace())
+        )
+    placed = (("Content-Range", f"bytes {begin}-{end - 1}/*"), _length(end - begin), ("Accept-Ranges", "bytes"))
+    content = Stored(visit.registry, job.key, Channel.OUTPUT, begin, end)
+    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content)
 
 
 def _gap(begin: int, end: int) -> bytes:
@@ -71,7 +107,7 @@ def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
             return
         if piece.offset > offset:
             yield _gap(offset, piece.offset)
-        yield piece.data[: job.output_end - piece.offset]
+        yield piece.data[: max(0, job.output_end - piece.offset)]
         offset = piece.end
 
 
@@ -79,9 +115,9 @@ class _Followed:
     """The output as it comes. Holds a slot until it is closed; ends with the job, or raises: silence is no end."""
 
     def __init__(self, visit: Visit) -> None:
-        self._give_back: Callable[[], None] | None = visit.slots.give_back
-        self._pieces = visit.registry.follow(visit.key, tick=_LOOK_EVERY)
-        self._disconnected = visit.environ.get("waitress.client_disconnected")
+        self._give_back: Callable[[], None] | None = visit.site.viewers.give_back
+        self._pieces: Generator[Piece, None, None] = visit.registry.follow(visit.key, tick=LOOK_EVERY)
+        self._gone = disconnection_of(visit.environ)
         self._offset = 0
         self._next: Piece | None = None
 
@@ -92,7 +128,7 @@ class _Followed:
         piece, self._next = self._next, None
         while piece is None or not piece.data:
             piece = next(self._pieces)
-            if not piece.data and self._disconnected is not None and self._disconnected():
+            if not piece.data and self._gone():
                 raise StopIteration
         if piece.offset > self._offset:
             gap = _gap(self._offset, piece.offset)
@@ -102,7 +138,7 @@ class _Followed:
         return piece.data
 
     def close(self) -> None:
-        self._pieces.close()  # type: ignore[attr-defined]  # a generator
+        self._pieces.close()
         if self._give_back is not None:
             self._give_back()
             self._give_back = None

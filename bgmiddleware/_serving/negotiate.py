@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from webob.acceptparse import create_accept_header
 
-__all__ = ["View", "choose", "names_json"]
+__all__ = ["OFFERED", "View", "choose", "names_json"]
 
 
 class View(StrEnum):
@@ -20,6 +20,9 @@ class View(StrEnum):
     PAGE = "page"
     """Both and more, as HTML for a person."""
 
+    EVENTS = "events"
+    """Both as they change, as server-sent events."""
+
     RESULT = "result"
     """The app's own response. Never negotiated: only asked for by name."""
 
@@ -28,15 +31,22 @@ class View(StrEnum):
 _HEADERS_REMEMBERED = 256
 
 # In the order of what a client gets that does not say: curl, wget and fetch() read text.
-_OFFERS = {"text/plain": View.LOG, "application/json": View.STATUS, "text/html": View.PAGE}
+_OFFERS = {
+    "text/plain": View.LOG,
+    "application/json": View.STATUS,
+    "text/html": View.PAGE,
+    "text/event-stream": View.EVENTS,
+}
+OFFERED = tuple(_OFFERS)
+_FOR_ALL = ("text/plain", "application/json")  # the others only for who names them
 
 
 @lru_cache(_HEADERS_REMEMBERED)
 def choose(accept: str | None) -> View | None:
     """Return the view for an ``Accept`` header, None if none fits.
 
-    Best quality first, then what the client names outright, then the client's order. A wildcard never means the page:
-    clients that send ``*/*`` are programs, and some of them name JSON before it.
+    Best quality first, then what the client names outright, then the client's order. A wildcard never means the page,
+    nor events: clients that send ``*/*`` are programs, and some of them name JSON before it.
     """
     parsed = create_accept_header(accept or None)
     order: dict[str, int] = {}
@@ -46,7 +56,7 @@ def choose(accept: str | None) -> View | None:
     fitting = [
         (-quality, order.get(offer, len(order) + offers.index(offer)), offer)
         for offer, quality in parsed.acceptable_offers(offers)
-        if offer in order or offer != "text/html"
+        if offer in order or offer in _FOR_ALL
     ]
     return _OFFERS[min(fitting)[2]] if fitting else None
 

@@ -11,12 +11,12 @@ from .._jobs import Job, JobState
 from .problems import Answer
 from .visit import Visit, about
 
-__all__ = ["answer_page", "readable"]
+__all__ = ["STYLE", "SYMBOLS", "answer_page", "policy", "readable"]
 
 _TAIL_BYTES = 64 * 1024
 _REFRESH_SECONDS = 3
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --line: #8886; --bad: #b3261e; --good: #1a7f37; }
 @media (prefers-color-scheme: dark) { :root { --bad: #ff8a80; --good: #7ee787; } }
 * { box-sizing: border-box; }
@@ -32,14 +32,19 @@ pre { border: 1px solid var(--line); border-radius: .25rem; padding: .75rem; ove
   font: .875rem/1.4 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 8; }
 nav { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; }
 form { margin: 0 0 0 auto; }
+table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; margin: 1rem 0; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); }
 button { font: inherit; padding: .25rem 1rem; }
 """
 
-_POLICY = (
-    "default-src 'none'; style-src 'sha256-"
-    + base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-    + "'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
-)
+
+def policy(style: str) -> str:
+    """Return the content security policy of a page that has this one style, forms to its own site, and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
+    )
+
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -61,7 +66,7 @@ $reason$progress$cut<pre tabindex="0" aria-label="Output">$output</pre>
 </html>
 """)
 
-_SYMBOLS = {
+SYMBOLS = {
     JobState.PENDING: "…",
     JobState.RUNNING: "▶",
     JobState.FINISHED: "✓",
@@ -77,10 +82,10 @@ def answer_page(visit: Visit, job: Job) -> Answer:
     live = not job.state.ended
     body = _PAGE.substitute(
         refresh=f'<meta http-equiv="refresh" content="{_REFRESH_SECONDS}">\n' if live else "",
-        style=_STYLE,
+        style=STYLE,
         title=html.escape(job.title),
         state=job.state.value,
-        symbol=_SYMBOLS[job.state],
+        symbol=SYMBOLS[job.state],
         times=_times(visit, job),
         reason=f'<p class="reason">{html.escape(_reason(job))}</p>\n' if _reason(job) else "",
         progress=_progress(job),
@@ -92,7 +97,7 @@ def answer_page(visit: Visit, job: Job) -> Answer:
     headers = [
         ("Content-Type", "text/html; charset=utf-8"),
         ("Content-Length", str(len(body))),
-        ("Content-Security-Policy", _POLICY),
+        ("Content-Security-Policy", policy(STYLE)),
         *about(job),
     ]
     return Answer("200 OK", tuple(headers), [body])

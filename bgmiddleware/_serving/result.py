@@ -1,29 +1,26 @@
 """The app's own response, as often as it is asked for."""
 
-from collections.abc import Iterator
-
 from .._jobs import Channel, Job, JobState, RecordedResponse
-from ..registries.base import PAGE_BYTES, Registry
-from .problems import Answer, problem
+from ..registries.base import END
+from .problems import Answer, Headers, problem
 from .status import status_answer
+from .stored import Stored, conditional, entity_tag
 from .visit import Visit, job_headers
 
-__all__ = ["answer_result"]
+__all__ = ["answer_result", "replay"]
 
-_NEVER = 2**62
 _BODYLESS = (204, 304)
+_VALIDATORS = {"etag", "last-modified"}
 
 
 def answer_result(visit: Visit, job: Job) -> Answer:
-    """Answer with the response that the job recorded; while it runs with 202, after ``_wait`` seconds at most."""
-    wait = visit.wait
-    if wait > 0 and not job.state.ended and visit.environ["REQUEST_METHOD"] != "HEAD" and visit.take_slot():
-        try:
-            job = visit.registry.wait(visit.key, _NEVER, wait)
-        finally:
-            visit.slots.give_back()
+    """Answer with the response that the job recorded; while it runs with 202, after the time that the client grants:
+    ``_wait``, or ``Prefer: wait=N`` (RFC 7240 §4.3)."""
+    preferred = visit.preferred_wait
+    job = visit.hold(job, END, visit.wait or preferred or 0.0)
+    applied = (("Preference-Applied", f"wait={preferred:g}"),) if preferred is not None else ()
     if not job.state.ended:
-        return status_answer(visit, job, "202 Accepted")
+        return status_answer(visit, job, "202 Accepted", *applied)
     if job.state is JobState.CANCELLED:
         return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *job_headers(job))
     if job.state is JobState.LOST:
@@ -31,24 +28,38 @@ def answer_result(visit: Visit, job: Job) -> Answer:
     if job.response is None or not job.response.complete:
         detail = f"The job failed: {job.reason}. Its output says more."
         return problem(visit.environ, 500, "failed", detail, *job_headers(job))
-    return Answer(job.response.status, _headers(job, job.response), _body(visit.registry, job))
+    return replay(visit, job, job.response, *applied)
 
 
-def _headers(job: Job, response: RecordedResponse) -> tuple[tuple[str, str], ...]:
+def replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:
+    """Answer with the recorded *response* and what is *added*; a 200 as its conditions and its range ask.
+
+    Its cookies go to who reads it first, and to nobody else: they may be somebody's session.
+    """
+    headers = (*_headers(visit, job, response), *added)
+    content = Stored(visit.registry, job.key, Channel.BODY, 0, job.body_end)
+    if response.code == 200:
+        return conditional(visit.environ, headers, content)
+    return Answer(response.status, headers, content)
+
+
+def _headers(visit: Visit, job: Job, response: RecordedResponse) -> Headers:
     names = {name.lower() for name, _ in response.headers}
-    headers = [(name, value) for name, value in response.headers if name.lower() != "content-length"]
+    left_out = {"content-length"}
+    if "set-cookie" in names and not _is_first_reader(visit):
+        left_out.add("set-cookie")
+    headers = [(name, value) for name, value in response.headers if name.lower() not in left_out]
     if response.code not in _BODYLESS:
         # Known now, even if the app did not say; and where it was wrong, the connection would be broken by it.
         headers.append(("Content-Length", str(job.body_end)))
     if "cache-control" not in names:
         headers.append(("Cache-Control", "private, no-cache"))
+    if response.code == 200 and names.isdisjoint(_VALIDATORS):
+        headers.append(("ETag", entity_tag(job.key, Channel.BODY)))
+    if response.code == 200 and "accept-ranges" not in names:
+        headers.append(("Accept-Ranges", "bytes"))
     return tuple(headers)
 
 
-def _body(registry: Registry, job: Job) -> Iterator[bytes]:
-    """Yield the body in pieces, so that a large one is never in memory as a whole."""
-    offset = 0
-    while offset < job.body_end:
-        data = registry.read(job.key, Channel.BODY, offset, PAGE_BYTES).data
-        yield data
-        offset += len(data)
+def _is_first_reader(visit: Visit) -> bool:
+    return visit.environ["REQUEST_METHOD"] != "HEAD" and visit.registry.take_cookies(visit.key)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from .._jobs import Job
-from .problems import Answer, retry_after
+from .problems import Answer
 from .visit import Visit, about
 
 __all__ = ["answer_status", "status_answer", "status_document"]
@@ -37,6 +37,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "links": {
             "self": visit.link(),
             "log": visit.link(_view="log"),
+            "events": visit.link(_view="events"),
             "status": visit.link(_view="status"),
             "result": visit.link(_view="result"),
             "cancel": visit.link(),
@@ -49,17 +50,12 @@ def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str]
     body = json.dumps(status_document(visit, job)).encode()
     content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
     if not job.state.ended:
-        headers += (retry_after(1.0),)
+        headers += visit.pace()
     return Answer(status, (*content, *about(job, vary), *headers), [body])
 
 
 def answer_status(visit: Visit, job: Job) -> Answer:
     """Answer with the state; with ``_wait`` when there is more output than ``_offset`` (or than now), or the end."""
-    wait = visit.wait
     offset = visit.number("_offset")
-    if wait > 0 and not job.state.ended and visit.environ["REQUEST_METHOD"] != "HEAD" and visit.take_slot():
-        try:
-            job = visit.registry.wait(visit.key, job.output_end if offset is None else max(0, offset), wait)
-        finally:
-            visit.slots.give_back()
+    job = visit.hold(job, job.output_end if offset is None else max(0, offset), visit.wait)
     return status_answer(visit, job, "200 OK")

@@ -1,65 +1,103 @@
 """One request that bears a token, and what is needed to answer it."""
 
-import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
-from .._jobs import Job
+from .._jobs import Job, key_of
+from .._prefer import preferences
+from ..errors import JobNotFound
 from ..executors.base import Executor
+from ..owners import Owner
 from ..registries.base import Registry
-from .problems import UNSTORED
+from .problems import UNSTORED, Headers, retry_after
+from .viewers import Viewers, disconnection_of
 
-__all__ = ["MAX_WAIT", "BadParameter", "Slots", "Visit", "about", "job_headers"]
+__all__ = ["LOOK_EVERY", "MAX_WAIT", "BadParameter", "Site", "Visit", "about", "job_headers"]
 
 MAX_WAIT = 30.0
+LOOK_EVERY = 1.0
+"""How often, in seconds, a held connection is looked at: has its client gone?"""
 
 
 class BadParameter(Exception):
     """A parameter of ours is not what it should be; the message says what it should."""
 
 
-class Slots:
-    """How many connections may be held open at once, so that the app keeps threads to run in. Any thread."""
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all requests of one middleware have in common."""
 
-    def __init__(self, limit: int) -> None:
-        self._lock = threading.Lock()  # guards the count
-        self._free = limit
+    registry: Registry
+    executor: Executor
+    viewers: Viewers
+    token_name: str
+    owner: Owner | None
 
-    def take(self) -> bool:
-        """Take a slot if one is free; it must be given back exactly once."""
-        with self._lock:
-            if self._free <= 0:
-                return False
-            self._free -= 1
-            return True
-
-    def give_back(self) -> None:
-        """Give one slot back."""
-        with self._lock:
-            self._free += 1
+    def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
+        """Return what a request about *token* needs."""
+        owner = None if self.owner is None else self.owner(environ)
+        parameters = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True))
+        return Visit(self, environ, token, key_of(token), owner, parameters)
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A request about the job of *token*, in the values that views need.
+    """A request about the job of *token*, sent by *owner* (None: by nobody in particular).
 
     *parameters* are those of the query, of each name the last.
     """
 
+    site: Site
     environ: Mapping[str, Any]
     token: str
     key: str
-    registry: Registry
-    executor: Executor
-    slots: Slots
-    token_name: str
+    owner: str | None
     parameters: Mapping[str, str]
+
+    @property
+    def registry(self) -> Registry:
+        """Where the job is."""
+        return self.site.registry
+
+    def job(self) -> Job:
+        """Return the job, if this client may know of it. The one place where that is decided.
+
+        Raises ``JobNotFound`` (also where it is somebody else's) or ``JobExpired``.
+        """
+        job = self.registry.get(self.key)
+        if job.owner is not None and job.owner != self.owner:
+            raise JobNotFound(self.key)
+        return job
 
     def take_slot(self) -> bool:
         """Take the right to hold this connection; never where that would hold the server's only thread."""
-        return bool(self.environ.get("wsgi.multithread")) and self.slots.take()
+        return bool(self.environ.get("wsgi.multithread")) and self.site.viewers.take_slot()
+
+    def hold(self, job: Job, offset: int, seconds: float) -> Job:
+        """Return the job when it has more output than *offset* or has ended, after at most *seconds*.
+
+        At once as it is, where no slot is free; and when the client has gone.
+        """
+        if seconds <= 0 or job.state.ended or self.environ["REQUEST_METHOD"] == "HEAD" or not self.take_slot():
+            return job
+        try:
+            gone = disconnection_of(self.environ)
+            deadline = time.monotonic() + seconds
+            while (left := deadline - time.monotonic()) > 0 and not gone():
+                job = self.registry.wait(self.key, offset, min(left, LOOK_EVERY))
+                if job.state.ended or job.output_end > offset:
+                    break
+            return job
+        finally:
+            self.site.viewers.give_back()
+
+    def pace(self) -> Headers:
+        """Return when a client that polls should ask again: exactly for ours, in whole seconds for others."""
+        seconds = self.site.viewers.pace(self.seconds("_every"))
+        return ("Job-Poll", f"{seconds:.3g}"), retry_after(seconds)
 
     def number(self, name: str) -> int | None:
         """Return a parameter as a whole number; None if it is not there. Raises ``BadParameter``."""
@@ -71,26 +109,36 @@ class Visit:
             raise BadParameter(f"{name} must be a whole number")
         return int(text)
 
-    @property
-    def wait(self) -> float:
-        """How many seconds the client would wait for news: 0 to 30. Raises ``BadParameter``."""
-        text = self.parameters.get("_wait")
+    def seconds(self, name: str) -> float | None:
+        """Return a parameter as seconds from 0 up; None if it is not there. Raises ``BadParameter``."""
+        text = self.parameters.get(name)
         if text is None:
-            return 0.0
+            return None
         try:
             seconds = float(text)
         except ValueError:
             seconds = -1.0
         if not seconds >= 0:
-            raise BadParameter("_wait must be a number of seconds")
-        return min(seconds, MAX_WAIT)
+            raise BadParameter(f"{name} must be a number of seconds")
+        return seconds
+
+    @property
+    def wait(self) -> float:
+        """How many seconds the client would wait for news: 0 to 30. Raises ``BadParameter``."""
+        return min(self.seconds("_wait") or 0.0, MAX_WAIT)
+
+    @property
+    def preferred_wait(self) -> float | None:
+        """How many seconds the client would wait, by ``Prefer: wait=N`` (RFC 7240 §4.3): at most 30; None: unsaid."""
+        value = preferences(self.environ.get("HTTP_PREFER", "")).get("wait", "")
+        return min(float(value), MAX_WAIT) if value.isascii() and value.isdigit() else None
 
     def link(self, **parameters: str) -> str:
         """Return a relative reference to this job: to a view of it, say, by ``_view="result"``."""
-        return "?" + urlencode({self.token_name: self.token, **parameters})
+        return "?" + urlencode({self.site.token_name: self.token, **parameters})
 
 
-def job_headers(job: Job) -> tuple[tuple[str, str], ...]:
+def job_headers(job: Job) -> Headers:
     """Return what every answer says of its job, for scripts."""
     headers = [("Job-State", job.state.value)]
     if job.progress is not None and job.progress.percent is not None:
@@ -98,6 +146,6 @@ def job_headers(job: Job) -> tuple[tuple[str, str], ...]:
     return tuple(headers)
 
 
-def about(job: Job, vary: str = "Accept") -> tuple[tuple[str, str], ...]:
+def about(job: Job, vary: str = "Accept") -> Headers:
     """Return the headers that all answers about a job have, but for the result."""
     return (*UNSTORED, ("Vary", vary), *job_headers(job))

@@ -1,6 +1,7 @@
 """Jobs in threads of this process."""
 
 import atexit
+import concurrent.futures.thread  # noqa: F401  # at the end of a process it is left after us, for jobs that use pools
 import os
 import threading
 import weakref
@@ -15,6 +16,7 @@ from .base import Executor
 __all__ = ["ThreadExecutor"]
 
 _SHUT_DOWN = "server shut down"
+_forked = threading.Lock()  # guards the first use of an executor in a forked child
 
 
 class ThreadExecutor(Executor):
@@ -48,11 +50,13 @@ class ThreadExecutor(Executor):
         self._workers = 0
         self._waiting = 0
         self._closed = False
-        self._pid = os.getpid()
+        self._pid = os.getpid()  # the last: it says that the others are this process's
 
     def submit(self, run: Run) -> None:
         if self._pid != os.getpid():
-            self._reset()  # forked: the threads, and the runs they had, are the parent's
+            with _forked:
+                if self._pid != os.getpid():
+                    self._reset()  # the threads, and the runs they had, are the parent's
         with self._lock:
             if self._closed:
                 raise QueueFull("the server is shutting down")
@@ -66,9 +70,9 @@ class ThreadExecutor(Executor):
                 return
             self._workers += 1
             number = self._workers
-        self._begin(number)
+        self._begin(number, run)
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, number: int, run: Run) -> None:
         if number == 1:
             _at_exit(self)
         thread = threading.Thread(target=self._run_jobs, name=f"bgmiddleware-{number}", daemon=True)
@@ -78,9 +82,10 @@ class ThreadExecutor(Executor):
         except RuntimeError:
             with self._lock:
                 self._workers -= 1
-                if not self._workers:  # nobody is there to take it, ever
-                    self._pending.clear()
-                    raise QueueFull("the system has no room for another thread") from None
+                if self._workers or run not in self._pending:
+                    return
+                self._pending.remove(run)  # nobody is there to take it, ever
+            raise QueueFull("the system has no room for another thread") from None
 
     def _run_jobs(self) -> None:
         while True:
@@ -103,6 +108,8 @@ class ThreadExecutor(Executor):
             del run  # the request and what it holds are not needed while waiting for the next
 
     def stop(self, key: str) -> None:
+        if self._pid != os.getpid():
+            return
         with self._lock:
             for run in self._pending:
                 if run.key == key:

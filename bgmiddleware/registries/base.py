@@ -6,17 +6,21 @@ Every primitive may be called from any thread, and for a registry that processes
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from ..errors import ConfigurationError
 
-__all__ = ["PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source"]
+__all__ = ["END", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source"]
 
 PAGE_BYTES = 256 * 1024
 """The most that one read is asked for: larger pieces stall the other readers of a shared registry."""
+
+
+END = 2**62
+"""An offset that no output reaches: to wait for it is to wait for the end."""
 
 
 class Piece(NamedTuple):
@@ -70,8 +74,8 @@ class Registry(ABC):
 
     *ttl*: seconds that an ended job stays readable, counted from its end. *pending_ttl*: seconds that a job may wait
     for a runner. *max_jobs*: how many jobs there may be; ended ones make room, oldest first. *max_output* and
-    *max_result*: bytes that one job may print (the middle is dropped beyond it) and answer (it fails beyond it). *clock* gives
-    seconds since the epoch; only tests pass it.
+    *max_result*: bytes that one job may print (the middle is dropped beyond it) and answer (it fails beyond it).
+    *clock* gives seconds since the epoch; only tests pass it.
 
     A record that is not as it was asked to be is an exception: ``JobNotFound`` and ``JobExpired`` from every primitive
     that names a job, except ``discard``. Whatever the storage behind a registry raises comes as ``RegistryError``.
@@ -107,20 +111,22 @@ class Registry(ABC):
     def add(self, job: Job) -> Job:
         """Store a new pending job and return it as stored: ``created_at`` and ``expires_at`` are the registry's.
 
-        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``RegistryError`` where the key is taken.
+        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken.
         Evicts, now and then, what is due.
         """
 
     @abstractmethod
     def get(self, key: str) -> Job:
         """Return the job as it is now. A running job whose lease ran out *reads* as lost (or cancelled, if that was
-        asked for), a pending one that nobody claimed in time as ``lost: never started``."""
+        asked for), a pending one that nobody claimed in time as ``lost: never started``. Its TTL does not begin before
+        ``evict`` makes that permanent."""
 
     @abstractmethod
     def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
         """Add *data* at the end of a channel, which must be at *offset*; return the new end. All or nothing.
 
-        What is already stored there is a no-op, so a retry is safe; any other offset is ``BadOffset``.
+        What is already stored there, or was and is dropped, is a no-op, so a retry is safe; any other offset is
+        ``BadOffset``.
         ``REQUEST`` takes bytes while the job is pending, the others while it runs and only from *runner*: else
         ``Fenced``. ``BODY`` beyond ``max_result`` is ``RegistryFull``; ``OUTPUT`` beyond ``max_output`` drops its
         middle.
@@ -170,12 +176,16 @@ class Registry(ABC):
         ``cancel_requested_at`` is set. Ended: nothing changes."""
 
     @abstractmethod
+    def take_cookies(self, key: str) -> bool:
+        """Say that the caller delivers the response's cookies; true for exactly one of all who ask."""
+
+    @abstractmethod
     def discard(self, key: str) -> bool:
         """Forget a job that does not run, and its bytes; return whether there was one. A running job stays."""
 
     @abstractmethod
-    def jobs(self, state: JobState | None = None, limit: int = 100) -> list[Job]:
-        """Return up to *limit* jobs, newest first, all or those in one state."""
+    def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
+        """Return up to *limit* jobs, newest first, all or those in one state, without the first *skip* of them."""
 
     @abstractmethod
     def evict(self, limit: int = 1000) -> Evicted:
@@ -205,7 +215,7 @@ class Registry(ABC):
         """End a job that *runner* runs. All its bytes must be in: who sees the end sees everything."""
         return self.transition(key, {JobState.RUNNING}, state, runner=runner, reason=reason, response=response)
 
-    def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Iterator[Piece]:
+    def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Generator[Piece, None, None]:
         """Yield the output from *offset* until the job has ended, each byte once and in order, waiting for more.
 
         An empty piece says that nothing came for *tick* seconds.
@@ -237,7 +247,9 @@ class Registry(ABC):
         piece = self.read(key, Channel.OUTPUT, min(offset, job.output_end), limit)
         if tail or piece.offset > offset:
             piece = _from_character(piece)
-        if piece.end < job.output_end or not job.state.ended:
+        # What was dropped behind a piece will not complete its last character.
+        goes_on = job.output_dropped is None or piece.end != job.output_dropped[0]
+        if goes_on and (piece.end < job.output_end or not job.state.ended):
             piece = _to_character(piece)
         return Page(job, piece)
 

@@ -1,8 +1,8 @@
 """Jobs in the memory of one process; what is large is spooled to files."""
 
 import contextlib
-import heapq
 import io
+import itertools
 import os
 import shutil
 import tempfile
@@ -12,6 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import BinaryIO
 
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
@@ -19,18 +20,20 @@ from ..errors import (
     BadOffset,
     ConfigurationError,
     Fenced,
+    JobExists,
     JobExpired,
     JobNotFound,
     QueueFull,
     RegistryError,
     RegistryFull,
 )
-from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source
+from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source
 
 __all__ = ["MemoryRegistry"]
 
 _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 1000
+_LEAST_TAIL = 4096
 
 
 class MemoryRegistry(Registry):
@@ -69,28 +72,35 @@ class MemoryRegistry(Registry):
         self._spool = _Spool(spool_threshold)
         self._lock = threading.Lock()  # guards all that follows, and every record
         self._records: dict[str, _Record] = {}
+        # Who is to be looked at when something is due. No heap of times: for a whole TTL it would keep entries of jobs
+        # that are long gone.
+        self._pending: OrderedDict[str, None] = OrderedDict()  # in the order of their coming
+        self._leased: dict[str, None] = {}  # running on a lease
         self._ended: OrderedDict[str, None] = OrderedDict()  # in the order of their ends: oldest first
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
-        self._due: list[tuple[float, str]] = []  # a heap of when to look at which key; may name what is gone
         self._bytes = 0
         self._evicted_at = 0.0
 
     def add(self, job: Job) -> Job:
         with self._lock:
             now = self.clock()
-            if now - self._evicted_at >= _EVICT_EVERY:
+            if now - self._evicted_at >= _EVICT_EVERY or len(self._records) >= self.max_jobs:
                 self._evicted_at = now
                 self._evict(now, _EVICT_AT_ONCE)
-            if job.key in self._records:
-                raise RegistryError(f"there is a job {job.key[:8]}… already")
+            taken = self._records.get(job.key)
+            if taken is not None:
+                if not _has_expired(taken.job, now):
+                    raise JobExists(job.key)
+                self._forget(job.key)
             if len(self._records) >= self.max_jobs and not self._make_room():
                 raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
-            if self._bytes >= self.max_bytes and not self._make_room():
-                raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
+            while self._bytes >= self.max_bytes:
+                if not self._make_room():
+                    raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
             job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
             self._records[job.key] = _Record(job)
+            self._pending[job.key] = None
             self._expired.pop(job.key, None)
-            self._look_again(job.key, now + self.pending_ttl)
             return job
 
     def get(self, key: str) -> Job:
@@ -107,11 +117,11 @@ class MemoryRegistry(Registry):
             self._check_writable(record, channel, runner)
             log = record.log(channel, self)
             if offset != log.end:
-                if offset + len(data) <= log.end and log.read(offset, len(data)) == (offset, data):
+                if log.has(offset, data):
                     return log.end
                 raise BadOffset(log.end)
             self._store(channel, log, data)
-            if channel is Channel.OUTPUT:
+            if channel is Channel.OUTPUT and data:
                 record.wake()
             return log.end
 
@@ -128,7 +138,7 @@ class MemoryRegistry(Registry):
         try:
             while True:
                 source = record.source
-                if source is not None:
+                if source is not None and offset < END:
                     # Told to append each write at once, then drained: what is printed from here on wakes us.
                     source.watch(True)
                     source.drain()
@@ -175,8 +185,9 @@ class MemoryRegistry(Registry):
                 record.job = replace(
                     job, state=to, runner=runner, started_at=now, expires_at=None, lease_expires_at=until
                 )
+                self._pending.pop(key, None)
                 if until is not None:
-                    self._look_again(key, until)
+                    self._leased[key] = None
             else:
                 self._end(record, to, reason, response)
             record.wake()
@@ -192,7 +203,7 @@ class MemoryRegistry(Registry):
             until = job.lease_expires_at
             if lease is not None:
                 until = self.clock() + lease
-                self._look_again(key, until)
+                self._leased[key] = None
             record.job = replace(job, lease_expires_at=until, progress=progress or job.progress)
             return Renewal(True, cancel)
 
@@ -201,7 +212,7 @@ class MemoryRegistry(Registry):
             record = self._find(key)
             job = self._as_read(record.job, self.clock())
             if job.state is JobState.PENDING:
-                self._end(record, JobState.CANCELLED, "cancelled before it began", None)
+                self._end(record, JobState.CANCELLED, "cancelled before it began")
                 record.wake()
             elif job.state is JobState.RUNNING and job.cancel_requested_at is None:
                 record.job = replace(record.job, cancel_requested_at=self.clock())
@@ -209,26 +220,26 @@ class MemoryRegistry(Registry):
                     record.source.interrupt("cancelled on request")
             return self._as_read(record.job, self.clock()).state
 
+    def take_cookies(self, key: str) -> bool:
+        with self._lock:
+            record = self._find(key)
+            taken, record.cookies_taken = record.cookies_taken, True
+            return not taken
+
     def discard(self, key: str) -> bool:
         with self._lock:
             record = self._records.get(key)
-            if record is None or record.job.state is JobState.RUNNING:
+            if record is None or record.job.state is JobState.RUNNING or _has_expired(record.job, self.clock()):
                 return False
             self._forget(key)
-            record.wake()
             return True
 
-    def jobs(self, state: JobState | None = None, limit: int = 100) -> list[Job]:
+    def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         with self._lock:
-            found: list[Job] = []
-            for key in reversed(self._records):
-                if len(found) >= limit:
-                    break
-                record = self._records[key]
-                job = self._as_read(record.snapshot(), self.clock())
-                if (state is None or job.state is state) and not _has_expired(job, self.clock()):
-                    found.append(job)
-            return found
+            now = self.clock()
+            newest_first = (self._as_read(record.snapshot(), now) for record in reversed(self._records.values()))
+            asked_for = (job for job in newest_first if state in (None, job.state) and not _has_expired(job, now))
+            return list(islice(asked_for, skip, skip + limit))
 
     def evict(self, limit: int = 1000) -> Evicted:
         with self._lock:
@@ -272,7 +283,8 @@ class MemoryRegistry(Registry):
                 state, reason = JobState.LOST, "its runner vanished"
             return replace(job, state=state, reason=reason, ended_at=job.lease_expires_at)
         if job.state is JobState.PENDING and job.expires_at is not None and now >= job.expires_at:
-            return replace(job, state=JobState.LOST, reason="never started", ended_at=job.expires_at)
+            # Its TTL begins when the loss is made permanent: who comes after a weekend's sleep shall still see it.
+            return replace(job, state=JobState.LOST, reason="never started", ended_at=job.expires_at, expires_at=None)
         return job
 
     def _check_writable(self, record: "_Record", channel: Channel, runner: str) -> None:
@@ -286,9 +298,10 @@ class MemoryRegistry(Registry):
     def _store(self, channel: Channel, log: "_Log", data: bytes) -> None:
         if channel is Channel.BODY and log.end + len(data) > self.max_result:
             raise RegistryFull("response", self.max_result)
-        while self._bytes + len(data) > self.max_bytes and self._make_room():
+        growth = log.growth(len(data))
+        while self._bytes + growth > self.max_bytes and self._make_room():
             pass
-        if self._bytes + len(data) > self.max_bytes:
+        if self._bytes + growth > self.max_bytes:
             if channel is not Channel.OUTPUT:
                 raise RegistryFull(f"{channel} with what all jobs keep", self.max_bytes)
             log.stop_growing()
@@ -309,7 +322,15 @@ class MemoryRegistry(Registry):
         self._remember_expired(key)
         return True
 
-    def _end(self, record: "_Record", to: JobState, reason: str, response: RecordedResponse | None) -> None:
+    def _end(
+        self,
+        record: "_Record",
+        to: JobState,
+        reason: str,
+        response: RecordedResponse | None = None,
+        *,
+        at: float | None = None,
+    ) -> None:
         now = self.clock()
         job = record.snapshot()
         record.job = replace(
@@ -317,7 +338,7 @@ class MemoryRegistry(Registry):
             state=to,
             reason=reason,
             response=response,
-            ended_at=now,
+            ended_at=now if at is None else at,
             expires_at=now + self.ttl,
             lease_expires_at=None,
             request={},
@@ -329,42 +350,50 @@ class MemoryRegistry(Registry):
             request.remove()
         for log in record.logs.values():
             log.seal()
+        self._pending.pop(job.key, None)
+        self._leased.pop(job.key, None)
         self._ended[job.key] = None
-        self._look_again(job.key, now + self.ttl)
 
     def _forget(self, key: str) -> None:
         record = self._records.pop(key)
+        self._pending.pop(key, None)
+        self._leased.pop(key, None)
         self._ended.pop(key, None)
         for log in record.logs.values():
             self._bytes -= log.stored
             log.remove()
+        record.wake()
 
     def _remember_expired(self, key: str) -> None:
         self._expired[key] = None
         while len(self._expired) > self.max_jobs:
             self._expired.popitem(last=False)
 
-    def _look_again(self, key: str, at: float) -> None:
-        heapq.heappush(self._due, (at, key))
-
     def _evict(self, now: float, limit: int) -> Evicted:
-        lost = evicted = looked = 0
-        while self._due and self._due[0][0] <= now and looked < limit:
-            looked += 1
-            key = heapq.heappop(self._due)[1]
-            record = self._records.get(key)
-            if record is None:
-                continue
+        lost = evicted = 0
+        while self._ended and evicted < limit:
+            key = next(iter(self._ended))
+            if not _has_expired(self._records[key].job, now):
+                break
+            self._forget(key)
+            self._remember_expired(key)
+            evicted += 1
+        for key in self._overdue(now, limit - evicted):
+            record = self._records[key]
             job = self._as_read(record.job, now)
-            if _has_expired(job, now):
-                self._forget(key)
-                self._remember_expired(key)
-                evicted += 1
-            elif job.state.ended and not record.job.state.ended:
-                self._end(record, job.state, job.reason, None)
-                record.wake()
-                lost += 1
+            self._end(record, job.state, job.reason, at=job.ended_at)
+            record.wake()
+            lost += 1
         return Evicted(lost, evicted)
+
+    def _overdue(self, now: float, limit: int) -> list[str]:
+        """Return up to *limit* keys of what reads as ended and is not written down as that."""
+
+        def is_overdue(key: str) -> bool:
+            return self._as_read(self._records[key].job, now).state.ended
+
+        overdue = itertools.chain(itertools.takewhile(is_overdue, self._pending), filter(is_overdue, self._leased))
+        return list(itertools.islice(overdue, limit))
 
 
 def _has_expired(job: Job, now: float) -> bool:
@@ -379,6 +408,7 @@ class _Record:
     logs: "dict[Channel, _Log]" = field(default_factory=dict)
     source: Source | None = None
     waiting: int = 0
+    cookies_taken: bool = False
     condition: threading.Condition | None = None
 
     def log(self, channel: Channel, registry: MemoryRegistry) -> "_Log":
@@ -440,10 +470,27 @@ class _Log:
         """Bytes kept."""
         return self.end if self._ring is None else min(self.end, self._head + self._ring)
 
+    def growth(self, size: int) -> int:
+        """How many bytes more are kept when *size* bytes are added."""
+        return size if self._ring is None else min(size, self._head + self._ring - self.stored)
+
+    def has(self, offset: int, data: bytes) -> bool:
+        """Whether *data* is what was added at *offset*, as far as it is still kept."""
+        if not 0 <= offset <= self.end - len(data):
+            return False
+        at, end = offset, offset + len(data)
+        while at < end:
+            piece = self.read(at, end - at)
+            kept = data[piece.offset - offset :][: len(piece.data)]
+            if piece.data[: len(kept)] != kept:
+                return False
+            at = piece.end
+        return True
+
     def append(self, data: bytes) -> None:
         """Add *data*, or nothing if the file system refuses."""
         assert self._file is not None  # noqa: S101  # sealed logs are not written to
-        if self._path is None and self.stored + len(data) > self._spool.threshold:
+        if self._path is None and self.stored + self.growth(len(data)) > self._spool.threshold:
             self._file, self._path = self._spool.move(self._file)
         view = memoryview(data)
         if self._ring is None:
@@ -490,22 +537,23 @@ class _Log:
                 position, room = self._place(at)
                 file.seek(position)
                 part = file.read(limit if room is None else min(limit, room))
-                if not part:  # the file was cut by somebody else: better short than for ever
-                    break
+                if not part:  # an empty piece would say that this is the end
+                    raise RegistryError(f"a file of {self._spool.directory} was cut by somebody else")
                 parts.append(part)
                 at, limit = at + len(part), limit - len(part)
+        except OSError as error:
+            raise RegistryError(f"cannot read from {self._spool.directory}: {error}") from error
         finally:
             if file is not self._file:
                 file.close()
         return Piece(offset, parts[0] if len(parts) == 1 else b"".join(parts))
 
     def stop_growing(self) -> None:
-        """From now on keep no more bytes than there are (or a few): new ones replace the older ones of the tail."""
-        if self._ring is not None and self.end < self._head + self._ring:
-            if self.end <= self._head:
-                self._head, self._ring = self.end, 4096
-            else:
-                self._ring = self.end - self._head
+        """From now on keep no more bytes than there are, or a few: new ones replace the older ones of the tail."""
+        if self._ring is not None and self.dropped is None:
+            limit = self._head + self._ring
+            self._head = min(self._head, self.end)
+            self._ring = min(limit - self._head, max(self.end - self._head, _LEAST_TAIL))
 
     def seal(self) -> None:
         """Keep no file open: there may be thousands of ended jobs."""
@@ -520,18 +568,20 @@ class _Log:
 
 
 class _Spool:
-    """A private directory (mode 0700) for what is too large for memory; made when first needed."""
+    """A private directory (mode 0700) for what is too large for memory; made when first needed, by each process."""
 
     def __init__(self, threshold: int) -> None:
         self.threshold = threshold
         self.directory: str | None = None
+        self._pid = 0
         self._remove_directory: Callable[[], object] = lambda: None
 
     def move(self, content: BinaryIO) -> tuple[BinaryIO, str]:
         """Copy *content* to a new file (mode 0600); return it, open, and its path."""
-        if self.directory is None:
-            self.directory = tempfile.mkdtemp(prefix="bgmiddleware-")
-            self._remove_directory = weakref.finalize(self, _remove_in_process, self.directory, os.getpid())
+        # Made anew: 1. in a forked child, where the directory is the parent's; 2. where somebody cleaned up in /tmp.
+        if self.directory is None or self._pid != os.getpid() or not os.path.isdir(self.directory):
+            self.directory, self._pid = tempfile.mkdtemp(prefix="bgmiddleware-"), os.getpid()
+            self._remove_directory = weakref.finalize(self, _remove_in_process, self.directory, self._pid)
         number, path = tempfile.mkstemp(dir=self.directory)
         # Unbuffered: what could not be written must not come back at the next seek.
         file = os.fdopen(number, "r+b", buffering=0)
@@ -545,12 +595,18 @@ class _Spool:
         return file, path
 
     def open(self, path: str | None) -> BinaryIO:
-        if path is None or not os.path.exists(path):
-            raise RegistryError(f"a file of {self.directory} was removed by somebody else")
-        return open(path, "rb")
+        assert path is not None  # noqa: S101  # what is in memory is never closed
+        try:
+            return open(path, "rb")
+        except FileNotFoundError:
+            raise RegistryError(f"a file of {self.directory} was removed by somebody else") from None
+        except OSError as error:
+            raise RegistryError(f"cannot read from {self.directory}: {error}") from error
 
     def remove(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # somebody cleaned the temporary directory: gone is gone
+        if self._pid != os.getpid() or os.path.dirname(path) != self.directory:
+            return  # the parent's, or gone with its directory
+        with contextlib.suppress(OSError):  # somebody cleaned the temporary directory: gone is gone
             os.unlink(path)
 
     def close(self) -> None:

@@ -1,0 +1,116 @@
+"""All jobs, for those who may see them: what there is and how it goes, but no way in, since tokens are not known."""
+
+import html
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from string import Template
+from typing import Any
+from urllib.parse import parse_qsl
+
+from .._jobs import Job
+from ..registries.base import Registry
+from .negotiate import View, choose
+from .page import STYLE, SYMBOLS, policy
+from .problems import UNSTORED, Answer, Headers, problem
+
+__all__ = ["Authorize", "answer_dashboard"]
+
+Authorize = Callable[[Mapping[str, Any]], bool]
+
+_ROWS = 50
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Jobs</title>
+<style>$style</style>
+</head>
+<body>
+<h1>Jobs</h1>
+<table>
+<thead><tr><th>State</th><th>Job</th><th>Owner</th><th>Begun</th><th>Ran for</th><th>Output</th></tr></thead>
+<tbody>
+$rows</tbody>
+</table>
+<nav>$links</nav>
+</body>
+</html>
+""")
+
+
+def answer_dashboard(environ: Mapping[str, Any], registry: Registry, authorize: Authorize) -> Answer:
+    """Answer with one page of jobs, newest first, from ``_skip`` on; as a page for who names HTML, else as JSON."""
+    if not authorize(environ):
+        return problem(environ, 403, "forbidden", "Who asks may not see the list of jobs.")
+    if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+        return problem(environ, 405, "method-not-allowed", "The list of jobs can only be read.", ("Allow", "GET, HEAD"))
+    skip = _skip(environ)
+    if skip is None:
+        return problem(environ, 400, "bad-parameter", "_skip must be a whole number.")
+    found = registry.jobs(limit=_ROWS + 1, skip=skip)
+    jobs, more = found[:_ROWS], len(found) > _ROWS
+    now = registry.clock()
+    if choose(environ.get("HTTP_ACCEPT")) is View.PAGE:
+        return _answer_html(jobs, now, _links(skip, more))
+    document = {"jobs": [_row(job, now) for job in jobs], "next": f"?_skip={skip + _ROWS}" if more else None}
+    return _answer("application/json", json.dumps(document).encode())
+
+
+def _skip(environ: Mapping[str, Any]) -> int | None:
+    text = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True)).get("_skip", "0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
+
+
+def _answer(content_type: str, body: bytes, *headers: tuple[str, str]) -> Answer:
+    content: Headers = (("Content-Type", content_type), ("Content-Length", str(len(body))), ("Vary", "Accept"))
+    return Answer("200 OK", (*content, *UNSTORED, *headers), [body])
+
+
+def _row(job: Job, now: float) -> dict[str, Any]:
+    return {
+        "key": job.key,
+        "title": job.title,
+        "state": job.state.value,
+        "reason": job.reason,
+        "owner": job.owner,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+        "age": max(0.0, now - job.created_at),
+        "elapsed": job.elapsed(now),
+        "output": job.output_end,
+    }
+
+
+def _answer_html(jobs: Iterable[Job], now: float, links: str) -> Answer:
+    rows = "".join(_html_row(job, now) for job in jobs) or '<tr><td colspan="6">There are no jobs.</td></tr>\n'
+    body = _PAGE.substitute(style=STYLE, rows=rows, links=links).encode()
+    return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", policy(STYLE)))
+
+
+def _html_row(job: Job, now: float) -> str:
+    begun = datetime.fromtimestamp(job.created_at, UTC)
+    cells = (
+        f'<span class="state {job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
+        html.escape(job.title),
+        html.escape(job.owner or "–"),
+        f'<time datetime="{begun.isoformat(timespec="seconds")}">{_ago(now - job.created_at)} ago</time>',
+        f"{job.elapsed(now):.1f} s",
+        f"{job.output_end:,} B",
+    )
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def _links(skip: int, more: bool) -> str:
+    links = [f'<a href="?_skip={max(0, skip - _ROWS)}">Newer</a>\n'] if skip else []
+    return "".join([*links, f'<a href="?_skip={skip + _ROWS}">Older</a>\n' if more else ""])

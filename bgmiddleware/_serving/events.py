@@ -1,0 +1,113 @@
+"""A job's output and state as server-sent events (WHATWG HTML, §9.2), for EventSource."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .._jobs import Job
+from .problems import Answer, problem
+from .status import status_document
+from .viewers import disconnection_of
+from .visit import LOOK_EVERY, BadParameter, Visit, about
+
+__all__ = ["answer_events"]
+
+_RETRY_MS = 1000
+_HEARTBEAT_EVERY = 5.0
+_APART = 0.1
+_LONGEST = 20.0
+_DONE = ";done"
+
+
+def answer_events(visit: Visit, job: Job) -> Answer:
+    """Answer with events from ``Last-Event-ID``, else from ``_offset``, else from the first byte.
+
+    An ``id`` is the offset behind the event's text; that of ``done``, the last event, says so. Who has seen that one
+    gets 204, which tells EventSource to stop. While the job runs the stream holds a slot, and ends after 20 seconds at
+    the latest: some servers kill a process, with every job in it, over one long response. The client resumes by itself.
+    """
+    last = visit.environ.get("HTTP_LAST_EVENT_ID", "")
+    if last.endswith(_DONE) and job.state.ended:
+        return Answer("204 No Content", about(job))
+    offset = _offset(last) if last else max(0, visit.number("_offset") or 0)
+    headers = (("Content-Type", "text/event-stream; charset=utf-8"), ("X-Accel-Buffering", "no"), *about(job))
+    if visit.environ["REQUEST_METHOD"] == "HEAD":
+        return Answer("200 OK", headers)
+    if job.state.ended:
+        return Answer("200 OK", headers, _Events(visit, offset, lambda: None))
+    if not visit.take_slot():
+        return problem(visit.environ, 503, "no-slot", "Too many viewers: ask for the log instead.", *visit.pace())
+    return Answer("200 OK", headers, _Events(visit, offset, visit.site.viewers.give_back))
+
+
+def _offset(last_event_id: str) -> int:
+    digits = last_event_id.removesuffix(_DONE)
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
+        raise BadParameter("Last-Event-ID must be one that was sent before")
+    return int(digits)
+
+
+def _event(data: dict[str, Any], *, kind: str | None = None, number: str | None = None) -> bytes:
+    # JSON: the text may hold line breaks of all kinds, which would end a field.
+    lines = [f"event: {kind}"] if kind else []
+    if number is not None:
+        lines.append(f"id: {number}")
+    lines.append(f"data: {json.dumps(data)}")
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+class _Events:
+    """The stream of one client; calls *leave* when it is closed."""
+
+    def __init__(self, visit: Visit, offset: int, leave: Callable[[], None]) -> None:
+        self._leave: Callable[[], None] | None = leave
+        self._gone = disconnection_of(visit.environ)
+        self._events = self._made(visit, offset)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._events
+
+    def close(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+    def _made(self, visit: Visit, offset: int) -> Iterator[bytes]:
+        yield f"retry: {_RETRY_MS}\n\n".encode()
+        ends_at = time.monotonic() + _LONGEST
+        sent_at = time.monotonic()
+        seen: tuple[object, ...] = ()
+        while True:
+            job, piece = visit.registry.page(visit.key, offset)
+            offset = min(offset, job.output_end)
+            if _news(job) != seen and not job.state.ended:
+                seen = _news(job)
+                sent_at = time.monotonic()
+                yield _event(status_document(visit, job), kind="status")
+            if piece.data:
+                offset = piece.end
+                sent_at = time.monotonic()
+                text = piece.data.decode("utf-8", "replace")
+                yield _event({"offset": piece.offset, "text": text}, number=str(offset))
+            if job.state.ended:
+                if offset < job.output_end:
+                    continue
+                yield _event(status_document(visit, job), kind="done", number=f"{offset}{_DONE}")
+                return
+            now = time.monotonic()
+            if now >= ends_at or self._gone():
+                return
+            if now - sent_at >= _HEARTBEAT_EVERY:
+                sent_at = now
+                yield b": still there\n\n"
+            if piece.data and offset < job.output_end:
+                continue  # more is there already
+            if piece.data or offset < job.output_end:
+                time.sleep(_APART)  # what is printed meanwhile is one event; and half a character may become one
+            visit.registry.wait(visit.key, offset, min(LOOK_EVERY, max(0.0, ends_at - now)))
+
+
+def _news(job: Job) -> tuple[object, ...]:
+    """Return what a status event is sent about, when it changes."""
+    return job.state, job.progress, job.cancel_requested_at

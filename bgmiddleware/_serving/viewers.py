@@ -1,0 +1,81 @@
+"""Viewers must never starve the app: how many connections may be held, how often the others may ask, who has left."""
+
+import math
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["Viewers", "disconnection_of"]
+
+_DECAY = 10.0
+_POLLS_PER_SECOND = 50.0
+_SLOWEST = 30.0
+
+
+class Viewers:
+    """Counts held connections against *slots*, and tells those who poll how long to wait. Any thread."""
+
+    def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock = threading.Lock()  # guards all of these
+        self._clock = clock
+        self._free = slots
+        self._waited = 0.0
+        self._counted_at = clock()
+
+    def take_slot(self) -> bool:
+        """Take a slot if one is free; it must be given back exactly once."""
+        with self._lock:
+            if self._free <= 0:
+                return False
+            self._free -= 1
+            return True
+
+    def give_back(self) -> None:
+        """Give one slot back."""
+        with self._lock:
+            self._free += 1
+
+    def pace(self, every: float | None) -> float:
+        """Return how many seconds a poller should wait, which waited *every* seconds for this answer (None: unknown).
+
+        Without knowing anybody: N pollers that each come every S seconds say S, N/S times a second, which adds up to N
+        per second (Little's law). So the sum, forgotten with a time constant of ten seconds, is ten times their number.
+        """
+        with self._lock:
+            now = self._clock()
+            self._waited *= math.exp((self._counted_at - now) / _DECAY)
+            self._counted_at = now
+            self._waited += min(every or 0.0, _SLOWEST)
+            pollers = self._waited / _DECAY
+        return min(_SLOWEST, max(1.0, pollers / _POLLS_PER_SECOND))
+
+
+def disconnection_of(environ: Mapping[str, Any]) -> Callable[[], bool]:
+    """Return a function that tells whether the client of a request has gone, as well as its server lets us know.
+
+    Servers do not say so until a write fails, so where one gives the socket away we look whether it is at its end.
+    """
+    asked = environ.get("waitress.client_disconnected")
+    connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    if connection is None and asked is not None:
+        connection = getattr(getattr(asked, "__self__", None), "socket", None)
+
+    def gone() -> bool:
+        if asked is not None and asked():
+            return True
+        return isinstance(connection, socket.socket) and _at_end(connection)
+
+    return gone
+
+
+def _at_end(connection: socket.socket) -> bool:
+    try:
+        readable, _, _ = select.select([connection], [], [], 0)
+        return bool(readable) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
+    except BlockingIOError:
+        return False
+    except (OSError, ValueError):  # reset, or closed by the server
+        return True

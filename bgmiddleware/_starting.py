@@ -1,0 +1,292 @@
+"""What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
+
+import contextlib
+import hashlib
+import hmac
+import itertools
+import json
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import Context
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from . import marks
+from ._capture import write_late
+from ._jobs import Channel, Job, key_of, new_token
+from ._recording import RecordedRequest, record_request, title_of
+from ._runner import Run, Work, call_function, replay_request
+from ._serving import (
+    UNSTORED,
+    Answer,
+    Headers,
+    Site,
+    StartResponse,
+    Stored,
+    Visit,
+    about,
+    names_json,
+    problem,
+    replay,
+    retry_after,
+    status_answer,
+)
+from .errors import BadRequestBody, ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryFull
+from .owners import CookieOwner
+from .registries.base import END, PAGE_BYTES, Registry
+
+__all__ = ["Starter", "WSGIApplication"]
+
+WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+_ALLOW = ("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+_SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
+_LONGEST_IDEMPOTENCY_KEY = 255
+
+
+class _OtherRequest(Exception):
+    """An Idempotency-Key was used before, for a request that asks for something else."""
+
+
+@dataclass(frozen=True)
+class Starter:
+    """Starts the jobs of one middleware, by its options. Any thread may call."""
+
+    site: Site
+    max_body: int
+    capture_logging: bool
+    promote_after: float
+    single_flight: bool
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    """From which the tokens of jobs that can be joined are made, so that nobody else can make them."""
+
+    def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
+        """Record a marked request of *app* and start it as a job."""
+        refused = self._refuse(environ)
+        if refused is not None:
+            return refused
+        try:
+            request = record_request(environ, self.max_body)
+        except BadRequestBody as error:
+            return problem(environ, error.status, "bad-request-body", f"{error}.")
+
+        def run(key: str) -> Run:
+            work = replay_request(app, self.site.registry, key, request.environ, request.kept)
+            return self._run(key, environ, work, context)
+
+        with request.body:
+            return self._start(environ, request, run, self.promote_after)
+
+    def start_function(
+        self, function: Callable[[], Any], environ: dict[str, Any], context: Context, printed: str
+    ) -> Answer:
+        """Start a ``@background`` function as a job, whose output begins with what was *printed* before."""
+        refused = self._refuse(environ)
+        if refused is not None:
+            return refused
+        if not self.site.executor.in_process:
+            raise ConfigurationError(
+                f"@background runs functions in this process, and the executor is {type(self.site.executor).__name__}:"
+                " decorate the view with @backgrounder instead"
+            )
+        return self._start(
+            environ, None, lambda key: self._run(key, environ, call_function(function), context, printed), 0.0
+        )
+
+    def _run(self, key: str, environ: dict[str, Any], work: Work, context: Context, preface: str = "") -> Run:
+        return Run(
+            key,
+            title_of(environ),
+            self.site.registry,
+            work,
+            context,
+            preface=preface,
+            takes_logging=self.capture_logging,
+        )
+
+    def _refuse(self, environ: dict[str, Any]) -> Answer | None:
+        """Return the answer for a request that must start nothing, whatever its mark."""
+        registry = self.site.registry
+        if environ.get("wsgi.multiprocess") and not registry.shared:
+            raise ConfigurationError(
+                f"this server runs several processes, and a {type(registry).__name__} keeps its jobs in one:"
+                " a token would be unknown to the others. Serve from one process with threads, or use a registry"
+                " that processes share"
+            )
+        method = environ["REQUEST_METHOD"]
+        if method == "HEAD":
+            return Answer("200 OK", (("Content-Type", "text/plain; charset=utf-8"), *UNSTORED))
+        if method == "OPTIONS":
+            return Answer("204 No Content", (_ALLOW, *UNSTORED))
+        purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
+        if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
+            # A browser drops this and asks again when the person really follows the link.
+            return problem(environ, 503, "speculative", "A job is only started by a real request.", retry_after(1.0))
+        if len(environ.get("HTTP_IDEMPOTENCY_KEY", "")) > _LONGEST_IDEMPOTENCY_KEY:
+            detail = f"An Idempotency-Key has at most {_LONGEST_IDEMPOTENCY_KEY} characters."
+            return problem(environ, 400, "bad-idempotency-key", detail)
+        return None
+
+    def _start(
+        self,
+        environ: dict[str, Any],
+        request: RecordedRequest | None,
+        run: Callable[[str], Run],
+        promote_after: float,
+    ) -> Answer:
+        """Start a job, or join one that does the same, and say where it is or what it answered."""
+        owner, cookie = self._owner_of(environ)
+        job = Job("", title_of(environ), owner=owner, request=request.environ if request else {})
+        try:
+            if "HTTP_IDEMPOTENCY_KEY" in environ or self.single_flight:
+                promote_after = 0.0  # who joins a job needs it to stay
+                token, job = self._begin_or_join(environ, job, request, run)
+            else:
+                token = new_token()
+                job = self._begin(replace(job, key=key_of(token)), request, run)
+        except _OtherRequest:
+            detail = "This Idempotency-Key was used for another request."
+            return problem(environ, 422, "idempotency-key-reused", detail)
+        except QueueFull as full:
+            return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(full.retry_after))
+        except RegistryFull as full:
+            return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(60.0))
+        visit = replace(self.site.visit(environ, token), owner=owner)
+        if promote_after > 0 and visit.preferred_wait is None:
+            job = visit.hold(job, END, promote_after)
+            return self._untouched(visit, job) if job.state.ended else self._started(visit, job, *cookie)
+        return self._answered(visit, job, *cookie)
+
+    def _owner_of(self, environ: dict[str, Any]) -> tuple[str | None, Headers]:
+        """Return whose job it will be, and what to tell a client that was nobody before."""
+        owner = None if self.site.owner is None else self.site.owner(environ)
+        if owner is None and isinstance(self.site.owner, CookieOwner):
+            return self.site.owner.issue(environ)
+        return owner, ()
+
+    def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[str], Run]) -> Job:
+        """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
+        registry = self.site.registry
+        job = registry.add(job)
+        try:
+            offset = 0
+            for chunk in request.chunks() if request else ():
+                offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
+            self.site.executor.submit(run(job.key))
+        except BaseException:
+            registry.discard(job.key)
+            raise
+        return job
+
+    def _begin_or_join(
+        self, environ: dict[str, Any], job: Job, request: RecordedRequest | None, run: Callable[[str], Run]
+    ) -> tuple[str, Job]:
+        """Begin the job unless there is one that this request repeats; return its token and itself.
+
+        The token is made of what must be the same, so that adding the job tells whether there is one: atomically, and
+        without the registry knowing any token.
+        """
+        idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
+        fingerprint = _fingerprint(environ, request)
+        for repetition in itertools.count():
+            if idempotency_key is not None:
+                token = self._made_token("idempotency-key", job.owner, idempotency_key)
+            else:
+                token = self._made_token("single-flight", job.owner, fingerprint, str(repetition))
+            key = key_of(token)
+            try:
+                return token, self._begin(replace(job, key=key, fingerprint=fingerprint), request, run)
+            except JobExists:
+                with contextlib.suppress(JobNotFound, JobExpired):  # gone this moment: the next round begins it
+                    there = self.site.registry.get(key)
+                    if idempotency_key is None and there.state.ended:
+                        continue
+                    if there.fingerprint != fingerprint:
+                        raise _OtherRequest from None
+                    return token, there
+        raise AssertionError("unreachable: the count has no end")
+
+    def _made_token(self, *parts: str | None) -> str:
+        message = json.dumps(parts).encode()
+        return str(uuid.UUID(bytes=hmac.digest(self.secret, message, "sha256")[:16], version=4))
+
+    def _untouched(self, visit: Visit, job: Job) -> Answer:
+        """Answer with what the app answered in time, as if nothing had been between; the job leaves no trace."""
+        registry = self.site.registry
+        write_late("stdout")("".join(_texts(registry, job)))  # where it would be if nobody had captured it
+        response = job.response
+        if response is None or not response.complete:
+            registry.discard(job.key)
+            return problem(visit.environ, 500, "failed", "The request failed.")
+        if job.body_end > PAGE_BYTES:
+            return Answer(response.status, response.headers, _ForgottenAfter(registry, job))
+        body = registry.read(job.key, Channel.BODY, 0).data
+        registry.discard(job.key)
+        return Answer(response.status, response.headers, [body] if body else [])
+
+    def _answered(self, visit: Visit, job: Job, *cookie: tuple[str, str]) -> Answer:
+        """Answer with the response if the client would wait for it and it came in time (RFC 7240 §4.3)."""
+        wait = visit.preferred_wait
+        if wait is None:
+            return self._started(visit, job, *cookie)
+        # Where there is nothing to hold the connection with, the preference is not applied.
+        begun = time.monotonic()
+        job = visit.hold(job, END, wait)
+        applied = job.state.ended or time.monotonic() - begun >= wait
+        preference = f"wait={wait:g}" if applied else ""
+        if job.state.ended and job.response is not None and job.response.complete:
+            where = ("Content-Location", visit.link())
+            return replay(visit, job, job.response, ("Preference-Applied", preference), where, *cookie)
+        return self._started(visit, job, *cookie, applied=preference)
+
+    def _started(self, visit: Visit, job: Job, *cookie: tuple[str, str], applied: str = "") -> Answer:
+        """Say where the job is: by a redirect, or to scripts by its state."""
+        environ = visit.environ
+        query = environ.get("QUERY_STRING") or ""
+        # Relative, and nothing but a query: right behind every proxy, whatever it does to host and path.
+        location = ("Location", f"?{query}{'&' if query else ''}{self.site.token_name}={visit.token}")
+        vary = "Accept, Prefer"
+        prefers_async = marks.prefers_async(environ)
+        preferences = ", ".join(filter(None, ("respond-async" if prefers_async else "", applied)))
+        headers = (location, *((("Preference-Applied", preferences),) if preferences else ()), *cookie)
+        if prefers_async or names_json(environ.get("HTTP_ACCEPT")):
+            return status_answer(visit, job, "202 Accepted", *headers, vary=vary)
+        body = f"Started in the background: see {location[1]}\n".encode()
+        content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
+        return Answer("303 See Other", (*headers, *content, *about(job, vary)), [body])
+
+
+def _fingerprint(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:
+    """Return a digest of method, URL and body: what must be the same for a request to be a repetition."""
+    digest = hashlib.sha256()
+    names = ("REQUEST_METHOD", "wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+    digest.update(json.dumps([environ.get(name, "") for name in names]).encode())
+    if request is not None:
+        for chunk in request.chunks():
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _texts(registry: Registry, job: Job) -> Iterator[str]:
+    offset = 0
+    while (piece := registry.read(job.key, Channel.OUTPUT, offset)).data:
+        offset = piece.end
+        yield piece.data.decode("utf-8", "backslashreplace")
+
+
+class _ForgottenAfter:
+    """The body of a job that is forgotten when it was read, or nobody reads on."""
+
+    def __init__(self, registry: Registry, job: Job) -> None:
+        self._registry = registry
+        self._key = job.key
+        self._chunks = iter(Stored(registry, job.key, Channel.BODY, 0, job.body_end))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._registry.discard(self._key)
