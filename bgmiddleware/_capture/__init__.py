@@ -1,7 +1,7 @@
 """Whose output is this? Stand-ins for ``sys.stdout`` and ``sys.stderr``, and what makes them see all that a job prints.
 
-``_output``: where one job's prints go. ``_streams``: the stand-ins, and the one context variable that routes.
-``_hooks``: threads, pools, forks, children and logging. Standard library only.
+``_output``: where one job's prints go; ``_files``: what its children write to. ``_streams``: the stand-ins, and the one
+context variable that routes. ``_hooks``: threads, pools, forks, children and logging. Standard library only.
 """
 
 from ._output import ForegroundOutput, JobOutput, Output

@@ -1,4 +1,4 @@
-"""What a job begins belongs to the job: threads, pool tasks, forked children, subprocesses, log records.
+"""What a job begins belongs to the job: threads, pool tasks, greenlets, forked children, subprocesses, log records.
 
 Each hook replaces one function of the standard library by one that asks whether the caller is a job, and does nothing
 else where it is not. They are put in place once, with the stand-ins, and stay.
@@ -6,16 +6,20 @@ else where it is not. They are put in place once, with the stand-ins, and stay.
 
 import concurrent.futures
 import concurrent.futures.thread
+import contextlib
 import functools
 import logging
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, TextIO
 
+from ._files import collector
 from ._output import JobOutput
-from ._streams import _current, _StandIn, bound
+from ._streams import _ByteStandIn, _current, _StandIn, after_fork, bound
 
 __all__ = ["install_hooks", "rebind_logging"]
 
@@ -30,6 +34,7 @@ def install_hooks() -> None:
     _installed = True
     _hook_threads()
     _hook_pools()
+    _hook_greenlets()
     _hook_children()
     _hook_logging()
     if hasattr(os, "register_at_fork"):
@@ -50,12 +55,24 @@ def _hook_threads() -> None:
     @functools.wraps(start)
     def start_thread(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         output = _job_output()
-        # A worker of a pool outlives the job that happens to begin it; its tasks are hooked one by one.
-        if output is not None and getattr(getattr(function, "__self__", None), "_target", None) is not pool_worker:
-            function = bound(function, output)
+        thread = getattr(function, "__self__", None)
+        if pool_worker is not None and getattr(thread, "_target", None) is pool_worker:
+            # A worker of a pool outlives the job that happens to begin it; its tasks are hooked one by one.
+            _set_in_context_of(thread, None)
+        elif output is not None:
+            _set_in_context_of(thread, output)
+            function = bound(function, output)  # also around the target, where threading.excepthook is called
         return start(function, *args, **options)
 
     setattr(threading, name, start_thread)
+
+
+def _set_in_context_of(thread: object, output: JobOutput | None) -> None:
+    """From Python 3.14 on a thread runs its target in a context of its own, which may be a copy of its parent's."""
+    context = getattr(thread, "_context", None)
+    if isinstance(context, Context) and context.get(_current) is not output:
+        with contextlib.suppress(RuntimeError):  # it was given to the thread by hand, and somebody is in it
+            context.run(_current.set, output)
 
 
 def _hook_pools() -> None:
@@ -64,9 +81,35 @@ def _hook_pools() -> None:
     @functools.wraps(submit)
     def submit_task(self: Any, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
         output = _job_output()
-        return submit(self, function if output is None else bound(function, output), *args, **options)
+        if output is not None and not _runs_elsewhere(self):
+            function = bound(function, output)
+        return submit(self, function, *args, **options)
 
     concurrent.futures.ThreadPoolExecutor.submit = submit_task  # type: ignore[method-assign]
+
+
+def _runs_elsewhere(pool: object) -> bool:
+    """Whether *pool* pickles its tasks for other interpreters, as one that is new in 3.14 does."""
+    return any(kind.__name__ == "InterpreterPoolExecutor" for kind in type(pool).__mro__)
+
+
+def _hook_greenlets() -> None:
+    """Greenlets begin in an empty context; gevent tells of each before it begins. If gevent came first."""
+    greenlet_class: Any = getattr(sys.modules.get("gevent"), "Greenlet", None)
+    if not hasattr(greenlet_class, "add_spawn_callback"):
+        return
+
+    def on_spawn(greenlet: Any) -> None:
+        output = _job_output()
+        if output is not None and greenlet.gr_context is None:
+            context = Context()
+            context.run(_current.set, output)
+            greenlet.gr_context = context
+
+    greenlet_class.add_spawn_callback(on_spawn)
+
+
+_POSITIONS = {"stdin": 3, "stdout": 4, "stderr": 5}  # among the arguments of Popen, self left out
 
 
 def _hook_children() -> None:
@@ -74,10 +117,20 @@ def _hook_children() -> None:
 
     @functools.wraps(begin)
     def begin_child(self: Any, *args: Any, **options: Any) -> None:
-        begin(self, *args, **options)
         output = _job_output()
-        if output is not None and any(
-            isinstance(stream, _StandIn) for stream in (*args[4:6], options.get("stdout"), options.get("stderr"))
+        if output is None:
+            begin(self, *args, **options)
+            return
+        given = {name: args[at] if at < len(args) else options.get(name) for name, at in _POSITIONS.items()}
+        number = output.fileno() if output.takes_children else None
+        if number is not None:
+            defaults = {"stdin": subprocess.DEVNULL, "stdout": number, "stderr": number}
+            for name, at in _POSITIONS.items():
+                if given[name] is None and at >= len(args):
+                    given[name] = options[name] = defaults[name]
+        begin(self, *args, **options)
+        if any(isinstance(stream, _StandIn | _ByteStandIn) for stream in given.values()) or (
+            number is not None and number in (given["stdout"], given["stderr"])
         ):
             output.adopt(self)
 
@@ -91,6 +144,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    after_fork()
+    collector.reset()
     output = _job_output()
     if output is not None:
         output.after_fork()
@@ -116,15 +171,22 @@ def _hook_logging() -> None:
             _current.reset(token)
         # Where a handler writes to the console, the job has it. Where they write to files only, it gets a line.
         if not probe.touched and _accepted(self, record.levelno):
-            output.err(_FORMATTER.format(record) + "\n")
+            output.err(_formatted(record))
 
     logging.Logger.callHandlers = call  # type: ignore[method-assign]
+
+
+def _formatted(record: logging.LogRecord) -> str:
+    try:
+        return _FORMATTER.format(record) + "\n"
+    except Exception:  # arguments that do not fit: logging's handlers do not raise for it, either
+        return f"{record.levelname} {record.name}: {record.msg!r} % {record.args!r}\n"
 
 
 def _accepted(logger: logging.Logger | None, level: int) -> bool:
     """Whether any handler that the record passes takes its level."""
     while logger is not None:
-        if any(level >= handler.level for handler in logger.handlers):
+        if any(level >= handler.level and type(handler) is not logging.NullHandler for handler in logger.handlers):
             return True
         logger = logger.parent if logger.propagate else None
     return False
@@ -132,6 +194,9 @@ def _accepted(logger: logging.Logger | None, level: int) -> bool:
 
 class _Probe:
     """A job's output that notices whether anything is written to it."""
+
+    pending: list[str | bytes] | None = None
+    batch = 1
 
     def __init__(self, output: JobOutput) -> None:
         self._output = output
@@ -154,6 +219,9 @@ class _Probe:
     def write_bytes(self, data: bytes, original: Callable[[bytes], int]) -> int:
         self.touched = True
         return self._output.write_bytes(data, original)
+
+    def drain_soon(self) -> None:
+        """Do nothing: the output does so itself."""
 
     def flush(self) -> None:
         self._output.flush()

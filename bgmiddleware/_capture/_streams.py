@@ -1,7 +1,9 @@
 """The stand-ins for the standard streams, and the context variable that says whose output this is."""
 
 import contextlib
+import functools
 import io
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +12,13 @@ from typing import Any, TextIO
 
 from ._output import Output
 
-__all__ = ["bound", "current_output", "detached", "error_stream", "install", "use_output"]
+__all__ = ["after_fork", "bound", "current_output", "detached", "error_stream", "install", "use_output", "write_late"]
+
+_LARGE = 4096
 
 _current: ContextVar[Output | None] = ContextVar("bgmiddleware_output", default=None)
 _install_lock = threading.Lock()  # guards the replacing of sys.stdout, sys.stderr and sys.stdin
-_latest: dict[str, "_StandIn"] = {}
+_latest: dict[str, "_StandIn"] = {}  # the newest, by name
 
 
 def current_output() -> Output | None:
@@ -53,14 +57,11 @@ def bound(function: Callable[..., Any], output: Output) -> Callable[..., Any]:
 class _StandIn(io.TextIOWrapper):
     """What ``sys.stdout`` or ``sys.stderr`` is from the first job on: it writes to the output of whoever is writing.
 
-    A ``TextIOWrapper``, because libraries ask for one before they look at ``buffer`` or call ``reconfigure``. What it
-    has besides the methods here is the original's.
+    A ``TextIOWrapper``, because libraries ask for one before they look at ``buffer`` or call ``reconfigure``.
     """
 
     def __init__(self, original: Any, name: str) -> None:
-        write_original: Callable[[str], int] = (
-            getattr(original, "write", None) or len
-        )  # sys.stdout may be None: then nothing is written
+        write_original = _write_of(original)
         get = _current.get
         self.original = original
         self._title = name
@@ -69,20 +70,39 @@ class _StandIn(io.TextIOWrapper):
         super().__init__(buffer, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
 
         # Functions of the instance: no bound method is made for a print, and a copy that somebody keeps stays right.
+        # Twice the same but for one word, and with the job's list in them: a call more would be a fifth of a print.
         if name == "stdout":
 
             def write(text: str) -> int:
                 output = get()
                 if output is None:
                     return write_original(text)
-                return output.out(text)
+                if text.__class__ is str:
+                    pending = output.pending
+                    if pending is not None:
+                        pending.append(text)
+                        if (size := len(text)) < _LARGE and len(pending) < output.batch:
+                            return size
+                        output.drain_soon()
+                        return size
+                write_slowly = output.out
+                return write_slowly(text)
         else:
 
             def write(text: str) -> int:
                 output = get()
                 if output is None:
                     return write_original(text)
-                return output.err(text)
+                if text.__class__ is str:
+                    pending = output.pending
+                    if pending is not None:
+                        pending.append(text)
+                        if (size := len(text)) < _LARGE and len(pending) < output.batch:
+                            return size
+                        output.drain_soon()
+                        return size
+                write_slowly = output.err
+                return write_slowly(text)
 
         self.__dict__["write"] = write
         self.write_original = write_original
@@ -91,8 +111,10 @@ class _StandIn(io.TextIOWrapper):
         output = _current.get()
         if output is not None and output.job is not None:
             output.flush()
-        elif self.original is not None and not getattr(self.original, "closed", False):
-            self.original.flush()
+        elif not getattr(self.original, "closed", False):
+            flush = getattr(self.original, "flush", None)  # there are streams that have only write
+            if flush is not None:
+                flush()
 
     def fileno(self) -> int:
         output = _current.get()
@@ -105,7 +127,8 @@ class _StandIn(io.TextIOWrapper):
 
     def isatty(self) -> bool:
         # 2 to 19 times fewer bytes than a terminal would be sent, and a viewer that need not be one.
-        return not self._in_job() and self.original is not None and bool(self.original.isatty())
+        ask = None if self._in_job() else getattr(self.original, "isatty", None)
+        return ask is not None and bool(ask())
 
     def reconfigure(self, **options: Any) -> None:
         if not self._in_job() and hasattr(self.original, "reconfigure"):
@@ -149,11 +172,28 @@ class _StandIn(io.TextIOWrapper):
     def mode(self) -> str:
         return "w"
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.original, name)
-
     def __repr__(self) -> str:
         return f"<bgmiddleware {self._title} of {self.original!r}>"
+
+
+class _StandInOfOther(_StandIn):
+    """For an original that may have more to it than a ``TextIOWrapper``: that is forwarded.
+
+    A class apart, because ``__getattr__`` slows down the look-up of all that is there, too: a print by 7 %.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+
+def _write_of(original: Any) -> Callable[[str], int]:
+    if original is None:  # a process without streams: then nothing is written
+        return len
+    try:
+        write: Callable[[str], int] = original.write
+    except Exception:  # mod_wsgi has a stdout that raises whatever one asks of it: it shall do so to who prints to it
+        return lambda text: int(original.write(text))
+    return write
 
 
 class _ByteStandIn(io.BufferedIOBase):
@@ -167,6 +207,9 @@ class _ByteStandIn(io.BufferedIOBase):
         if output is None:
             return self._write_original(data)
         return output.write_bytes(data, self._write_original)
+
+    def __getattr__(self, name: str) -> Any:  # raw, for one
+        return getattr(self._text.original.buffer, name)
 
     def _write_original(self, data: Any) -> int:
         buffer = getattr(self._text.original, "buffer", None)
@@ -198,7 +241,7 @@ class _StdinStandIn(io.TextIOBase):
 
     def _source(self) -> Any:
         output = _current.get()
-        return self.original if output is None or output.job is None else io.StringIO()
+        return self.original if output is None or output.job is None else _nothing()
 
     def read(self, size: int | None = -1) -> str:
         return str(self._source().read(-1 if size is None else size))
@@ -218,8 +261,32 @@ class _StdinStandIn(io.TextIOBase):
     def close(self) -> None:
         """Do nothing: the server's stdin is not ours to close."""
 
+    @property
+    def closed(self) -> bool:
+        return bool(getattr(self._source(), "closed", False))
+
+    # What TextIOBase has and does not fill in; input() at a terminal asks for the first two.
+
+    @property
+    def encoding(self) -> str | None:  # type: ignore[override]
+        return getattr(self._source(), "encoding", None)
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return getattr(self._source(), "errors", None)
+
+    @property
+    def newlines(self) -> Any:  # type: ignore[override]
+        return getattr(self._source(), "newlines", None)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source(), name)
+
+
+@functools.cache
+def _nothing() -> TextIO:
+    """Return a file that is at its end, with a descriptor and a buffer. One for all jobs, open for good."""
+    return io.TextIOWrapper(io.BufferedReader(io.FileIO(os.open(os.devnull, os.O_RDONLY), closefd=False)), "utf-8")
 
 
 def install() -> None:
@@ -227,7 +294,7 @@ def install() -> None:
 
     They are never taken away again: that is only safe as long as nobody else has put a stream over them.
     """
-    if _holds_stand_in(sys.stdout) and _holds_stand_in(sys.stderr):
+    if _holds_stand_in(sys.stdout) and _holds_stand_in(sys.stderr) and _is_stand_in_or_none(sys.stdin):
         return
     # Here and not above: the hooks use this module.
     from ._hooks import install_hooks, rebind_logging
@@ -237,19 +304,28 @@ def install() -> None:
         for name in ("stdout", "stderr"):
             original: TextIO | None = getattr(sys, name)
             if not _holds_stand_in(original):
-                stand_in = _latest[name] = _StandIn(original, name)
+                kind = _StandIn if original is None or type(original) is io.TextIOWrapper else _StandInOfOther
+                stand_in = _latest[name] = kind(original, name)
                 setattr(sys, name, stand_in)
                 rebind_logging(original, stand_in)
-        if not isinstance(sys.stdin, _StdinStandIn):
+        if not _is_stand_in_or_none(sys.stdin):
             setattr(sys, "stdin", _StdinStandIn(sys.stdin))  # noqa: B010  # not a TextIO to mypy, but to all who read
+
+
+def _is_stand_in_or_none(stream: object) -> bool:
+    return stream is None or type(stream) is _StdinStandIn
 
 
 def _holds_stand_in(stream: object, depth: int = 4) -> bool:
     """Whether *stream* is a stand-in, or a wrapper of one that passes writes on (colorama, codecs, tee)."""
     while stream is not None and depth:
-        if isinstance(stream, _StandIn):
+        # No attribute is asked of a foreign object, not even __class__: see _write_of.
+        if issubclass(type(stream), _StandIn):
             return True
-        inner = vars(stream) if hasattr(stream, "__dict__") else {}
+        try:
+            inner = object.__getattribute__(stream, "__dict__")
+        except AttributeError:
+            return False
         stream = next((inner[name] for name in _WRAPPED if name in inner), None)
         depth -= 1
     return False
@@ -265,9 +341,23 @@ def error_stream() -> TextIO:
 
 
 def write_late(name: str) -> Callable[[str], int]:
-    """Return a function that writes to what the newest stand-in of *name* stands for, looked up at each call."""
+    """Return a function that writes to what ``sys.stdout`` or ``sys.stderr`` (*name*) is outside of jobs, looked up at
+    each call: a stream that was the original once may be closed by now."""
 
     def write(text: str) -> int:
-        return _latest[name].write_original(text)
+        stream = getattr(sys, name)
+        if stream is None:
+            return len(text)
+        if issubclass(type(stream), _StandIn):
+            written: int = stream.write_original(text)
+            return written
+        with use_output(None):  # somebody's wrapper, which comes back to a stand-in
+            return int(stream.write(text) or 0)
 
     return write
+
+
+def after_fork() -> None:
+    """In a forked child: another thread of the parent may have been installing."""
+    global _install_lock
+    _install_lock = threading.Lock()
