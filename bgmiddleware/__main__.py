@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         serve(app, host=options.host, port=options.port, threads=options.threads)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"bgmiddleware: cannot serve on {options.host}:{options.port}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -46,13 +46,29 @@ def _parser() -> argparse.ArgumentParser:
         help="a path that goes to the background, e.g. '/reports/*'; may be given several times",
     )
     command.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    command.add_argument("--port", type=int, default=8080, help="the port, 0 for any free one (default: %(default)s)")
-    command.add_argument("--threads", type=int, default=8, help="threads that serve requests (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=8, help="jobs that run at a time (default: %(default)s)")
+    command.add_argument("--port", type=_port, default=8080, help="the port, 0 for any free one (default: %(default)s)")
+    command.add_argument("--threads", type=_count, default=8, help="threads that serve requests (default: %(default)s)")
+    command.add_argument("--workers", type=_count, default=8, help="jobs that run at a time (default: %(default)s)")
     command.add_argument(
         "--ttl", type=float, default=3600.0, help="seconds to keep an ended job (default: %(default)s)"
     )
+    command.add_argument(
+        "--drain", type=float, default=10.0, help="seconds that jobs get to end at the end (default: %(default)s)"
+    )
     return parser
+
+
+def _port(text: str) -> int:
+    # The system would take 99999 for another port than anyone means.
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, not {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, not {text!r}")
+    return int(text)
 
 
 def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
@@ -63,14 +79,14 @@ def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
         _imported(options.app),
         when=marks.any_of(*marked),
         registry=MemoryRegistry(ttl=options.ttl),
-        executor=ThreadExecutor(max_workers=options.workers),
+        executor=ThreadExecutor(max_workers=options.workers, drain=options.drain),
     )
 
 
 def _imported(name: str) -> Any:
     """Return the app that ``module:attribute`` names, looked for in the current directory too."""
     module_name, _, attribute = name.partition(":")
-    if not (module_name and attribute):
+    if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
         raise ConfigurationError.of_setting("app", name, "MODULE:APP")
     sys.path.insert(0, os.getcwd())
     try:

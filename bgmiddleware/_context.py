@@ -1,5 +1,6 @@
 """What a view sees of its job, and the two decorators that ask for one."""
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -112,7 +113,7 @@ def backgrounder(view: Callable[_P, _R]) -> Callable[_P, _R]:
     """
     _declare(view, "backgrounder")
 
-    @functools.wraps(view)
+    @_wraps(view)
     def call(*args: _P.args, **options: _P.kwargs) -> _R:
         if not _may_leave():
             return view(*args, **options)
@@ -132,7 +133,7 @@ def background(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """
     _declare(function, "background")
 
-    @functools.wraps(function)
+    @_wraps(function)
     def call(*args: _P.args, **options: _P.kwargs) -> _R:
         if not _may_leave():
             return function(*args, **options)
@@ -141,6 +142,17 @@ def background(function: Callable[_P, _R]) -> Callable[_P, _R]:
         raise BackgroundRequested(functools.partial(function, *args, **options), copy_context(), printed)
 
     return call
+
+
+def _wraps(function: Callable[_P, _R]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    def wrap(call: Callable[_P, _R]) -> Callable[_P, _R]:
+        functools.update_wrapper(call, function)
+        with contextlib.suppress(TypeError, ValueError):  # a callable of C, which has no signature
+            # Pyramid decides by it what to call a view with, and does not follow __wrapped__.
+            call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        return call
+
+    return wrap
 
 
 def _declare(function: Callable[..., Any], decorator: str) -> None:

@@ -1,6 +1,7 @@
 """What a job is: frozen values, made by registries and read by everybody."""
 
 import hashlib
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,10 @@ class Progress:
     done: float
     total: float | None = None
     message: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(number) for number in (self.done, self.total or 0)):
+            raise ValueError(f"progress takes finite numbers: {self.done!r} of {self.total!r}")  # JSON has no others
 
     @property
     def percent(self) -> float | None:

@@ -41,7 +41,8 @@ class BackgroundMiddleware:
     413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is,
     and a pace. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
     lets in. *capture_logging*: whether log records of a job reach its output where no handler writes them to the
-    console. *token_name*: the query parameter that bears the token.
+    console. *capture_children*: whether subprocesses that a job gives no streams print to its output too.
+    *token_name*: the query parameter that bears the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -61,6 +62,7 @@ class BackgroundMiddleware:
         dashboard: str | None = None,
         authorize: Authorize | None = None,
         capture_logging: bool = True,
+        capture_children: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
         least = {"max_body": max_body, "stream_slots": stream_slots, "promote_after": promote_after}
@@ -76,13 +78,17 @@ class BackgroundMiddleware:
             raise ConfigurationError.of_setting("dashboard", dashboard, "a path that begins with '/'")
         if (dashboard is None) != (authorize is None):
             raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
+        if isinstance(app, BackgroundMiddleware):
+            raise ConfigurationError(
+                "app is in a BackgroundMiddleware already: the outer one would not know its tokens"
+            )
         self.app = app
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor
         if not self.executor.in_process and not self.registry.shared:
             raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
         self._site = Site(self.registry, self.executor, Viewers(stream_slots), token_name, owner)
-        self._starter = Starter(self._site, max_body, capture_logging, promote_after, single_flight)
+        self._starter = Starter(self._site, max_body, capture_logging, capture_children, promote_after, single_flight)
         self._max_body = max_body
         self._dashboard = dashboard
         self._authorize = authorize
@@ -107,8 +113,7 @@ class BackgroundMiddleware:
         try:
             return self.app(environ, start_response)
         except BackgroundRequested as asked:  # from a view that this very request imported
-            exc_info = (type(asked), asked, asked.__traceback__)
-            return self._answer_asked(environ, environ, asked).send(environ, start_response, exc_info)
+            return self._answer_asked(environ, environ, asked).send(environ, start_response)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
         if self._authorize is not None and environ.get("PATH_INFO") == self._dashboard:
@@ -122,11 +127,19 @@ class BackgroundMiddleware:
         if (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ) and not _can_rewind(body):
             body = environ["wsgi.input"] = RememberingInput(body, self._max_body)
         recorded = environ.copy()
+        begun = False
+
+        def begin(*arguments: Any) -> Any:
+            nonlocal begun
+            begun = True
+            return start_response(*arguments)
+
         try:
             with use_output(ForegroundOutput(write_late("stdout"), write_late("stderr"))):
-                return self.app(environ, start_response)
+                return self.app(environ, begin)
         except BackgroundRequested as asked:
-            exc_info = (type(asked), asked, asked.__traceback__)
+            # Only where the app had begun a response, as PEP 3333 wants it: test clients raise what they are given.
+            exc_info = (type(asked), asked, asked.__traceback__) if begun else None
             return self._answer_asked(environ, recorded, asked).send(environ, start_response, exc_info)
         finally:
             if isinstance(body, RememberingInput):
@@ -144,7 +157,8 @@ class BackgroundMiddleware:
                 return problem(environ, error.status, "bad-request-body", f"{error}.")
         elif _can_rewind(body):
             body.seek(0)
-        return self._starter.start_replay(self.app, recorded, asked.context)
+        # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.
+        return self._starter.start_replay(self.app, recorded, copy_context())
 
     def _without_our_parameters(self, environ: dict[str, Any]) -> dict[str, Any]:
         """Return the request as a form of the replayed document meant it: to the URL that it was first at."""

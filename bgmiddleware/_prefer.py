@@ -7,12 +7,14 @@ from types import MappingProxyType
 
 __all__ = ["preferences"]
 
+# Possessive throughout: what somebody sends is read once, however odd it is.
+_MEMBER = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+"?+)++', re.DOTALL)  # what stands between commas
 _PREFERENCE = re.compile(
-    r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)      # a name
-        (?:\s*=\s*("(?:[^"\\]|\\.)*"|[^\s,;"]*))?  # its value
-        (?:\s*;[^,"]*(?:"(?:[^"\\]|\\.)*"[^,"]*)*)?  # parameters, which no preference of ours has
-        \s*(?:,|$)""",
-    re.VERBOSE,
+    r"""\s*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)\s*+          # a name
+        (?:=\s*+("(?:[^"\\]++|\\.)*+"|[^\s;"]*+)\s*+)?+  # its value
+        (?:;.*+)?+                                    # parameters, which no preference of ours has
+        """,
+    re.VERBOSE | re.DOTALL,
 )
 
 
@@ -23,16 +25,11 @@ def preferences(header: str) -> Mapping[str, str]:
     An empty value is the same as none (§2).
     """
     found: dict[str, str] = {}
-    position = 0
-    while position < len(header):
-        match = _PREFERENCE.match(header, position)
-        if match is None:
-            comma = header.find(",", position)
-            position = len(header) if comma < 0 else comma + 1
-            continue
-        name, value = match.group(1).lower(), match.group(2) or ""
-        if value.startswith('"'):
-            value = re.sub(r"\\(.)", r"\1", value[1:-1])
-        found.setdefault(name, value)
-        position = match.end()
+    for member in _MEMBER.findall(header):
+        match = _PREFERENCE.fullmatch(member)
+        if match is not None:
+            name, value = match.group(1).lower(), match.group(2) or ""
+            if value.startswith('"'):
+                value = re.sub(r"\\(.)", r"\1", value[1:-1])
+            found.setdefault(name, value)
     return MappingProxyType(found)

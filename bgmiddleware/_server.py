@@ -15,7 +15,8 @@ __all__ = ["serve"]
 def serve(app: BackgroundMiddleware, *, host: str = "127.0.0.1", port: int = 8080, threads: int = 8) -> None:
     """Serve *app* until Ctrl-C or SIGTERM, then let its jobs end as its executor is configured. Main thread only.
 
-    Prints the addresses, with the real port where *port* is 0.
+    Prints the addresses, with the real port where *port* is 0. A second signal does not wait for the jobs. Raises
+    ``OSError`` where the address cannot be had, ``ValueError`` where there is no such address.
     """
     server: Any = create_server(
         app,
@@ -26,14 +27,23 @@ def serve(app: BackgroundMiddleware, *, host: str = "127.0.0.1", port: int = 808
         channel_request_lookahead=1,
     )
     signal.signal(signal.SIGTERM, _exit)  # by default it ends the process at once, and every job with it
-    for address in _addresses(server):
-        print(f"Serving on http://{address}/ (Ctrl-C stops)", flush=True)
     try:
+        for address in _addresses(server):
+            print(f"Serving on http://{address}/ (Ctrl-C stops)", flush=True)
         server.run()  # returns at KeyboardInterrupt and SystemExit
+    except (KeyboardInterrupt, SystemExit):
+        pass  # it came before the server ran: the same wish
     finally:
+        _stop(server, app)
+
+
+def _stop(server: Any, app: BackgroundMiddleware) -> None:
+    try:
         server.close()
         print("Stopping: jobs get time to end …", file=sys.stderr, flush=True)
         app.close()
+    except (KeyboardInterrupt, SystemExit):
+        app.close(drain=0)
 
 
 def _addresses(server: Any) -> list[str]:

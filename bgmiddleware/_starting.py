@@ -1,5 +1,6 @@
 """What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
 
+import codecs
 import contextlib
 import hashlib
 import hmac
@@ -7,7 +8,6 @@ import itertools
 import json
 import re
 import secrets
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context
@@ -28,9 +28,9 @@ from ._serving import (
     Stored,
     Visit,
     about,
+    answer_ended,
     names_json,
     problem,
-    replay,
     retry_after,
     status_answer,
 )
@@ -58,6 +58,7 @@ class Starter:
     site: Site
     max_body: int
     capture_logging: bool
+    capture_children: bool
     promote_after: float
     single_flight: bool
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
@@ -105,6 +106,7 @@ class Starter:
             context,
             preface=preface,
             takes_logging=self.capture_logging,
+            takes_children=self.capture_children,
         )
 
     def _refuse(self, environ: dict[str, Any]) -> Answer | None:
@@ -125,8 +127,8 @@ class Starter:
         if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
             # A browser drops this and asks again when the person really follows the link.
             return problem(environ, 503, "speculative", "A job is only started by a real request.", retry_after(1.0))
-        if len(environ.get("HTTP_IDEMPOTENCY_KEY", "")) > _LONGEST_IDEMPOTENCY_KEY:
-            detail = f"An Idempotency-Key has at most {_LONGEST_IDEMPOTENCY_KEY} characters."
+        if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
+            detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
         return None
 
@@ -222,25 +224,19 @@ class Starter:
             registry.discard(job.key)
             return problem(visit.environ, 500, "failed", "The request failed.")
         if job.body_end > PAGE_BYTES:
-            return Answer(response.status, response.headers, _ForgottenAfter(registry, job))
+            length = () if _has(response.headers, "content-length") else (("Content-Length", str(job.body_end)),)
+            return Answer(response.status, (*response.headers, *length), _ForgottenAfter(registry, job))
         body = registry.read(job.key, Channel.BODY, 0).data
         registry.discard(job.key)
         return Answer(response.status, response.headers, [body] if body else [])
 
     def _answered(self, visit: Visit, job: Job, *cookie: tuple[str, str]) -> Answer:
         """Answer with the response if the client would wait for it and it came in time (RFC 7240 §4.3)."""
-        wait = visit.preferred_wait
-        if wait is None:
-            return self._started(visit, job, *cookie)
-        # Where there is nothing to hold the connection with, the preference is not applied.
-        begun = time.monotonic()
-        job = visit.hold(job, END, wait)
-        applied = job.state.ended or time.monotonic() - begun >= wait
-        preference = f"wait={wait:g}" if applied else ""
-        if job.state.ended and job.response is not None and job.response.complete:
+        job, applied = visit.wait_as_preferred(job)
+        if applied and job.state.ended:
             where = ("Content-Location", visit.link())
-            return replay(visit, job, job.response, ("Preference-Applied", preference), where, *cookie)
-        return self._started(visit, job, *cookie, applied=preference)
+            return answer_ended(visit, job, ("Preference-Applied", applied), where, *cookie)
+        return self._started(visit, job, *cookie, applied=applied)
 
     def _started(self, visit: Visit, job: Job, *cookie: tuple[str, str], applied: str = "") -> Answer:
         """Say where the job is: by a redirect, or to scripts by its state."""
@@ -270,11 +266,17 @@ def _fingerprint(environ: Mapping[str, Any], request: RecordedRequest | None) ->
     return digest.hexdigest()
 
 
+def _has(headers: Headers, name: str) -> bool:
+    return any(key.lower() == name for key, _ in headers)
+
+
 def _texts(registry: Registry, job: Job) -> Iterator[str]:
+    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
     offset = 0
     while (piece := registry.read(job.key, Channel.OUTPUT, offset)).data:
         offset = piece.end
-        yield piece.data.decode("utf-8", "backslashreplace")
+        yield decode(piece.data)
+    yield decode(b"", True)
 
 
 class _ForgottenAfter:

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import marks
+from . import marks, owners
 from ._middleware import BackgroundMiddleware, WSGIApplication
 from .errors import ConfigurationError
 from .executors.base import Executor
@@ -37,6 +37,13 @@ def _boolean(text: str) -> bool:
     ]
 
 
+def _globs(text: str) -> list[str]:
+    globs = text.split()
+    if not all(glob.startswith(("/", "*")) for glob in globs):
+        raise ValueError(text)
+    return globs
+
+
 def _mark(text: str) -> marks.Mark:
     kind, _, rest = text.partition(":")
     match kind:
@@ -49,20 +56,38 @@ def _mark(text: str) -> marks.Mark:
         case "header" if rest:
             name, equals, value = rest.partition("=")
             return marks.header(name, value if equals else None)
-        case "python" if ":" in rest:
-            return _imported(rest)
-    raise ValueError(text)
+    return _imported("when", text)
 
 
-def _imported(name: str) -> marks.Mark:
+def _owner(text: str) -> owners.Owner:
+    kind, _, rest = text.partition(":")
+    match kind:
+        case "remote_user" if not rest:
+            return owners.remote_user
+        case "header" if rest:
+            return owners.header(rest)
+        case "cookie" if rest:
+            return owners.cookie(rest)
+    return _imported("owner", text)
+
+
+def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
+    return _imported("authorize", text)
+
+
+def _imported(setting: str, text: str) -> Callable[[Mapping[str, Any]], Any]:
+    """Return the function of the environ that ``python:MODULE:NAME`` names."""
+    kind, _, name = text.partition(":")
     module, _, attribute = name.partition(":")
+    if kind != "python" or not module or not attribute:
+        raise ValueError(text)
     try:
-        mark = getattr(importlib.import_module(module), attribute)
+        function: Callable[[Mapping[str, Any]], Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"when = python:{name}: {error}") from error
-    if not callable(mark):
-        raise ConfigurationError.of_setting("when", f"python:{name}", "a function of the environ")
-    return mark  # type: ignore[no-any-return]
+        raise ConfigurationError(f"{setting} = {text}: {error}") from error
+    if not callable(function):
+        raise ConfigurationError.of_setting(setting, text, "a function of the environ")
+    return function
 
 
 def _marks(text: str) -> list[marks.Mark]:
@@ -71,8 +96,9 @@ def _marks(text: str) -> list[marks.Mark]:
 
 # For each setting how its text is read, what it may be, and which of the three it belongs to.
 SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
-    "paths": (str.split, "globs with spaces between", "marks"),
+    "paths": (_globs, "globs that begin with '/' or '*', with spaces between", "marks"),
     "when": (_marks, "prefers_async, always, query:NAME, header:NAME[=VALUE], python:MODULE:NAME", "marks"),
+    "promote_after": (_number, "seconds", "middleware"),
     "registry": (str, "memory:", "kind"),
     "executor": (str, "thread", "kind"),
     "ttl": (_number, "seconds", "registry"),
@@ -85,9 +111,14 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "max_workers": (_integer, "a whole number", "executor"),
     "max_pending": (_integer, "a whole number", "executor"),
     "drain": (_number, "seconds", "executor"),
+    "owner": (_owner, "remote_user, header:NAME, cookie:SECRET, python:MODULE:NAME", "middleware"),
+    "single_flight": (_boolean, "true or false", "middleware"),
     "max_body": (_size, "bytes, also as 64k, 16M, 1G", "middleware"),
     "stream_slots": (_integer, "a whole number", "middleware"),
+    "dashboard": (str, "a path that begins with '/'", "middleware"),
+    "authorize": (_authorize, "python:MODULE:NAME", "middleware"),
     "capture_logging": (_boolean, "true or false", "middleware"),
+    "capture_children": (_boolean, "true or false", "middleware"),
     "token_name": (str, "letters, digits and -._~", "middleware"),
 }
 

@@ -22,6 +22,7 @@ from bgmiddleware import (
     marks,
     progress,
 )
+from bgmiddleware import _context
 
 Client = InProcess | OverHTTP
 UNKNOWN = "6b9f2e1c-0000-4000-8000-000000000000"
@@ -92,7 +93,9 @@ def client_of(request: pytest.FixtureRequest) -> Iterator[Any]:
 # What is not marked.
 
 
-def test_an_unmarked_request_goes_through_untouched() -> None:
+def test_an_unmarked_request_goes_through_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where a decorator is used, the app is watched, and gets a start_response of ours.
+    monkeypatch.setattr(_context, "declared", False)
     seen: list[Any] = []
     iterable = [b"x"]
 

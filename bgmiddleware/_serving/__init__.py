@@ -14,7 +14,7 @@ from .log import answer_log
 from .negotiate import OFFERED, View, choose, names_json
 from .page import answer_page
 from .problems import UNSTORED, Answer, Headers, StartResponse, problem, retry_after
-from .result import answer_result, replay
+from .result import answer_ended, answer_result
 from .status import answer_status, status_answer
 from .stored import Stored
 from .viewers import Viewers
@@ -32,9 +32,9 @@ __all__ = [
     "Visit",
     "about",
     "answer_dashboard",
+    "answer_ended",
     "names_json",
     "problem",
-    "replay",
     "retry_after",
     "serve",
     "status_answer",

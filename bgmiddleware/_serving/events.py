@@ -28,9 +28,9 @@ def answer_events(visit: Visit, job: Job) -> Answer:
     the latest: some servers kill a process, with every job in it, over one long response. The client resumes by itself.
     """
     last = visit.environ.get("HTTP_LAST_EVENT_ID", "")
+    offset = _offset(last) if last else max(0, visit.number("_offset") or 0)
     if last.endswith(_DONE) and job.state.ended:
         return Answer("204 No Content", about(job))
-    offset = _offset(last) if last else max(0, visit.number("_offset") or 0)
     headers = (("Content-Type", "text/event-stream; charset=utf-8"), ("X-Accel-Buffering", "no"), *about(job))
     if visit.environ["REQUEST_METHOD"] == "HEAD":
         return Answer("200 OK", headers)

@@ -3,12 +3,10 @@
 import re
 from collections.abc import Callable, Generator, Iterator
 
-from webob.byterange import Range
-
 from .._jobs import Channel, Job
 from ..registries.base import PAGE_BYTES, Piece, Registry
 from .problems import Answer, Headers
-from .stored import Stored, bounds, conditional, entity_tag
+from .stored import Asked, Stored, asked_range, conditional, entity_tag
 from .viewers import disconnection_of
 from .visit import LOOK_EVERY, Visit, about
 
@@ -24,7 +22,7 @@ def answer_log(visit: Visit, job: Job) -> Answer:
         return _answer_page(visit, job, offset)
     if job.state.ended:
         return _answer_whole(visit, job)
-    asked = Range.parse(visit.environ.get("HTTP_RANGE"))
+    asked = asked_range(visit.environ)
     if asked is not None and job.output_dropped is None and "HTTP_IF_RANGE" not in visit.environ:
         return _answer_range(visit, job, asked)
     if visit.environ["REQUEST_METHOD"] == "HEAD":
@@ -69,14 +67,14 @@ def _answer_whole(visit: Visit, job: Job) -> Answer:
     headers = (*_head(job), _length(_whole_length(job)))
     if job.output_dropped is not None:
         return Answer("200 OK", headers, _whole(visit.registry, job))  # offsets are not positions in this text
-    headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job.key, Channel.OUTPUT)))
+    headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job, Channel.OUTPUT)))
     return conditional(visit.environ, headers, Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end))
 
 
-def _answer_range(visit: Visit, job: Job, asked: Range) -> Answer:
+def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
     """Answer with a part of what there is by now; its whole length is not known yet (RFC 9110 §14.4)."""
     there = job.output_end
-    begin, end = bounds(asked, there)
+    begin, end = asked.within(there)
     if begin >= end:
         return Answer(
             "416 Range Not Satisfiable", (*about(job), ("Content-Range", f"bytes */{there}"), _length(0), *visit.pace())

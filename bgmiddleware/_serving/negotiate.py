@@ -1,11 +1,13 @@
 """Which of a job's views a client means."""
 
+import re
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 from webob.acceptparse import create_accept_header
 
-__all__ = ["OFFERED", "View", "choose", "names_json"]
+__all__ = ["OFFERED", "View", "choose", "names_json", "parsed"]
 
 
 class View(StrEnum):
@@ -40,6 +42,15 @@ _OFFERS = {
 OFFERED = tuple(_OFFERS)
 _FOR_ALL = ("text/plain", "application/json")  # the others only for who names them
 
+# All that we say is UTF-8. Who asks for just that means the type without the parameter too, of JSON even though JSON
+# has no such parameter.
+_IN_UTF8 = re.compile(r""";\s*+charset\s*+=\s*+"?utf-8"?\s*+(?=[;,]|$)""", re.IGNORECASE)
+
+
+def parsed(accept: str | None) -> Any:
+    """Return an ``Accept`` header as WebOb understands it; without one, or with an odd one, anything is accepted."""
+    return create_accept_header(_IN_UTF8.sub("", accept) if accept else None)
+
 
 @lru_cache(_HEADERS_REMEMBERED)
 def choose(accept: str | None) -> View | None:
@@ -48,14 +59,14 @@ def choose(accept: str | None) -> View | None:
     Best quality first, then what the client names outright, then the client's order. A wildcard never means the page,
     nor events: clients that send ``*/*`` are programs, and some of them name JSON before it.
     """
-    parsed = create_accept_header(accept or None)
+    accepted = parsed(accept)
     order: dict[str, int] = {}
-    for position, (media_range, *_) in enumerate(parsed.parsed or ()):
+    for position, (media_range, *_) in enumerate(accepted.parsed or ()):
         order.setdefault(media_range.lower(), position)
     offers = list(_OFFERS)
     fitting = [
         (-quality, order.get(offer, len(order) + offers.index(offer)), offer)
-        for offer, quality in parsed.acceptable_offers(offers)
+        for offer, quality in accepted.acceptable_offers(offers)
         if offer in order or offer in _FOR_ALL
     ]
     return _OFFERS[min(fitting)[2]] if fitting else None
@@ -64,5 +75,5 @@ def choose(accept: str | None) -> View | None:
 @lru_cache(_HEADERS_REMEMBERED)
 def names_json(accept: str | None) -> bool:
     """Whether a client names ``application/json`` and likes nothing better."""
-    parsed = create_accept_header(accept or None).parsed or ()
-    return choose(accept) is View.STATUS and any(range_.lower() == "application/json" for range_, *_ in parsed)
+    ranges = parsed(accept).parsed or ()
+    return choose(accept) is View.STATUS and any(range_.lower() == "application/json" for range_, *_ in ranges)

@@ -76,6 +76,9 @@ SYMBOLS = {
 }
 
 
+_NOTHING = {True: "(No output yet.)", False: "(There was no output.)"}
+
+
 def answer_page(visit: Visit, job: Job) -> Answer:
     """Answer with the page; while the job runs it asks for itself again every three seconds."""
     job, piece = visit.registry.page(visit.key, -_TAIL_BYTES)
@@ -90,7 +93,7 @@ def answer_page(visit: Visit, job: Job) -> Answer:
         reason=f'<p class="reason">{html.escape(_reason(job))}</p>\n' if _reason(job) else "",
         progress=_progress(job),
         cut=f"<p>The first {piece.offset} bytes are not shown here.</p>\n" if piece.offset else "",
-        output=html.escape(readable(piece.data.decode("utf-8", "replace"))),
+        output=html.escape(readable(piece.data.decode("utf-8", "replace"))) or _NOTHING[live],
         links=_links(visit, job),
         cancel=_cancel(visit) if live and job.cancel_requested_at is None else "",
     ).encode()
@@ -125,9 +128,13 @@ def _progress(job: Job) -> str:
         return ""
     percent = job.progress.percent
     value = "" if percent is None else f' value="{percent:.1f}"'
-    of = "" if job.progress.total is None else f" of {job.progress.total:g}"
-    text = f"{job.progress.message} {job.progress.done:g}{of}".strip()
+    of = "" if job.progress.total is None else f" of {_count(job.progress.total)}"
+    text = f"{job.progress.message} {_count(job.progress.done)}{of}".strip()
     return f'<p><progress max="100"{value} aria-label="Progress"></progress> {html.escape(text)}</p>\n'
+
+
+def _count(number: float) -> str:
+    return f"{number:,.2f}".removesuffix(".00")
 
 
 def _links(visit: Visit, job: Job) -> str:

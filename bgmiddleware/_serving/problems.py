@@ -8,7 +8,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
-from webob.acceptparse import create_accept_header
+from .negotiate import parsed
 
 __all__ = ["UNSTORED", "Answer", "StartResponse", "problem", "retry_after", "status_line"]
 
@@ -92,6 +92,5 @@ _JSON = ("application/json", "application/problem+json", "text/event-stream")
 
 def _wants_json(accept: str) -> bool:
     """Whether a client names a kind of JSON, or events, and does not also take a page."""
-    parsed = create_accept_header(accept or None).parsed or ()
-    named = {media_range.lower() for media_range, quality, *_ in parsed if quality}
+    named = {media_range.lower() for media_range, quality, *_ in parsed(accept).parsed or () if quality}
     return not named.isdisjoint(_JSON) and "text/html" not in named

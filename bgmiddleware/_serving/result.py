@@ -7,7 +7,7 @@ from .status import status_answer
 from .stored import Stored, conditional, entity_tag
 from .visit import Visit, job_headers
 
-__all__ = ["answer_result", "replay"]
+__all__ = ["answer_ended", "answer_result"]
 
 _BODYLESS = (204, 304)
 _VALIDATORS = {"etag", "last-modified"}
@@ -16,22 +16,28 @@ _VALIDATORS = {"etag", "last-modified"}
 def answer_result(visit: Visit, job: Job) -> Answer:
     """Answer with the response that the job recorded; while it runs with 202, after the time that the client grants:
     ``_wait``, or ``Prefer: wait=N`` (RFC 7240 §4.3)."""
-    preferred = visit.preferred_wait
-    job = visit.hold(job, END, visit.wait or preferred or 0.0)
-    applied = (("Preference-Applied", f"wait={preferred:g}"),) if preferred is not None else ()
+    job = visit.hold(job, END, visit.wait)
+    job, preference = visit.wait_as_preferred(job)
+    applied = (("Preference-Applied", preference),) if preference else ()
     if not job.state.ended:
         return status_answer(visit, job, "202 Accepted", *applied)
+    return answer_ended(visit, job, *applied)
+
+
+def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
+    """Answer with the response of a job that has ended, or say why there is none; and with the headers that are
+    *added*."""
+    if job.response is not None and job.response.complete and job.state in (JobState.FINISHED, JobState.FAILED):
+        return _replay(visit, job, job.response, *added)
+    headers = (*job_headers(job), *added)
     if job.state is JobState.CANCELLED:
-        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *job_headers(job))
+        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers)
     if job.state is JobState.LOST:
-        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *job_headers(job))
-    if job.response is None or not job.response.complete:
-        detail = f"The job failed: {job.reason}. Its output says more."
-        return problem(visit.environ, 500, "failed", detail, *job_headers(job))
-    return replay(visit, job, job.response, *applied)
+        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers)
+    return problem(visit.environ, 500, "failed", f"The job failed: {job.reason}. Its output says more.", *headers)
 
 
-def replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:
+def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:
     """Answer with the recorded *response* and what is *added*; a 200 as its conditions and its range ask.
 
     Its cookies go to who reads it first, and to nobody else: they may be somebody's session.
@@ -55,7 +61,7 @@ def _headers(visit: Visit, job: Job, response: RecordedResponse) -> Headers:
     if "cache-control" not in names:
         headers.append(("Cache-Control", "private, no-cache"))
     if response.code == 200 and names.isdisjoint(_VALIDATORS):
-        headers.append(("ETag", entity_tag(job.key, Channel.BODY)))
+        headers.append(("ETag", entity_tag(job, Channel.BODY)))
     if response.code == 200 and "accept-ranges" not in names:
         headers.append(("Accept-Ranges", "bytes"))
     return tuple(headers)

@@ -1,16 +1,16 @@
 """Bytes that are whole and will not change: conditional requests and ranges of them."""
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from webob import Request, Response
-from webob.byterange import Range
 
-from .._jobs import Channel
+from .._jobs import Channel, Job
 from ..registries.base import PAGE_BYTES, Registry
 from .problems import Answer, Headers
 
-__all__ = ["Stored", "bounds", "conditional", "entity_tag"]
+__all__ = ["Asked", "Stored", "asked_range", "conditional", "entity_tag"]
 
 _CONDITIONS = (
     "HTTP_RANGE",
@@ -36,11 +36,11 @@ class Stored:
         offset = self._begin
         while offset < self._end:
             limit = min(PAGE_BYTES, self._end - offset)
-            data = self._registry.read(self._key, self._channel, offset, limit).data
-            if not data:
-                raise OSError("the job's bytes end too early")  # breaks the connection: it is not whole
-            yield data
-            offset += len(data)
+            piece = self._registry.read(self._key, self._channel, offset, limit)
+            if not piece.data or piece.offset != offset:  # dropped since the answer was begun
+                raise OSError("the job's bytes are not there any more")  # breaks the connection: it is not whole
+            yield piece.data
+            offset = piece.end
 
     @property
     def length(self) -> int:
@@ -52,9 +52,42 @@ class Stored:
         return Stored(self._registry, self._key, self._channel, self._begin + begin, self._begin + end)
 
 
-def entity_tag(key: str, channel: Channel) -> str:
-    """Return a strong validator (RFC 9110 §8.8.3): the bytes of an ended job never change."""
-    return f'"{key[:16]}-{channel}"'
+def entity_tag(job: Job, channel: Channel) -> str:
+    """Return a strong validator (RFC 9110 §8.8.3): the bytes of an ended job never change. Its beginning is in it,
+    since a job that an ``Idempotency-Key`` named can be followed by another of the same name."""
+    return f'"{job.key[:16]}-{job.created_at * 1e6:.0f}-{channel}"'
+
+
+class Asked(NamedTuple):
+    """The one range of bytes that a client asks for: from *begin* to *end* (None: the end), or the last ``-begin``."""
+
+    begin: int
+    end: int | None
+
+    def within(self, length: int) -> tuple[int, int]:
+        """Return where it begins and ends in *length* bytes; it is empty if they do not satisfy it."""
+        if self.begin < 0:
+            return max(0, length + self.begin), length  # all of them, if there are fewer
+        return self.begin, length if self.end is None else min(self.end, length)
+
+
+_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.IGNORECASE)
+_NONE = Asked(0, 0)
+
+
+def asked_range(environ: Mapping[str, Any]) -> Asked | None:
+    """Return what range a request asks for. None, to be answered with the whole: 1. without one; 2. where it cannot be
+    read; 3. where it asks for several, which nobody does for a log; 4. for other methods than GET (RFC 9110 §14.2)."""
+    header = environ.get("HTTP_RANGE")
+    match = _RANGE.fullmatch(header) if header and environ["REQUEST_METHOD"] == "GET" else None
+    if match is None:
+        return None
+    first, last = match.groups()
+    if not first:
+        return (Asked(-int(last), None) if int(last) else _NONE) if last else None
+    if last and int(last) < int(first):
+        return None
+    return Asked(int(first), int(last) + 1 if last else None)
 
 
 def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -> Answer:
@@ -77,23 +110,23 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
             return _without_body("304 Not Modified", headers)
     elif modified is not None and request.if_modified_since is not None and modified <= request.if_modified_since:
         return _without_body("304 Not Modified", headers)
-    asked = Range.parse(environ.get("HTTP_RANGE"))
-    if asked is None or response not in request.if_range:
+    asked = asked_range(environ)
+    if asked is None or not _is_still(environ.get("HTTP_IF_RANGE"), headers):
         return Answer("200 OK", headers, content)
     return _partial(asked, headers, content)
 
 
-def bounds(asked: Range, length: int) -> tuple[int, int]:
-    """Return where a range begins and ends in *length* bytes; it is empty if they do not satisfy it."""
-    begin = asked.start or 0
-    if begin < 0:
-        begin = max(0, length + begin)  # the last so many bytes: all of them, if there are fewer
-    return begin, length if asked.end is None else min(asked.end, length)
+def _is_still(validator: str | None, headers: Headers) -> bool:
+    """Whether an ``If-Range`` holds: a strong tag or a date that is exactly the answer's (RFC 9110 §13.1.5)."""
+    if validator is None:
+        return True
+    name = "etag" if validator.endswith('"') else "last-modified"
+    return not validator.startswith("W/") and any(key.lower() == name and value == validator for key, value in headers)
 
 
-def _partial(asked: Range, headers: Headers, content: "Stored") -> Answer:
+def _partial(asked: Asked, headers: Headers, content: "Stored") -> Answer:
     length = content.length
-    begin, end = bounds(asked, length)
+    begin, end = asked.within(length)
     if begin >= end:
         unsatisfied = ("Content-Range", f"bytes */{length}")
         return Answer("416 Range Not Satisfiable", (*_about_none(headers), ("Content-Length", "0"), unsatisfied))
@@ -108,5 +141,9 @@ def _without_body(status: str, headers: Headers) -> Answer:
 
 
 def _about_none(headers: Headers) -> Headers:
-    """Leave out what describes a body."""
-    return tuple((name, value) for name, value in headers if not name.lower().startswith("content-"))
+    """Leave out what describes a body, but not where it is: a 304 must say that (RFC 9110 §15.4.5)."""
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if not name.lower().startswith("content-") or name.lower() == "content-location"
+    )

@@ -72,10 +72,21 @@ def disconnection_of(environ: Mapping[str, Any]) -> Callable[[], bool]:
 
 
 def _at_end(connection: socket.socket) -> bool:
-    try:
-        readable, _, _ = select.select([connection], [], [], 0)
-        return bool(readable) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
-    except BlockingIOError:
-        return False
-    except (OSError, ValueError):  # reset, or closed by the server
+    number = connection.fileno()
+    if number < 0:  # closed by the server
         return True
+    try:
+        # Not read at once: gevent's sockets wait for something to read, whatever the flags.
+        return _is_readable(number) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
+    except (BlockingIOError, ValueError):  # TLS, say, lets nobody look
+        return False
+    except OSError:  # reset
+        return True
+
+
+def _is_readable(number: int) -> bool:
+    if not hasattr(select, "poll"):
+        return bool(select.select([number], [], [], 0)[0])
+    poll = select.poll()  # unlike select() for descriptors of any number
+    poll.register(number, select.POLLIN)
+    return bool(poll.poll(0))

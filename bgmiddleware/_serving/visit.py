@@ -11,7 +11,7 @@ from .._prefer import preferences
 from ..errors import JobNotFound
 from ..executors.base import Executor
 from ..owners import Owner
-from ..registries.base import Registry
+from ..registries.base import END, Registry
 from .problems import UNSTORED, Headers, retry_after
 from .viewers import Viewers, disconnection_of
 
@@ -93,6 +93,17 @@ class Visit:
             return job
         finally:
             self.site.viewers.give_back()
+
+    def wait_as_preferred(self, job: Job) -> tuple[Job, str]:
+        """Return the job when it has ended, at the latest after the time that ``Prefer: wait=N`` grants (RFC 7240
+        §4.3), and that preference if it was applied: where there is nothing to hold the connection with, it is not."""
+        wait = self.preferred_wait
+        if wait is None:
+            return job, ""
+        begun = time.monotonic()
+        job = self.hold(job, END, wait)
+        applied = job.state.ended or time.monotonic() - begun >= wait
+        return job, f"wait={wait:g}" if applied else ""
 
     def pace(self) -> Headers:
         """Return when a client that polls should ask again: exactly for ours, in whole seconds for others."""

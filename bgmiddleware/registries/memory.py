@@ -1,19 +1,11 @@
 """Jobs in the memory of one process; what is large is spooled to files."""
 
-import contextlib
-import io
 import itertools
-import os
-import shutil
-import tempfile
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import BinaryIO
 
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from ..errors import (
@@ -27,13 +19,13 @@ from ..errors import (
     RegistryError,
     RegistryFull,
 )
+from ._logs import Log, Spool
 from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source
 
 __all__ = ["MemoryRegistry"]
 
 _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 1000
-_LEAST_TAIL = 4096
 
 
 class MemoryRegistry(Registry):
@@ -69,7 +61,7 @@ class MemoryRegistry(Registry):
             if not value > 0:
                 raise ConfigurationError.of_setting(name, value, "a number above 0")
         self.max_bytes = max_bytes
-        self._spool = _Spool(spool_threshold)
+        self._spool = Spool(spool_threshold)
         self._lock = threading.Lock()  # guards all that follows, and every record
         self._records: dict[str, _Record] = {}
         # Who is to be looked at when something is due. No heap of times: for a whole TTL it would keep entries of jobs
@@ -137,6 +129,7 @@ class MemoryRegistry(Registry):
             record.waiting += 1
         try:
             while True:
+                woken = record.woken
                 source = record.source
                 if source is not None and offset < END:
                     # Told to append each write at once, then drained: what is printed from here on wakes us.
@@ -150,7 +143,8 @@ class MemoryRegistry(Registry):
                     limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
                     if limit is not None:
                         left = min(left, max(0.001, limit - self.clock()))
-                    record.changed(self._lock).wait(left)
+                    if record.woken == woken:  # else somebody was woken, and told the source not to hurry any more
+                        record.changed(self._lock).wait(left)
         finally:
             with self._lock:
                 record.waiting -= 1
@@ -239,7 +233,7 @@ class MemoryRegistry(Registry):
             now = self.clock()
             newest_first = (self._as_read(record.snapshot(), now) for record in reversed(self._records.values()))
             asked_for = (job for job in newest_first if state in (None, job.state) and not _has_expired(job, now))
-            return list(islice(asked_for, skip, skip + limit))
+            return list(itertools.islice(asked_for, skip, skip + limit))
 
     def evict(self, limit: int = 1000) -> Evicted:
         with self._lock:
@@ -295,7 +289,7 @@ class MemoryRegistry(Registry):
         elif job.state is not JobState.RUNNING or job.runner != runner:
             raise Fenced(job.key)
 
-    def _store(self, channel: Channel, log: "_Log", data: bytes) -> None:
+    def _store(self, channel: Channel, log: Log, data: bytes) -> None:
         if channel is Channel.BODY and log.end + len(data) > self.max_result:
             raise RegistryFull("response", self.max_result)
         growth = log.growth(len(data))
@@ -405,17 +399,18 @@ class _Record:
     """A job with its bytes. Guarded by the registry's lock, of which the condition is made when first needed."""
 
     job: Job
-    logs: "dict[Channel, _Log]" = field(default_factory=dict)
+    logs: dict[Channel, Log] = field(default_factory=dict)
     source: Source | None = None
     waiting: int = 0
+    woken: int = 0
     cookies_taken: bool = False
     condition: threading.Condition | None = None
 
-    def log(self, channel: Channel, registry: MemoryRegistry) -> "_Log":
+    def log(self, channel: Channel, registry: MemoryRegistry) -> Log:
         log = self.logs.get(channel)
         if log is None:
             limit = registry.max_output if channel is Channel.OUTPUT else None
-            log = self.logs[channel] = _Log(registry._spool, limit)
+            log = self.logs[channel] = Log(registry._spool, limit)
         return log
 
     def snapshot(self) -> Job:
@@ -435,187 +430,9 @@ class _Record:
         return self.condition
 
     def wake(self) -> None:
+        self.woken += 1
         if self.waiting and self.condition is not None:
             self.condition.notify_all()
             # Woken readers take their time: until they look again, the job need not append each write.
             if self.source is not None:
                 self.source.watch(False)
-
-
-class _Log:
-    """An append-only byte log that keeps its first and its last bytes.
-
-    Byte *n* lies at position *n* while n < head, and behind that in a ring of *ring* bytes: so the head stays, and the
-    ring holds the tail. Without a limit there is no ring.
-    """
-
-    __slots__ = ("_file", "_head", "_path", "_ring", "_spool", "end")
-
-    def __init__(self, spool: "_Spool", limit: int | None) -> None:
-        self._spool = spool
-        self._head = limit // 2 if limit is not None else 0
-        self._ring = limit - self._head if limit is not None else None
-        self._file: BinaryIO | None = io.BytesIO()
-        self._path: str | None = None
-        self.end = 0
-
-    @property
-    def dropped(self) -> tuple[int, int] | None:
-        if self._ring is None or self.end <= self._head + self._ring:
-            return None
-        return self._head, self.end - self._ring
-
-    @property
-    def stored(self) -> int:
-        """Bytes kept."""
-        return self.end if self._ring is None else min(self.end, self._head + self._ring)
-
-    def growth(self, size: int) -> int:
-        """How many bytes more are kept when *size* bytes are added."""
-        return size if self._ring is None else min(size, self._head + self._ring - self.stored)
-
-    def has(self, offset: int, data: bytes) -> bool:
-        """Whether *data* is what was added at *offset*, as far as it is still kept."""
-        if not 0 <= offset <= self.end - len(data):
-            return False
-        at, end = offset, offset + len(data)
-        while at < end:
-            piece = self.read(at, end - at)
-            kept = data[piece.offset - offset :][: len(piece.data)]
-            if piece.data[: len(kept)] != kept:
-                return False
-            at = piece.end
-        return True
-
-    def append(self, data: bytes) -> None:
-        """Add *data*, or nothing if the file system refuses."""
-        assert self._file is not None  # noqa: S101  # sealed logs are not written to
-        if self._path is None and self.stored + self.growth(len(data)) > self._spool.threshold:
-            self._file, self._path = self._spool.move(self._file)
-        view = memoryview(data)
-        if self._ring is None:
-            self._write(self.end, view)
-        else:
-            head = max(0, self._head - self.end)
-            self._write(self.end, view[:head])
-            # Of a chunk that is larger than the ring only the end is written: the rest would be overwritten at once.
-            skip = max(head, len(data) - self._ring)
-            self._write(self.end + skip, view[skip:])
-        self.end += len(data)
-
-    def _write(self, offset: int, view: memoryview) -> None:
-        assert self._file is not None  # noqa: S101  # sealed logs are not written to
-        while view:
-            position, room = self._place(offset)
-            self._file.seek(position)
-            written = self._file.write(view[:room])
-            offset, view = offset + written, view[written:]
-
-    def _place(self, offset: int) -> tuple[int, int | None]:
-        """Return where the byte at *offset* lies, and how many follow it there (None: all)."""
-        if self._ring is None:
-            return offset, None
-        if offset < self._head:
-            return offset, self._head - offset
-        within = (offset - self._head) % self._ring
-        return self._head + within, self._ring - within
-
-    def read(self, offset: int, limit: int) -> Piece:
-        dropped = self.dropped
-        if dropped is not None and dropped[0] <= offset < dropped[1]:
-            offset = dropped[1]
-        limit = min(limit, self.end - offset)
-        if dropped is not None and offset < dropped[0]:
-            limit = min(limit, dropped[0] - offset)
-        if limit <= 0:
-            return Piece(offset, b"")
-        parts = []
-        file = self._file if self._file is not None else self._spool.open(self._path)
-        try:
-            at = offset
-            while limit > 0:
-                position, room = self._place(at)
-                file.seek(position)
-                part = file.read(limit if room is None else min(limit, room))
-                if not part:  # an empty piece would say that this is the end
-                    raise RegistryError(f"a file of {self._spool.directory} was cut by somebody else")
-                parts.append(part)
-                at, limit = at + len(part), limit - len(part)
-        except OSError as error:
-            raise RegistryError(f"cannot read from {self._spool.directory}: {error}") from error
-        finally:
-            if file is not self._file:
-                file.close()
-        return Piece(offset, parts[0] if len(parts) == 1 else b"".join(parts))
-
-    def stop_growing(self) -> None:
-        """From now on keep no more bytes than there are, or a few: new ones replace the older ones of the tail."""
-        if self._ring is not None and self.dropped is None:
-            limit = self._head + self._ring
-            self._head = min(self._head, self.end)
-            self._ring = min(limit - self._head, max(self.end - self._head, _LEAST_TAIL))
-
-    def seal(self) -> None:
-        """Keep no file open: there may be thousands of ended jobs."""
-        if self._path is not None and self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def remove(self) -> None:
-        self.seal()
-        if self._path is not None:
-            self._spool.remove(self._path)
-
-
-class _Spool:
-    """A private directory (mode 0700) for what is too large for memory; made when first needed, by each process."""
-
-    def __init__(self, threshold: int) -> None:
-        self.threshold = threshold
-        self.directory: str | None = None
-        self._pid = 0
-        self._remove_directory: Callable[[], object] = lambda: None
-
-    def move(self, content: BinaryIO) -> tuple[BinaryIO, str]:
-        """Copy *content* to a new file (mode 0600); return it, open, and its path."""
-        # Made anew: 1. in a forked child, where the directory is the parent's; 2. where somebody cleaned up in /tmp.
-        if self.directory is None or self._pid != os.getpid() or not os.path.isdir(self.directory):
-            self.directory, self._pid = tempfile.mkdtemp(prefix="bgmiddleware-"), os.getpid()
-            self._remove_directory = weakref.finalize(self, _remove_in_process, self.directory, self._pid)
-        number, path = tempfile.mkstemp(dir=self.directory)
-        # Unbuffered: what could not be written must not come back at the next seek.
-        file = os.fdopen(number, "r+b", buffering=0)
-        content.seek(0)
-        try:
-            shutil.copyfileobj(content, file)
-        except OSError:
-            file.close()
-            self.remove(path)
-            raise
-        return file, path
-
-    def open(self, path: str | None) -> BinaryIO:
-        assert path is not None  # noqa: S101  # what is in memory is never closed
-        try:
-            return open(path, "rb")
-        except FileNotFoundError:
-            raise RegistryError(f"a file of {self.directory} was removed by somebody else") from None
-        except OSError as error:
-            raise RegistryError(f"cannot read from {self.directory}: {error}") from error
-
-    def remove(self, path: str) -> None:
-        if self._pid != os.getpid() or os.path.dirname(path) != self.directory:
-            return  # the parent's, or gone with its directory
-        with contextlib.suppress(OSError):  # somebody cleaned the temporary directory: gone is gone
-            os.unlink(path)
-
-    def close(self) -> None:
-        self._remove_directory()
-        self.directory = None
-        self._remove_directory = lambda: None
-
-
-def _remove_in_process(directory: str, pid: int) -> None:
-    # A forked child has a copy of this finalizer, and the files are not its own.
-    if os.getpid() == pid:
-        shutil.rmtree(directory, ignore_errors=True)
