@@ -7,7 +7,7 @@ import logging
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-from ._capture import JobOutput, current_output
+from ._capture import JobOutput, current_output, detached
 from ._jobs import Channel
 from ._recording import IN_MEMORY
 from .errors import Fenced, JobExpired, JobNotFound, RegistryError
@@ -40,11 +40,24 @@ class OutputStore:
         if self._unsent_size + len(data) > _UNSENT_LIMIT and self._unsent:
             self._dropped += len(data)
         else:
-            if self._dropped:
-                data = f"\n[{self._dropped} bytes of output could not be stored]\n".encode() + data
-                self._dropped = 0
-            self._unsent.append(data)
-            self._unsent_size += len(data)
+            self._put(data)
+        self._send()
+
+    def end(self) -> None:
+        """Send what is left, if the registry takes it now, and state what was dropped."""
+        self._send()
+        if self._dropped and not self._unsent:
+            self._put(b"")
+            self._send()
+
+    def _put(self, data: bytes) -> None:
+        if self._dropped:
+            data = f"\n[{self._dropped} bytes of output could not be stored]\n".encode() + data
+            self._dropped = 0
+        self._unsent.append(data)
+        self._unsent_size += len(data)
+
+    def _send(self) -> None:
         try:
             while self._unsent:
                 # Always the same frozen chunk at the same offset: if it had arrived after all, it is a no-op.
@@ -56,7 +69,8 @@ class OutputStore:
             self._unsent.clear()  # the job was ended by somebody else: nobody will read this
             self._unsent_size = 0
         except RegistryError as error:
-            _log.warning("job %s: output waits for its registry: %s", self._key[:8], error)
+            with detached():  # it is not the job that says this
+                _log.warning("job %s: output waits for its registry: %s", self._key[:8], error)
 
 
 class BodyStore:
@@ -86,13 +100,12 @@ class BodyStore:
                 self._end = self._registry.append(self._key, Channel.BODY, self._end, data, runner=self._runner)
 
 
-def open_request_body(registry: Registry, key: str) -> BinaryIO:
-    """Return the body of a recorded request as a seekable file; small ones are read at once."""
-    with _held():
-        first = registry.read(key, Channel.REQUEST, 0, IN_MEMORY).data
-    if len(first) < IN_MEMORY:
-        return io.BytesIO(first)
-    return io.BufferedReader(_RequestReader(registry, key), IN_MEMORY)
+def open_request_body(registry: Registry, key: str, size: int) -> BinaryIO:
+    """Return the body of a recorded request, *size* bytes long, as a seekable file; a small one is read at once."""
+    reader = _RequestReader(registry, key, size)
+    if size > IN_MEMORY:
+        return io.BufferedReader(reader, IN_MEMORY)
+    return io.BytesIO(reader.readall())
 
 
 def _held() -> AbstractContextManager[None]:
@@ -103,9 +116,10 @@ def _held() -> AbstractContextManager[None]:
 class _RequestReader(io.RawIOBase):
     """A seekable file over the request channel, so that a large body is never in memory as a whole."""
 
-    def __init__(self, registry: Registry, key: str) -> None:
+    def __init__(self, registry: Registry, key: str, size: int) -> None:
         self._registry = registry
         self._key = key
+        self._size = size
         self._at = 0
 
     def readable(self) -> bool:
@@ -115,7 +129,13 @@ class _RequestReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._read(self._at, len(buffer))
+        limit = min(len(buffer), IN_MEMORY, max(0, self._size - self._at))
+        if not limit:
+            return 0
+        with _held():
+            data = self._registry.read(self._key, Channel.REQUEST, self._at, limit).data
+        if not data:  # an abandoned job must not take what it has read for the whole
+            raise OSError("the body of the request is gone: its job has ended")
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -124,21 +144,11 @@ class _RequestReader(io.RawIOBase):
         if whence == io.SEEK_CUR:
             offset += self._at
         elif whence == io.SEEK_END:
-            offset += self._size()
+            offset += self._size
         if offset < 0:
             raise ValueError(f"negative seek position {offset}")
         self._at = offset
         return offset
-
-    def _size(self) -> int:
-        size = 0
-        while data := self._read(size, IN_MEMORY):
-            size += len(data)
-        return size
-
-    def _read(self, offset: int, limit: int) -> bytes:
-        with _held():
-            return self._registry.read(self._key, Channel.REQUEST, offset, min(limit, IN_MEMORY)).data
 
     def tell(self) -> int:
         return self._at

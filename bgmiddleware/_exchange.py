@@ -71,7 +71,14 @@ def _checked_status(status: object) -> str:
         raise TypeError(f"a status must be str, not {type(status).__name__}")
     if len(status) < 4 or not (status[:3].isascii() and status[:3].isdigit()) or status[3] != " ":
         raise ValueError(f"{status!r} is no status: expected three digits, a space and a reason")
+    _check_sendable(status)
     return status
+
+
+def _check_sendable(text: str) -> None:
+    if any(character in text for character in "\r\n\0"):
+        raise ValueError(f"a status or header may not contain line breaks: {text!r}")
+    text.encode("latin-1")  # a server would fail at that for each reader
 
 
 def _checked_headers(headers: object) -> tuple[tuple[str, str], ...]:
@@ -80,6 +87,6 @@ def _checked_headers(headers: object) -> tuple[tuple[str, str], ...]:
     for name, value in headers:
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"a header must be two str: {name!r}, {value!r}")
-        if any(character in name + value for character in "\r\n\0"):
-            raise ValueError(f"a header may not contain line breaks: {name!r}")
+        _check_sendable(name)
+        _check_sendable(value)
     return tuple((name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP)

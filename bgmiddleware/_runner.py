@@ -93,6 +93,8 @@ class Run:
             _log.info("job %s was gone before it began", self.key[:8])
         except BaseException:  # a worker thread must live on, whatever it was
             _log.exception("job %s could not be run or recorded", self.key[:8])
+            with contextlib.suppress(Exception):  # in this process it has no lease: nobody else would ever end it
+                self._registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
 
     def abandon(self, reason: str) -> None:
         """Write down that the job is lost, from another thread than the one that runs it; interrupt it if it runs.
@@ -100,15 +102,18 @@ class Run:
         Its output up to here is kept. Does nothing if it has ended.
         """
         self._abandoned = True
-        with contextlib.suppress(JobNotFound, JobExpired):
-            lost = JobState.LOST
-            if self._registry.transition(self.key, {JobState.PENDING}, lost, reason=reason):
+        try:
+            if self._registry.transition(self.key, {JobState.PENDING}, JobState.LOST, reason=reason):
                 return
             output = self._output
             if output is not None:
                 output.drain()
-            if self._registry.finish(self.key, self._runner, lost, reason=reason) and output is not None:
+            if self._registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
                 output.interrupt(reason)
+        except (JobNotFound, JobExpired):
+            _log.info("job %s was gone before it was abandoned", self.key[:8])
+        except RegistryError:
+            _log.exception("job %s could not be written down as lost", self.key[:8])
 
     def _run(self) -> None:
         install()
@@ -123,6 +128,8 @@ class Run:
             takes_children=self._takes_children,
         )
         output.begin()
+        if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
+            output.interrupt("abandoned")
         state, reason = JobState.FAILED, "its runner failed"
         try:
             self._registry.attach(self.key, output)
@@ -133,6 +140,7 @@ class Run:
         finally:
             # In this order: who sees the end sees everything.
             output.end()
+            store.end()
             self._registry.finish(self.key, self._runner, state, reason=reason, response=self._response)
 
     def _outcome(self, output: JobOutput) -> tuple[JobState, str]:
@@ -198,7 +206,8 @@ def replay_request(
     """Return the work of calling *app* with a recorded request, whose body is in the registry."""
 
     def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
-        with contextlib.closing(open_request_body(registry, key)) as body:
+        size = int(stored.get("CONTENT_LENGTH") or 0)
+        with contextlib.closing(open_request_body(registry, key, size)) as body:
             environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
             Exchange(head, write).run(app, environ)
 

@@ -16,6 +16,7 @@ from .base import Executor
 __all__ = ["ThreadExecutor"]
 
 _SHUT_DOWN = "server shut down"
+_GRACE = 1.0
 _forked = threading.Lock()  # guards the first use of an executor in a forked child
 
 
@@ -47,6 +48,7 @@ class ThreadExecutor(Executor):
         self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
         self._pending: deque[Run] = deque()
         self._running: dict[str, Run] = {}
+        self._abandoned: set[str] = set()
         self._workers = 0
         self._waiting = 0
         self._closed = False
@@ -121,12 +123,20 @@ class ThreadExecutor(Executor):
             return
         with self._lock:
             self._closed = True
-            self._idle.wait_for(lambda: not (self._pending or self._running), self.drain if drain is None else drain)
-            left = [*self._pending, *self._running.values()]
+            # What was given up before is not waited for again, at the end of the process say.
+            timeout = min(self.drain if drain is None else drain, threading.TIMEOUT_MAX)
+            self._idle.wait_for(self._is_drained, timeout)
+            left = [run for run in (*self._pending, *self._running.values()) if run.key not in self._abandoned]
+            self._abandoned.update(run.key for run in left)
             self._pending.clear()
             self._work.notify_all()
         for run in left:
             run.abandon(_SHUT_DOWN)
+        with self._lock:  # what is interrupted may clean up
+            self._idle.wait_for(lambda: not self._running, min(timeout, _GRACE) if left else 0.0)
+
+    def _is_drained(self) -> bool:
+        return not self._pending and self._running.keys() <= self._abandoned
 
 
 def _at_exit(executor: ThreadExecutor) -> None:

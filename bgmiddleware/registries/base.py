@@ -63,7 +63,7 @@ class Source(Protocol):
         """Append what was printed so far; waits for a drain under way. Never called with the registry's lock held."""
 
     def watch(self, watched: bool) -> None:
-        """From now on append each write at once (*watched*), or in batches again. Never blocks."""
+        """From now on append each line at once (*watched*), or in batches again. Never blocks."""
 
     def interrupt(self, reason: str) -> None:
         """Stop the job at its next print. Never blocks."""

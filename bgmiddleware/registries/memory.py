@@ -24,6 +24,7 @@ from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source
 
 __all__ = ["MemoryRegistry"]
 
+_LOOK_EVERY = 0.25
 _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 1000
 
@@ -131,8 +132,9 @@ class MemoryRegistry(Registry):
             while True:
                 woken = record.woken
                 source = record.source
-                if source is not None and offset < END:
-                    # Told to append each write at once, then drained: what is printed from here on wakes us.
+                watching = source is not None and offset < END
+                if source is not None and watching:
+                    # Told to append each line at once, then drained: what is printed from here on wakes us.
                     source.watch(True)
                     source.drain()
                 with self._lock:
@@ -143,6 +145,8 @@ class MemoryRegistry(Registry):
                     limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
                     if limit is not None:
                         left = min(left, max(0.001, limit - self.clock()))
+                    if watching:
+                        left = min(left, _LOOK_EVERY)  # half a line wakes nobody
                     if record.woken == woken:  # else somebody was woken, and told the source not to hurry any more
                         record.changed(self._lock).wait(left)
         finally:

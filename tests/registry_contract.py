@@ -1,0 +1,1188 @@
+"""What every registry promises, as tests: a new registry's test file subclasses ``RegistryContract``.
+
+The subclass gives a fixture ``make``: a function of a registry's settings that returns a new, empty registry, and
+closes it after the test. The registry must take ``clock=``.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bgmiddleware import (
+    BadOffset,
+    Channel,
+    ConfigurationError,
+    Fenced,
+    Job,
+    JobExists,
+    JobExpired,
+    JobNotFound,
+    JobState,
+    Progress,
+    QueueFull,
+    RecordedResponse,
+    Registry,
+    RegistryFull,
+)
+from bgmiddleware._jobs import key_of
+from bgmiddleware.registries.base import END, Piece
+
+LONG = 30.0
+"""A timeout that no test may reach."""
+
+KEY = key_of("one")
+RUNNER = "the runner"
+ENDS = (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.LOST)
+WRITTEN = (Channel.OUTPUT, Channel.BODY)
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.25
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> float:
+        self.now += seconds
+        return self.now
+
+
+def begun(function: Callable[..., Any], *args: Any) -> "Future[Any]":
+    """Call *function* in a thread of its own."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="test", daemon=True).start()
+    return future
+
+
+def done(future: "Future[Any]") -> Any:
+    """What it returned, or raised; it must not have come to the end of a LONG wait."""
+    return future.result(LONG / 2)
+
+
+def added(registry: Registry, name: str = "one") -> str:
+    """Return the key of a new pending job."""
+    return registry.add(Job(key_of(name), name)).key
+
+
+def running(registry: Registry, name: str = "one", *, lease: float | None = None) -> str:
+    key = added(registry, name)
+    assert registry.claim(key, RUNNER, lease=lease)
+    return key
+
+
+def ended(registry: Registry, name: str = "one", state: JobState = JobState.FINISHED, output: bytes = b"") -> str:
+    key = running(registry, name)
+    registry.append(key, Channel.OUTPUT, 0, output, runner=RUNNER)
+    assert registry.finish(key, RUNNER, state)
+    return key
+
+
+def write(registry: Registry, key: str, data: bytes, channel: Channel = Channel.OUTPUT) -> int:
+    """Append at the end, wherever that is."""
+    job = registry.get(key)
+    end = job.output_end if channel is Channel.OUTPUT else job.body_end
+    return registry.append(key, channel, end, data, runner=RUNNER)
+
+
+def pieces_of(registry: Registry, key: str, channel: Channel = Channel.OUTPUT, limit: int = 1000) -> Iterator[Piece]:
+    offset = 0
+    while (piece := registry.read(key, channel, offset, limit)).data:
+        assert len(piece.data) <= limit
+        yield piece
+        offset = piece.end
+
+
+def all_of(registry: Registry, key: str, channel: Channel = Channel.OUTPUT, limit: int = 1000) -> bytes:
+    return b"".join(piece.data for piece in pieces_of(registry, key, channel, limit))
+
+
+def blocked_on(waiting: "Future[Any]", registry: Registry, key: str, offset: int) -> None:
+    """Give a begun ``wait`` time to block: as long as a short wait of our own takes. It is correct without, but then
+    it may find at once what it should be woken by."""
+    registry.wait(key, offset, 0.02)
+    assert not waiting.done()
+
+
+CALLS: dict[str, Callable[[Registry, str], object]] = {
+    "get": lambda registry, key: registry.get(key),
+    "append": lambda registry, key: registry.append(key, Channel.OUTPUT, 0, b"x", runner=RUNNER),
+    "append nothing": lambda registry, key: registry.append(key, Channel.REQUEST, 0, b""),
+    "read": lambda registry, key: registry.read(key, Channel.BODY, 0),
+    "wait": lambda registry, key: registry.wait(key, 0, LONG),
+    "transition": lambda registry, key: registry.transition(key, {JobState.PENDING}, JobState.LOST),
+    "claim": lambda registry, key: registry.claim(key, RUNNER),
+    "finish": lambda registry, key: registry.finish(key, RUNNER, JobState.FINISHED),
+    "renew": lambda registry, key: registry.renew(key, RUNNER),
+    "request_cancel": lambda registry, key: registry.request_cancel(key),
+    "take_cookies": lambda registry, key: registry.take_cookies(key),
+    "page": lambda registry, key: registry.page(key, 0),
+    "follow": lambda registry, key: next(registry.follow(key)),
+}
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+each_end = pytest.mark.parametrize("state", ENDS)
+
+
+class RegistryContract:
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    def make(self, clock: Clock) -> Iterator[Callable[..., Registry]]:
+        raise NotImplementedError("the subclass says how a registry is made")
+
+    @pytest.fixture
+    def registry(self, make: Callable[..., Registry]) -> Registry:
+        return make(ttl=60.0, pending_ttl=20.0)
+
+    # Adding and getting.
+
+    def test_an_added_job_is_pending_and_has_the_registrys_times(self, registry, clock):
+        stored = registry.add(Job(KEY, "POST /report", state=JobState.RUNNING, created_at=5.0, expires_at=6.0))
+        assert stored.state is JobState.PENDING
+        assert stored.created_at == clock.now
+        assert stored.expires_at == clock.now + 20.0
+        assert registry.get(KEY) == stored
+
+    def test_what_is_in_a_job_comes_back_as_it_was(self, registry):
+        request = {"PATH_INFO": "/caf\xc3\xa9\xff", "HTTP_X_Y": "", "wsgi.url_scheme": "https"}
+        registry.add(Job(KEY, "GET /Übergröße/€/日本/🦊", request=request, owner="ann ☃", fingerprint="0f"))
+        job = registry.get(KEY)
+        assert (job.owner, job.fingerprint) == ("ann ☃", "0f")
+        assert job.title == "GET /Übergröße/€/日本/🦊"
+        assert dict(job.request) == request
+        assert (job.output_end, job.output_dropped, job.body_end, job.progress) == (0, None, 0, None)
+
+    def test_a_key_that_is_taken_is_refused_and_the_job_stays(self, registry):
+        registry.add(Job(KEY, "first"))
+        with pytest.raises(JobExists) as refused:
+            registry.add(Job(KEY, "second"))
+        assert refused.value.key == KEY
+        assert registry.get(KEY).title == "first"
+
+    @each_end
+    def test_the_key_of_an_ended_job_stays_taken_until_its_ttl(self, registry, clock, state):
+        ended(registry, state=state)
+        clock.advance(59.99)
+        with pytest.raises(JobExists):
+            registry.add(Job(KEY, "second"))
+        assert registry.get(KEY).state is state
+
+    @pytest.mark.parametrize("evicted", [False, True])
+    def test_a_key_is_free_again_when_its_job_has_expired(self, registry, clock, evicted):
+        ended(registry, output=b"old")
+        clock.advance(59.99)
+        added(registry, "another")  # looks what is due: nothing is
+        clock.advance(0.01)
+        if evicted:
+            registry.evict()
+        assert registry.add(Job(KEY, "again")).state is JobState.PENDING
+        assert registry.get(KEY).title == "again"
+        assert registry.get(KEY).output_end == 0
+        assert registry.get(KEY).title in [job.title for job in registry.jobs()]
+
+    @each_call
+    def test_an_unknown_key_is_not_found(self, registry, call):
+        added(registry, "another")
+        with pytest.raises(JobNotFound):
+            call(registry, KEY)
+
+    def test_discarding_an_unknown_key_does_nothing(self, registry):
+        assert registry.discard(KEY) is False
+
+    # How long a job lives.
+
+    @each_end
+    def test_an_ended_job_is_readable_until_its_ttl_after_the_end(self, registry, clock, state):
+        running(registry)
+        clock.advance(1000.0)  # how long it runs does not count
+        write(registry, KEY, b"output")
+        registry.finish(KEY, RUNNER, state)
+        clock.advance(59.99)
+        assert registry.get(KEY).state is state
+        assert all_of(registry, KEY) == b"output"
+        clock.advance(0.01)
+        with pytest.raises(JobExpired):
+            registry.get(KEY)
+
+    @each_call
+    def test_an_expired_key_is_expired_for_every_call_before_and_after_its_eviction(self, registry, clock, call):
+        ended(registry)
+        clock.advance(60.0)
+        with pytest.raises(JobExpired):
+            call(registry, KEY)
+        assert registry.evict() == (0, 1)
+        with pytest.raises(JobExpired):
+            call(registry, KEY)
+
+    def test_discarding_an_expired_job_does_nothing_before_and_after_its_eviction(self, registry, clock):
+        ended(registry)
+        clock.advance(60.0)
+        for _ in range(2):
+            assert registry.discard(KEY) is False
+            with pytest.raises(JobExpired):
+                registry.get(KEY)
+            registry.evict()
+
+    def test_a_ttl_below_a_second_is_kept_exactly(self, make, clock):
+        registry = make(ttl=0.4)
+        ended(registry)
+        clock.advance(0.39)
+        assert registry.get(KEY).state is JobState.FINISHED
+        clock.advance(0.01)
+        with pytest.raises(JobExpired):
+            registry.get(KEY)
+
+    def test_a_pending_job_that_nobody_claims_is_lost_never_started(self, registry, clock):
+        due = added(registry) and clock.now + 20.0
+        clock.advance(19.99)
+        assert registry.get(KEY).state is JobState.PENDING
+        clock.advance(0.01)
+        job = registry.get(KEY)
+        assert (job.state, job.reason, job.ended_at) == (JobState.LOST, "never started", due)
+        assert job.expires_at is None  # not before the loss is permanent
+        assert registry.wait(KEY, 0, LONG).state is JobState.LOST
+
+    def test_a_job_that_never_started_cannot_be_claimed_or_written_or_cancelled(self, registry, clock):
+        added(registry)
+        clock.advance(20.0)
+        assert registry.claim(KEY, RUNNER) is False
+        assert registry.request_cancel(KEY) is JobState.LOST
+        with pytest.raises(Fenced):
+            registry.append(KEY, Channel.REQUEST, 0, b"x")
+        assert registry.get(KEY).reason == "never started"
+
+    def test_a_job_that_never_started_is_readable_for_a_ttl_from_when_its_loss_became_permanent(self, registry, clock):
+        added(registry)
+        clock.advance(500.0)
+        read = registry.get(KEY)
+        assert registry.evict() == (1, 0)
+        assert registry.evict() == (0, 0)
+        assert registry.get(KEY) == replace(read, expires_at=clock.now + 60.0)
+        clock.advance(59.99)
+        assert registry.get(KEY).reason == "never started"
+        clock.advance(0.01)
+        with pytest.raises(JobExpired):
+            registry.get(KEY)
+        assert registry.evict() == (0, 1)
+
+    def test_a_job_that_was_claimed_in_time_outlives_its_pending_ttl(self, registry, clock):
+        added(registry)
+        clock.advance(19.99)
+        assert registry.claim(KEY, RUNNER)
+        clock.advance(1.0)
+        assert registry.get(KEY).state is JobState.RUNNING
+
+    def test_a_running_job_is_never_evicted_nor_discarded(self, registry, clock):
+        running(registry)
+        write(registry, KEY, b"still here")
+        clock.advance(1e7)
+        assert registry.evict() == (0, 0)
+        assert registry.discard(KEY) is False
+        assert registry.get(KEY).state is JobState.RUNNING
+        assert registry.get(KEY).expires_at is None
+        assert all_of(registry, KEY) == b"still here"
+
+    # The bytes.
+
+    @pytest.mark.parametrize("channel", Channel)
+    def test_bytes_are_added_at_the_end_and_read_back(self, registry, channel):
+        added(registry)
+        if channel is not Channel.REQUEST:
+            registry.claim(KEY, RUNNER)
+        assert registry.append(KEY, channel, 0, b"one\xff\0", runner=RUNNER) == 5
+        assert registry.append(KEY, channel, 5, b"two", runner=RUNNER) == 8
+        assert registry.read(KEY, channel, 0) == (0, b"one\xff\0two")
+        assert registry.read(KEY, channel, 5) == (5, b"two")
+
+    def test_the_channels_are_separate(self, registry):
+        added(registry)
+        registry.append(KEY, Channel.REQUEST, 0, b"request")
+        registry.claim(KEY, RUNNER)
+        write(registry, KEY, b"the output")
+        write(registry, KEY, b"body", Channel.BODY)
+        job = registry.get(KEY)
+        assert (job.output_end, job.body_end) == (10, 4)
+        assert [all_of(registry, KEY, channel) for channel in Channel] == [b"request", b"the output", b"body"]
+
+    def test_the_jobs_are_separate(self, registry):
+        keys = [running(registry, f"job {number}") for number in range(3)]
+        for number, key in enumerate(keys):
+            write(registry, key, b"%d" % number * (number + 1))
+        assert [all_of(registry, key) for key in keys] == [b"0", b"11", b"222"]
+
+    @pytest.mark.parametrize("channel", WRITTEN)
+    @pytest.mark.parametrize(
+        ("offset", "data"), [(9, b"x"), (9, b""), (100, b"abc"), (7, b"hi"), (7, b"h?"), (-1, b"x"), (-8, b"abcdefgh")]
+    )
+    def test_a_gap_or_an_overlap_is_refused_and_changes_nothing(self, registry, channel, offset, data):
+        running(registry)
+        write(registry, KEY, b"abcdefgh", channel)
+        with pytest.raises(BadOffset) as refused:
+            registry.append(KEY, channel, offset, data, runner=RUNNER)
+        assert refused.value.end == 8
+        assert all_of(registry, KEY, channel) == b"abcdefgh"
+
+    @pytest.mark.parametrize("channel", WRITTEN)
+    @pytest.mark.parametrize(("offset", "data"), [(0, b"abcd"), (4, b"efgh"), (2, b"cde"), (7, b"h"), (3, b"")])
+    def test_repeating_what_is_stored_is_a_no_op(self, registry, channel, offset, data):
+        running(registry)
+        write(registry, KEY, b"abcd", channel)
+        write(registry, KEY, b"efgh", channel)
+        assert registry.append(KEY, channel, offset, data, runner=RUNNER) == 8
+        assert all_of(registry, KEY, channel) == b"abcdefgh"
+
+    @pytest.mark.parametrize("channel", WRITTEN)
+    @pytest.mark.parametrize(("offset", "data"), [(0, b"abcD"), (4, b"Efgh"), (7, b"?")])
+    def test_other_bytes_where_some_are_stored_are_refused(self, registry, channel, offset, data):
+        running(registry)
+        write(registry, KEY, b"abcdefgh", channel)
+        with pytest.raises(BadOffset):
+            registry.append(KEY, channel, offset, data, runner=RUNNER)
+        assert all_of(registry, KEY, channel) == b"abcdefgh"
+
+    def test_an_empty_append_at_the_end_is_legal(self, registry):
+        running(registry)
+        assert registry.append(KEY, Channel.OUTPUT, 0, b"", runner=RUNNER) == 0
+        write(registry, KEY, b"abc")
+        assert registry.append(KEY, Channel.OUTPUT, 3, b"", runner=RUNNER) == 3
+
+    def test_reading_at_the_end_or_behind_it_gives_nothing(self, registry):
+        running(registry)
+        assert registry.read(KEY, Channel.OUTPUT, 0).data == b""
+        write(registry, KEY, b"abc")
+        assert registry.read(KEY, Channel.OUTPUT, 2).data == b"c"
+        assert registry.read(KEY, Channel.OUTPUT, 3).data == b""
+        assert registry.read(KEY, Channel.OUTPUT, 4).data == b""
+        assert registry.read(KEY, Channel.OUTPUT, 10**12).data == b""
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 9, 10, 11])
+    def test_a_read_gives_no_more_than_its_limit_and_none_is_missing(self, registry, limit):
+        running(registry)
+        write(registry, KEY, b"0123456789")
+        assert all_of(registry, KEY, limit=limit) == b"0123456789"
+
+    def test_a_read_may_cut_inside_a_character(self, registry):
+        running(registry)
+        write(registry, KEY, "é".encode())
+        assert registry.read(KEY, Channel.OUTPUT, 0, 1) == (0, b"\xc3")
+        assert registry.read(KEY, Channel.OUTPUT, 1, 1) == (1, b"\xa9")
+
+    def test_a_large_body_comes_back_whole(self, registry):
+        running(registry)
+        data = random.Random(0).randbytes(700_001)
+        for begin in range(0, len(data), 200_000):
+            write(registry, KEY, data[begin : begin + 200_000], Channel.BODY)
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert registry.get(KEY).body_end == len(data)
+        assert all_of(registry, KEY, Channel.BODY, 256 * 1024) == data
+
+    # Who may write.
+
+    @pytest.mark.parametrize("channel", WRITTEN)
+    @pytest.mark.parametrize("data", [b"x", b""])
+    def test_nobody_writes_before_the_claim(self, registry, channel, data):
+        added(registry)
+        with pytest.raises(Fenced):
+            registry.append(KEY, channel, 0, data, runner=RUNNER)
+        with pytest.raises(Fenced):
+            registry.append(KEY, channel, 0, data)
+
+    @pytest.mark.parametrize("channel", WRITTEN)
+    def test_only_who_claimed_a_job_writes_to_it(self, registry, channel):
+        running(registry)
+        for other in ("another", ""):
+            with pytest.raises(Fenced):
+                registry.append(KEY, channel, 0, b"x", runner=other)
+        assert registry.append(KEY, channel, 0, b"x", runner=RUNNER) == 1
+
+    @each_end
+    @pytest.mark.parametrize("channel", Channel)
+    def test_an_ended_job_is_sealed(self, registry, channel, state):
+        running(registry)
+        write(registry, KEY, b"in time")
+        registry.finish(KEY, RUNNER, state)
+        for offset, data in ((7, b"too late"), (0, b"in time"), (7, b"")):
+            with pytest.raises(Fenced):
+                registry.append(KEY, channel, offset, data, runner=RUNNER)
+        assert all_of(registry, KEY) == b"in time"
+
+    def test_the_request_is_sealed_by_the_claim_and_readable_until_the_end(self, registry):
+        added(registry)
+        registry.append(KEY, Channel.REQUEST, 0, b"request")
+        registry.claim(KEY, RUNNER)
+        with pytest.raises(Fenced):
+            registry.append(KEY, Channel.REQUEST, 7, b"x", runner=RUNNER)
+        assert all_of(registry, KEY, Channel.REQUEST) == b"request"
+
+    @each_end
+    def test_the_request_is_forgotten_at_the_end(self, registry, state):
+        registry.add(Job(KEY, "one", request={"HTTP_COOKIE": "secret"}))
+        registry.append(KEY, Channel.REQUEST, 0, b"password=secret")
+        registry.claim(KEY, RUNNER)
+        assert registry.get(KEY).request == {"HTTP_COOKIE": "secret"}
+        registry.finish(KEY, RUNNER, state)
+        assert registry.get(KEY).request == {}
+        assert registry.read(KEY, Channel.REQUEST, 0).data == b""
+
+    def test_the_request_of_a_job_that_was_cancelled_before_it_began_is_sealed_and_forgotten(self, registry):
+        registry.add(Job(KEY, "one", request={"HTTP_COOKIE": "secret"}))
+        registry.append(KEY, Channel.REQUEST, 0, b"password=secret")
+        registry.request_cancel(KEY)
+        with pytest.raises(Fenced):
+            registry.append(KEY, Channel.REQUEST, 15, b"x")
+        assert registry.get(KEY).request == {}
+        assert registry.read(KEY, Channel.REQUEST, 0).data == b""
+
+    # How much is kept.
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 10, 1000])
+    def test_output_is_kept_whole_up_to_max_output_and_loses_its_middle_beyond(self, make, size):
+        registry = make(max_output=size)
+        running(registry)
+        write(registry, KEY, b"x" * size)
+        assert registry.get(KEY).output_dropped is None
+        assert all_of(registry, KEY) == b"x" * size
+        assert write(registry, KEY, b"y") == size + 1
+        begin, end = registry.get(KEY).output_dropped
+        assert 0 <= begin < end <= size
+        assert all_of(registry, KEY)[-1:] == b"y"
+
+    @pytest.mark.parametrize("size", [2, 10, 11, 1000])
+    @pytest.mark.parametrize("times", [0.4, 0.6, 1.0, 1.1, 1.5, 2.0, 3.7])
+    @pytest.mark.parametrize("before", [0.0, 0.4, 0.5, 0.6, 1.0, 1.3])
+    def test_a_chunk_of_any_size_at_any_place_keeps_head_and_tail(self, make, size, times, before):
+        registry = make(max_output=size)
+        running(registry)
+        data = random.Random(size).randbytes(int(size * before) + int(size * times))
+        write(registry, KEY, data[: int(size * before)])
+        write(registry, KEY, data[int(size * before) :])
+        self.check_kept(registry, data, size)
+
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("size", [1, 2, 7, 64, 1000])
+    def test_the_kept_output_is_what_a_simple_model_says_whatever_the_chunks(self, make, size, seed):
+        registry = make(max_output=size)
+        running(registry)
+        chance = random.Random(seed)
+        data = b""
+        dropped = None
+        for _ in range(40):
+            chunk = chance.randbytes(chance.choice((0, 1, 2, 3, chance.randrange(size + 1), size, 2 * size + 1)))
+            assert registry.append(KEY, Channel.OUTPUT, len(data), chunk, runner=RUNNER) == len(data) + len(chunk)
+            data += chunk
+            self.check_kept(registry, data, size)
+            self.check_read(registry, data, chance)
+            before, dropped = dropped, registry.get(KEY).output_dropped
+            # What was dropped stays dropped, and the head stays.
+            assert before is None or (before[0] == dropped[0] and before[1] <= dropped[1])
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        self.check_kept(registry, data, size)
+        self.check_read(registry, data, chance)
+
+    def check_kept(self, registry: Registry, data: bytes, size: int) -> None:
+        """The output says *data*, but for the range that it states; and it keeps about *size* bytes of it."""
+        job = registry.get(KEY)
+        assert job.output_end == len(data)
+        begin, end = job.output_dropped or (len(data), len(data))
+        assert (job.output_dropped is None) == (len(data) <= size)
+        assert all_of(registry, KEY, limit=size + 7) == data[:begin] + data[end:]
+        if job.output_dropped:
+            assert size / 2 <= len(data) - (end - begin) <= size
+            assert end < len(data)
+            assert begin > 0 or size == 1
+
+    def check_read(self, registry: Registry, data: bytes, chance: random.Random) -> None:
+        """One read at any offset: from there, or from behind the dropped range; not empty before the end."""
+        begin, end = registry.get(KEY).output_dropped or (len(data), len(data))
+        offset, limit = chance.randrange(len(data) + 3), chance.randrange(1, 50)
+        piece = registry.read(KEY, Channel.OUTPUT, offset, limit)
+        assert piece.offset == (end if begin <= offset < end else offset)
+        assert len(piece.data) <= limit
+        assert bool(piece.data) == (piece.offset < len(data))
+        assert piece.data == data[piece.offset : piece.end]
+        assert piece.end <= begin or piece.offset >= end or not piece.data
+
+    def test_a_retry_of_a_chunk_whose_middle_was_dropped_is_a_no_op(self, make):
+        registry = make(max_output=10)
+        running(registry)
+        data = bytes(range(50))
+        assert registry.append(KEY, Channel.OUTPUT, 0, data, runner=RUNNER) == 50
+        assert registry.append(KEY, Channel.OUTPUT, 0, data, runner=RUNNER) == 50
+        assert registry.append(KEY, Channel.OUTPUT, 20, data[20:], runner=RUNNER) == 50
+        with pytest.raises(BadOffset):
+            registry.append(KEY, Channel.OUTPUT, 0, data[:49] + b"?", runner=RUNNER)
+        with pytest.raises(BadOffset):
+            registry.append(KEY, Channel.OUTPUT, 0, b"?" + data[1:], runner=RUNNER)
+
+    def test_a_body_that_just_fits_is_stored_and_one_more_byte_is_refused(self, make):
+        registry = make(max_result=10)
+        running(registry)
+        write(registry, KEY, b"0123456", Channel.BODY)
+        with pytest.raises(RegistryFull) as refused:
+            write(registry, KEY, b"789x", Channel.BODY)
+        assert refused.value.limit == 10
+        assert write(registry, KEY, b"789", Channel.BODY) == 10  # all or nothing: the refused one left nothing
+        with pytest.raises(RegistryFull):
+            write(registry, KEY, b"x", Channel.BODY)
+        assert all_of(registry, KEY, Channel.BODY) == b"0123456789"
+        assert write(registry, KEY, b"x" * 100) == 100  # of the body only
+        assert registry.get(KEY).state is JobState.RUNNING
+
+    def test_max_jobs_that_wait_or_run_leave_no_room_for_another(self, make):
+        registry = make(max_jobs=3)
+        added(registry, "a")
+        running(registry, "b")
+        added(registry, "c")
+        with pytest.raises(QueueFull) as refused:
+            added(registry, "d")
+        assert refused.value.retry_after > 0
+        with pytest.raises(JobNotFound):
+            registry.get(key_of("d"))
+        assert len(registry.jobs()) == 3
+
+    def test_ended_jobs_make_room_and_the_one_that_ended_first_goes_first(self, make, clock):
+        registry = make(max_jobs=3)
+        for name in "abc":
+            running(registry, name)
+        for name in "bac":
+            clock.advance(0.1)
+            registry.finish(key_of(name), RUNNER, JobState.FINISHED)
+        added(registry, "d")
+        assert {job.title for job in registry.jobs()} == {"a", "c", "d"}
+        added(registry, "e")
+        assert {job.title for job in registry.jobs()} == {"c", "d", "e"}
+        with pytest.raises(JobExpired):
+            registry.get(key_of("a"))
+
+    def test_a_job_that_never_started_makes_room(self, make, clock):
+        registry = make(max_jobs=1, pending_ttl=0.5)
+        added(registry, "a")
+        clock.advance(0.49)
+        with pytest.raises(QueueFull):
+            added(registry, "b")
+        clock.advance(0.01)
+        added(registry, "b")
+
+    @pytest.mark.parametrize("name", ["ttl", "pending_ttl", "max_jobs", "max_output", "max_result"])
+    @pytest.mark.parametrize("value", [0, -1, float("nan")])
+    def test_a_bad_setting_is_refused_by_name(self, make, name, value):
+        with pytest.raises(ConfigurationError, match=rf"^{name} = "):
+            make(**{name: value})
+
+    # Waiting.
+
+    def test_a_wait_returns_at_once_when_there_is_more(self, registry):
+        running(registry)
+        write(registry, KEY, b"abc")
+        assert registry.wait(KEY, 2, LONG).output_end == 3
+
+    @each_end
+    def test_a_wait_returns_at_once_when_the_job_has_ended(self, registry, state):
+        ended(registry, state=state)
+        assert registry.wait(KEY, 0, LONG).state is state
+        assert registry.wait(KEY, END, LONG).state is state
+
+    def test_a_wait_for_the_end_is_not_ended_by_output(self, registry):
+        running(registry)
+        waiting = begun(registry.wait, KEY, END, LONG)
+        write(registry, KEY, b"x" * 1000)
+        blocked_on(waiting, registry, KEY, 1000)
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert done(waiting).state is JobState.FINISHED
+        assert done(waiting).output_end == 1000
+
+    @pytest.mark.parametrize("timeout", [0.0, 0.02])
+    def test_a_wait_returns_the_unchanged_job_at_its_timeout(self, registry, timeout):
+        running(registry)
+        write(registry, KEY, b"abc")
+        began = time.monotonic()
+        job = registry.wait(KEY, 3, timeout)
+        assert time.monotonic() - began >= timeout
+        assert (job.state, job.output_end) == (JobState.RUNNING, 3)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda registry: write(registry, KEY, b"d"),
+            lambda registry: registry.finish(KEY, RUNNER, JobState.FINISHED),
+            lambda registry: registry.finish(KEY, RUNNER, JobState.LOST),
+        ],
+        ids=["append", "finish", "lost"],
+    )
+    def test_a_wait_for_a_running_job_is_woken(self, registry, change):
+        running(registry)
+        write(registry, KEY, b"abc")
+        waiting = [begun(registry.wait, KEY, 3, LONG) for _ in range(3)]
+        blocked_on(waiting[0], registry, KEY, 3)
+        change(registry)
+        for each in waiting:
+            job = done(each)
+            assert job.output_end == 4 or job.state.ended
+
+    def test_a_wait_for_a_pending_job_is_woken_by_a_cancel(self, registry):
+        added(registry)
+        waiting = begun(registry.wait, KEY, 0, LONG)
+        blocked_on(waiting, registry, KEY, 0)
+        registry.request_cancel(KEY)
+        assert done(waiting).state is JobState.CANCELLED
+
+    def test_a_wait_is_woken_when_the_job_is_discarded(self, registry):
+        added(registry)
+        waiting = begun(registry.wait, KEY, 0, LONG)
+        blocked_on(waiting, registry, KEY, 0)
+        assert registry.discard(KEY) is True
+        with pytest.raises(JobNotFound):
+            done(waiting)
+
+    def test_a_wait_outlasts_the_claim(self, registry):
+        added(registry)
+        waiting = begun(registry.wait, KEY, 0, LONG)
+        blocked_on(waiting, registry, KEY, 0)
+        registry.claim(KEY, RUNNER)
+        write(registry, KEY, b"x")
+        assert done(waiting).output_end == 1
+
+    def test_no_wakeup_is_lost_between_a_writer_and_a_waiter(self, registry):
+        running(registry)
+
+        def follow_each() -> None:
+            for offset in range(300):
+                assert registry.wait(KEY, offset, LONG).output_end > offset
+
+        waiting = begun(follow_each)
+        for offset in range(300):
+            registry.append(KEY, Channel.OUTPUT, offset, b"x", runner=RUNNER)
+        done(waiting)
+
+    def test_a_wait_notices_by_itself_that_a_lease_ran_out(self, make):
+        registry = make(clock=time.time)
+        running(registry, lease=0.05)
+        assert registry.wait(KEY, 0, LONG).state is JobState.LOST
+
+    def test_a_wait_notices_by_itself_that_a_job_never_started(self, make):
+        registry = make(clock=time.time, pending_ttl=0.05)
+        added(registry)
+        assert registry.wait(KEY, 0, LONG).reason == "never started"
+
+    # States.
+
+    def test_a_claim_starts_a_job(self, registry, clock):
+        added(registry)
+        clock.advance(3.0)
+        assert registry.claim(KEY, RUNNER, lease=15.0)
+        job = registry.get(KEY)
+        assert (job.state, job.runner, job.started_at) == (JobState.RUNNING, RUNNER, clock.now)
+        assert (job.expires_at, job.lease_expires_at) == (None, clock.now + 15.0)
+
+    @each_end
+    def test_an_end_says_when_and_why_and_what_was_answered(self, registry, clock, state):
+        headers = (("Set-Cookie", "a=1"), ("Set-Cookie", "b=\xe9"), ("X-Empty", ""))
+        response = RecordedResponse("418 I'm a teapot", headers, complete=False)
+        running(registry, lease=15.0)
+        clock.advance(3.0)
+        assert registry.finish(KEY, RUNNER, state, reason="ça alors", response=response)
+        job = registry.get(KEY)
+        assert (job.state, job.reason, job.response) == (state, "ça alors", response)
+        assert (job.title, job.owner, job.fingerprint) == ("one", None, "")
+        assert (job.ended_at, job.expires_at, job.lease_expires_at) == (clock.now, clock.now + 60.0, None)
+
+    def test_a_claim_is_refused_to_the_second(self, registry):
+        running(registry)
+        assert registry.claim(KEY, "another") is False
+        assert registry.claim(KEY, RUNNER) is False
+        assert registry.get(KEY).runner == RUNNER
+
+    def test_one_of_eight_threads_claims_a_job(self, registry):
+        for number in range(20):
+            key = added(registry, f"job {number}")
+            start = threading.Barrier(8)
+
+            def claim(runner: str, key: str = key, start: threading.Barrier = start) -> bool:
+                start.wait(LONG)
+                return registry.claim(key, runner)
+
+            claims = {runner: begun(claim, runner) for runner in "abcdefgh"}
+            winners = [runner for runner, won in claims.items() if done(won)]
+            assert winners == [registry.get(key).runner]
+
+    @each_end
+    def test_an_ended_job_never_changes(self, registry, clock, state):
+        ended(registry, state=state)
+        before = registry.get(KEY)
+        clock.advance(1.0)
+        for to in JobState:
+            assert registry.transition(KEY, set(JobState), to, runner=RUNNER, reason="no") is False
+        assert registry.request_cancel(KEY) is state
+        assert registry.renew(KEY, RUNNER, lease=15.0, progress=Progress(1)) == (False, False)
+        assert registry.evict() == (0, 0)
+        assert registry.get(KEY) == before
+
+    def test_a_transition_from_another_state_is_refused(self, registry):
+        added(registry)
+        assert registry.transition(KEY, {JobState.RUNNING}, JobState.FINISHED, runner=RUNNER) is False
+        assert registry.transition(KEY, (), JobState.FINISHED, runner=RUNNER) is False
+        assert registry.get(KEY).state is JobState.PENDING
+        registry.claim(KEY, RUNNER)
+        assert registry.transition(KEY, {JobState.PENDING}, JobState.LOST, runner=RUNNER) is False
+        assert registry.get(KEY).state is JobState.RUNNING
+
+    def test_a_running_job_is_ended_by_its_runner_only(self, registry):
+        running(registry)
+        assert registry.finish(KEY, "another", JobState.FINISHED) is False
+        assert registry.transition(KEY, {JobState.RUNNING}, JobState.LOST) is False
+        assert registry.get(KEY).state is JobState.RUNNING
+        assert registry.finish(KEY, RUNNER, JobState.FINISHED) is True
+
+    def test_a_pending_job_may_be_ended_by_anybody(self, registry):
+        added(registry)
+        assert registry.transition(KEY, {JobState.PENDING}, JobState.LOST, reason="server shut down")
+        assert registry.get(KEY).reason == "server shut down"
+        assert registry.claim(KEY, RUNNER) is False
+
+    def test_who_sees_the_end_sees_everything(self, registry):
+        for number in range(30):
+            key = running(registry, f"job {number}")
+            seen = begun(self.read_when_ended, registry, key)
+            for offset in range(0, 300, 3):
+                registry.append(key, Channel.OUTPUT, offset, b"out", runner=RUNNER)
+                registry.append(key, Channel.BODY, offset, b"bod", runner=RUNNER)
+            registry.finish(key, RUNNER, JobState.FINISHED)
+            assert done(seen) == (300, 300, b"out" * 100, b"bod" * 100)
+
+    def read_when_ended(self, registry: Registry, key: str) -> tuple[int, int, bytes, bytes]:
+        while not (job := registry.get(key)).state.ended:
+            pass
+        return job.output_end, job.body_end, all_of(registry, key), all_of(registry, key, Channel.BODY)
+
+    # Leases.
+
+    def test_a_lease_that_ran_out_reads_as_lost_at_once(self, registry, clock):
+        running(registry, lease=15.0)
+        due = clock.now + 15.0
+        write(registry, KEY, b"kept")
+        clock.advance(14.99)
+        assert registry.get(KEY).state is JobState.RUNNING
+        clock.advance(0.01)
+        job = registry.get(KEY)
+        assert (job.state, job.reason, job.ended_at) == (JobState.LOST, "its runner vanished", due)
+        assert job.output_end == 4
+        assert registry.wait(KEY, 4, LONG).state is JobState.LOST
+        assert [job.state for job in registry.jobs()] == [JobState.LOST]
+        assert all_of(registry, KEY) == b"kept"
+
+    def test_a_job_without_a_lease_runs_as_long_as_it_likes(self, registry, clock):
+        running(registry, lease=None)
+        clock.advance(1e7)
+        assert registry.get(KEY).state is JobState.RUNNING
+
+    def test_a_renewed_lease_counts_from_the_renewal(self, registry, clock):
+        running(registry, lease=15.0)
+        clock.advance(10.0)
+        assert registry.renew(KEY, RUNNER, lease=15.0) == (True, False)
+        clock.advance(14.99)
+        assert registry.get(KEY).state is JobState.RUNNING
+        assert registry.evict() == (0, 0)
+        clock.advance(0.01)
+        assert registry.get(KEY).state is JobState.LOST
+
+    def test_nobody_renews_for_another(self, registry, clock):
+        added(registry)
+        assert registry.renew(KEY, RUNNER, lease=15.0) == (False, False)
+        registry.claim(KEY, RUNNER, lease=15.0)
+        clock.advance(10.0)
+        for other in ("another", ""):
+            assert registry.renew(KEY, other, lease=15.0, progress=Progress(1)).ok is False
+        clock.advance(5.0)
+        assert registry.get(KEY).state is JobState.LOST
+        assert registry.get(KEY).progress is None
+
+    def test_a_late_renewal_revives_a_job_that_read_as_lost(self, registry, clock):
+        running(registry, lease=15.0)
+        clock.advance(1000.0)
+        assert registry.get(KEY).state is JobState.LOST
+        assert registry.renew(KEY, RUNNER, lease=15.0) == (True, False)
+        job = registry.get(KEY)
+        assert (job.state, job.reason, job.ended_at) == (JobState.RUNNING, "", None)
+        assert write(registry, KEY, b"awake again") == 11
+        assert registry.finish(KEY, RUNNER, JobState.FINISHED)
+
+    def test_a_late_end_is_the_truth(self, registry, clock):
+        running(registry, lease=15.0)
+        clock.advance(15.0)
+        assert registry.append(KEY, Channel.OUTPUT, 0, b"x", runner=RUNNER) == 1
+        assert registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert registry.get(KEY).state is JobState.FINISHED
+
+    def test_a_loss_is_made_permanent_exactly_once_and_fences_the_runner_off(self, registry, clock):
+        running(registry, lease=15.0)
+        write(registry, KEY, b"kept")
+        clock.advance(100.0)
+        read = registry.get(KEY)
+        assert registry.evict() == (1, 0)
+        assert registry.evict() == (0, 0)
+        assert registry.renew(KEY, RUNNER, lease=15.0) == (False, False)
+        assert registry.finish(KEY, RUNNER, JobState.FINISHED) is False
+        with pytest.raises(Fenced):
+            registry.append(KEY, Channel.OUTPUT, 4, b"x", runner=RUNNER)
+        job = registry.get(KEY)
+        assert (job.state, job.reason, job.ended_at) == (read.state, read.reason, read.ended_at)
+        assert all_of(registry, KEY) == b"kept"
+
+    def test_a_lost_job_is_readable_for_a_ttl_from_when_its_loss_became_permanent(self, registry, clock):
+        running(registry, lease=15.0)
+        clock.advance(1000.0)
+        registry.evict()
+        clock.advance(59.99)
+        assert registry.get(KEY).state is JobState.LOST
+        clock.advance(0.01)
+        with pytest.raises(JobExpired):
+            registry.get(KEY)
+
+    def test_eight_threads_that_evict_at_once_lose_and_forget_each_job_once(self, registry, clock):
+        for number in range(20):
+            running(registry, f"leased {number}", lease=15.0)
+        for number in range(20):
+            ended(registry, f"ended {number}")
+        clock.advance(60.0)
+        start = threading.Barrier(8)
+
+        def evict() -> tuple[int, int]:
+            start.wait(LONG)
+            return registry.evict()
+
+        counts = [done(each) for each in [begun(evict) for _ in range(8)]]
+        assert (sum(lost for lost, _ in counts), sum(evicted for _, evicted in counts)) == (20, 20)
+
+    def test_a_cancel_that_was_asked_for_and_a_dead_runner_make_a_cancelled_job(self, registry, clock):
+        running(registry, lease=15.0)
+        assert registry.request_cancel(KEY) is JobState.RUNNING
+        clock.advance(14.99)
+        assert registry.get(KEY).state is JobState.RUNNING
+        clock.advance(0.01)
+        assert registry.get(KEY).state is JobState.CANCELLED
+        assert registry.evict() == (1, 0)
+        assert registry.get(KEY).state is JobState.CANCELLED
+        assert registry.renew(KEY, RUNNER, lease=15.0) == (False, True)
+
+    def test_a_cancel_of_a_job_that_reads_as_lost_changes_nothing(self, registry, clock):
+        running(registry, lease=15.0)
+        clock.advance(15.0)
+        assert registry.request_cancel(KEY) is JobState.LOST
+        assert registry.renew(KEY, RUNNER, lease=15.0) == (True, False)
+
+    def test_progress_is_stored_and_stays_until_there_is_newer(self, registry):
+        running(registry)
+        assert registry.get(KEY).progress is None
+        registry.renew(KEY, RUNNER, progress=Progress(3, 10, "Zeilen gezählt"))
+        assert registry.get(KEY).progress == Progress(3, 10, "Zeilen gezählt")
+        registry.renew(KEY, RUNNER, lease=15.0)
+        assert registry.get(KEY).progress == Progress(3, 10, "Zeilen gezählt")
+        registry.renew(KEY, RUNNER, progress=Progress(0.5))
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert registry.get(KEY).progress == Progress(0.5)
+
+    def test_progress_alone_does_not_touch_the_lease(self, registry, clock):
+        running(registry, lease=15.0)
+        clock.advance(10.0)
+        registry.renew(KEY, RUNNER, progress=Progress(1))
+        assert registry.get(KEY).lease_expires_at == clock.now + 5.0
+
+    # Cancelling.
+
+    def test_a_pending_job_is_cancelled_at_once(self, registry, clock):
+        added(registry)
+        assert registry.request_cancel(KEY) is JobState.CANCELLED
+        job = registry.get(KEY)
+        assert (job.state, job.ended_at, job.expires_at) == (JobState.CANCELLED, clock.now, clock.now + 60.0)
+        assert job.reason
+        assert registry.claim(KEY, RUNNER) is False
+
+    def test_a_running_job_is_told_and_goes_on_until_it_heeds(self, registry, clock):
+        running(registry)
+        asked_at = clock.advance(2.0)
+        assert registry.request_cancel(KEY) is JobState.RUNNING
+        clock.advance(2.0)
+        assert registry.request_cancel(KEY) is JobState.RUNNING  # the second changes nothing
+        assert registry.get(KEY).cancel_requested_at == asked_at
+        assert registry.renew(KEY, RUNNER) == (True, True)
+        assert write(registry, KEY, b"cleaning up") == 11
+
+    @each_end
+    def test_a_job_ends_as_it_ends_and_says_that_a_cancel_was_asked_for(self, registry, clock, state):
+        running(registry)
+        registry.request_cancel(KEY)
+        registry.finish(KEY, RUNNER, state)
+        job = registry.get(KEY)
+        assert (job.state, job.cancel_requested_at) == (state, clock.now)
+
+    # The cookies of a response are delivered once.
+
+    def test_one_of_eight_threads_takes_the_cookies(self, registry):
+        ended(registry)
+        ended(registry, "another")
+        start = threading.Barrier(8)
+
+        def take() -> bool:
+            start.wait(LONG)
+            return registry.take_cookies(KEY)
+
+        assert sorted(done(each) for each in [begun(take) for _ in range(8)]) == [False] * 7 + [True]
+        assert registry.take_cookies(KEY) is False
+        assert registry.take_cookies(key_of("another")) is True
+
+    # Forgetting and listing.
+
+    @each_end
+    def test_a_discarded_job_is_gone_and_unknown(self, registry, state):
+        ended(registry, state=state, output=b"secret")
+        assert registry.discard(KEY) is True
+        assert registry.discard(KEY) is False
+        with pytest.raises(JobNotFound):
+            registry.get(KEY)
+        assert registry.jobs() == []
+
+    def test_a_pending_job_can_be_discarded(self, registry):
+        added(registry)
+        assert registry.discard(KEY) is True
+        with pytest.raises(JobNotFound):
+            registry.claim(KEY, RUNNER)
+
+    def test_jobs_are_listed_newest_first_up_to_a_limit(self, registry, clock):
+        for name in "abcde":
+            clock.advance(1.0)
+            added(registry, name)
+        registry.claim(key_of("b"), RUNNER)  # what happens later does not change the order
+        assert [job.title for job in registry.jobs()] == ["e", "d", "c", "b", "a"]
+        assert [job.title for job in registry.jobs(limit=2)] == ["e", "d"]
+        assert registry.jobs(limit=0) == []
+
+    def test_a_list_of_jobs_can_be_read_in_parts(self, registry, clock):
+        for name in "abcde":
+            clock.advance(1.0)
+            added(registry, name)
+        registry.claim(key_of("d"), RUNNER)
+        parts = [registry.jobs(limit=2, skip=skip) for skip in (0, 2, 4, 6)]
+        assert [[job.title for job in part] for part in parts] == [["e", "d"], ["c", "b"], ["a"], []]
+        # What is in another state is not counted.
+        assert [job.title for job in registry.jobs(JobState.PENDING, limit=2, skip=1)] == ["c", "b"]
+
+    def test_jobs_are_listed_by_state(self, registry, clock):
+        for state in ENDS:
+            clock.advance(0.1)
+            ended(registry, state, state)
+        running(registry, "running")
+        added(registry, "pending")
+        for state in JobState:
+            assert [job.title for job in registry.jobs(state)] == [state]
+        assert [job.title for job in registry.jobs(JobState.LOST, limit=1)] == ["lost"]
+
+    def test_jobs_are_listed_as_they_read_and_expired_ones_are_not(self, registry, clock):
+        added(registry, "never started")
+        running(registry, "leased", lease=15.0)
+        clock.advance(10.0)
+        ended(registry, "ended")
+        clock.advance(10.0)
+        assert {job.title for job in registry.jobs(JobState.LOST)} == {"never started", "leased"}
+        assert registry.jobs(JobState.PENDING) == registry.jobs(JobState.RUNNING) == []
+        clock.advance(60.0)
+        assert "ended" not in {job.title for job in registry.jobs()}
+
+    def test_an_eviction_stops_at_its_limit(self, registry, clock):
+        for name in "abcde":
+            ended(registry, name)
+        clock.advance(59.99)
+        assert registry.evict() == (0, 0)
+        clock.advance(0.01)
+        assert [registry.evict(2) for _ in range(4)] == [(0, 2), (0, 2), (0, 1), (0, 0)]
+
+    def test_an_eviction_counts_lost_and_forgotten_jobs_towards_one_limit(self, registry, clock):
+        for name in "abc":
+            ended(registry, name)
+            running(registry, f"{name} leased", lease=15.0)
+            added(registry, f"{name} pending")
+        clock.advance(60.0)
+        counts = [registry.evict(4) for _ in range(4)]
+        assert [sum(count) for count in counts] == [4, 4, 1, 0]
+        assert sum(count.lost for count in counts) == 6
+        assert sum(count.evicted for count in counts) == 3
+
+    # What is written once above the primitives.
+
+    @pytest.mark.parametrize("offset", [0, 1, 5000])
+    def test_following_gives_each_byte_once_and_in_order_while_it_is_written(self, registry, offset):
+        running(registry)
+        chance = random.Random(offset)
+        data = chance.randbytes(40_000)
+
+        def follow() -> bytes:
+            at, parts = offset, []
+            for piece in registry.follow(KEY, offset):
+                assert piece.offset == at
+                at = piece.end
+                parts.append(piece.data)
+            return b"".join(parts)
+
+        followers = [begun(follow), begun(follow)]
+        at = 0
+        while at < len(data):
+            chunk = data[at : at + chance.randrange(1, 700)]
+            at = registry.append(KEY, Channel.OUTPUT, at, chunk, runner=RUNNER)
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert [done(follower) for follower in followers] == [data[offset:], data[offset:]]
+
+    def test_following_says_with_an_empty_piece_that_nothing_came(self, registry):
+        running(registry)
+        write(registry, KEY, b"abc")
+        following = registry.follow(KEY, tick=0.01)
+        assert [next(following) for _ in range(3)] == [(0, b"abc"), (3, b""), (3, b"")]
+        write(registry, KEY, b"def")
+        assert next(following) == (3, b"def")
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert list(following) == []
+
+    def test_following_goes_on_behind_what_was_dropped(self, make):
+        registry = make(max_output=10)
+        running(registry)
+        data = bytes(range(100))
+        write(registry, KEY, data)
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        begin, end = registry.get(KEY).output_dropped
+        pieces = list(registry.follow(KEY))
+        assert b"".join(piece.data for piece in pieces) == data[:begin] + data[end:]
+        assert end in [piece.offset for piece in pieces]
+
+    def test_following_an_ended_job_from_its_end_gives_nothing(self, registry):
+        ended(registry, output=b"abc")
+        assert list(registry.follow(KEY, 3)) == []
+        assert list(registry.follow(KEY, 2)) == [(2, b"c")]
+
+    def test_a_page_is_what_there_is_from_an_offset(self, registry):
+        running(registry)
+        write(registry, KEY, b"0123456789")
+        assert registry.page(KEY, 0).piece == (0, b"0123456789")
+        assert registry.page(KEY, 4, limit=3).piece == (4, b"456")
+        assert registry.page(KEY, 9).piece == (9, b"9")
+        assert registry.page(KEY, 9).job.output_end == 10
+
+    def test_a_page_at_the_end_or_behind_it_is_empty_and_at_the_end(self, registry):
+        running(registry)
+        write(registry, KEY, b"abc")
+        assert registry.page(KEY, 3).piece == (3, b"")
+        assert registry.page(KEY, 4).piece == (3, b"")
+        assert registry.page(KEY, 10**12).piece == (3, b"")
+
+    def test_a_negative_offset_is_the_tail(self, registry):
+        running(registry)
+        write(registry, KEY, b"0123456789")
+        assert registry.page(KEY, -3).piece == (7, b"789")
+        assert registry.page(KEY, -10).piece == (0, b"0123456789")
+        assert registry.page(KEY, -11).piece == (0, b"0123456789")
+
+    def test_a_tail_of_no_output_is_empty_and_does_not_wait(self, registry):
+        running(registry)
+        assert registry.page(KEY, -100, timeout=LONG).piece == (0, b"")
+
+    @pytest.mark.parametrize("character", ["é", "€", "🦊"])
+    def test_a_page_ends_between_characters_and_the_next_one_goes_on(self, registry, character):
+        running(registry)
+        text = f"abc{character * 5}\n"
+        write(registry, KEY, text.encode())
+        for limit in range(4, 12):
+            offset, parts = 0, []
+            while offset < len(text.encode()):
+                piece = registry.page(KEY, offset, limit=limit).piece
+                assert piece.offset == offset
+                assert 0 < len(piece.data) <= limit
+                parts.append(piece.data.decode())  # raises if it is cut
+                offset = piece.end
+            assert "".join(parts) == text
+
+    @pytest.mark.parametrize("character", ["é", "€", "🦊"])
+    def test_a_tail_begins_between_characters(self, registry, character):
+        running(registry)
+        write(registry, KEY, f"ab{character}c".encode())
+        size = len(character.encode())
+        assert registry.page(KEY, -size - 1).piece == (2, f"{character}c".encode())
+        for tail in range(1, size + 1):
+            assert registry.page(KEY, -tail).piece == (size + 2, b"c")
+
+    def test_a_character_that_is_half_written_is_not_shown_before_it_is_whole(self, registry):
+        running(registry)
+        write(registry, KEY, b"ab\xf0\x9f")
+        assert registry.page(KEY, 0).piece == (0, b"ab")
+        assert registry.page(KEY, 2).piece == (2, b"")
+        write(registry, KEY, b"\xa6\x8a")
+        assert registry.page(KEY, 2).piece == (2, "🦊".encode())
+
+    def test_a_character_that_will_never_be_whole_is_shown_at_the_end(self, registry):
+        ended(registry, output=b"ab\xf0\x9f")
+        assert registry.page(KEY, 0).piece == (0, b"ab\xf0\x9f")
+
+    def test_bytes_that_are_no_characters_are_shown(self, registry):
+        running(registry)
+        write(registry, KEY, b"\x80" * 8)
+        assert registry.page(KEY, 0).piece == (0, b"\x80" * 8)
+        write(registry, KEY, b"\xff")
+        assert registry.page(KEY, 8).piece == (8, b"\xff")
+
+    @pytest.mark.parametrize("size", range(8, 24))
+    def test_pages_get_past_what_was_dropped_wherever_it_cuts_a_character(self, make, size):
+        registry = make(max_output=size)
+        running(registry)
+        data = ("€" * 100).encode()
+        write(registry, KEY, data)
+        begin, end = registry.get(KEY).output_dropped
+        offset, shown = 0, b""
+        for _ in range(20):
+            piece = registry.page(KEY, offset, limit=7).piece
+            shown += piece.data
+            offset = piece.end
+        assert offset == len(data)
+        assert shown.startswith(data[:begin])
+        assert shown.endswith(data[-(-end // 3) * 3 :])
+        assert piece.data == b""
+
+    def test_a_page_waits_for_more_and_is_woken(self, registry):
+        running(registry)
+        write(registry, KEY, b"abc")
+
+        def page() -> Any:
+            return registry.page(KEY, 3, timeout=LONG)
+
+        waiting = begun(page)
+        blocked_on(waiting, registry, KEY, 3)
+        write(registry, KEY, b"d")
+        assert done(waiting).piece == (3, b"d")
+
+    def test_a_page_waits_no_longer_than_its_timeout(self, registry):
+        running(registry)
+        assert registry.page(KEY, 0, timeout=0.02).piece == (0, b"")
+
+    # Closing.
+
+    def test_closing_twice_is_as_closing_once(self, registry):
+        ended(registry, output=b"x")
+        registry.close()
+        registry.close()
+
+    def test_a_registry_closes_at_the_end_of_a_with_block(self, make):
+        with make() as registry:
+            ended(registry)
+        registry.close()

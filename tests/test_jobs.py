@@ -1,0 +1,139 @@
+"""The values: jobs, their states, their names; and the errors."""
+
+import dataclasses
+import uuid
+
+import pytest
+
+from bgmiddleware import Channel, Job, JobState, Progress, RecordedResponse, errors
+from bgmiddleware._jobs import key_of, new_token
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_four_of_the_six_states_are_ends(state):
+    assert state.ended == (state in {"finished", "failed", "cancelled", "lost"})
+
+
+def test_states_and_channels_are_the_words_that_users_see():
+    assert [f"{state}" for state in JobState] == ["pending", "running", "finished", "failed", "cancelled", "lost"]
+    assert [f"{channel}" for channel in Channel] == ["request", "output", "body"]
+    assert JobState("lost") is JobState.LOST
+
+
+@pytest.mark.parametrize("value", [Job("key", "title"), Progress(1), RecordedResponse("200 OK", ())])
+def test_values_do_not_change(value):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, dataclasses.fields(value)[0].name, "new")
+
+
+def test_a_new_job_is_pending_and_empty():
+    job = Job("key", "title")
+    assert (job.state, job.reason, job.request, job.response, job.progress) == (JobState.PENDING, "", {}, None, None)
+    assert (job.output_end, job.output_dropped, job.body_end) == (0, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("started_at", "ended_at", "now", "elapsed"),
+    [
+        (None, None, 100.0, 0.0),
+        (None, 50.0, 100.0, 0.0),  # it never began
+        (10.0, None, 100.0, 90.0),
+        (10.0, 30.5, 100.0, 20.5),
+        (10.0, 10.0, 100.0, 0.0),
+        (10.0, None, 9.0, 0.0),  # the clock was set back
+        (10.0, 9.0, 100.0, 0.0),
+    ],
+)
+def test_a_job_says_how_long_it_ran(started_at, ended_at, now, elapsed):
+    assert Job("key", "title", started_at=started_at, ended_at=ended_at).elapsed(now) == elapsed
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "percent"),
+    [
+        (0, 10, 0.0),
+        (5, 10, 50.0),
+        (1, 3, 100 / 3),
+        (10, 10, 100.0),
+        (11, 10, 100.0),
+        (-1, 10, 0.0),
+        (0.25, 0.5, 50.0),
+        (5, None, None),
+        (5, 0, None),
+        (0, 0, None),
+        (5, -1, None),
+    ],
+)
+def test_a_progress_is_in_percent_where_there_is_a_total(done, total, percent):
+    assert Progress(done, total).percent == percent
+
+
+@pytest.mark.parametrize(("status", "code"), [("200 OK", 200), ("503 ", 503), ("418 I'm a teapot", 418)])
+def test_a_response_knows_its_code(status, code):
+    assert RecordedResponse(status, ()).code == code
+
+
+def test_a_token_is_a_random_uuid_in_its_canonical_form():
+    tokens = {new_token() for _ in range(100)}
+    assert len(tokens) == 100
+    for token in tokens:
+        assert str(uuid.UUID(token)) == token
+        assert uuid.UUID(token).version == 4
+
+
+def test_a_key_is_a_digest_that_does_not_tell_the_token():
+    token = "c0ffee00-1234-4678-9abc-def012345678"
+    key = key_of(token)
+    assert key == key_of(token) == "f6b4199b4d7b8c91da88c10d92b61463"
+    assert key != key_of(token[:-1] + "9")
+    assert set(key) <= set("0123456789abcdef")  # safe as a file's name
+    assert not set(token.split("-")) & {key[:8], key[-12:]}
+
+
+# The errors.
+
+
+@pytest.mark.parametrize(
+    ("error", "bases"),
+    [
+        (errors.ConfigurationError("x"), (errors.BackgroundError, ValueError)),
+        (errors.JobNotFound("k" * 32), (errors.BackgroundError,)),
+        (errors.JobExpired("k" * 32), (errors.BackgroundError,)),
+        (errors.QueueFull("x"), (errors.BackgroundError,)),
+        (errors.BadRequestBody("x"), (errors.BackgroundError,)),
+        (errors.BodyTooLarge(1), (errors.BadRequestBody,)),
+        (errors.RegistryError("x"), (errors.BackgroundError,)),
+        (errors.BadOffset(1), (errors.RegistryError,)),
+        (errors.Fenced("k" * 32), (errors.RegistryError,)),
+        (errors.JobExists("k" * 32), (errors.RegistryError,)),
+        (errors.RegistryFull("x", 1), (errors.RegistryError,)),
+        (errors.JobCancelled(), (BaseException,)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_each_error_is_what_the_tree_says(error, bases):
+    for base in bases:
+        assert isinstance(error, base)
+    assert f":class:`{type(error).__name__}`" in errors.__doc__
+    assert type(error).__name__ in errors.__all__
+    assert str(error)
+
+
+def test_a_cancel_is_not_swallowed_by_except_exception():
+    assert not issubclass(errors.JobCancelled, (Exception, errors.BackgroundError))
+    assert errors.JobCancelled("deadline").reason == "deadline"
+
+
+@pytest.mark.parametrize("error", [errors.JobNotFound, errors.JobExpired, errors.JobExists, errors.Fenced])
+def test_an_error_shows_only_the_beginning_of_a_key(error):
+    key = "0123456789abcdef" * 2
+    assert error(key).key == key
+    assert "01234567…" in str(error(key))
+    assert "89ab" not in str(error(key))
+
+
+def test_a_setting_that_is_wrong_is_named_with_its_value_and_what_is_allowed():
+    error = errors.ConfigurationError.of_setting("ttl", -1, "a number above 0")
+    assert str(error) == "ttl = -1: expected a number above 0"
+    error = errors.ConfigurationError.of_setting("executor", "x", ["thread", "process"])
+    assert str(error) == "executor = 'x': expected one of process, thread"

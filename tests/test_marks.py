@@ -1,0 +1,233 @@
+"""Which requests each mark marks, and which it does not."""
+
+import pytest
+
+from bgmiddleware import ConfigurationError, marks
+
+
+def at(path: str, method: str = "GET") -> dict[str, str]:
+    """The environ of a request for *path*, spelled as PEP 3333 does."""
+    return {"REQUEST_METHOD": method, "PATH_INFO": path.encode().decode("latin-1")}
+
+
+YES, NO = marks.always, marks.none_of(marks.always)
+
+
+@pytest.mark.parametrize(
+    ("glob", "marked", "unmarked"),
+    [
+        ("/report", ["/report"], ["/report/", "/report/1", "/reports", "/Report", "", "/", "/a/report", "report"]),
+        ("/report/*", ["/report/", "/report/1", "/report/a/b"], ["/report", "/REPORT/1", "/a/report/1", ""]),
+        ("/report*", ["/report", "/reports", "/report/1"], ["/repor", "/a/report"]),
+        ("*", ["", "/", "/anything/at/all"], []),
+        ("/*", ["/", "/anything"], [""]),
+        ("*/export", ["/export", "/a/export", "/a/b/export"], ["/export/", "/a/exports", "export"]),
+        ("/a/*/export", ["/a/1/export", "/a/b/c/export"], ["/a/export", "/a/1/export/", "/b/1/export"]),
+        ("/a/?", ["/a/b", "/a/é", "/a/日"], ["/a/", "/a/bc", "/a/éé"]),
+        ("/a/?*", ["/a/b", "/a/bc"], ["/a/"]),
+        ("/a/[xyé]", ["/a/x", "/a/y", "/a/é"], ["/a/z", "/a/xy", "/a/[xy]", "/a/è"]),
+        ("/a/[!x]", ["/a/y", "/a/é"], ["/a/x", "/a/yz"]),
+        ("/café", ["/café"], ["/caf", "/cafe", "/café/"]),
+        ("/café/*", ["/café/", "/café/日"], ["/café", "/cafe/1"]),
+        ("/日*x", ["/日x", "/日本x"], ["/日", "/日本"]),
+        ("/a.b", ["/a.b"], ["/axb"]),
+        ("/a\n*", ["/a\n", "/a\nb"], ["/a", "/ab"]),
+        ("/a?b", ["/a\nb", "/a/b"], ["/ab"]),
+    ],
+)
+def test_a_glob_matches_the_whole_path(glob, marked, unmarked):
+    mark = marks.path(glob)
+    # Alone a glob may be a plain prefix; beside a pattern it is part of a regular expression; both must say the same.
+    beside = marks.path("/never-[a]sked-for", glob)
+    for path in marked:
+        assert mark(at(path)), path
+        assert beside(at(path)), path
+    for path in unmarked:
+        assert not mark(at(path)), path
+        assert not beside(at(path)), path
+
+
+def test_any_of_several_globs_is_enough():
+    for globs in (("/a/*", "/b/*"), ("/a/*", "/b/?"), ("/a/x", "/b/x")):
+        mark = marks.path(*globs)
+        assert mark(at("/a/x"))
+        assert mark(at("/b/x"))
+        assert not mark(at("/c/x"))
+
+
+@pytest.mark.parametrize("glob", ["/a/*", "/a/?"])
+def test_a_path_that_is_no_utf8_or_missing_is_no_error(glob):
+    assert marks.path(glob)({"REQUEST_METHOD": "GET", "PATH_INFO": "/a/\xff"})
+    assert not marks.path(glob)({"REQUEST_METHOD": "GET", "PATH_INFO": "/\xff"})
+    assert not marks.path(glob)({"REQUEST_METHOD": "GET"})
+
+
+def test_a_path_can_be_marked_for_some_methods_only():
+    mark = marks.path("/a", methods=["post", "PUT"])
+    assert mark(at("/a", "POST"))
+    assert mark(at("/a", "PUT"))
+    assert not mark(at("/a", "GET"))
+    assert not mark(at("/b", "POST"))
+    assert not marks.path("/a", methods=[])(at("/a"))
+
+
+def test_methods_in_one_str_are_refused():
+    with pytest.raises(ConfigurationError, match=r"^methods = 'post': .*\['POST'\]"):
+        marks.path("/a", methods="post")
+
+
+@pytest.mark.parametrize("glob", ["report", "", "?x", "[a]", "http://example.org/"])
+def test_a_glob_that_can_match_no_path_is_refused(glob):
+    with pytest.raises(ConfigurationError, match=r"^path = "):
+        marks.path("/fine", glob)
+
+
+def test_a_path_without_globs_is_refused():
+    with pytest.raises(ConfigurationError):
+        marks.path()
+    with pytest.raises(ConfigurationError):
+        marks.path(methods=["POST"])
+
+
+@pytest.mark.parametrize(
+    "prefer",
+    [
+        "respond-async",
+        "Respond-Async",
+        " respond-async ",
+        "respond-async, wait=10",
+        "wait=10,respond-async",
+        "wait=10 ,\trespond-async ; foo=bar",
+        "respond-async;x=1;y",
+        'respond-async=""',
+        "respond-async=1",
+        'foo="a, b", respond-async',
+        r'foo="a \" b", respond-async',
+        ", respond-async,",
+    ],
+)
+def test_a_preference_to_respond_async_is_heeded(prefer):
+    assert marks.prefers_async({"HTTP_PREFER": prefer})
+
+
+@pytest.mark.parametrize(
+    "prefer",
+    [
+        "",
+        "wait=10",
+        "respond-async-not",
+        "not-respond-async",
+        "respond async",
+        "x=respond-async",
+        "foo; respond-async",
+        'foo="respond-async"',
+        'foo="a, respond-async, b"',
+        r'foo="a \", respond-async, b"',
+        "respond-asynchronously",
+    ],
+)
+def test_what_is_no_preference_to_respond_async_is_none(prefer):
+    assert not marks.prefers_async({"HTTP_PREFER": prefer})
+
+
+def test_a_request_without_preferences_is_not_marked():
+    assert not marks.prefers_async({})
+
+
+def test_a_header_marks_by_being_there():
+    mark = marks.header("X-Slow")
+    assert mark({"HTTP_X_SLOW": "1"})
+    assert mark({"HTTP_X_SLOW": ""})
+    assert not mark({"HTTP_X_SLOWER": "1"})
+    assert not mark({"X_SLOW": "1"})
+    assert not mark({})
+
+
+def test_a_header_marks_by_its_exact_value():
+    mark = marks.header("x-slow", "yes")
+    assert mark({"HTTP_X_SLOW": "yes"})
+    for value in ("Yes", "yes ", "yes, no", "", "no"):
+        assert not mark({"HTTP_X_SLOW": value})
+    assert not mark({})
+
+
+def test_the_two_headers_that_cgi_names_otherwise_are_found():
+    mark = marks.header("Content-Type", "text/csv")
+    assert mark({"CONTENT_TYPE": "text/csv"})
+    assert not mark({"HTTP_CONTENT_TYPE": "text/csv"})
+    for name, key in (("content-type", "CONTENT_TYPE"), ("Content-Length", "CONTENT_LENGTH")):
+        mark = marks.header(name)
+        assert mark({key: "0"})
+        assert not mark({key: ""})  # how servers may say that there is none
+        assert not mark({})
+
+
+@pytest.mark.parametrize(
+    ("query", "marked"),
+    [
+        ("slow", True),
+        ("slow=", True),
+        ("slow=1", True),
+        ("a=1&slow", True),
+        ("a=1&slow=2&b=3", True),
+        ("", False),
+        ("slower=1", False),
+        ("a=slow", False),
+        ("aslow=1", False),
+        ("a=1;slow=1", False),
+        ("SLOW=1", False),
+    ],
+)
+def test_a_query_parameter_marks_with_any_value_or_none(query, marked):
+    assert marks.query("slow")({"QUERY_STRING": query}) is marked
+
+
+def test_a_query_that_is_missing_has_no_parameter():
+    assert not marks.query("slow")({})
+
+
+def test_the_name_of_a_query_parameter_is_no_pattern():
+    assert marks.query("a.b")({"QUERY_STRING": "a.b=1"})
+    assert not marks.query("a.b")({"QUERY_STRING": "axb=1"})
+
+
+@pytest.mark.parametrize("name", ["", "a=b", "a&b", "a b", "a%20b", "a+b", "a#", "é", "a\n"])
+def test_the_name_of_a_query_parameter_that_would_need_escaping_is_refused(name):
+    with pytest.raises(ConfigurationError, match=r"^query = "):
+        marks.query(name)
+
+
+def test_always_marks_every_request():
+    assert marks.always({}) is True
+
+
+@pytest.mark.parametrize(
+    ("given", "any_of", "all_of", "none_of"),
+    [
+        ((), False, True, True),
+        ((YES,), True, True, False),
+        ((NO,), False, False, True),
+        ((YES, YES), True, True, False),
+        ((YES, NO), True, False, False),
+        ((NO, YES), True, False, False),
+        ((NO, NO), False, False, True),
+        ((NO, NO, YES), True, False, False),
+        ((YES, YES, YES), True, True, False),
+        ((NO, NO, NO), False, False, True),
+    ],
+)
+def test_marks_are_combined(given, any_of, all_of, none_of):
+    assert marks.any_of(*given)({}) is any_of
+    assert marks.all_of(*given)({}) is all_of
+    assert marks.none_of(*given)({}) is none_of
+
+
+def unasked(environ):
+    pytest.fail("this mark need not be asked")
+
+
+def test_the_first_mark_that_decides_ends_the_search():
+    assert marks.any_of(YES, unasked)({})
+    assert marks.any_of(NO, YES, unasked)({})
+    assert not marks.all_of(NO, unasked)({})
+    assert not marks.none_of(YES, unasked)({})
