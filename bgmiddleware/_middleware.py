@@ -8,7 +8,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from . import _context, marks
-from ._capture import ForegroundOutput, install, use_output, write_late
+from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
 from ._recording import MAX_BODY, RememberingInput
 from ._serving import Answer, Authorize, Site, StartResponse, Viewers, answer_dashboard, problem, serve
@@ -99,7 +99,10 @@ class BackgroundMiddleware:
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         # Every request of the site passes here: no object is made, and no WebOb, for one that is not ours.
-        query = environ.get("QUERY_STRING")
+        try:
+            query = environ["QUERY_STRING"]
+        except KeyError:  # some servers leave out what is empty
+            query = ""
         if query and self._may_bear_token in query:
             tokens = self._find_tokens(query)
             if tokens:
@@ -135,14 +138,17 @@ class BackgroundMiddleware:
             return start_response(*arguments)
 
         try:
-            with use_output(ForegroundOutput(write_late("stdout"), write_late("stderr"))):
+            token = current.set(UNPRINTED)
+            try:
                 return self.app(environ, begin)
+            finally:
+                current.reset(token)
         except BackgroundRequested as asked:
             # Only where the app had begun a response, as PEP 3333 wants it: test clients raise what they are given.
             exc_info = (type(asked), asked, asked.__traceback__) if begun else None
             return self._answer_asked(environ, recorded, asked).send(environ, start_response, exc_info)
         finally:
-            if isinstance(body, RememberingInput):
+            if type(body) is RememberingInput:
                 body.forget()
 
     def _answer_asked(self, environ: dict[str, Any], recorded: dict[str, Any], asked: BackgroundRequested) -> Answer:

@@ -8,7 +8,9 @@ import itertools
 import json
 import re
 import secrets
+import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,7 @@ from typing import Any
 from . import marks
 from ._capture import write_late
 from ._jobs import Channel, Job, key_of, new_token
-from ._recording import RecordedRequest, record_request, title_of
+from ._recording import RecordedRequest, RememberingInput, record_request, title_of
 from ._runner import Run, Work, call_function, replay_request
 from ._serving import (
     UNSTORED,
@@ -63,6 +65,7 @@ class Starter:
     single_flight: bool
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     """From which the tokens of jobs that can be joined are made, so that nobody else can make them."""
+    flights: "_Flights" = field(default_factory=lambda: _Flights(), repr=False)
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
@@ -93,9 +96,22 @@ class Starter:
                 f"@background runs functions in this process, and the executor is {type(self.site.executor).__name__}:"
                 " decorate the view with @backgrounder instead"
             )
-        return self._start(
-            environ, None, lambda key: self._run(key, environ, call_function(function), context, printed), 0.0
-        )
+
+        def run(key: str) -> Run:
+            return self._run(key, environ, call_function(function), context, printed)
+
+        if not self._may_join(environ):
+            return self._start(environ, None, run, 0.0)
+        try:
+            request = _recorded_again(environ, self.max_body)
+        except BadRequestBody as error:
+            return problem(environ, error.status, "bad-request-body", f"{error}.")
+        with request.body:
+            return self._start(environ, request, run, 0.0)
+
+    def _may_join(self, environ: Mapping[str, Any]) -> bool:
+        """Whether this request could be a repetition of another one."""
+        return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
 
     def _run(self, key: str, environ: dict[str, Any], work: Work, context: Context, preface: str = "") -> Run:
         return Run(
@@ -143,7 +159,7 @@ class Starter:
         owner, cookie = self._owner_of(environ)
         job = Job("", title_of(environ), owner=owner, request=request.environ if request else {})
         try:
-            if "HTTP_IDEMPOTENCY_KEY" in environ or self.single_flight:
+            if self._may_join(environ):
                 promote_after = 0.0  # who joins a job needs it to stay
                 token, job = self._begin_or_join(environ, job, request, run)
             else:
@@ -193,10 +209,12 @@ class Starter:
         """
         idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
         fingerprint = _fingerprint(environ, request)
-        for repetition in itertools.count():
+        flight = json.dumps([job.owner, fingerprint])
+        for repetition in itertools.count(self.flights.last(flight)):
             if idempotency_key is not None:
                 token = self._made_token("idempotency-key", job.owner, idempotency_key)
             else:
+                self.flights.began(flight, repetition)
                 token = self._made_token("single-flight", job.owner, fingerprint, str(repetition))
             key = key_of(token)
             try:
@@ -253,6 +271,39 @@ class Starter:
         body = f"Started in the background: see {location[1]}\n".encode()
         content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
         return Answer("303 See Other", (*headers, *content, *about(job, vary)), [body])
+
+
+class _Flights:
+    """How many times a request was begun that others may join: the last one is the only one that can still run, and
+    those before it need not be looked at, nor be there any more. Remembers the *most* recent. Any thread."""
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._lock = threading.Lock()  # guards what follows
+        self._last: OrderedDict[str, int] = OrderedDict()
+
+    def last(self, flight: str) -> int:
+        """Return the number of the last one, 0 if none was begun."""
+        with self._lock:
+            return self._last.get(flight, 0)
+
+    def began(self, flight: str, number: int) -> None:
+        """Remember that there was a *number*."""
+        with self._lock:
+            self._last[flight] = max(number, self._last.get(flight, 0))
+            self._last.move_to_end(flight)
+            if len(self._last) > self._most:
+                self._last.popitem(last=False)
+
+
+def _recorded_again(environ: Mapping[str, Any], max_body: int) -> RecordedRequest:
+    """Record a request whose body the app may have read. Raises ``BadRequestBody``."""
+    body = environ["wsgi.input"]
+    if isinstance(body, RememberingInput):
+        body = body.rewind()
+    elif hasattr(body, "seek"):
+        body.seek(0)
+    return record_request({**environ, "wsgi.input": body}, max_body)
 
 
 def _fingerprint(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:

@@ -53,10 +53,16 @@ def _of_globs(globs: tuple[str, ...]) -> Mark:
 
 
 def _of_prefix(prefix: str) -> Mark:
-    size = len(prefix)
+    if not prefix:
+        return always
+    # What begins with "/a" lies between "/a" and "/b": two comparisons, which make no new string.
+    behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
     def path_begins(environ: Environ) -> bool:
-        return environ.get("PATH_INFO", "")[:size] == prefix  # type: ignore[no-any-return]  # a str
+        try:
+            return prefix <= environ["PATH_INFO"] < behind  # type: ignore[no-any-return]  # two str
+        except KeyError:  # an empty one may be left out
+            return False
 
     return path_begins
 
@@ -83,8 +89,7 @@ def _of_wsgi(text: str) -> str:
 
 def prefers_async(environ: Environ) -> bool:
     """Mark requests that say ``Prefer: respond-async`` (RFC 7240 §4.1)."""
-    prefer = environ.get("HTTP_PREFER")
-    return prefer is not None and "respond-async" in preferences(prefer)
+    return "HTTP_PREFER" in environ and "respond-async" in preferences(environ["HTTP_PREFER"])
 
 
 def header(name: str, value: str | None = None) -> Mark:

@@ -153,9 +153,9 @@ class Mounts:
                 curl = f'<pre tabindex="0" aria-label="With curl">{html.escape(curl)}</pre>'
             yield CARD.substitute(title=demo.title, line=demo.line, source=demo.source, start=start, curl=curl)
 
-    def close(self) -> None:
-        """Let the jobs of all demos end, ten seconds for all of them together."""
-        until = time.monotonic() + 10
+    def close(self, drain: float | None = None) -> None:
+        """Let the jobs of all demos end, *drain* seconds for all of them together (None: ten)."""
+        until = time.monotonic() + (10.0 if drain is None else drain)
         for app in self._mounted.values():
             app.close(drain=max(0.0, until - time.monotonic()))
 

@@ -567,33 +567,51 @@ class TestOutput:
         def store(data: bytes) -> None:
             kept.chunks.append(data)
             if data == b"first":
-                in_thread(lambda: kept.output.out("second"))
+                in_thread(lambda: kept.output.out("second\n"))
 
         kept = Kept(store)
         kept.output.out("first")
         kept.output.watch(True)
         kept.output.drain()
-        assert kept.chunks == [b"first", b"second"]
+        assert kept.chunks == [b"first", b"second\n"]
 
     def test_what_is_written_while_storing_is_held_is_stored_after_it(self) -> None:
         kept = Kept()
         kept.output.watch(True)
         with kept.output.held():
             kept.run(lambda: print("own thread"))
-            in_thread(lambda: kept.output.out("other thread"))
+            in_thread(lambda: kept.output.out("other thread\n"))
             assert kept.chunks == []
-        assert b"".join(kept.chunks) == b"own thread\nother thread"
+        assert b"".join(kept.chunks) == b"own thread\nother thread\n"
 
-    def test_a_watched_write_is_stored_at_once(self) -> None:
+    def test_a_watched_line_is_stored_at_once(self) -> None:
         kept = Kept()
         kept.run(lambda: print("batched"))
         assert kept.chunks == []
         kept.output.watch(True)
-        kept.run(lambda: print("now", end=""))
-        assert kept.chunks == [b"batched\nnow"]
+        kept.run(lambda: print("now"))
+        assert kept.chunks == [b"batched\nnow\n"]
         kept.output.watch(False)
         kept.run(lambda: print("batched"))
         assert len(kept.chunks) == 1
+
+    @pytest.mark.parametrize(
+        ("write", "shown"),
+        [
+            (lambda: print("half a line", end=""), False),
+            (lambda: print("half a line", end="", flush=True), True),
+            (lambda: print("50%", end="\r"), True),
+            (lambda: print("\r51%", end=""), True),
+            (lambda: sys.stdout.buffer.write(b"half a line"), False),
+            (lambda: sys.stdout.buffer.write(b"a line\n"), True),
+            (lambda: sys.stdout.buffer.write(b"\r52%"), True),
+        ],
+    )
+    def test_who_watches_is_shown_lines_and_what_is_flushed(self, write: Callable[[], object], shown: bool) -> None:
+        kept = Kept()
+        kept.output.watch(True)
+        kept.run(write)
+        assert bool(kept.chunks) is shown
 
     @pytest.mark.parametrize(
         "write",
@@ -614,7 +632,7 @@ class TestOutput:
 
         def store(data: bytes) -> None:
             if data == b"x":
-                print("nested", end="")
+                print("nested")
                 sys.stdout.flush()
                 assert sys.stdout.fileno() > 2
                 kept.output.drain()
@@ -624,8 +642,8 @@ class TestOutput:
 
         kept = Kept(store)
         kept.output.watch(True)
-        kept.run(lambda: sys.stdout.write("x"))
-        assert kept.data == b"xnested"
+        kept.run(lambda: (sys.stdout.write("x"), sys.stdout.flush()))
+        assert kept.data == b"xnested\n"
         kept.output.end()
 
     def test_an_error_of_the_store_does_not_stop_the_output(self) -> None:

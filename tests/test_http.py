@@ -17,12 +17,12 @@ from bgmiddleware import (
     JobState,
     MemoryRegistry,
     ThreadExecutor,
+    _context,
     background,
     backgrounder,
     marks,
     progress,
 )
-from bgmiddleware import _context
 
 Client = InProcess | OverHTTP
 UNKNOWN = "6b9f2e1c-0000-4000-8000-000000000000"

@@ -5,13 +5,15 @@ context variable that routes. ``_hooks``: threads, pools, forks, children and lo
 """
 
 from ._output import ForegroundOutput, JobOutput, Output
-from ._streams import bound, current_output, detached, error_stream, install, use_output, write_late
+from ._streams import UNPRINTED, bound, current, current_output, detached, error_stream, install, use_output, write_late
 
 __all__ = [
+    "UNPRINTED",
     "ForegroundOutput",
     "JobOutput",
     "Output",
     "bound",
+    "current",
     "current_output",
     "detached",
     "error_stream",

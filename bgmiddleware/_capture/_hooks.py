@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from ._files import collector
 from ._output import JobOutput
-from ._streams import _ByteStandIn, _current, _StandIn, after_fork, bound
+from ._streams import _ByteStandIn, _StandIn, after_fork, bound, current
 
 __all__ = ["install_hooks", "rebind_logging"]
 
@@ -42,7 +42,7 @@ def install_hooks() -> None:
 
 
 def _job_output() -> JobOutput | None:
-    output = _current.get()
+    output = current.get()
     return output if isinstance(output, JobOutput) and output.job is not None else None
 
 
@@ -70,9 +70,9 @@ def _hook_threads() -> None:
 def _set_in_context_of(thread: object, output: JobOutput | None) -> None:
     """From Python 3.14 on a thread runs its target in a context of its own, which may be a copy of its parent's."""
     context = getattr(thread, "_context", None)
-    if isinstance(context, Context) and context.get(_current) is not output:
+    if isinstance(context, Context) and context.get(current) is not output:
         with contextlib.suppress(RuntimeError):  # it was given to the thread by hand, and somebody is in it
-            context.run(_current.set, output)
+            context.run(current.set, output)
 
 
 def _hook_pools() -> None:
@@ -103,7 +103,7 @@ def _hook_greenlets() -> None:
         output = _job_output()
         if output is not None and greenlet.gr_context is None:
             context = Context()
-            context.run(_current.set, output)
+            context.run(current.set, output)
             greenlet.gr_context = context
 
     greenlet_class.add_spawn_callback(on_spawn)
@@ -164,11 +164,11 @@ def _hook_logging() -> None:
             call_handlers(self, record)
             return
         probe = _Probe(output)
-        token = _current.set(probe)
+        token = current.set(probe)
         try:
             call_handlers(self, record)
         finally:
-            _current.reset(token)
+            current.reset(token)
         # Where a handler writes to the console, the job has it. Where they write to files only, it gets a line.
         if not probe.touched and _accepted(self, record.levelno):
             output.err(_formatted(record))

@@ -161,6 +161,11 @@ class JobOutput:
 
     def drain_soon(self) -> None:
         """Store what is pending, unless somebody is at it. Never blocks: writers, signal handlers, ``__del__``."""
+        if self.batch == 1 and self.job is not None and not self._ends_line():
+            return  # a print is two writes; readers take lines, as from a terminal, and what is flushed
+        self._store_soon()
+
+    def _store_soon(self) -> None:
         # Who holds the lock looks again when it has given it back: what came meanwhile found it taken. A few times
         # only, or it might work for the other writers for ever. That is enough: 1. each round stored something; 2. so
         # it woke the readers, and they drain themselves before they sleep.
@@ -180,6 +185,13 @@ class JobOutput:
         if now - self._yielded_at > _YIELD_EVERY:
             time.sleep(0)
             self._yielded_at = time.monotonic()
+
+    def _ends_line(self) -> bool:
+        try:
+            last = self._pending[-1]
+        except IndexError:  # somebody stored it already
+            return False
+        return len(last) > _LARGE or (last[-1:] in ("\n", "\r", b"\n", b"\r") or last[:1] in ("\r", b"\r"))
 
     def _drain(self) -> None:
         if self._busy:
@@ -212,9 +224,9 @@ class JobOutput:
             self.drain_soon()
 
     def flush(self) -> None:
-        """Put what is written into the file that children write to, if there is one."""
-        if self._file is not None:
-            self.drain_soon()
+        """Put what is written into the file that children write to, if there is one; show it to who is waiting."""
+        if self._file is not None or self.batch == 1:
+            self._store_soon()
 
     def fileno(self) -> int | None:
         """Return a descriptor that appends to this output, for children; the first call makes it."""

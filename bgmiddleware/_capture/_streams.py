@@ -10,30 +10,40 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from typing import Any, TextIO
 
-from ._output import Output
+from ._output import ForegroundOutput, Output
 
-__all__ = ["after_fork", "bound", "current_output", "detached", "error_stream", "install", "use_output", "write_late"]
+__all__ = [
+    "UNPRINTED",
+    "after_fork",
+    "bound",
+    "current_output",
+    "detached",
+    "error_stream",
+    "install",
+    "use_output",
+    "write_late",
+]
 
 _LARGE = 4096
 
-_current: ContextVar[Output | None] = ContextVar("bgmiddleware_output", default=None)
+current: ContextVar[Output | None] = ContextVar("bgmiddleware_output", default=None)
 _install_lock = threading.Lock()  # guards the replacing of sys.stdout, sys.stderr and sys.stdin
 _latest: dict[str, "_StandIn"] = {}  # the newest, by name
 
 
 def current_output() -> Output | None:
     """Return the output that the running code prints to; None outside of jobs and watched requests."""
-    return _current.get()
+    return current.get()
 
 
 @contextlib.contextmanager
 def use_output(output: Output | None) -> Iterator[None]:
     """Route what is printed in this block, in this context, to *output*."""
-    token: Token[Output | None] = _current.set(output)
+    token: Token[Output | None] = current.set(output)
     try:
         yield
     finally:
-        _current.reset(token)
+        current.reset(token)
 
 
 @contextlib.contextmanager
@@ -54,6 +64,41 @@ def bound(function: Callable[..., Any], output: Output) -> Callable[..., Any]:
     return run
 
 
+class _Unprinted:
+    """What a watched request prints to as long as it has printed nothing: one object for all, which the first print
+    replaces by an output of the request's own."""
+
+    job = pending = None
+    batch = 0
+
+    def out(self, text: str) -> int:
+        return self._made().out(text)
+
+    def err(self, text: str) -> int:
+        return self._made().err(text)
+
+    def write_bytes(self, data: bytes, original: Callable[[bytes], int]) -> int:
+        return self._made().write_bytes(data, original)
+
+    def flush(self) -> None:
+        """Do nothing: the stand-in flushes the original."""
+
+    def fileno(self) -> int | None:
+        return None
+
+    def drain_soon(self) -> None:
+        """Do nothing: there is nothing."""
+
+    def _made(self) -> ForegroundOutput:
+        # In the context of the request, whose end puts back what was there before it.
+        output = ForegroundOutput(write_late("stdout"), write_late("stderr"))
+        current.set(output)
+        return output
+
+
+UNPRINTED: Any = _Unprinted()
+
+
 class _StandIn(io.TextIOWrapper):
     """What ``sys.stdout`` or ``sys.stderr`` is from the first job on: it writes to the output of whoever is writing.
 
@@ -62,7 +107,7 @@ class _StandIn(io.TextIOWrapper):
 
     def __init__(self, original: Any, name: str) -> None:
         write_original = _write_of(original)
-        get = _current.get
+        get = current.get
         self.original = original
         self._title = name
         self._bytes = _ByteStandIn(self)
@@ -108,7 +153,7 @@ class _StandIn(io.TextIOWrapper):
         self.write_original = write_original
 
     def flush(self) -> None:
-        output = _current.get()
+        output = current.get()
         if output is not None and output.job is not None:
             output.flush()
         elif not getattr(self.original, "closed", False):
@@ -117,7 +162,7 @@ class _StandIn(io.TextIOWrapper):
                 flush()
 
     def fileno(self) -> int:
-        output = _current.get()
+        output = current.get()
         number = None if output is None else output.fileno()
         if number is None:
             if self.original is None:
@@ -141,7 +186,7 @@ class _StandIn(io.TextIOWrapper):
         raise io.UnsupportedOperation("detach")
 
     def _in_job(self) -> bool:
-        output = _current.get()
+        output = current.get()
         return output is not None and output.job is not None
 
     @property
@@ -203,7 +248,7 @@ class _ByteStandIn(io.BufferedIOBase):
         self._text = text
 
     def write(self, data: Any) -> int:
-        output = _current.get()
+        output = current.get()
         if output is None:
             return self._write_original(data)
         return output.write_bytes(data, self._write_original)
@@ -240,7 +285,7 @@ class _StdinStandIn(io.TextIOBase):
         self.original = original
 
     def _source(self) -> Any:
-        output = _current.get()
+        output = current.get()
         return self.original if output is None or output.job is None else _nothing()
 
     def read(self, size: int | None = -1) -> str:
@@ -294,6 +339,8 @@ def install() -> None:
 
     They are never taken away again: that is only safe as long as nobody else has put a stream over them.
     """
+    if sys.stdout is _latest.get("stdout") and sys.stderr is _latest.get("stderr") and type(sys.stdin) is _StdinStandIn:
+        return  # the usual case, quickly: each watched request asks
     if _holds_stand_in(sys.stdout) and _holds_stand_in(sys.stderr) and _is_stand_in_or_none(sys.stdin):
         return
     # Here and not above: the hooks use this module.
