@@ -1,0 +1,237 @@
+"""The ini file: loaded by PasteDeploy, and served by the servers that people start with one."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, MemoryRegistry, ThreadExecutor
+from bgmiddleware.paste import SETTINGS, filter_app_factory
+from tests.conftest import needs
+from tests.documents import ROOT, SHOP, get
+
+needs("paste.deploy")
+
+APP = "[app:shop]\nuse = call:shop:make_app\n"
+FILTER = "[pipeline:main]\npipeline = background shop\n\n[filter:background]\nuse = egg:bgmiddleware\n"
+ENVIRON = {"PATH_INFO": "/", "REQUEST_METHOD": "GET"}
+
+Load = Callable[..., BackgroundMiddleware]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    from paste.deploy import loadapp
+
+    (tmp_path / "shop.py").write_text(SHOP)
+    monkeypatch.syspath_prepend(tmp_path)
+    with contextlib.ExitStack() as opened:
+
+        def load(*parts: str) -> BackgroundMiddleware:
+            (tmp_path / "app.ini").write_text("\n".join(parts))
+            app = loadapp("config:app.ini", relative_to=str(tmp_path))
+            assert isinstance(app, BackgroundMiddleware)
+            return opened.enter_context(app)
+
+        yield load
+
+
+def is_marked(app: BackgroundMiddleware, path: str = "/", **environ: str) -> bool:
+    return app._when({**ENVIRON, "PATH_INFO": path, **environ})
+
+
+def test_a_filter_in_a_pipeline_marks_its_paths(load: Load) -> None:
+    app = load(FILTER + "paths = /reports/* /export/*.csv", APP)
+    assert get(app, "/reports/2026")[0] == "303 See Other"
+    assert get(app, "/export/a.csv")[0] == "303 See Other"
+    assert get(app, "/export/a.txt")[0] == "200 OK"
+
+
+def test_a_filter_app_marks_its_paths(load: Load) -> None:
+    app = load("[filter-app:main]\nuse = egg:bgmiddleware\nnext = shop\npaths = /reports/*", APP)
+    assert get(app, "/reports/2026")[0] == "303 See Other"
+    assert get(app, "/articles/2026")[0] == "200 OK"
+
+
+def test_an_app_can_ask_for_the_filter(load: Load) -> None:
+    app = load(
+        "[app:main]\nuse = call:shop:make_app\nfilter-with = background",
+        "[filter:background]\nuse = egg:bgmiddleware\npaths = /reports/*",
+    )
+    assert get(app, "/reports/2026")[0] == "303 See Other"
+
+
+def test_without_settings_all_is_as_by_default(load: Load) -> None:
+    app = load(FILTER, APP)
+    assert not is_marked(app, "/reports/2026")
+    assert is_marked(app, HTTP_PREFER="respond-async")
+    for made, default in ((app.registry, MemoryRegistry()), (app.executor, ThreadExecutor())):
+        plain = {name: value for name, value in vars(default).items() if isinstance(value, int | float)}
+        assert {name: vars(made)[name] for name in plain} == plain
+
+
+def test_here_is_the_directory_of_the_file(load: Load, tmp_path: Path) -> None:
+    app = load(FILTER + "paths = %(here)s/*", APP)
+    assert is_marked(app, f"{tmp_path}/report")
+
+
+def test_keys_of_the_default_section_are_not_refused(load: Load) -> None:
+    app = load("[DEFAULT]\ndebug = true\nttl = 5\nowner = somebody\n", FILTER, APP)
+    assert app.registry.ttl == 3600
+
+
+def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
+    settings: dict[str, tuple[str, Callable[[Any], Any], Any]] = {
+        "promote_after": ("0", lambda app: app._starter.promote_after, 0.0),
+        "owner": ("header:X-User", lambda app: app._site.owner({"HTTP_X_USER": "ada"}), "ada"),
+        "single_flight": ("yes", lambda app: app._starter.single_flight, True),
+        "dashboard": ("/_jobs", lambda app: app._dashboard, "/_jobs"),
+        "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
+        "registry": ("memory:", lambda app: type(app.registry), MemoryRegistry),
+        "executor": ("thread", lambda app: type(app.executor), ThreadExecutor),
+        "paths": ("/a/* /b", lambda app: [is_marked(app, path) for path in ("/a/1", "/b", "/c")], [True, True, False]),
+        "when": ("query:slow", lambda app: is_marked(app, QUERY_STRING="slow"), True),
+        "ttl": ("0.5", lambda app: app.registry.ttl, 0.5),
+        "pending_ttl": ("7", lambda app: app.registry.pending_ttl, 7.0),
+        "max_jobs": ("12", lambda app: app.registry.max_jobs, 12),
+        "max_output": ("64k", lambda app: app.registry.max_output, 64 * 1024),
+        "max_result": ("16M", lambda app: app.registry.max_result, 16 * 1024**2),
+        "max_bytes": ("1G", lambda app: app.registry.max_bytes, 1024**3),
+        "spool_threshold": ("1000", lambda app: app.registry._spool.threshold, 1000),
+        "max_workers": ("3", lambda app: app.executor.max_workers, 3),
+        "max_pending": ("0", lambda app: app.executor.max_pending, 0),
+        "drain": ("1.5", lambda app: app.executor.drain, 1.5),
+        "max_body": ("5m", lambda app: app._max_body, 5 * 1024**2),
+        "stream_slots": ("0", lambda app: app._site.viewers.take_slot(), False),
+        "capture_logging": ("off", lambda app: app._starter.capture_logging, False),
+        "capture_children": ("on", lambda app: app._starter.capture_children, True),
+        "token_name": ("job", lambda app: get(app, "/a/1")[1]["Location"][:5], "?job="),
+    }
+    assert set(settings) == set(SETTINGS)
+    app = load(FILTER + "\n".join(f"{name} = {text}" for name, (text, _, _) in settings.items()), APP)
+    for name, (_, look, expected) in settings.items():
+        assert look(app) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "owner"),
+    [
+        ("remote_user", {"REMOTE_USER": "ada"}, "ada"),
+        ("header:X-User", {"HTTP_X_USER": "ada"}, "ada"),
+        ("cookie:a secret that is long enough", {"HTTP_COOKIE": "bgmiddleware=forged"}, None),
+        ("python:bgmiddleware.owners:remote_user", {}, None),
+    ],
+)
+def test_owner_knows_each_kind_of_owner(text: str, environ: dict[str, str], owner: str | None) -> None:
+    app = filter_app_factory(lambda *_: [], None, owner=text)
+    assert app._site.owner is not None
+    assert app._site.owner(environ) == owner
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "marked"),
+    [
+        ("always", {}, True),
+        ("prefers_async", {"HTTP_PREFER": "respond-async"}, True),
+        ("prefers_async", {}, False),
+        ("query:slow", {"QUERY_STRING": "a=1&slow=1"}, True),
+        ("query:slow", {"QUERY_STRING": "slower"}, False),
+        ("header:X-Slow", {"HTTP_X_SLOW": ""}, True),
+        ("header:X-Slow=yes", {"HTTP_X_SLOW": "yes"}, True),
+        ("header:X-Slow=yes", {"HTTP_X_SLOW": "no"}, False),
+        ("query:slow header:X-Slow", {"HTTP_X_SLOW": "1"}, True),
+        ("python:bgmiddleware.marks:always", {}, True),
+    ],
+)
+def test_when_knows_each_kind_of_mark(text: str, environ: dict[str, str], marked: bool) -> None:
+    assert is_marked(filter_app_factory(lambda *_: [], None, when=text), **environ) is marked
+
+
+def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown setting 'tll': expected one of paths, when, .*ttl"):
+        load(FILTER + "tll = 5", APP)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((name, "many") for name in SETTINGS if name not in ("when", "token_name", "paths", "registry", "executor")),
+        ("paths", "reports/*"),
+        ("when", "sometimes"),
+        ("when", "query:"),
+        ("when", "always:1"),
+        ("when", "python:nosuchmodule:mark"),
+        ("when", "python:bgmiddleware.marks:nosuchmark"),
+        ("when", "python:bgmiddleware.marks:__all__"),
+        ("owner", "cookie:"),
+        ("owner", "python:nosuchmodule:user"),
+        ("promote_after", "-1"),
+        ("authorize", "always"),
+        ("registry", "redis://localhost"),
+        ("executor", "process"),
+        ("ttl", "0"),
+        ("ttl", "-1"),
+        ("ttl", "nan"),
+        ("ttl", ""),
+        ("max_jobs", "1.5"),
+        ("max_jobs", "0"),
+        ("max_output", "12T"),
+        ("max_output", "k"),
+        ("max_workers", "0"),
+        ("max_pending", "-1"),
+        ("max_body", "-1"),
+        ("stream_slots", "-1"),
+        ("capture_logging", "2"),
+        ("token_name", "a b"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_of_its_key(name: str, text: str, load: Load) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name} = "):
+        load(FILTER + f"{name} = {text}", APP)
+
+
+SERVER = "\n[server:main]\nuse = egg:waitress#main\nhost = 127.0.0.1\nport = {port}\n"
+
+
+def test_pserve_serves_it(tmp_path: Path) -> None:
+    needs("pyramid")
+    needs("plaster_pastedeploy")
+    (tmp_path / "shop.py").write_text(SHOP)
+    # pserve does not tell the port where it is 0, so one is chosen that is free now.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "app.ini").write_text(FILTER + f"paths = /reports/*\n\n{APP}" + SERVER.format(port=port))
+    server = subprocess.Popen(
+        [sys.executable, "-m", "pyramid.scripts.pserve", "app.ini"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with when_up(server, f"http://127.0.0.1:{port}/reports/2026") as response:
+            assert "?_t=" in response.geturl()
+            assert response.read() == b"adding up /reports/2026\n"
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def when_up(server: subprocess.Popen[bytes], url: str) -> Any:
+    """Open *url* as soon as the server takes connections; it does not say when."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return urlopen(url)
+        except URLError:
+            assert server.poll() is None, server.communicate()[1].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # between two looks, as there is nothing to wait for
