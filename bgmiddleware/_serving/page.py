@@ -139,10 +139,10 @@ def _count(number: float) -> str:
 
 def _links(visit: Visit, job: Job) -> str:
     links = [(visit.link(_view="log"), "Output as text")]
-    if job.state.ended:
-        links.insert(0, (visit.link(_view="result"), "Result"))
-    else:
+    if not job.state.ended:
         links.insert(0, (visit.link(), "Refresh"))
+    elif job.response is not None and job.response.complete:
+        links.insert(0, (visit.link(_view="result"), "Result"))
     return "".join(f'<a href="{html.escape(target)}">{text}</a>\n' for target, text in links)
 
 
