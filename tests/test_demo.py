@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 from clients import OverHTTP, Reply, start
+from documents import ROOT, STRICT
 
-ROOT = Path(__file__).parent.parent
-PYTHON = [sys.executable, "-W", "error", "-W", "ignore:'cgi' is deprecated:DeprecationWarning"]
+PYTHON = [sys.executable, *STRICT]
 SIGNED_IN = {"authorization": "Basic ZGVtbzpkZW1v"}  # demo:demo
 
 
