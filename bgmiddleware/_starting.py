@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import itertools
 import json
+import logging
 import re
 import secrets
 import threading
@@ -43,6 +44,8 @@ from .registries.base import END, PAGE_BYTES, Registry
 __all__ = ["Starter", "WSGIApplication"]
 
 WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+_log = logging.getLogger("bgmiddleware")
 
 _ALLOW = ("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
@@ -236,7 +239,7 @@ class Starter:
     def _untouched(self, visit: Visit, job: Job) -> Answer:
         """Answer with what the app answered in time, as if nothing had been between; the job leaves no trace."""
         registry = self.site.registry
-        write_late("stdout")("".join(_texts(registry, job)))  # where it would be if nobody had captured it
+        _print_late(registry, job)
         response = job.response
         if response is None or not response.complete:
             registry.discard(job.key)
@@ -319,6 +322,17 @@ def _fingerprint(environ: Mapping[str, Any], request: RecordedRequest | None) ->
 
 def _has(headers: Headers, name: str) -> bool:
     return any(key.lower() == name for key, _ in headers)
+
+
+def _print_late(registry: Registry, job: Job) -> None:
+    """Print what the job did where it would be if nobody had captured it."""
+    write = write_late("stdout")
+    try:
+        for text in _texts(registry, job):
+            write(text)
+    except (OSError, ValueError) as error:  # a pipe that nobody reads, an encoding without a character of it
+        # The app is done: what is wrong with the console is not its client's business any more.
+        _log.warning("job %s: its output cannot be printed: %s", job.key[:8], error)
 
 
 def _texts(registry: Registry, job: Job) -> Iterator[str]:

@@ -77,7 +77,8 @@ def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
     begin, end = asked.within(there)
     if begin >= end:
         return Answer(
-            "416 Range Not Satisfiable", (*about(job), ("Content-Range", f"bytes */{there}"), _length(0), *visit.pace())
+            "416 Range Not Satisfiable",
+            (_TEXT, *about(job), ("Content-Range", f"bytes */{there}"), _length(0), *visit.pace()),
         )
     placed = (("Content-Range", f"bytes {begin}-{end - 1}/*"), _length(end - begin), ("Accept-Ranges", "bytes"))
     content = Stored(visit.registry, job.key, Channel.OUTPUT, begin, end)

@@ -41,16 +41,18 @@ class Answer:
 
         *exc_info*: what left the app, where it may have called ``start_response`` before (PEP 3333, "Error Handling").
         """
-        if exc_info is None:
-            start_response(self.status, list(self.headers))
-        else:
-            start_response(self.status, list(self.headers), exc_info)
-        if environ["REQUEST_METHOD"] != "HEAD":
-            return self.body
-        close = getattr(self.body, "close", None)
-        if close is not None:
-            close()
-        return []
+        begun = False
+        try:
+            if exc_info is None:
+                start_response(self.status, list(self.headers))
+            else:
+                start_response(self.status, list(self.headers), exc_info)
+            begun = environ["REQUEST_METHOD"] != "HEAD"
+        finally:
+            close = getattr(self.body, "close", None)
+            if close is not None and not begun:  # nobody else will: a slot may be held by it
+                close()
+        return self.body if begun else []
 
 
 def status_line(code: int) -> str:

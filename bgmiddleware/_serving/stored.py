@@ -129,21 +129,23 @@ def _partial(asked: Asked, headers: Headers, content: "Stored") -> Answer:
     begin, end = asked.within(length)
     if begin >= end:
         unsatisfied = ("Content-Range", f"bytes */{length}")
-        return Answer("416 Range Not Satisfiable", (*_about_none(headers), ("Content-Length", "0"), unsatisfied))
+        return _without_body("416 Range Not Satisfiable", headers, unsatisfied)
     kept = tuple((name, value) for name, value in headers if name.lower() != "content-length")
     placed = (("Content-Length", str(end - begin)), ("Content-Range", f"bytes {begin}-{end - 1}/{length}"))
     return Answer("206 Partial Content", (*kept, *placed), content.part(begin, end))
 
 
-def _without_body(status: str, headers: Headers) -> Answer:
+def _without_body(status: str, headers: Headers, *added: tuple[str, str]) -> Answer:
+    """Answer without what describes a body, but with where it would be: a 304 must say that (RFC 9110 §15.4.5).
+
+    All but a 304 have a type, as PEP 3333's validator wants it, and no bytes: whoever resumes a download would add them
+    to it.
+    """
+    wanted = ["content-location"] if status.startswith("304") else ["content-location", "content-type"]
+    kept = ((name, value) for name, value in headers if name.lower() in wanted or not _describes_body(name))
     length = () if status.startswith("304") else (("Content-Length", "0"),)
-    return Answer(status, (*_about_none(headers), *length))
+    return Answer(status, (*kept, *length, *added))
 
 
-def _about_none(headers: Headers) -> Headers:
-    """Leave out what describes a body, but not where it is: a 304 must say that (RFC 9110 §15.4.5)."""
-    return tuple(
-        (name, value)
-        for name, value in headers
-        if not name.lower().startswith("content-") or name.lower() == "content-location"
-    )
+def _describes_body(name: str) -> bool:
+    return name.lower().startswith("content-")
