@@ -72,11 +72,20 @@ def _count(text: str) -> int:
 
 
 def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
+    app = _imported(options.app)
+    inner = getattr(app, "wsgi_app", app)  # where Flask's documentation puts middlewares
+    if isinstance(inner, BackgroundMiddleware):
+        if options.background:
+            raise ConfigurationError(
+                f"--background: {options.app} is in a BackgroundMiddleware already, with its own marks"
+            )
+        return inner
     marked: list[marks.Mark] = [marks.prefers_async]
     if options.background:
         marked.append(marks.path(*options.background))
     return BackgroundMiddleware(
-        _imported(options.app),
+        app,
+        stream_slots=max(1, options.threads // 2),
         when=marks.any_of(*marked),
         registry=MemoryRegistry(ttl=options.ttl),
         executor=ThreadExecutor(max_workers=options.workers, drain=options.drain),

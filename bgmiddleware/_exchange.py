@@ -1,5 +1,6 @@
 """The server's side of a call of a WSGI application (PEP 3333), which records instead of sending."""
 
+import re
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,6 @@ class Exchange:
         self._head = head
         self._write = write
         self._response: RecordedResponse | None = None
-        self._abandoned = False
         self._body_begun = False
 
     def run(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
@@ -66,11 +66,16 @@ class Exchange:
         self._write(data)
 
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.1
+
+
 def _checked_status(status: object) -> str:
     if not isinstance(status, str):
         raise TypeError(f"a status must be str, not {type(status).__name__}")
     if len(status) < 4 or not (status[:3].isascii() and status[:3].isdigit()) or status[3] != " ":
         raise ValueError(f"{status!r} is no status: expected three digits, a space and a reason")
+    if status < "2":
+        raise ValueError(f"{status!r} is no final status")
     _check_sendable(status)
     return status
 
@@ -87,6 +92,7 @@ def _checked_headers(headers: object) -> tuple[tuple[str, str], ...]:
     for name, value in headers:
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"a header must be two str: {name!r}, {value!r}")
-        _check_sendable(name)
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a header")
         _check_sendable(value)
     return tuple((name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP)

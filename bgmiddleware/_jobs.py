@@ -62,6 +62,12 @@ class Progress:
     message: str = ""
 
     def __post_init__(self) -> None:
+        # Plain values: numpy's integers, Decimals and what os.fsdecode() gave are no JSON, or no UTF-8.
+        for name in ("done", "total"):
+            number = getattr(self, name)
+            if number is not None and type(number) not in (int, float):
+                object.__setattr__(self, name, float(number))
+        object.__setattr__(self, "message", str(self.message).encode("utf-8", "backslashreplace").decode())
         if not all(math.isfinite(number) for number in (self.done, self.total or 0)):
             raise ValueError(f"progress takes finite numbers: {self.done!r} of {self.total!r}")  # JSON has no others
 

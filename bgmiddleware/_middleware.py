@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
-from ._recording import MAX_BODY, RememberingInput
+from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
 from ._serving import Answer, Authorize, Site, StartResponse, Viewers, answer_dashboard, problem, serve
 from ._starting import Starter, WSGIApplication
 from .errors import BadRequestBody, ConfigurationError
@@ -90,10 +90,10 @@ class BackgroundMiddleware:
         self._site = Site(self.registry, self.executor, Viewers(stream_slots), token_name, owner)
         self._starter = Starter(self._site, max_body, capture_logging, capture_children, promote_after, single_flight)
         self._max_body = max_body
-        self._dashboard = dashboard
         self._authorize = authorize
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
-        self._when = when if dashboard is None else marks.any_of(marks.exactly(dashboard), when)
+        self._is_dashboard = marks.none_of() if dashboard is None else marks.exactly(dashboard)
+        self._when = when if dashboard is None else marks.any_of(self._is_dashboard, when)
         self._may_bear_token = f"{token_name}="
         self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
 
@@ -111,7 +111,7 @@ class BackgroundMiddleware:
                 environ = self._without_our_parameters(environ)
         if self._when(environ) and not _context.current_job():
             return self._answer_marked(environ).send(environ, start_response)
-        if _context.declared:
+        if _context.declared and not _context.current_job():
             return self._watch(environ, start_response)
         try:
             return self.app(environ, start_response)
@@ -119,7 +119,7 @@ class BackgroundMiddleware:
             return self._answer_asked(environ, environ, asked).send(environ, start_response)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
-        if self._authorize is not None and environ.get("PATH_INFO") == self._dashboard:
+        if self._authorize is not None and self._is_dashboard(environ):
             return answer_dashboard(environ, self.registry, self._authorize)
         return self._starter.start_replay(self.app, environ, copy_context())
 
@@ -127,15 +127,15 @@ class BackgroundMiddleware:
         """Call the app, prepared for a decorated view in it: the request as it came, and what it prints, are kept."""
         install()
         body = environ["wsgi.input"]
-        if (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ) and not _can_rewind(body):
+        if (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ) and not can_rewind(body):
             body = environ["wsgi.input"] = RememberingInput(body, self._max_body)
         recorded = environ.copy()
         begun = False
 
-        def begin(*arguments: Any) -> Any:
+        def begin(*arguments: Any, **named: Any) -> Any:
             nonlocal begun
             begun = True
-            return start_response(*arguments)
+            return start_response(*arguments, **named)
 
         try:
             token = current.set(UNPRINTED)
@@ -155,27 +155,30 @@ class BackgroundMiddleware:
         """Start what a decorator asked for, with the request as it was *recorded* before the app saw it."""
         if asked.function is not None:
             return self._starter.start_function(asked.function, recorded, asked.context, asked.printed)
-        body = recorded["wsgi.input"]
-        if isinstance(body, RememberingInput):
-            try:
-                recorded["wsgi.input"] = body.rewind()
-            except BadRequestBody as error:
-                return problem(environ, error.status, "bad-request-body", f"{error}.")
-        elif _can_rewind(body):
-            body.seek(0)
+        try:
+            recorded["wsgi.input"] = rewound(recorded["wsgi.input"])
+        except BadRequestBody as error:
+            return problem(environ, error.status, "bad-request-body", f"{error}.")
         # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.
         return self._starter.start_replay(self.app, recorded, copy_context())
 
     def _without_our_parameters(self, environ: dict[str, Any]) -> dict[str, Any]:
         """Return the request as a form of the replayed document meant it: to the URL that it was first at."""
-        ours = re.compile(rf"(?:{re.escape(self._site.token_name)}={_UUID}|_(?:view|wait|offset|every)=.*)", re.DOTALL)
-        kept = [part for part in environ["QUERY_STRING"].split("&") if not ours.fullmatch(part)]
-        return {**environ, "QUERY_STRING": "&".join(kept)}
+        query = self._site.without_ours(environ["QUERY_STRING"])
+        stripped = {**environ, "QUERY_STRING": query}
+        for name in ("REQUEST_URI", "RAW_URI"):  # what some servers add: the same, undecoded
+            if name in environ:
+                stripped[name] = environ[name].partition("?")[0] + ("?" + query if query else "")
+        return stripped
+
+    def shutdown(self, drain: float | None = None) -> None:
+        """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does
+        not end in time is ``lost``. What there is of all jobs can still be read. Idempotent."""
+        self.executor.shutdown(drain)
 
     def close(self, drain: float | None = None) -> None:
-        """Take no more jobs, give those that run *drain* seconds (None: as the executor is configured), and let go of
-        all resources. What does not end in time is ``lost``. Idempotent."""
-        self.executor.shutdown(drain)
+        """The same as :meth:`shutdown`, and let go of all resources. Idempotent."""
+        self.shutdown(drain)
         self.registry.close()
 
     def __enter__(self) -> Self:
@@ -194,9 +197,3 @@ def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:
     """Whether this is a form without an action in a result, sent to the URL that the result was seen at."""
     parameters = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
     return environ["REQUEST_METHOD"] in _BODIED and parameters.get("_view") == "result"
-
-
-def _can_rewind(body: Any) -> bool:
-    """Whether a ``wsgi.input`` can be read a second time: some servers have the whole body before they call the app."""
-    seekable = getattr(body, "seekable", None)
-    return hasattr(body, "seek") and (seekable is None or bool(seekable()))

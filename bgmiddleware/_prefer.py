@@ -18,12 +18,19 @@ _PREFERENCE = re.compile(
 )
 
 
-@lru_cache(256)
+_LONGEST_REMEMBERED = 1024
+
+
 def preferences(header: str) -> Mapping[str, str]:
     """Return the preferences of a header by their lower-case names, of each the first; what cannot be read is skipped.
 
     An empty value is the same as none (§2).
     """
+    # What somebody sends must not fill the memory: the remembered ones are never forgotten.
+    return _remembered(header) if len(header) <= _LONGEST_REMEMBERED else _read(header)
+
+
+def _read(header: str) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for member in _MEMBER.findall(header):
         match = _PREFERENCE.fullmatch(member)
@@ -33,3 +40,6 @@ def preferences(header: str) -> Mapping[str, str]:
                 value = re.sub(r"\\(.)", r"\1", value[1:-1])
             found.setdefault(name, value)
     return MappingProxyType(found)
+
+
+_remembered = lru_cache(256)(_read)

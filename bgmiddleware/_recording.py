@@ -13,8 +13,10 @@ __all__ = [
     "MAX_BODY",
     "RecordedRequest",
     "RememberingInput",
+    "can_rewind",
     "record_request",
     "replay_environ",
+    "rewound",
     "title_of",
 ]
 
@@ -27,6 +29,8 @@ _STORED = frozenset(
     REMOTE_IDENT REMOTE_PORT REMOTE_USER REQUEST_METHOD REQUEST_SCHEME REQUEST_URI RAW_URI SCRIPT_NAME SERVER_NAME
     SERVER_PORT SERVER_PROTOCOL SERVER_SOFTWARE wsgi.url_scheme""".split()
 )
+# What one client has already, or wants a part of: the response is recorded for all who read it, whole.
+_OF_ONE_READER = ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE")
 # Objects of the server, and what frameworks inside of us cached of the request: none may outlive the request.
 _NOT_KEPT = (
     "wsgi.",
@@ -85,6 +89,9 @@ def record_request(environ: Mapping[str, Any], max_body: int = MAX_BODY) -> Reco
             stored[key] = value
         elif not key.startswith(_NOT_KEPT):
             kept[key] = value
+    if stored.get("REQUEST_METHOD") == "GET":
+        for name in _OF_ONE_READER:
+            stored.pop(name, None)
     stored.pop("HTTP_TRANSFER_ENCODING", None)  # that was the way it came; the length is known now
     if size or stored.get("CONTENT_LENGTH"):
         stored["CONTENT_LENGTH"] = str(size)
@@ -140,7 +147,10 @@ def _spool(read: Callable[[int], bytes], limit: int, *, exact: bool) -> tuple[IO
             size += len(data)
             if size > limit:
                 raise BodyTooLarge(limit)
-            target.write(data)
+            try:
+                target.write(data)
+            except OSError as error:
+                raise BadRequestBody("the request cannot be stored now", status=503) from error
             left -= len(data)
             data = read(min(_CHUNK, left)) if left else b""
         if exact and size < limit:
@@ -193,6 +203,21 @@ class RememberingInput:
             raise BodyTooLarge(self._limit)
         self._remembered.seek(0)
         return _Chained(self._remembered, self._source)
+
+
+def can_rewind(body: Any) -> bool:
+    """Whether a ``wsgi.input`` can be read a second time: some servers have the whole body before they call the app."""
+    # Only where it says so: that of uWSGI has seek, and dies of it.
+    return hasattr(body, "seek") and hasattr(body, "seekable") and bool(body.seekable())
+
+
+def rewound(body: Any) -> "Input":
+    """Return the input of a watched request from its first byte on. Raises ``BodyTooLarge`` if too much was read."""
+    if isinstance(body, RememberingInput):
+        return body.rewind()
+    if can_rewind(body):
+        body.seek(0)
+    return body  # type: ignore[no-any-return]
 
 
 class _Chained:

@@ -5,9 +5,11 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ._capture import JobOutput, detached, error_stream, install, use_output, write_late
@@ -92,9 +94,10 @@ class Run:
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before it began", self.key[:8])
         except BaseException:  # a worker thread must live on, whatever it was
-            _log.exception("job %s could not be run or recorded", self.key[:8])
-            with contextlib.suppress(Exception):  # in this process it has no lease: nobody else would ever end it
+            # First, since a log handler may raise; and in this process it has no lease: nobody else would ever end it.
+            with contextlib.suppress(Exception):
                 self._registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
+            _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
 
     def abandon(self, reason: str) -> None:
         """Write down that the job is lost, from another thread than the one that runs it; interrupt it if it runs.
@@ -149,22 +152,31 @@ class Run:
             try:
                 self._work(self._take_head, body.write)
             finally:
+                self._end_forked_child(output)
                 body.flush()
-        except JobCancelled as cancelled:
-            return JobState.CANCELLED, cancelled.reason
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
+            if self._response is not None:
+                self._response = replace(self._response, complete=False)
+            if isinstance(error, JobCancelled):
+                return JobState.CANCELLED, error.reason
             if self._abandoned:  # nobody will read what is written of it
                 return JobState.LOST, "abandoned"
             # Text, not the exception: its frames would be kept for a whole TTL.
             output.note("".join(traceback.format_exception(_without_our_frames(error))))
             with detached():  # the server's log, where it would be if the request had run in the foreground
-                _log.error("job %s failed: %s", self.key[:8], _described(error), exc_info=error)
-            if self._response is not None:
-                self._response = RecordedResponse(self._response.status, self._response.headers, complete=False)
+                _say("job %s failed: %s", self.key[:8], _described(error), exc_info=error)
             return JobState.FAILED, _described(error)
         if self._response is not None and self._response.code >= 500:
             return JobState.FAILED, f"the app answered {self._response.status}"
         return JobState.FINISHED, ""
+
+    def _end_forked_child(self, output: JobOutput) -> None:
+        """End a child that the job forked and that came back to here: it would live on as a worker without a server,
+        and wait for locks that threads of its parent held."""
+        if os.getpid() != self._pid:
+            error = sys.exc_info()[1]
+            output.flush()
+            os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
 
     def _take_head(self, response: RecordedResponse) -> None:
         self._response = response
@@ -180,6 +192,12 @@ class Run:
             self._registry.renew(self.key, self._runner, progress=progress)
 
 
+def _say(message: str, *arguments: str, exc_info: Any) -> None:
+    """Log an error. What the app's handlers raise is theirs: neither the job nor its worker may end of it."""
+    with contextlib.suppress(Exception):
+        _log.error(message, *arguments, exc_info=exc_info)
+
+
 _OURS = (__name__, Exchange.__module__)
 
 
@@ -193,7 +211,9 @@ def _without_our_frames(error: BaseException) -> BaseException:
 
 def _described(error: BaseException) -> str:
     """Return the last line of a traceback: what a person needs to know first. Bounded."""
-    return traceback.format_exception_only(error)[-1].strip()[:500]
+    lines = traceback.TracebackException(type(error), error, None)
+    lines.__notes__ = None  # they come after it
+    return list(lines.format_exception_only())[-1].strip()[:500].encode("utf-8", "backslashreplace").decode()
 
 
 def replay_request(

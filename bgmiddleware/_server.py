@@ -2,21 +2,33 @@
 
 import signal
 import sys
+import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from waitress.server import create_server
 
-from ._middleware import BackgroundMiddleware
-
-__all__ = ["serve"]
+__all__ = ["Served", "serve"]
 
 
-def serve(app: BackgroundMiddleware, *, host: str = "127.0.0.1", port: int = 8080, threads: int = 8) -> None:
+class Served(Protocol):
+    """What can be served: a :class:`~bgmiddleware.BackgroundMiddleware`, or several of them behind a dispatcher."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any, /) -> Any: ...
+
+    def shutdown(self, drain: float | None = None) -> None:
+        """Take no more jobs, and give those that run time to end."""
+
+    def close(self, drain: float | None = None) -> None:
+        """The same, and let go of all resources."""
+
+
+def serve(app: Served, *, host: str = "127.0.0.1", port: int = 8080, threads: int = 8) -> None:
     """Serve *app* until Ctrl-C or SIGTERM, then let its jobs end as its executor is configured. Main thread only.
 
-    Prints the addresses, with the real port where *port* is 0. A second signal does not wait for the jobs. Raises
-    ``OSError`` where the address cannot be had, ``ValueError`` where there is no such address.
+    Prints the addresses, with the real port where *port* is 0. Until the jobs have ended their viewers are served, and
+    new jobs refused. A second signal does not wait for the jobs. Raises ``OSError`` where the address cannot be had,
+    ``ValueError`` where there is no such address.
     """
     server: Any = create_server(
         app,
@@ -26,31 +38,48 @@ def serve(app: BackgroundMiddleware, *, host: str = "127.0.0.1", port: int = 808
         # Lets a follower of a quiet job be told that its client has gone.
         channel_request_lookahead=1,
     )
-    signal.signal(signal.SIGTERM, _exit)  # by default it ends the process at once, and every job with it
+    stop = _Stop(app)
+    # By default SIGTERM ends the process at once, and every job with it.
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for address in _addresses(server):
             print(f"Serving on http://{address}/ (Ctrl-C stops)", flush=True)
-        server.run()  # returns at KeyboardInterrupt and SystemExit
-    except (KeyboardInterrupt, SystemExit):
+        server.run()  # returns at SystemExit, when its threads have ended
+    except SystemExit:
         pass  # it came before the server ran: the same wish
     finally:
-        _stop(server, app)
-
-
-def _stop(server: Any, app: BackgroundMiddleware) -> None:
-    try:
         server.close()
-        print("Stopping: jobs get time to end …", file=sys.stderr, flush=True)
-        app.close()
-    except (KeyboardInterrupt, SystemExit):
-        app.close(drain=0)
+        app.close(drain=0.0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stop:
+    """The signal handler. It stops the jobs first and the server then, so that viewers see how their jobs end."""
+
+    def __init__(self, app: Served) -> None:
+        self._app = app
+        self._asked = 0
+        self._stopped = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._stopped:
+            raise SystemExit(0)
+        self._asked += 1
+        # In a thread: the main one goes on serving.
+        drain = None if self._asked == 1 else 0.0
+        threading.Thread(target=self._stop, args=(drain,), name="bgmiddleware-stop", daemon=True).start()
+
+    def _stop(self, drain: float | None) -> None:
+        if drain is None:
+            print("Stopping: jobs get time to end …", file=sys.stderr, flush=True)
+        self._app.shutdown(drain)
+        self._stopped = True
+        # To the main thread, which waits for connections; the handler is called there, again.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _addresses(server: Any) -> list[str]:
     """Return ``host:port`` of each socket; a name may have several."""
     pairs = getattr(server, "effective_listen", None) or [(server.effective_host, server.effective_port)]
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in pairs]
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import secrets
+import sys
 import threading
 import uuid
 from collections import OrderedDict
@@ -19,8 +20,9 @@ from typing import Any
 
 from . import marks
 from ._capture import write_late
+from ._context import entrances
 from ._jobs import Channel, Job, key_of, new_token
-from ._recording import RecordedRequest, RememberingInput, record_request, title_of
+from ._recording import RecordedRequest, record_request, rewound, title_of
 from ._runner import Run, Work, call_function, replay_request
 from ._serving import (
     UNSTORED,
@@ -37,7 +39,16 @@ from ._serving import (
     retry_after,
     status_answer,
 )
-from .errors import BadRequestBody, ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryFull
+from .errors import (
+    BadRequestBody,
+    ConfigurationError,
+    JobExists,
+    JobExpired,
+    JobNotFound,
+    QueueFull,
+    RegistryError,
+    RegistryFull,
+)
 from .owners import CookieOwner
 from .registries.base import END, PAGE_BYTES, Registry
 
@@ -131,6 +142,11 @@ class Starter:
     def _refuse(self, environ: dict[str, Any]) -> Answer | None:
         """Return the answer for a request that must start nothing, whatever its mark."""
         registry = self.site.registry
+        if self._is_inside_another():
+            raise ConfigurationError(
+                "this BackgroundMiddleware is called by another one, which would answer the requests for its jobs and"
+                " does not know them: leave one of them out, or give both the same registry"
+            )
         if environ.get("wsgi.multiprocess") and not registry.shared:
             raise ConfigurationError(
                 f"this server runs several processes, and a {type(registry).__name__} keeps its jobs in one:"
@@ -150,6 +166,17 @@ class Starter:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
         return None
+
+    def _is_inside_another(self) -> bool:
+        # Looked for on the stack, once for each start: so it costs the requests that start nothing, nothing.
+        frame = sys._getframe()
+        while (caller := frame.f_back) is not None:
+            frame = caller
+            if frame.f_code in entrances:
+                other = frame.f_locals["self"].registry
+                if other is not self.site.registry:
+                    return True
+        return False
 
     def _start(
         self,
@@ -175,6 +202,27 @@ class Starter:
             return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(full.retry_after))
         except RegistryFull as full:
             return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(60.0))
+        except RegistryError:
+            _log.exception("a request could not be stored")
+            return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
+        try:
+            return self._answer_begun(environ, token, job, owner, cookie, promote_after)
+        except (JobExpired, JobNotFound):  # it ended, and its place was needed before this client was told
+            return problem(environ, 410, "expired", "The job ended, and is forgotten already.")
+        except RegistryError:
+            _log.exception("a job could not be read")
+            return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
+
+    def _answer_begun(
+        self,
+        environ: dict[str, Any],
+        token: str,
+        job: Job,
+        owner: str | None,
+        cookie: Headers,
+        promote_after: float,
+    ) -> Answer:
+        """Say where the job is, or what it answered in time."""
         visit = replace(self.site.visit(environ, token), owner=owner)
         if promote_after > 0 and visit.preferred_wait is None:
             job = visit.hold(job, END, promote_after)
@@ -212,16 +260,19 @@ class Starter:
         """
         idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
         fingerprint = _fingerprint(environ, request)
-        flight = json.dumps([job.owner, fingerprint])
+        whose = job.owner if job.owner is not None else _credentials(environ)
+        flight = json.dumps([whose, fingerprint])
         for repetition in itertools.count(self.flights.last(flight)):
             if idempotency_key is not None:
-                token = self._made_token("idempotency-key", job.owner, idempotency_key)
+                token = self._made_token("idempotency-key", whose, idempotency_key)
             else:
                 self.flights.began(flight, repetition)
-                token = self._made_token("single-flight", job.owner, fingerprint, str(repetition))
+                token = self._made_token("single-flight", whose, fingerprint, str(repetition))
             key = key_of(token)
             try:
-                return token, self._begin(replace(job, key=key, fingerprint=fingerprint), request, run)
+                # One at a time: whom this turns away by JobExists finds a job that was submitted, or none.
+                with self.flights.beginning:
+                    return token, self._begin(replace(job, key=key, fingerprint=fingerprint), request, run)
             except JobExists:
                 with contextlib.suppress(JobNotFound, JobExpired):  # gone this moment: the next round begins it
                     there = self.site.registry.get(key)
@@ -232,7 +283,7 @@ class Starter:
                     return token, there
         raise AssertionError("unreachable: the count has no end")
 
-    def _made_token(self, *parts: str | None) -> str:
+    def _made_token(self, *parts: object) -> str:
         message = json.dumps(parts).encode()
         return str(uuid.UUID(bytes=hmac.digest(self.secret, message, "sha256")[:16], version=4))
 
@@ -255,7 +306,7 @@ class Starter:
         """Answer with the response if the client would wait for it and it came in time (RFC 7240 §4.3)."""
         job, applied = visit.wait_as_preferred(job)
         if applied and job.state.ended:
-            where = ("Content-Location", visit.link())
+            where = ("Content-Location", visit.link(_view="result"))
             return answer_ended(visit, job, ("Preference-Applied", applied), where, *cookie)
         return self._started(visit, job, *cookie, applied=applied)
 
@@ -282,6 +333,7 @@ class _Flights:
 
     def __init__(self, most: int = 10_000) -> None:
         self._most = most
+        self.beginning = threading.Lock()  # held from adding a job that others may join until it is submitted
         self._lock = threading.Lock()  # guards what follows
         self._last: OrderedDict[str, int] = OrderedDict()
 
@@ -301,12 +353,13 @@ class _Flights:
 
 def _recorded_again(environ: Mapping[str, Any], max_body: int) -> RecordedRequest:
     """Record a request whose body the app may have read. Raises ``BadRequestBody``."""
-    body = environ["wsgi.input"]
-    if isinstance(body, RememberingInput):
-        body = body.rewind()
-    elif hasattr(body, "seek"):
-        body.seek(0)
-    return record_request({**environ, "wsgi.input": body}, max_body)
+    return record_request({**environ, "wsgi.input": rewound(environ["wsgi.input"])}, max_body)
+
+
+def _credentials(environ: Mapping[str, Any]) -> list[str]:
+    """Return by what the app may tell apart who sends a request, where no owner does: the answer to one of them is not
+    for another, however alike they ask."""
+    return [environ.get(name) or "" for name in ("REMOTE_USER", "HTTP_AUTHORIZATION", "HTTP_COOKIE")]
 
 
 def _fingerprint(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:

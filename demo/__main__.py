@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     port: int = parser.parse_args(arguments).port
     mounts = Mounts()
     try:
-        serve(mounts, port=port)  # type: ignore[arg-type]  # it is called and closed, as a BackgroundMiddleware is
+        serve(mounts, port=port)
     except OSError as error:
         print(f"demo: cannot serve on port {port}: {error.strerror or error}", file=sys.stderr)
         return 1

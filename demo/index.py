@@ -153,11 +153,17 @@ class Mounts:
                 curl = f'<pre tabindex="0" aria-label="With curl">{html.escape(curl)}</pre>'
             yield CARD.substitute(title=demo.title, line=demo.line, source=demo.source, start=start, curl=curl)
 
-    def close(self, drain: float | None = None) -> None:
+    def shutdown(self, drain: float | None = None) -> None:
         """Let the jobs of all demos end, *drain* seconds for all of them together (None: ten)."""
         until = time.monotonic() + (10.0 if drain is None else drain)
         for app in self._mounted.values():
-            app.close(drain=max(0.0, until - time.monotonic()))
+            app.shutdown(drain=max(0.0, until - time.monotonic()))
+
+    def close(self, drain: float | None = None) -> None:
+        """The same, and let go of all that they keep."""
+        self.shutdown(drain)
+        for app in self._mounted.values():
+            app.close(drain=0.0)
 
 
 def _answer(start_response: Callable[..., Any], status: str, text: str, *headers: tuple[str, str]) -> Iterable[bytes]:

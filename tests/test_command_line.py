@@ -23,6 +23,11 @@ def app(environ, start_response):
         while not os.path.exists("may end"):
             time.sleep(0.01)
         sys.__stderr__.write("the job has ended\\n")
+    elif path == "/x/prints":
+        print("begun")
+        while not os.path.exists("may end"):
+            time.sleep(0.01)
+        print("ended")
     elif path == "/x/stays":
         try:
             while True:
@@ -138,6 +143,20 @@ def test_a_job_that_does_not_end_in_time_is_interrupted_and_lost(serve: Callable
     assert status == 0
     assert "Traceback" not in errors
     assert "the job was interrupted" in errors
+
+
+def test_who_follows_a_job_sees_its_end_and_the_server_stops_without_a_word(
+    serve: Callable[..., Served], directory: Path
+) -> None:
+    served = serve()
+    with urlopen(f"{served.address}/x/prints") as follower:
+        assert follower.readline() == b"begun\n"
+        served.process.send_signal(signal.SIGTERM)
+        served.wait_for("Stopping")
+        (directory / "may end").touch()
+        assert follower.read() == b"ended\n"
+    _, errors = served.process.communicate(timeout=30)
+    assert (served.process.returncode, errors) == (0, "")
 
 
 def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) -> None:

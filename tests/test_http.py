@@ -1,5 +1,6 @@
 """The protocol as clients see it, in-process under ``wsgiref.validate`` and over HTTP to waitress."""
 
+import io
 import re
 import threading
 import time
@@ -13,6 +14,7 @@ from clients import UUID, InProcess, OverHTTP, Reply, ended, environ, served, st
 
 from bgmiddleware import (
     BackgroundMiddleware,
+    Channel,
     ConfigurationError,
     JobState,
     MemoryRegistry,
@@ -404,12 +406,12 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "output": {"start": 0, "end": 7, "dropped": None},
         "status_code": 201,
         "links": {
-            "self": f"?_t={token}",
-            "log": f"?_t={token}&_view=log",
-            "events": f"?_t={token}&_view=events",
-            "status": f"?_t={token}&_view=status",
-            "result": f"?_t={token}&_view=result",
-            "cancel": f"?_t={token}",
+            "self": f"?1&_t={token}",
+            "log": f"?1&_t={token}&_view=log",
+            "events": f"?1&_t={token}&_view=events",
+            "status": f"?1&_t={token}&_view=status",
+            "result": f"?1&_t={token}&_view=result",
+            "cancel": f"?1&_t={token}",
         },
     }
 
@@ -719,7 +721,7 @@ def test_the_page_works_without_a_script(client: Client, site: BackgroundMiddlew
     assert '<meta http-equiv="refresh" content="3">' in running.text
     assert '<span class="state running">▶ running</span>' in running.text
     assert ">line 1\n</pre>" in running.text
-    assert f'action="?_t={token}"' in running.text
+    assert f'action="?2&amp;_t={token}"' in running.text
     assert '<button name="_action" value="cancel">' in running.text
     assert "_view=result" not in running.text
     stage.go()
@@ -728,7 +730,7 @@ def test_the_page_works_without_a_script(client: Client, site: BackgroundMiddlew
     assert "refresh" not in page
     assert "<form" not in page
     assert "✓ finished" in page
-    assert f'<a href="?_t={token}&amp;_view=result">Result</a>' in page
+    assert f'<a href="?2&amp;_t={token}&amp;_view=result">Result</a>' in page
     assert "<script" not in page
 
 
@@ -894,6 +896,71 @@ def test_a_middleware_within_a_job_starts_no_second_one(client_of: Any) -> None:
     ended(site, target)
     assert client.request("GET", f"{target}&_view=result").status == 404
     assert inner.registry.jobs() == []
+
+
+def test_a_middleware_around_another_is_refused_where_a_token_would_be_lost() -> None:
+    inner = BackgroundMiddleware(apps.answers_404, when=marks.always)
+    with pytest.raises(ConfigurationError, match="already"):
+        BackgroundMiddleware(inner)
+    hidden = BackgroundMiddleware(lambda environ, start_response: inner(environ, start_response))
+    with pytest.raises(ConfigurationError, match="called by another one"):
+        hidden(environ("POST", "/"), lambda *arguments: None)
+    assert inner.registry.jobs() == []
+    shared = BackgroundMiddleware(
+        lambda environ, start_response: inner(environ, start_response), registry=inner.registry
+    )
+    client = InProcess(shared)
+    target = start(client, "/")
+    ended(inner, target)
+    assert client.request("GET", f"{target}&_view=result").status == 404, "the app's own: the registry is the same"
+    inner.close()
+
+
+class _SeekableInName:
+    """A ``wsgi.input`` like that of uWSGI: it has ``seek``, and dies of it."""
+
+    def __init__(self, body: bytes) -> None:
+        self.read = io.BytesIO(body).read
+
+    def seek(self, offset: int) -> None:
+        raise OSError("seeking wsgi.input without post_buffering is IMPOSSIBLE")
+
+
+def test_an_input_that_only_claims_to_seek_is_remembered() -> None:
+    @backgrounder
+    def view(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["wsgi.input"].read(10)]
+
+    def app(environ: Any, start_response: Any) -> Any:
+        assert environ["wsgi.input"].read(2) == b"ab"
+        if environ["wsgi.input"].__class__.__name__ == "BytesIO":  # in the job
+            environ["wsgi.input"].seek(0)
+        return view(environ, start_response)
+
+    with BackgroundMiddleware(app) as site:
+        given = environ("POST", "/", b"abcdef")
+        given["wsgi.input"] = _SeekableInName(b"abcdef")
+        heads: list[Any] = []
+        site(given, lambda *head: heads.append(head))
+        assert heads[0][0] == "303 See Other"
+        job = ended(site, dict(heads[0][1])["Location"])
+        assert site.registry.read(job.key, Channel.BODY, 0).data == b"abcdef"
+
+
+def test_a_slot_is_free_at_once_when_its_client_has_left(stage: apps.Stage) -> None:
+    with (
+        BackgroundMiddleware(stage, when=marks.path("/slow"), stream_slots=1) as site,
+        served(site, channel_request_lookahead=0) as client,
+    ):
+        target = start(client, "/slow")
+        stage.go()
+        with client.stream("GET", target) as (_, _, chunks):
+            assert next(chunks) == b"line 1\n"
+        with client.stream("GET", target) as (_, headers, chunks):
+            assert not any(name == "Retry-After" for name, _ in headers)
+            stage.go(2)
+            assert b"".join(chunks) == b"line 1\nline 2\nline 3\n"
 
 
 def test_bad_options_are_refused_by_name() -> None:

@@ -290,7 +290,7 @@ class JobOutput:
         for reference in list(self._children.values()):
             child = reference()
             if child is not None:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Exception):  # of a subclass of Popen, too: a cancel goes on
                     child.terminate()
 
     def note(self, text: str) -> None:

@@ -1,12 +1,14 @@
 """What a request that bears a token gets. One room for each view of a job; ``serve`` is the door to all of them."""
 
+import io
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from webob import Request
 
 from .._jobs import Job
-from ..errors import JobExpired, JobNotFound
+from ..errors import JobExpired, JobNotFound, RegistryError
 from .cancel import answer_cancel
 from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
@@ -40,6 +42,8 @@ __all__ = [
     "status_answer",
 ]
 
+_log = logging.getLogger("bgmiddleware")
+
 _VIEWS = {
     View.LOG: answer_log,
     View.STATUS: answer_status,
@@ -48,6 +52,7 @@ _VIEWS = {
     View.RESULT: answer_result,
 }
 _MAX_FORM = 64 * 1024
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 def serve(visit: Visit, start_response: StartResponse) -> Iterable[bytes]:
@@ -69,6 +74,9 @@ def _answer(visit: Visit) -> Answer:
         return problem(environ, 410, "expired", "This job has expired; what it said and answered is gone.")
     except JobNotFound:
         return problem(environ, 404, "unknown-job", "There is no such job.")
+    except RegistryError:
+        _log.exception("a job could not be read")
+        return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
     except BadParameter as error:
         return problem(environ, 400, "bad-parameter", f"{error}.")
 
@@ -88,15 +96,14 @@ def _view(visit: Visit, job: Job) -> Answer:
 
 def _form_action(environ: Any) -> str | None:
     """Return the ``_action`` of a form; any other body is read and dropped, since some servers need that."""
-    request = Request(environ)
-    length = request.content_length or 0
-    if length > _MAX_FORM:
-        return None
-    if request.content_type not in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        environ["wsgi.input"].read(length)
-        return None
     try:
-        action = request.POST.get("_action")
-    except (UnicodeDecodeError, ValueError):
+        request = Request(environ)
+        length = request.content_length or 0  # nothing said: none of our forms, and reading it might never end
+        if length > _MAX_FORM:
+            return None
+        body = environ["wsgi.input"].read(length)
+        form = Request({**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))})
+        action = form.POST.get("_action") if form.content_type in _FORMS else None
+    except Exception:  # WebOb raises what it likes for odd types, charsets and parts: DeprecationWarning, LookupError
         return None
     return action if isinstance(action, str) else None

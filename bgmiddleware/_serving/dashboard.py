@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from .._jobs import Job
 from ..registries.base import Registry
 from .negotiate import View, choose
-from .page import STYLE, SYMBOLS, policy
+from .page import STYLE, SYMBOLS, policy, readable
 from .problems import UNSTORED, Answer, Headers, problem
 
 __all__ = ["Authorize", "answer_dashboard"]
@@ -87,7 +87,7 @@ def _row(job: Job, now: float) -> dict[str, Any]:
 
 def _answer_html(jobs: Iterable[Job], now: float, links: str) -> Answer:
     rows = "".join(_html_row(job, now) for job in jobs) or '<tr><td colspan="6">There are no jobs.</td></tr>\n'
-    body = _PAGE.substitute(style=STYLE, rows=rows, links=links).encode()
+    body = _PAGE.substitute(style=STYLE, rows=rows, links=links).encode("utf-8", "backslashreplace")
     return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", policy(STYLE)))
 
 
@@ -95,7 +95,7 @@ def _html_row(job: Job, now: float) -> str:
     begun = datetime.fromtimestamp(job.created_at, UTC)
     cells = (
         f'<span class="state {job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
-        html.escape(job.title),
+        html.escape(readable(job.title)),
         html.escape(job.owner or "–"),
         f'<time datetime="{begun.isoformat(timespec="seconds")}">{_ago(now - job.created_at)} ago</time>',
         f"{job.elapsed(now):.1f} s",

@@ -36,9 +36,10 @@ def answer_events(visit: Visit, job: Job) -> Answer:
         return Answer("200 OK", headers)
     if job.state.ended:
         return Answer("200 OK", headers, _Events(visit, offset, lambda: None))
-    if not visit.take_slot():
+    give_back = visit.take_slot()
+    if give_back is None:
         return problem(visit.environ, 503, "no-slot", "Too many viewers: ask for the log instead.", *visit.pace())
-    return Answer("200 OK", headers, _Events(visit, offset, visit.site.viewers.give_back))
+    return Answer("200 OK", headers, _Events(visit, offset, give_back))
 
 
 def _offset(last_event_id: str) -> int:
@@ -61,7 +62,7 @@ class _Events:
     """The stream of one client; calls *leave* when it is closed."""
 
     def __init__(self, visit: Visit, offset: int, leave: Callable[[], None]) -> None:
-        self._leave: Callable[[], None] | None = leave
+        self._leave = leave
         self._gone = disconnection_of(visit.environ)
         self._events = self._made(visit, offset)
 
@@ -69,9 +70,7 @@ class _Events:
         return self._events
 
     def close(self) -> None:
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            leave()
+        self._leave()
 
     def _made(self, visit: Visit, offset: int) -> Iterator[bytes]:
         yield f"retry: {_RETRY_MS}\n\n".encode()

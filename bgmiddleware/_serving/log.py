@@ -27,9 +27,10 @@ def answer_log(visit: Visit, job: Job) -> Answer:
         return _answer_range(visit, job, asked)
     if visit.environ["REQUEST_METHOD"] == "HEAD":
         return Answer("200 OK", (*_head(job), _length(_whole_length(job)), *visit.pace()))
-    if visit.take_slot():
+    give_back = visit.take_slot()
+    if give_back is not None:
         # Not kept by proxies until it is whole.
-        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit))
+        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit, give_back))
     # Without a length: a job that prints much may drop some of it while it is being sent.
     return Answer("200 OK", (*_head(job), *visit.pace()), _whole(visit.registry, job))
 
@@ -113,8 +114,8 @@ def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
 class _Followed:
     """The output as it comes. Holds a slot until it is closed; ends with the job, or raises: silence is no end."""
 
-    def __init__(self, visit: Visit) -> None:
-        self._give_back: Callable[[], None] | None = visit.site.viewers.give_back
+    def __init__(self, visit: Visit, give_back: Callable[[], None]) -> None:
+        self._give_back = give_back
         self._pieces: Generator[Piece, None, None] = visit.registry.follow(visit.key, tick=LOOK_EVERY)
         self._gone = disconnection_of(visit.environ)
         self._offset = 0
@@ -137,7 +138,5 @@ class _Followed:
         return piece.data
 
     def close(self) -> None:
+        self._give_back()  # first: the other raises where a thread is still in it
         self._pieces.close()
-        if self._give_back is not None:
-            self._give_back()
-            self._give_back = None

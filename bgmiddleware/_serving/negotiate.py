@@ -29,9 +29,6 @@ class View(StrEnum):
     """The app's own response. Never negotiated: only asked for by name."""
 
 
-# All clients of a site send a few dozen, and parsing one takes longer than starting a job.
-_HEADERS_REMEMBERED = 256
-
 # In the order of what a client gets that does not say: curl, wget and fetch() read text.
 _OFFERS = {
     "text/plain": View.LOG,
@@ -52,13 +49,26 @@ def parsed(accept: str | None) -> Any:
     return create_accept_header(_IN_UTF8.sub("", accept) if accept else None)
 
 
-@lru_cache(_HEADERS_REMEMBERED)
 def choose(accept: str | None) -> View | None:
     """Return the view for an ``Accept`` header, None if none fits.
 
     Best quality first, then what the client names outright, then the client's order. A wildcard never means the page,
     nor events: clients that send ``*/*`` are programs, and some of them name JSON before it.
     """
+    return _meaning(accept)[0]
+
+
+def names_json(accept: str | None) -> bool:
+    """Whether a client names ``application/json`` and likes nothing better."""
+    return _meaning(accept)[1]
+
+
+def _meaning(accept: str | None) -> tuple[View | None, bool]:
+    # What somebody sends must not fill the memory: the remembered ones are never forgotten.
+    return _remembered(accept) if accept is None or len(accept) <= _LONGEST_REMEMBERED else _read(accept)
+
+
+def _read(accept: str | None) -> tuple[View | None, bool]:
     accepted = parsed(accept)
     order: dict[str, int] = {}
     for position, (media_range, *_) in enumerate(accepted.parsed or ()):
@@ -69,11 +79,10 @@ def choose(accept: str | None) -> View | None:
         for offer, quality in accepted.acceptable_offers(offers)
         if offer in order or offer in _FOR_ALL
     ]
-    return _OFFERS[min(fitting)[2]] if fitting else None
+    view = _OFFERS[min(fitting)[2]] if fitting else None
+    return view, view is View.STATUS and "application/json" in order
 
 
-@lru_cache(_HEADERS_REMEMBERED)
-def names_json(accept: str | None) -> bool:
-    """Whether a client names ``application/json`` and likes nothing better."""
-    ranges = parsed(accept).parsed or ()
-    return choose(accept) is View.STATUS and any(range_.lower() == "application/json" for range_, *_ in ranges)
+# All clients of a site send a few dozen, and parsing one takes longer than starting a job.
+_remembered = lru_cache(256)(_read)
+_LONGEST_REMEMBERED = 1024

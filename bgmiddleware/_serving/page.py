@@ -86,17 +86,17 @@ def answer_page(visit: Visit, job: Job) -> Answer:
     body = _PAGE.substitute(
         refresh=f'<meta http-equiv="refresh" content="{_REFRESH_SECONDS}">\n' if live else "",
         style=STYLE,
-        title=html.escape(job.title),
+        title=html.escape(readable(job.title)),
         state=job.state.value,
         symbol=SYMBOLS[job.state],
         times=_times(visit, job),
-        reason=f'<p class="reason">{html.escape(_reason(job))}</p>\n' if _reason(job) else "",
+        reason=f'<p class="reason">{html.escape(readable(_reason(job)))}</p>\n' if _reason(job) else "",
         progress=_progress(job),
         cut=f"<p>The first {piece.offset} bytes are not shown here.</p>\n" if piece.offset else "",
         output=html.escape(readable(piece.data.decode("utf-8", "replace"))) or _NOTHING[live],
         links=_links(visit, job),
         cancel=_cancel(visit) if live and job.cancel_requested_at is None else "",
-    ).encode()
+    ).encode("utf-8", "backslashreplace")
     headers = [
         ("Content-Type", "text/html; charset=utf-8"),
         ("Content-Length", str(len(body))),
@@ -130,7 +130,7 @@ def _progress(job: Job) -> str:
     value = "" if percent is None else f' value="{percent:.1f}"'
     of = "" if job.progress.total is None else f" of {_count(job.progress.total)}"
     text = f"{job.progress.message} {_count(job.progress.done)}{of}".strip()
-    return f'<p><progress max="100"{value} aria-label="Progress"></progress> {html.escape(text)}</p>\n'
+    return f'<p><progress max="100"{value} aria-label="Progress"></progress> {html.escape(readable(text))}</p>\n'
 
 
 def _count(number: float) -> str:

@@ -80,7 +80,7 @@ def problem(
         body = json.dumps(document).encode()
     else:
         content_type = "text/plain; charset=utf-8"
-        body = f"{detail}\n".encode()
+        body = f"{detail}\n".encode("utf-8", "backslashreplace")
     length = str(len(body))
     return Answer(
         status_line(code),

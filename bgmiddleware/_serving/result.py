@@ -46,7 +46,7 @@ def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[st
     content = Stored(visit.registry, job.key, Channel.BODY, 0, job.body_end)
     if response.code == 200:
         return conditional(visit.environ, headers, content)
-    return Answer(response.status, headers, content)
+    return Answer(response.status, headers, () if response.code in _BODYLESS else content)
 
 
 def _headers(visit: Visit, job: Job, response: RecordedResponse) -> Headers:

@@ -1,7 +1,7 @@
 """Bytes that are whole and will not change: conditional requests and ranges of them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from webob import Request, Response
@@ -99,21 +99,33 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
         return Answer("200 OK", headers, content)
     request = Request(dict(environ))
     response = Response(headerlist=list(headers))
-    etag, modified = response.etag, response.last_modified
+    etag, modified = response.etag, _date(lambda: response.last_modified)
     if "HTTP_IF_MATCH" in environ:
         if response.etag_strong not in request.if_match:
             return _without_body("412 Precondition Failed", headers)
-    elif modified is not None and request.if_unmodified_since is not None and modified > request.if_unmodified_since:
+    elif _later(modified, _date(lambda: request.if_unmodified_since)):
         return _without_body("412 Precondition Failed", headers)
     if "HTTP_IF_NONE_MATCH" in environ:
         if etag is not None and etag in request.if_none_match:
             return _without_body("304 Not Modified", headers)
-    elif modified is not None and request.if_modified_since is not None and modified <= request.if_modified_since:
+    elif modified is not None and (since := _date(lambda: request.if_modified_since)) is not None and modified <= since:
         return _without_body("304 Not Modified", headers)
     asked = asked_range(environ)
     if asked is None or not _is_still(environ.get("HTTP_IF_RANGE"), headers):
         return Answer("200 OK", headers, content)
     return _partial(asked, headers, content)
+
+
+def _later(one: Any, other: Any) -> bool:
+    return one is not None and other is not None and bool(one > other)
+
+
+def _date(read: Callable[[], Any]) -> Any:
+    """Return a date as WebOb reads it; None, as for all that is no date, where that is beyond what Python has."""
+    try:
+        return read()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _is_still(validator: str | None, headers: Headers) -> bool:

@@ -21,22 +21,30 @@ class Viewers:
     def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()  # guards all of these
         self._clock = clock
-        self._free = slots
+        self._slots = slots
+        self._held: dict[object, Callable[[], bool]] = {}
         self._waited = 0.0
         self._counted_at = clock()
 
-    def take_slot(self) -> bool:
-        """Take a slot if one is free; it must be given back exactly once."""
-        with self._lock:
-            if self._free <= 0:
-                return False
-            self._free -= 1
-            return True
+    def take_slot(self, gone: Callable[[], bool]) -> object | None:
+        """Return a slot, to be given back; None if all are held by clients that are still there.
 
-    def give_back(self) -> None:
-        """Give one slot back."""
+        *gone* tells whether the client that it is for has left, without waiting.
+        """
         with self._lock:
-            self._free += 1
+            if len(self._held) >= self._slots:
+                # Servers notice only at the next write: nobody shall be turned away for one who left.
+                self._held = {slot: gone for slot, gone in self._held.items() if not gone()}
+            if len(self._held) >= self._slots:
+                return None
+            slot = object()
+            self._held[slot] = gone
+            return slot
+
+    def give_back(self, slot: object) -> None:
+        """Give a slot back. Does nothing if somebody else was given it meanwhile."""
+        with self._lock:
+            self._held.pop(slot, None)
 
     def pace(self, every: float | None) -> float:
         """Return how many seconds a poller should wait, which waited *every* seconds for this answer (None: unknown).

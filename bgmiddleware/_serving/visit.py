@@ -1,8 +1,10 @@
 """One request that bears a token, and what is needed to answer it."""
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -35,6 +37,11 @@ class Site:
     viewers: Viewers
     token_name: str
     owner: Owner | None
+
+    def without_ours(self, query: str) -> str:
+        """Return a query string without our parameters: what the app's URL had before there was a job."""
+        ours = re.compile(rf"{re.escape(self.token_name)}=[0-9a-f-]{{36}}|_(?:view|wait|offset|every)=.*", re.DOTALL)
+        return "&".join(part for part in query.split("&") if part and not ours.fullmatch(part))
 
     def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
         """Return what a request about *token* needs."""
@@ -72,16 +79,25 @@ class Visit:
             raise JobNotFound(self.key)
         return job
 
-    def take_slot(self) -> bool:
-        """Take the right to hold this connection; never where that would hold the server's only thread."""
-        return bool(self.environ.get("wsgi.multithread")) and self.site.viewers.take_slot()
+    def take_slot(self) -> Callable[[], None] | None:
+        """Take the right to hold this connection; return how to give it back, which may be called again.
+
+        None: no slot is free, or this would hold the server's only thread.
+        """
+        if not self.environ.get("wsgi.multithread"):
+            return None
+        slot = self.site.viewers.take_slot(disconnection_of(self.environ))
+        return None if slot is None else partial(self.site.viewers.give_back, slot)
 
     def hold(self, job: Job, offset: int, seconds: float) -> Job:
         """Return the job when it has more output than *offset* or has ended, after at most *seconds*.
 
         At once as it is, where no slot is free; and when the client has gone.
         """
-        if seconds <= 0 or job.state.ended or self.environ["REQUEST_METHOD"] == "HEAD" or not self.take_slot():
+        if seconds <= 0 or job.state.ended or self.environ["REQUEST_METHOD"] == "HEAD":
+            return job
+        give_back = self.take_slot()
+        if give_back is None:
             return job
         try:
             gone = disconnection_of(self.environ)
@@ -92,7 +108,7 @@ class Visit:
                     break
             return job
         finally:
-            self.site.viewers.give_back()
+            give_back()
 
     def wait_as_preferred(self, job: Job) -> tuple[Job, str]:
         """Return the job when it has ended, at the latest after the time that ``Prefer: wait=N`` grants (RFC 7240
@@ -146,7 +162,9 @@ class Visit:
 
     def link(self, **parameters: str) -> str:
         """Return a relative reference to this job: to a view of it, say, by ``_view="result"``."""
-        return "?" + urlencode({self.site.token_name: self.token, **parameters})
+        # The app's own query stays: a form of the replayed document is sent to the URL that it was seen at.
+        query = self.site.without_ours(self.environ.get("QUERY_STRING") or "")
+        return f"?{query}{'&' if query else ''}{urlencode({self.site.token_name: self.token, **parameters})}"
 
 
 def job_headers(job: Job) -> Headers:

@@ -130,6 +130,7 @@ class ThreadExecutor(Executor):
             self._abandoned.update(run.key for run in left)
             self._pending.clear()
             self._work.notify_all()
+            self._idle.notify_all()  # who shuts down besides us has nothing to wait for any more
         for run in left:
             run.abandon(_SHUT_DOWN)
         with self._lock:  # what is interrupted may clean up

@@ -26,7 +26,7 @@ __all__ = ["MemoryRegistry"]
 
 _LOOK_EVERY = 0.25
 _EVICT_EVERY = 1.0
-_EVICT_AT_ONCE = 1000
+_EVICT_AT_ONCE = 10  # each may be two files to remove, and the others wait
 
 
 class MemoryRegistry(Registry):
@@ -77,9 +77,9 @@ class MemoryRegistry(Registry):
     def add(self, job: Job) -> Job:
         with self._lock:
             now = self.clock()
-            if now - self._evicted_at >= _EVICT_EVERY or len(self._records) >= self.max_jobs:
-                self._evicted_at = now
-                self._evict(now, _EVICT_AT_ONCE)
+            due = now - self._evicted_at >= _EVICT_EVERY or len(self._records) >= self.max_jobs
+            if due and sum(self._evict(now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE:
+                self._evicted_at = now  # else there is more: the next one goes on
             taken = self._records.get(job.key)
             if taken is not None:
                 if not _has_expired(taken.job, now):
