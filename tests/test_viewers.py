@@ -1,6 +1,7 @@
 """Viewers never starve the app: held connections are counted, the others are paced, and who has left is noticed."""
 
 import fcntl
+import heapq
 import resource
 import select
 import socket
@@ -249,8 +250,6 @@ def test_a_crowd_that_keeps_to_the_pace_comes_fifty_times_a_second_at_most() -> 
     viewers = Viewers(2, clock=hand)
     due = [(hand.now + number / 500, 1.0) for number in range(500)]
     asked: list[float] = []
-    import heapq
-
     heapq.heapify(due)
     while hand.now < 1120:
         at, every = heapq.heappop(due)
@@ -260,6 +259,25 @@ def test_a_crowd_that_keeps_to_the_pace_comes_fifty_times_a_second_at_most() -> 
         heapq.heappush(due, (at + pace, pace))
     last_minute = [at for at in asked if at > 1060]
     assert 45 <= len(last_minute) / 60 <= 55
+
+
+@pytest.mark.parametrize("count", [100, 200, 400, 1000])
+def test_who_says_that_it_is_new_is_counted_at_once(count: int) -> None:
+    def polls_of_twenty_seconds(first: float | None) -> int:
+        hand = Hand()
+        viewers = Viewers(2, clock=hand)
+        due: list[tuple[float, int, float | None]] = [(1000 + one / count, one, first) for one in range(count)]
+        heapq.heapify(due)
+        paces = []
+        while due[0][0] < 1020:
+            hand.now, one, every = heapq.heappop(due)
+            paces.append(viewers.pace(every))
+            heapq.heappush(due, (hand.now + paces[-1], one, paces[-1]))
+        if first == 0:  # from when all are there: what is forgotten of the beginning is what their polls add
+            assert all(0.5 <= pace / (count / 50) <= 1.3 for pace in paces[count:])
+        return len(paces)
+
+    assert polls_of_twenty_seconds(0.0) < 0.7 * polls_of_twenty_seconds(None)
 
 
 def test_a_crowd_that_left_is_forgotten() -> None:

@@ -51,12 +51,13 @@ class Viewers:
 
         Without knowing anybody: N pollers that each come every S seconds say S, N/S times a second, which adds up to N
         per second (Little's law). So the sum, forgotten with a time constant of ten seconds, is ten times their number.
+        Who says 0 is new, and counted at once: for ten, which are forgotten just as fast as what it says adds up.
         """
         with self._lock:
             now = self._clock()
             self._waited *= math.exp((self._counted_at - now) / _DECAY)
             self._counted_at = now
-            self._waited += min(every or 0.0, _SLOWEST)
+            self._waited += _DECAY if every == 0 else min(every or 0.0, _SLOWEST)
             pollers = self._waited / _DECAY
         return min(_SLOWEST, max(1.0, pollers / _POLLS_PER_SECOND))
 
