@@ -37,6 +37,8 @@ def serve(app: Served, *, host: str = "127.0.0.1", port: int = 8080, threads: in
         threads=threads,
         # Lets a follower of a quiet job be told that its client has gone.
         channel_request_lookahead=1,
+        # By default a hundred, idle ones included: as many viewers would lock everybody else out.
+        connection_limit=1000,
     )
     stop = _Stop(app)
     # By default SIGTERM ends the process at once, and every job with it.
