@@ -195,5 +195,6 @@ _context.entrances.update({BackgroundMiddleware.__call__.__code__, BackgroundMid
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:
     """Whether this is a form without an action in a result, sent to the URL that the result was seen at."""
-    parameters = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
-    return environ["REQUEST_METHOD"] in _BODIED and parameters.get("_view") == "result"
+    if environ["REQUEST_METHOD"] not in _BODIED:
+        return False  # as nearly all are: their query is read once, by who serves them
+    return dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True)).get("_view") == "result"

@@ -223,7 +223,7 @@ class Starter:
         promote_after: float,
     ) -> Answer:
         """Say where the job is, or what it answered in time."""
-        visit = replace(self.site.visit(environ, token), owner=owner)
+        visit = self.site.visit_by(owner, environ, token)
         if promote_after > 0 and visit.preferred_wait is None:
             job = visit.hold(job, END, promote_after)
             return self._untouched(visit, job) if job.state.ended else self._started(visit, job, *cookie)

@@ -44,8 +44,11 @@ class Site:
         return "&".join(part for part in query.split("&") if part and not ours.fullmatch(part))
 
     def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
-        """Return what a request about *token* needs."""
-        owner = None if self.owner is None else self.owner(environ)
+        """Return what a request about *token* needs, with the owner that it proves."""
+        return self.visit_by(None if self.owner is None else self.owner(environ), environ, token)
+
+    def visit_by(self, owner: str | None, environ: Mapping[str, Any], token: str) -> "Visit":
+        """The same for an *owner* that is known already: to prove it again may cost a signature."""
         parameters = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True))
         return Visit(self, environ, token, key_of(token), owner, parameters)
 
