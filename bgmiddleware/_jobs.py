@@ -1,11 +1,13 @@
 """What a job is: frozen values, made by registries and read by everybody."""
 
+import dataclasses
 import hashlib
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any, Self
 
 __all__ = ["Channel", "Job", "JobState", "Progress", "RecordedResponse", "key_of", "new_token"]
 
@@ -95,6 +97,12 @@ class RecordedResponse:
         """The status code as a number."""
         return int(self.status[:3])
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the head that a part of a job's document holds."""
+        headers = tuple((name, value) for name, value in document["headers"])
+        return cls(document["status"], headers, document["complete"])
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -108,6 +116,7 @@ class Job:
     title: str
     state: JobState = JobState.PENDING
     reason: str = ""
+    """Why it ended as it did; while it runs, why it was asked to stop."""
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
@@ -121,6 +130,12 @@ class Job:
     """When its runner's claim runs out; None where the runner is a thread of the registry's own process."""
     owner: str | None = None
     """The user it belongs to; None: whoever holds its token."""
+    version: str = ""
+    """Which version of the app took the request; what it is called is the site's choice."""
+    deadline: float | None = None
+    """Seconds that it may run; then it is asked to stop."""
+    groups: Mapping[str, int] = field(default_factory=dict)
+    """The groups that it belongs to, and how many jobs of each may run at a time, itself included."""
     fingerprint: str = ""
     """A digest of what the request asks for, to tell a repetition from another request."""
     request: Mapping[str, str] = field(default_factory=dict)
@@ -131,12 +146,52 @@ class Job:
     output_dropped: tuple[int, int] | None = None
     """The range of output bytes that was dropped to stay within the registry's bounds, if any."""
     body_end: int = 0
+    receipt: Mapping[str, str | float] = field(default_factory=dict)
+    """What its runner says of the run: who it was, how much time of a processor it took."""
 
     def elapsed(self, now: float) -> float:
         """Seconds that it has run until *now*, or until it ended; 0.0 if it never started."""
         if self.started_at is None:
             return 0.0
         return max(0.0, (now if self.ended_at is None else self.ended_at) - self.started_at)
+
+    def as_of(self, now: float) -> Self:
+        """Return the job as it reads at *now*: what ran out of time is lost, though nobody wrote that down yet.
+
+        The TTL of such a loss begins when it is made permanent: who comes after a weekend's sleep shall still see it.
+        """
+        if self.state is JobState.RUNNING and self.lease_expires_at is not None and now >= self.lease_expires_at:
+            if self.cancel_requested_at is not None:
+                return replace(self, state=JobState.CANCELLED, ended_at=self.lease_expires_at)
+            return replace(self, state=JobState.LOST, reason="its runner vanished", ended_at=self.lease_expires_at)
+        if self.state is JobState.PENDING and self.expires_at is not None and now >= self.expires_at:
+            return replace(self, state=JobState.LOST, reason="never started", ended_at=self.expires_at, expires_at=None)
+        return self
+
+    def has_expired(self, now: float) -> bool:
+        """Whether it ended more than its TTL before *now*."""
+        return self.state.ended and self.expires_at is not None and now >= self.expires_at
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the job that a document of :meth:`to_document` holds. Skips what it does not know: in a fleet there
+        may be newer ones."""
+        known: dict[str, Any] = {name: document[name] for name in _FIELDS if name in document}
+        known["state"] = JobState(known.get("state", JobState.PENDING))
+        if known.get("response") is not None:
+            known["response"] = RecordedResponse.from_document(known["response"])
+        if known.get("progress") is not None:
+            known["progress"] = Progress(**known["progress"])
+        if known.get("output_dropped") is not None:
+            known["output_dropped"] = tuple(known["output_dropped"])
+        return cls(**known)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Job))
 
 
 def new_token() -> str:

@@ -130,6 +130,7 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "finish": lambda registry, key: registry.finish(key, RUNNER, JobState.FINISHED),
     "renew": lambda registry, key: registry.renew(key, RUNNER),
     "request_cancel": lambda registry, key: registry.request_cancel(key),
+    "position": lambda registry, key: registry.position(key),
     "take_cookies": lambda registry, key: registry.take_cookies(key),
     "page": lambda registry, key: registry.page(key, 0),
     "follow": lambda registry, key: next(registry.follow(key)),
@@ -162,9 +163,21 @@ class RegistryContract:
 
     def test_what_is_in_a_job_comes_back_as_it_was(self, registry):
         request = {"PATH_INFO": "/caf\xc3\xa9\xff", "HTTP_X_Y": "", "wsgi.url_scheme": "https"}
-        registry.add(Job(KEY, "GET /Übergröße/€/日本/🦊", request=request, owner="ann ☃", fingerprint="0f"))
+        groups = {"owner: ann ☃": 2, "mark": 1}
+        given = Job(
+            KEY,
+            "GET /Übergröße/€/日本/🦊",
+            request=request,
+            owner="ann ☃",
+            fingerprint="0f",
+            version="2.1",
+            deadline=0.5,
+            groups=groups,
+        )
+        registry.add(given)
         job = registry.get(KEY)
-        assert (job.owner, job.fingerprint) == ("ann ☃", "0f")
+        assert (job.owner, job.fingerprint, job.version, job.deadline) == ("ann ☃", "0f", "2.1", 0.5)
+        assert dict(job.groups) == groups
         assert job.title == "GET /Übergröße/€/日本/🦊"
         assert dict(job.request) == request
         assert (job.output_end, job.output_dropped, job.body_end, job.progress) == (0, None, 0, None)
@@ -904,7 +917,111 @@ class RegistryContract:
         registry.renew(KEY, RUNNER, progress=Progress(1))
         assert registry.get(KEY).lease_expires_at == clock.now + 5.0
 
+    # Groups: how many of them run at a time.
+
+    def grouped(self, registry: Registry, name: str, **groups: int) -> str:
+        return registry.add(Job(key_of(name), name, groups=groups)).key
+
+    def test_a_job_waits_while_its_group_is_full_and_stays_pending(self, registry):
+        first, second = (self.grouped(registry, name, reindex=1) for name in ("first", "second"))
+        other = self.grouped(registry, "other", report=1)
+        assert registry.claim(first, RUNNER)
+        assert not registry.claim(second, RUNNER)
+        assert registry.get(second).state is JobState.PENDING
+        assert registry.claim(other, RUNNER)  # of another group
+        registry.finish(first, RUNNER, JobState.FINISHED)
+        assert registry.claim(second, RUNNER)
+
+    def test_each_of_its_groups_must_have_room(self, registry):
+        for name in ("a", "b"):
+            assert registry.claim(self.grouped(registry, name, ann=2), RUNNER)
+        assert not registry.claim(self.grouped(registry, "c", report=5, ann=2), RUNNER)
+        assert registry.claim(self.grouped(registry, "d", report=5, bob=2), RUNNER)
+
+    def test_a_runner_that_vanished_takes_no_place_in_a_group(self, registry, clock):
+        first, second = (self.grouped(registry, name, reindex=1) for name in ("first", "second"))
+        assert registry.claim(first, RUNNER, lease=6.0)
+        clock.advance(5.9)
+        assert not registry.claim(second, RUNNER, lease=6.0)
+        registry.renew(first, RUNNER, lease=6.0)
+        clock.advance(5.9)
+        assert not registry.claim(second, RUNNER, lease=6.0)
+        clock.advance(0.2)
+        assert registry.claim(second, RUNNER, lease=6.0)
+
+    def test_a_group_has_room_again_however_its_job_ended(self, registry):
+        for number, state in enumerate(ENDS):
+            key = self.grouped(registry, f"job {number}", reindex=1)
+            assert registry.claim(key, RUNNER)
+            registry.finish(key, RUNNER, state)
+
+    def test_of_eight_threads_no_more_begin_than_their_group_lets(self, registry):
+        keys = [self.grouped(registry, f"job {number}", reindex=3) for number in range(8)]
+        barrier = threading.Barrier(8)
+
+        def claim(key: str) -> bool:
+            barrier.wait(LONG)
+            return registry.claim(key, key)
+
+        claims = [begun(claim, key) for key in keys]
+        assert sum(done(claim) for claim in claims) == 3
+
+    # The queue.
+
+    def test_a_pending_job_knows_its_place_in_the_order_of_coming(self, registry, clock):
+        keys = []
+        for name in "abcd":
+            clock.advance(1.0)
+            keys.append(added(registry, name))
+        assert [registry.position(key) for key in keys] == [1, 2, 3, 4]
+        registry.claim(keys[1], RUNNER)
+        assert [registry.position(key) for key in keys] == [1, 0, 2, 3]
+        registry.request_cancel(keys[0])
+        registry.discard(keys[2])
+        assert [registry.position(key) for key in (keys[0], keys[1], keys[3])] == [0, 0, 1]
+
+    # The receipt.
+
+    def test_a_receipt_is_added_to_by_the_claim_and_by_the_end(self, registry):
+        added(registry)
+        assert registry.claim(KEY, RUNNER, receipt={"runner": "host ☃", "cpu_time": 0.0})
+        assert dict(registry.get(KEY).receipt) == {"runner": "host ☃", "cpu_time": 0.0}
+        registry.finish(KEY, RUNNER, JobState.FINISHED, receipt={"cpu_time": 1.25})
+        assert dict(registry.get(KEY).receipt) == {"runner": "host ☃", "cpu_time": 1.25}
+
+    def test_who_is_refused_leaves_no_receipt(self, registry):
+        running(registry)
+        assert not registry.claim(KEY, "another", receipt={"runner": "another"})
+        assert not registry.finish(KEY, "another", JobState.FAILED, receipt={"runner": "another"})
+        assert dict(registry.get(KEY).receipt) == {}
+        self.grouped(registry, "first", reindex=1)
+        assert registry.claim(key_of("first"), RUNNER)
+        second = self.grouped(registry, "second", reindex=1)
+        assert not registry.claim(second, RUNNER, receipt={"runner": "another"})
+        assert dict(registry.get(second).receipt) == {}
+
+    # The secret.
+
+    def test_a_secret_is_long_stays_the_same_and_is_another_for_each_registry(self, registry, make):
+        assert len(registry.secret()) == 32
+        assert registry.secret() == registry.secret() != make().secret()
+
     # Cancelling.
+
+    def test_the_first_who_asks_says_why(self, registry, clock):
+        running(registry, lease=15.0)
+        registry.request_cancel(KEY, "it took too long")
+        registry.request_cancel(KEY, "somebody else thinks so too")
+        assert registry.get(KEY).reason == "it took too long"
+        clock.advance(15.0)
+        assert (registry.get(KEY).state, registry.get(KEY).reason) == (JobState.CANCELLED, "it took too long")
+        registry.evict()
+        assert registry.get(KEY).reason == "it took too long"
+
+    def test_a_pending_job_is_cancelled_for_the_reason_given(self, registry):
+        added(registry)
+        registry.request_cancel(KEY, "it is not needed any more")
+        assert registry.get(KEY).reason == "it is not needed any more"
 
     def test_a_pending_job_is_cancelled_at_once(self, registry, clock):
         added(registry)

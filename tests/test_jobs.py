@@ -1,7 +1,9 @@
 """The values: jobs, their states, their names; and the errors."""
 
 import dataclasses
+import json
 import uuid
+from dataclasses import replace
 
 import pytest
 
@@ -137,3 +139,47 @@ def test_a_setting_that_is_wrong_is_named_with_its_value_and_what_is_allowed():
     assert str(error) == "ttl = -1: expected a number above 0"
     error = errors.ConfigurationError.of_setting("executor", "x", ["thread", "process"])
     assert str(error) == "executor = 'x': expected one of process, thread"
+
+
+def test_a_job_comes_back_from_its_document_as_it_was():
+    job = Job(
+        "key",
+        "title ☃",
+        state=JobState.RUNNING,
+        reason="why",
+        created_at=1.25,
+        started_at=2.5,
+        cancel_requested_at=3.0,
+        runner="me",
+        lease_expires_at=4.0,
+        owner="ann",
+        version="2",
+        deadline=60.0,
+        groups={"mark": 1},
+        fingerprint="0f",
+        request={"PATH_INFO": "/caf\xc3\xa9"},
+        response=RecordedResponse("200 OK", (("X-Y", "\xff"), ("X-Y", "2")), complete=False),
+        progress=Progress(1, 2.5, "rows"),
+        output_end=10,
+        output_dropped=(3, 5),
+        body_end=7,
+        receipt={"runner": "me", "cpu_time": 0.5},
+    )
+    assert Job.from_document(json.loads(json.dumps(job.to_document()))) == job
+    bare = Job("key", "title")
+    assert Job.from_document(json.loads(json.dumps(bare.to_document()))) == bare
+
+
+def test_a_document_of_a_newer_version_is_read_as_far_as_it_is_known():
+    assert Job.from_document({"key": "key", "title": "title", "shoe_size": 47}) == Job("key", "title")
+
+
+def test_a_job_reads_as_lost_when_its_time_has_run_out():
+    pending = Job("key", "title", expires_at=10.0)
+    assert pending.as_of(9.9) is pending
+    assert pending.as_of(10.0).state is JobState.LOST
+    leased = Job("key", "title", state=JobState.RUNNING, lease_expires_at=10.0)
+    assert leased.as_of(9.9) is leased
+    assert leased.as_of(10.0).state is JobState.LOST
+    assert replace(leased, cancel_requested_at=1.0).as_of(10.0).state is JobState.CANCELLED
+    assert replace(leased, lease_expires_at=None).as_of(1e12).state is JobState.RUNNING

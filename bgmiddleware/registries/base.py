@@ -4,9 +4,10 @@ A registry keeps, under a job's *key*, one record (a :class:`~bgmiddleware.Job`)
 Every primitive may be called from any thread, and for a registry that processes share, from any process.
 """
 
+import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
@@ -104,6 +105,7 @@ class Registry(ABC):
         self.max_output = max_output
         self.max_result = max_result
         self.clock = clock
+        self._secret = secrets.token_bytes(32)
 
     # The primitives.
 
@@ -155,12 +157,14 @@ class Registry(ABC):
         lease: float | None = None,
         reason: str = "",
         response: RecordedResponse | None = None,
+        receipt: Mapping[str, str | float] | None = None,
     ) -> bool:
         """Change the state in one atomic compare-and-set; return whether it was done.
 
         Refused if the state is none of *expect*, if the job has ended, or if it runs and *runner* is not who claimed
-        it. To ``RUNNING``: *runner* claims it, for *lease* seconds (None: until its process ends). To an ended state:
-        all channels are sealed, the request is forgotten, and the TTL begins.
+        it. To ``RUNNING``: *runner* claims it, for *lease* seconds (None: until its process ends); refused too while
+        as many jobs of one of its ``groups`` run as that may be, not counting those whose lease ran out. To an ended
+        state: all channels are sealed, the request is forgotten, and the TTL begins. *receipt* is added to the job's.
         """
 
     @abstractmethod
@@ -171,9 +175,14 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    def request_cancel(self, key: str) -> JobState:
-        """Ask that a job stop; return its state. Pending: cancelled at once. Running: its runner is told, and
-        ``cancel_requested_at`` is set. Ended: nothing changes."""
+    def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
+        """Ask that a job stop; return its state. Pending: cancelled at once, for *reason*. Running: its runner is told,
+        and ``cancel_requested_at`` and ``reason`` are set, by the first who asks. Ended: nothing changes."""
+
+    @abstractmethod
+    def position(self, key: str) -> int:
+        """Return the place of a pending job among those that wait, in the order of their coming: the first is 1. Of any
+        other job it is 0."""
 
     @abstractmethod
     def take_cookies(self, key: str) -> bool:
@@ -195,6 +204,11 @@ class Registry(ABC):
     def close(self) -> None:
         """Let go of files and connections. Idempotent. What a shared registry stores stays."""
 
+    def secret(self) -> bytes:
+        """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again
+        are made with it. They outlive a shared registry's processes."""
+        return self._secret
+
     def attach(self, key: str, source: Source) -> bool:
         """Take the live output of a job to read it when asked; true if this registry does so.
 
@@ -205,15 +219,32 @@ class Registry(ABC):
 
     # What is the same for all of them.
 
-    def claim(self, key: str, runner: str, *, lease: float | None = None) -> bool:
-        """Take a pending job to run it; true for exactly one of all who try."""
-        return self.transition(key, {JobState.PENDING}, JobState.RUNNING, runner=runner, lease=lease)
+    def claim(
+        self,
+        key: str,
+        runner: str,
+        *,
+        lease: float | None = None,
+        receipt: Mapping[str, str | float] | None = None,
+    ) -> bool:
+        """Take a pending job to run it; true for exactly one of all who try. Where it is false and the job still
+        pending, one of its groups is full."""
+        return self.transition(key, {JobState.PENDING}, JobState.RUNNING, runner=runner, lease=lease, receipt=receipt)
 
     def finish(
-        self, key: str, runner: str, state: JobState, *, reason: str = "", response: RecordedResponse | None = None
+        self,
+        key: str,
+        runner: str,
+        state: JobState,
+        *,
+        reason: str = "",
+        response: RecordedResponse | None = None,
+        receipt: Mapping[str, str | float] | None = None,
     ) -> bool:
         """End a job that *runner* runs. All its bytes must be in: who sees the end sees everything."""
-        return self.transition(key, {JobState.RUNNING}, state, runner=runner, reason=reason, response=response)
+        return self.transition(
+            key, {JobState.RUNNING}, state, runner=runner, reason=reason, response=response, receipt=receipt
+        )
 
     def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Generator[Piece, None, None]:
         """Yield the output from *offset* until the job has ended, each byte once and in order, waiting for more.

@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
@@ -68,7 +68,7 @@ class MemoryRegistry(Registry):
         # Who is to be looked at when something is due. No heap of times: for a whole TTL it would keep entries of jobs
         # that are long gone.
         self._pending: OrderedDict[str, None] = OrderedDict()  # in the order of their coming
-        self._leased: dict[str, None] = {}  # running on a lease
+        self._running: dict[str, None] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # in the order of their ends: oldest first
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
         self._bytes = 0
@@ -82,7 +82,7 @@ class MemoryRegistry(Registry):
                 self._evicted_at = now  # else there is more: the next one goes on
             taken = self._records.get(job.key)
             if taken is not None:
-                if not _has_expired(taken.job, now):
+                if not taken.job.has_expired(now):
                     raise JobExists(job.key)
                 self._forget(job.key)
             if len(self._records) >= self.max_jobs and not self._make_room():
@@ -165,6 +165,7 @@ class MemoryRegistry(Registry):
         lease: float | None = None,
         reason: str = "",
         response: RecordedResponse | None = None,
+        receipt: Mapping[str, str | float] | None = None,
     ) -> bool:
         with self._lock:
             record = self._find(key)
@@ -174,18 +175,21 @@ class MemoryRegistry(Registry):
             # of a revived laptop is the truth.
             if job.state not in expect or job.state.ended:
                 return False
-            if job.state is JobState.PENDING and self._as_read(job, now).state.ended:
+            if job.state is JobState.PENDING and job.as_of(now).state.ended:
                 return False
             if job.state is JobState.RUNNING and job.runner != runner:
                 return False
+            if to is JobState.RUNNING and job.groups and self._is_group_full(job.groups, now):
+                return False
+            if receipt:
+                record.job = job = replace(job, receipt={**job.receipt, **receipt})
             if to is JobState.RUNNING:
                 until = None if lease is None else now + lease
                 record.job = replace(
                     job, state=to, runner=runner, started_at=now, expires_at=None, lease_expires_at=until
                 )
                 self._pending.pop(key, None)
-                if until is not None:
-                    self._leased[key] = None
+                self._running[key] = None
             else:
                 self._end(record, to, reason, response)
             record.wake()
@@ -201,22 +205,28 @@ class MemoryRegistry(Registry):
             until = job.lease_expires_at
             if lease is not None:
                 until = self.clock() + lease
-                self._leased[key] = None
             record.job = replace(job, lease_expires_at=until, progress=progress or job.progress)
             return Renewal(True, cancel)
 
-    def request_cancel(self, key: str) -> JobState:
+    def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._lock:
             record = self._find(key)
-            job = self._as_read(record.job, self.clock())
+            now = self.clock()
+            job = record.job.as_of(now)
             if job.state is JobState.PENDING:
-                self._end(record, JobState.CANCELLED, "cancelled before it began")
+                self._end(record, JobState.CANCELLED, reason)
                 record.wake()
             elif job.state is JobState.RUNNING and job.cancel_requested_at is None:
-                record.job = replace(record.job, cancel_requested_at=self.clock())
+                record.job = replace(record.job, cancel_requested_at=now, reason=reason)
                 if record.source is not None:
-                    record.source.interrupt("cancelled on request")
-            return self._as_read(record.job, self.clock()).state
+                    record.source.interrupt(reason)
+            return record.job.as_of(now).state
+
+    def position(self, key: str) -> int:
+        with self._lock:
+            if self._find(key).job.as_of(self.clock()).state is not JobState.PENDING:
+                return 0
+            return next(place for place, waiting in enumerate(self._pending, 1) if waiting == key)
 
     def take_cookies(self, key: str) -> bool:
         with self._lock:
@@ -227,7 +237,7 @@ class MemoryRegistry(Registry):
     def discard(self, key: str) -> bool:
         with self._lock:
             record = self._records.get(key)
-            if record is None or record.job.state is JobState.RUNNING or _has_expired(record.job, self.clock()):
+            if record is None or record.job.state is JobState.RUNNING or record.job.has_expired(self.clock()):
                 return False
             self._forget(key)
             return True
@@ -235,8 +245,8 @@ class MemoryRegistry(Registry):
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         with self._lock:
             now = self.clock()
-            newest_first = (self._as_read(record.snapshot(), now) for record in reversed(self._records.values()))
-            asked_for = (job for job in newest_first if state in (None, job.state) and not _has_expired(job, now))
+            newest_first = (record.snapshot().as_of(now) for record in reversed(self._records.values()))
+            asked_for = (job for job in newest_first if state in (None, job.state) and not job.has_expired(now))
             return list(itertools.islice(asked_for, skip, skip + limit))
 
     def evict(self, limit: int = 1000) -> Evicted:
@@ -256,7 +266,7 @@ class MemoryRegistry(Registry):
             if record.waiting:
                 source.watch(True)
             if record.job.cancel_requested_at is not None:
-                source.interrupt("cancelled on request")
+                source.interrupt(record.job.reason)
             return True
 
     # All that follows is called with the lock held.
@@ -265,33 +275,28 @@ class MemoryRegistry(Registry):
         record = self._records.get(key)
         if record is None:
             raise JobExpired(key) if key in self._expired else JobNotFound(key)
-        if _has_expired(record.job, self.clock()):
+        if record.job.has_expired(self.clock()):
             raise JobExpired(key)
         return record
 
     def _job(self, key: str) -> Job:
-        return self._as_read(self._find(key).snapshot(), self.clock())
-
-    def _as_read(self, job: Job, now: float) -> Job:
-        """Return the job as readers see it: what ran out of time is lost, though nobody wrote it down yet."""
-        if job.state is JobState.RUNNING and job.lease_expires_at is not None and now >= job.lease_expires_at:
-            if job.cancel_requested_at is not None:
-                state, reason = JobState.CANCELLED, "cancelled on request"
-            else:
-                state, reason = JobState.LOST, "its runner vanished"
-            return replace(job, state=state, reason=reason, ended_at=job.lease_expires_at)
-        if job.state is JobState.PENDING and job.expires_at is not None and now >= job.expires_at:
-            # Its TTL begins when the loss is made permanent: who comes after a weekend's sleep shall still see it.
-            return replace(job, state=JobState.LOST, reason="never started", ended_at=job.expires_at, expires_at=None)
-        return job
+        return self._find(key).snapshot().as_of(self.clock())
 
     def _check_writable(self, record: "_Record", channel: Channel, runner: str) -> None:
         job = record.job
         if channel is Channel.REQUEST:
-            if self._as_read(job, self.clock()).state is not JobState.PENDING:
+            if job.as_of(self.clock()).state is not JobState.PENDING:
                 raise Fenced(job.key)
         elif job.state is not JobState.RUNNING or job.runner != runner:
             raise Fenced(job.key)
+
+    def _is_group_full(self, groups: Mapping[str, int], now: float) -> bool:
+        counted = dict.fromkeys(groups, 0)
+        for job in (self._records[key].job for key in self._running):
+            if not job.as_of(now).state.ended:
+                for group in counted.keys() & job.groups.keys():
+                    counted[group] += 1
+        return any(counted[group] >= most for group, most in groups.items())
 
     def _store(self, channel: Channel, log: Log, data: bytes) -> None:
         if channel is Channel.BODY and log.end + len(data) > self.max_result:
@@ -349,13 +354,13 @@ class MemoryRegistry(Registry):
         for log in record.logs.values():
             log.seal()
         self._pending.pop(job.key, None)
-        self._leased.pop(job.key, None)
+        self._running.pop(job.key, None)
         self._ended[job.key] = None
 
     def _forget(self, key: str) -> None:
         record = self._records.pop(key)
         self._pending.pop(key, None)
-        self._leased.pop(key, None)
+        self._running.pop(key, None)
         self._ended.pop(key, None)
         for log in record.logs.values():
             self._bytes -= log.stored
@@ -371,14 +376,14 @@ class MemoryRegistry(Registry):
         lost = evicted = 0
         while self._ended and evicted < limit:
             key = next(iter(self._ended))
-            if not _has_expired(self._records[key].job, now):
+            if not self._records[key].job.has_expired(now):
                 break
             self._forget(key)
             self._remember_expired(key)
             evicted += 1
         for key in self._overdue(now, limit - evicted):
             record = self._records[key]
-            job = self._as_read(record.job, now)
+            job = record.job.as_of(now)
             self._end(record, job.state, job.reason, at=job.ended_at)
             record.wake()
             lost += 1
@@ -388,14 +393,10 @@ class MemoryRegistry(Registry):
         """Return up to *limit* keys of what reads as ended and is not written down as that."""
 
         def is_overdue(key: str) -> bool:
-            return self._as_read(self._records[key].job, now).state.ended
+            return self._records[key].job.as_of(now).state.ended
 
-        overdue = itertools.chain(itertools.takewhile(is_overdue, self._pending), filter(is_overdue, self._leased))
+        overdue = itertools.chain(itertools.takewhile(is_overdue, self._pending), filter(is_overdue, self._running))
         return list(itertools.islice(overdue, limit))
-
-
-def _has_expired(job: Job, now: float) -> bool:
-    return job.state.ended and job.expires_at is not None and now >= job.expires_at
 
 
 @dataclass(slots=True)
