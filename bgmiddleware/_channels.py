@@ -1,76 +1,20 @@
-"""What a running job writes to its registry, and reads from it. All of it in the job's own thread, and all of it with
-the job's output held: a ``__del__`` that prints in the midst of a call would call the registry again."""
+"""The bodies of a running job's request and response. Read and written in the job's own thread, with the job's output
+held: a ``__del__`` that prints in the midst of a call would call the registry again."""
 
 import contextlib
 import io
-import logging
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-from ._capture import JobOutput, current_output, detached
+from ._capture import JobOutput, current_output
 from ._jobs import Channel
+from ._keeper import patiently
 from ._recording import IN_MEMORY
-from .errors import Fenced, JobExpired, JobNotFound, RegistryError
 from .registries.base import Registry
 
-__all__ = ["BodyStore", "OutputStore", "open_request_body"]
-
-_log = logging.getLogger("bgmiddleware")
+__all__ = ["BodyStore", "open_request_body"]
 
 _BODY_CHUNK = 256 * 1024
-_UNSENT_LIMIT = 1024 * 1024
-
-
-class OutputStore:
-    """Appends to the output channel. What the registry cannot take now is kept, within a bound, and sent again.
-
-    Called with the output's lock held, so by one thread at a time.
-    """
-
-    def __init__(self, registry: Registry, key: str, runner: str) -> None:
-        self._registry = registry
-        self._key = key
-        self._runner = runner
-        self._end = 0
-        self._unsent: list[bytes] = []
-        self._unsent_size = 0
-        self._dropped = 0
-
-    def __call__(self, data: bytes) -> None:
-        if self._unsent_size + len(data) > _UNSENT_LIMIT and self._unsent:
-            self._dropped += len(data)
-        else:
-            self._put(data)
-        self._send()
-
-    def end(self) -> None:
-        """Send what is left, if the registry takes it now, and state what was dropped."""
-        self._send()
-        if self._dropped and not self._unsent:
-            self._put(b"")
-            self._send()
-
-    def _put(self, data: bytes) -> None:
-        if self._dropped:
-            data = f"\n[{self._dropped} bytes of output could not be stored]\n".encode() + data
-            self._dropped = 0
-        self._unsent.append(data)
-        self._unsent_size += len(data)
-
-    def _send(self) -> None:
-        try:
-            while self._unsent:
-                # Always the same frozen chunk at the same offset: if it had arrived after all, it is a no-op.
-                chunk = self._unsent[0]
-                self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
-                self._unsent_size -= len(chunk)
-                del self._unsent[0]
-        except (Fenced, JobNotFound, JobExpired):
-            self._unsent.clear()  # the job was ended by somebody else: nobody will read this
-            self._unsent_size = 0
-        except RegistryError as error:
-            with detached():  # it is not the job that says this
-                _log.warning("job %s: output waits for its registry: %s", self._key[:8], error)
 
 
 class BodyStore:
@@ -96,8 +40,11 @@ class BodyStore:
             data = b"".join(self._parts)
             self._parts.clear()
             self._size = 0
+            append = self._registry.append
             with self._output.held():
-                self._end = self._registry.append(self._key, Channel.BODY, self._end, data, runner=self._runner)
+                self._end = patiently(
+                    self._registry, lambda: append(self._key, Channel.BODY, self._end, data, runner=self._runner)
+                )
 
 
 def open_request_body(registry: Registry, key: str, size: int) -> BinaryIO:
@@ -132,8 +79,9 @@ class _RequestReader(io.RawIOBase):
         limit = min(len(buffer), IN_MEMORY, max(0, self._size - self._at))
         if not limit:
             return 0
+        read = self._registry.read
         with _held():
-            data = self._registry.read(self._key, Channel.REQUEST, self._at, limit).data
+            data = patiently(self._registry, lambda: read(self._key, Channel.REQUEST, self._at, limit).data)
         if not data:  # an abandoned job must not take what it has read for the whole
             raise OSError("the body of the request is gone: its job has ended")
         buffer[: len(data)] = data

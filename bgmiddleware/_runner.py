@@ -5,17 +5,22 @@ import contextlib
 import json
 import logging
 import os
+import secrets
+import socket
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
 
 from ._capture import JobOutput, detached, error_stream, install, use_output, write_late
-from ._channels import BodyStore, OutputStore, open_request_body
+from ._channels import BodyStore, open_request_body
 from ._exchange import Exchange
 from ._jobs import JobState, Progress, RecordedResponse
+from ._keeper import LEASE, Keeper, patiently
 from ._recording import replay_environ
 from .errors import JobCancelled, JobExpired, JobNotFound, RegistryError
 from .registries.base import Registry
@@ -57,7 +62,9 @@ class Work(Protocol):
 class Run:
     """One job, ready to be run once in this process, by whatever thread an executor has.
 
-    An executor of this process calls it; one of another process carries its *key* and nothing else.
+    An executor of this process calls it; one of another process carries its *key* and nothing else. *deadline*: seconds
+    after which it is asked to stop. *version*: which version of the app this process runs. *cpu_clock* gives the
+    seconds of a processor that the job's thread, or process, used.
     """
 
     def __init__(
@@ -71,6 +78,9 @@ class Run:
         preface: str = "",
         takes_logging: bool = True,
         takes_children: bool = False,
+        deadline: float | None = None,
+        version: str = "",
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self.key = key
         self._registry = registry
@@ -79,18 +89,28 @@ class Run:
         self._preface = preface
         self.title = title
         self._pid = os.getpid()
-        self._runner = f"{self._pid}/{key}"
         self._takes_logging = takes_logging
         self._takes_children = takes_children
+        self._deadline = deadline
+        self._version = version
+        self._cpu_clock = cpu_clock
+        self._runner = f"{self._pid}-{secrets.token_hex(8)}"
+        self._keeper = Keeper(registry, key, self._runner)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._abandoned = False
+        self._is_unsure = False  # whether a claim was tried and not answered
 
-    def __call__(self) -> None:
-        """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised."""
+    def __call__(self) -> bool:
+        """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised.
+
+        False: it must wait, since one of its groups is full. Then call again, when a job has ended or a second later.
+        """
         try:
-            if self._registry.claim(self.key, self._runner):
+            if patiently(self._registry, self._claim):
                 self._context.run(self._run)
+            else:
+                return self._registry.get(self.key).state is not JobState.PENDING
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before it began", self.key[:8])
         except BaseException:  # a worker thread must live on, whatever it was
@@ -98,6 +118,20 @@ class Run:
             with contextlib.suppress(Exception):
                 self._registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
             _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
+        return True
+
+    def _claim(self) -> bool:
+        receipt = {"runner": f"{socket.gethostname()}:{self._pid}", "version": self._version}
+        lease = LEASE if self._registry.shared else None
+        try:
+            claimed = self._registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
+            # Where a connection broke before the answer came, it is ours already.
+            claimed = claimed or (self._is_unsure and self._registry.get(self.key).runner == self._runner)
+        except RegistryError:
+            self._is_unsure = True
+            raise
+        self._is_unsure = False
+        return claimed
 
     def abandon(self, reason: str) -> None:
         """Write down that the job is lost, from another thread than the one that runs it; interrupt it if it runs.
@@ -111,6 +145,7 @@ class Run:
             output = self._output
             if output is not None:
                 output.drain()
+                self._keeper.flush()
             if self._registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
                 output.interrupt(reason)
         except (JobNotFound, JobExpired):
@@ -120,13 +155,12 @@ class Run:
 
     def _run(self) -> None:
         install()
-        store = OutputStore(self._registry, self.key, self._runner)
-        job = RunningJob(self.key, self.title, self._check, self._report)
+        keeper = self._keeper
         self._output = output = JobOutput(
-            store,
+            keeper.store,
             write_late("stdout"),
             write_late("stderr"),
-            job=job,
+            job=RunningJob(self.key, self.title, self._check, self._report),
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
         )
@@ -134,17 +168,47 @@ class Run:
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
         state, reason = JobState.FAILED, "its runner failed"
+        begun = self._cpu_clock()
         try:
-            self._registry.attach(self.key, output)
-            with use_output(output):
+            keeper.begin(output)
+            with self._limited(output), use_output(output):
                 if self._preface:
                     output.note(self._preface)
                 state, reason = self._outcome(output)
         finally:
             # In this order: who sees the end sees everything.
             output.end()
-            store.end()
-            self._registry.finish(self.key, self._runner, state, reason=reason, response=self._response)
+            keeper.end()
+            receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
+            patiently(
+                self._registry,
+                lambda: self._registry.finish(
+                    self.key, self._runner, state, reason=reason, response=self._response, receipt=receipt
+                ),
+            )
+
+    @contextlib.contextmanager
+    def _limited(self, output: JobOutput) -> Iterator[None]:
+        """Ask the job to stop when its deadline has passed."""
+        if self._deadline is None:
+            yield
+            return
+        reason = f"it ran longer than its deadline of {self._deadline:g} s"
+
+        def stop() -> None:
+            with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
+                self._registry.request_cancel(self.key, reason)
+            output.interrupt(reason)
+
+        timer = threading.Timer(self._deadline, stop)
+        timer.daemon = True
+        timer.name = f"bgmiddleware-deadline-{self.key[:8]}"
+        with detached():
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _outcome(self, output: JobOutput) -> tuple[JobState, str]:
         try:
@@ -188,8 +252,8 @@ class Run:
     def _report(self, progress: Progress) -> None:
         if self._output is None or os.getpid() != self._pid:
             return  # a forked child has a copy of the registry, which nobody looks at
-        with self._output.held(), contextlib.suppress(RegistryError, JobNotFound, JobExpired):
-            self._registry.renew(self.key, self._runner, progress=progress)
+        with self._output.held():
+            self._keeper.report(progress)
 
 
 def _say(message: str, *arguments: str, exc_info: Any) -> None:

@@ -21,7 +21,7 @@ LAYERS = (
     ("errors",),
     ("_jobs", "_recording", "_capture", "_exchange"),
     ("registries",),
-    ("_channels",),
+    ("_keeper", "_channels"),
     ("_runner",),
     ("executors",),
     ("marks", "owners", "_prefer", "_context"),

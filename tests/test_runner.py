@@ -752,8 +752,8 @@ def test_output_that_could_never_be_stored_is_dropped_within_a_bound_and_stated(
     with registry:
         ran = run_in(registry, call_function(work), takes_logging=False)
     assert ran.outcome == (JobState.FINISHED, "")
-    note = r"\n\[(\d+) bytes of output could not be stored\]\n"
-    dropped = sum(map(int, re.findall(note, ran.output)))
+    note = r"\n\[bytes (\d+) to (\d+) of the output could not be stored\]\n"
+    dropped = sum(int(end) - int(begin) for begin, end in re.findall(note, ran.output))
     kept = re.sub(note, "", ran.output).removesuffix("back\n")
     assert ran.output.endswith("back\n")
     assert dropped > 0
