@@ -1,13 +1,13 @@
 """``python -m bgmiddleware``: serve any WSGI app with its slow paths in the background."""
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from . import marks
+from ._loading import loaded
 from ._middleware import BackgroundMiddleware
 from ._server import serve
 from .errors import ConfigurationError
@@ -72,7 +72,7 @@ def _count(text: str) -> int:
 
 
 def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
-    app = _imported(options.app)
+    app = _loaded_app(options.app)
     inner = getattr(app, "wsgi_app", app)  # where Flask's documentation puts middlewares
     if isinstance(inner, BackgroundMiddleware):
         if options.background:
@@ -92,18 +92,10 @@ def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
     )
 
 
-def _imported(name: str) -> Any:
+def _loaded_app(name: str) -> Any:
     """Return the app that ``module:attribute`` names, looked for in the current directory too."""
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
-        raise ConfigurationError.of_setting("app", name, "MODULE:APP")
     sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"app = {name!r}: {error}") from error
+    found = loaded("app", name, "MODULE:APP")
     if not callable(found):
         raise ConfigurationError.of_setting("app", name, "the name of a WSGI application")
     return found

@@ -1,7 +1,8 @@
 """The middleware: look, decide, delegate."""
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Self
@@ -11,8 +12,9 @@ from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
 from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
+from ._runner import Run
 from ._serving import Answer, Authorize, Site, StartResponse, Viewers, answer_dashboard, problem, serve
-from ._starting import Starter, WSGIApplication
+from ._starting import Limits, Starter, WSGIApplication
 from .errors import BadRequestBody, ConfigurationError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
@@ -23,6 +25,7 @@ from .registries.memory import MemoryRegistry
 __all__ = ["BackgroundMiddleware", "WSGIApplication"]
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_SHORTEST_SECRET = 16
 _BODIED = ("POST", "PUT", "PATCH")
 
 
@@ -61,6 +64,11 @@ class BackgroundMiddleware:
         stream_slots: int = 2,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
+        deadline: float | None = None,
+        limit_per_owner: int | None = None,
+        limit_per_mark: Mapping[str, int] | None = None,
+        version: str = "",
+        secret: str | None = None,
         capture_logging: bool = True,
         capture_children: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
@@ -72,6 +80,11 @@ class BackgroundMiddleware:
         for name, function in {"when": when, "owner": owner, "authorize": authorize}.items():
             if not (callable(function) or (function is None and name != "when")):
                 raise ConfigurationError.of_setting(name, function, "a function of the environ")
+        if deadline is not None and not deadline > 0:
+            raise ConfigurationError.of_setting("deadline", deadline, "a number above 0")
+        limits = _limits(limit_per_owner, limit_per_mark or {})
+        if secret is not None and len(secret) < _SHORTEST_SECRET:
+            raise ConfigurationError.of_setting("secret", "…", f"at least {_SHORTEST_SECRET} characters")
         if not re.fullmatch(r"[A-Za-z0-9_.~-]+", token_name):
             raise ConfigurationError.of_setting("token_name", token_name, "letters, digits and -._~")
         if dashboard is not None and not dashboard.startswith("/"):
@@ -88,7 +101,19 @@ class BackgroundMiddleware:
         if not self.executor.in_process and not self.registry.shared:
             raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
         self._site = Site(self.registry, self.executor, Viewers(stream_slots), token_name, owner)
-        self._starter = Starter(self._site, max_body, capture_logging, capture_children, promote_after, single_flight)
+        self._starter = Starter(
+            self._site,
+            max_body=max_body,
+            capture_logging=capture_logging,
+            capture_children=capture_children,
+            promote_after=promote_after,
+            single_flight=single_flight,
+            deadline=deadline,
+            version=version,
+            limit_per_owner=limit_per_owner,
+            limits=limits,
+            secret=None if secret is None else secret.encode(),
+        )
         self._max_body = max_body
         self._authorize = authorize
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
@@ -171,6 +196,13 @@ class BackgroundMiddleware:
                 stripped[name] = environ[name].partition("?")[0] + ("?" + query if query else "")
         return stripped
 
+    def stored_run(self, key: str, cpu_clock: Callable[[], float] = time.thread_time) -> Run:
+        """Return the run of the job *key*, which another process recorded: what executors call in their workers.
+
+        *cpu_clock* gives the seconds of a processor that were used for it. Raises ``JobNotFound`` or ``JobExpired``.
+        """
+        return self._starter.stored_run(self.app, key, cpu_clock)
+
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does
         not end in time is ``lost``. What there is of all jobs can still be read. Idempotent."""
@@ -191,6 +223,15 @@ class BackgroundMiddleware:
 
 
 _context.entrances.update({BackgroundMiddleware.__call__.__code__, BackgroundMiddleware._watch.__code__})
+
+
+def _limits(per_owner: int | None, per_mark: Mapping[str, int]) -> Limits:
+    """Return the limits by mark, and refuse what is none."""
+    if per_owner is not None and not per_owner >= 1:
+        raise ConfigurationError.of_setting("limit_per_owner", per_owner, "a number from 1")
+    if not all(most >= 1 for most in per_mark.values()):
+        raise ConfigurationError.of_setting("limit_per_mark", per_mark, "for each glob a number from 1")
+    return tuple((glob, marks.path(glob), most) for glob, most in per_mark.items())
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

@@ -104,13 +104,13 @@ class Run:
     def __call__(self) -> bool:
         """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised.
 
-        False: it must wait, since one of its groups is full. Then call again, when a job has ended or a second later.
+        True: it must wait, since one of its groups is full. Then call again, when a job has ended or a second later.
         """
         try:
             if patiently(self._registry, self._claim):
                 self._context.run(self._run)
             else:
-                return self._registry.get(self.key).state is not JobState.PENDING
+                return self._registry.get(self.key).state is JobState.PENDING
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before it began", self.key[:8])
         except BaseException:  # a worker thread must live on, whatever it was
@@ -118,7 +118,7 @@ class Run:
             with contextlib.suppress(Exception):
                 self._registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
             _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
-        return True
+        return False
 
     def _claim(self) -> bool:
         receipt = {"runner": f"{socket.gethostname()}:{self._pid}", "version": self._version}

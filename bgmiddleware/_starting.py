@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import re
-import secrets
 import sys
 import threading
 import uuid
@@ -52,8 +51,9 @@ from .errors import (
 from .owners import CookieOwner
 from .registries.base import END, PAGE_BYTES, Registry
 
-__all__ = ["Starter", "WSGIApplication"]
+__all__ = ["Limits", "Starter", "WSGIApplication"]
 
+Limits = tuple[tuple[str, marks.Mark, int], ...]
 WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
@@ -77,8 +77,14 @@ class Starter:
     capture_children: bool
     promote_after: float
     single_flight: bool
-    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    """From which the tokens of jobs that can be joined are made, so that nobody else can make them."""
+    deadline: float | None
+    version: str
+    limit_per_owner: int | None
+    limits: Limits
+    """How many jobs may run at a time of those that a mark is true for: name, mark and number of each."""
+    secret: bytes | None = field(repr=False)
+    """From which the tokens of jobs that can be joined are made, so that nobody else can make them; None: the
+    registry has one."""
     flights: "_Flights" = field(default_factory=lambda: _Flights(), repr=False)
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
@@ -137,7 +143,33 @@ class Starter:
             preface=preface,
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
+            deadline=self.deadline,
+            version=self.version,
         )
+
+    def stored_run(self, app: WSGIApplication, key: str, cpu_clock: Callable[[], float]) -> Run:
+        """Return the run of a job that any process of the site has recorded."""
+        registry = self.site.registry
+        job = registry.get(key)
+        return Run(
+            key,
+            job.title,
+            registry,
+            replay_request(app, registry, key, job.request, {}),
+            Context(),
+            takes_logging=self.capture_logging,
+            takes_children=self.capture_children,
+            deadline=job.deadline,
+            version=self.version,
+            cpu_clock=cpu_clock,
+        )
+
+    def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
+        """Return the groups that a request's job belongs to, of which only so many run at a time."""
+        groups = {f"mark {name}": most for name, mark, most in self.limits if mark(environ)}
+        if self.limit_per_owner is not None and owner is not None:
+            groups[f"owner {owner}"] = self.limit_per_owner
+        return groups
 
     def _refuse(self, environ: dict[str, Any]) -> Answer | None:
         """Return the answer for a request that must start nothing, whatever its mark."""
@@ -187,7 +219,15 @@ class Starter:
     ) -> Answer:
         """Start a job, or join one that does the same, and say where it is or what it answered."""
         owner, cookie = self._owner_of(environ)
-        job = Job("", title_of(environ), owner=owner, request=request.environ if request else {})
+        job = Job(
+            "",
+            title_of(environ),
+            owner=owner,
+            version=self.version,
+            deadline=self.deadline,
+            groups=self._groups(environ, owner),
+            request=request.environ if request else {},
+        )
         try:
             if self._may_join(environ):
                 promote_after = 0.0  # who joins a job needs it to stay
@@ -285,7 +325,8 @@ class Starter:
 
     def _made_token(self, *parts: object) -> str:
         message = json.dumps(parts).encode()
-        return str(uuid.UUID(bytes=hmac.digest(self.secret, message, "sha256")[:16], version=4))
+        secret = self.site.registry.secret() if self.secret is None else self.secret
+        return str(uuid.UUID(bytes=hmac.digest(secret, message, "sha256")[:16], version=4))
 
     def _untouched(self, visit: Visit, job: Job) -> Answer:
         """Answer with what the app answered in time, as if nothing had been between; the job leaves no trace."""

@@ -1,16 +1,15 @@
 """PasteDeploy: the strings of an ini file become typed arguments, here and nowhere else."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import marks, owners
+from ._loading import loaded
 from ._middleware import BackgroundMiddleware, WSGIApplication
 from .errors import ConfigurationError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
-from .registries.base import Registry
-from .registries.memory import MemoryRegistry
+from .registries import REGISTRY_URLS, open_registry
 
 __all__ = ["SETTINGS", "filter_app_factory"]
 
@@ -42,6 +41,15 @@ def _globs(text: str) -> list[str]:
     if not all(glob.startswith(("/", "*")) for glob in globs):
         raise ValueError(text)
     return globs
+
+
+def _limits(text: str) -> dict[str, int]:
+    limits = {}
+    for word in text.split():
+        glob, _, number = word.rpartition("=")
+        (name,) = _globs(glob)
+        limits[name] = int(number)
+    return limits
 
 
 def _mark(text: str) -> marks.Mark:
@@ -78,13 +86,9 @@ def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
 def _imported(setting: str, text: str) -> Callable[[Mapping[str, Any]], Any]:
     """Return the function of the environ that ``python:MODULE:NAME`` names."""
     kind, _, name = text.partition(":")
-    module, _, attribute = name.partition(":")
-    if kind != "python" or not module or not attribute:
+    if kind != "python":
         raise ValueError(text)
-    try:
-        function: Callable[[Mapping[str, Any]], Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"{setting} = {text}: {error}") from error
+    function: Callable[[Mapping[str, Any]], Any] = loaded(setting, name, "python:MODULE:NAME")
     if not callable(function):
         raise ConfigurationError.of_setting(setting, text, "a function of the environ")
     return function
@@ -99,7 +103,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "paths": (_globs, "globs that begin with '/' or '*', with spaces between", "marks"),
     "when": (_marks, "prefers_async, always, query:NAME, header:NAME[=VALUE], python:MODULE:NAME", "marks"),
     "promote_after": (_number, "seconds", "middleware"),
-    "registry": (str, "memory:", "kind"),
+    "registry": (str, REGISTRY_URLS, "kind"),
     "executor": (str, "thread", "kind"),
     "ttl": (_number, "seconds", "registry"),
     "pending_ttl": (_number, "seconds", "registry"),
@@ -117,6 +121,11 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "stream_slots": (_integer, "a whole number", "middleware"),
     "dashboard": (str, "a path that begins with '/'", "middleware"),
     "authorize": (_authorize, "python:MODULE:NAME", "middleware"),
+    "deadline": (_number, "seconds", "middleware"),
+    "limit_per_owner": (_integer, "a whole number", "middleware"),
+    "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),
+    "version": (str, "a text", "middleware"),
+    "secret": (str, "at least 16 characters", "middleware"),
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
     "token_name": (str, "letters, digits and -._~", "middleware"),
@@ -145,7 +154,7 @@ def filter_app_factory(
     return BackgroundMiddleware(
         app,
         when=_when(**arguments["marks"]),
-        registry=_registry(arguments["kind"].get("registry", "memory:"), arguments["registry"]),
+        registry=open_registry(arguments["kind"].get("registry", "memory:"), **arguments["registry"]),
         executor=_executor(arguments["kind"].get("executor", "thread"), arguments["executor"]),
         **arguments["middleware"],
     )
@@ -157,12 +166,6 @@ def _when(paths: list[str] | None = None, when: list[marks.Mark] | None = None) 
     if paths:
         chosen.append(marks.path(*paths))
     return marks.any_of(*chosen) if chosen else marks.prefers_async
-
-
-def _registry(kind: str, options: dict[str, Any]) -> Registry:
-    if kind not in ("memory", "memory:"):
-        raise ConfigurationError.of_setting("registry", kind, SETTINGS["registry"][1])
-    return MemoryRegistry(**options)
 
 
 def _executor(kind: str, options: dict[str, Any]) -> Executor:

@@ -19,6 +19,11 @@ class Stage:
         self.calls: list[str] = []
         self.environs: list[dict[str, Any]] = []
         self._steps = threading.Semaphore(0)
+        self._entered = threading.Semaphore(0)
+
+    def entered(self) -> None:
+        """Wait until the slow view was entered, once for each call: from then on its job runs."""
+        assert self._entered.acquire(timeout=WAIT), "the view was never called"
 
     def go(self, steps: int = 1) -> None:
         """Let the slow view take this many steps."""
@@ -33,6 +38,7 @@ class Stage:
         if not environ["PATH_INFO"].startswith("/slow"):
             start_response("200 OK", [("Content-Type", "text/plain")])
             return [b"fast"]
+        self._entered.release()
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         query = environ["QUERY_STRING"]
         for number in range(1, int(query) + 1 if query.isdigit() else 4):

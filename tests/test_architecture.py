@@ -19,7 +19,7 @@ PACKAGE = ROOT / "bgmiddleware"
 # named by its package.
 LAYERS = (
     ("errors",),
-    ("_jobs", "_recording", "_capture", "_exchange"),
+    ("_jobs", "_loading", "_recording", "_capture", "_exchange"),
     ("registries",),
     ("_keeper", "_channels"),
     ("_runner",),

@@ -12,7 +12,9 @@ from clients import ended, start
 from readers import BOTH, Client, EventSource, Opener, Play, answering, events_of, opened, print_bytes
 
 from bgmiddleware import Job, MemoryRegistry
+from bgmiddleware._jobs import key_of
 from bgmiddleware._serving import events
+from bgmiddleware.registries.base import END
 
 EVENTS = {"accept": "text/event-stream"}
 
@@ -343,7 +345,7 @@ def test_half_a_character_waits_for_its_other_half(opens_here: Opener, hand: Han
             play.prints_bytes(halves.pop(0))
         else:
             play.answers()
-            ended(site, target)
+            MemoryRegistry.wait(site.registry, key_of(target.rpartition("=")[2]), END, WAIT)  # by a real clock
 
     hand.meanwhile = go_on
     play.prints_bytes(b"a\xe2")

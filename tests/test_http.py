@@ -1,7 +1,9 @@
 """The protocol as clients see it, in-process under ``wsgiref.validate`` and over HTTP to waitress."""
 
 import io
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -394,10 +396,18 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
     assert reply["Content-Type"] == "application/json"
     assert document["created_at"] <= document["started_at"] <= document["ended_at"]
     assert 0 <= document.pop("elapsed") == pytest.approx(document["ended_at"] - document["started_at"])
+    receipt = document.pop("receipt")
+    assert receipt.pop("runner") == f"{socket.gethostname()}:{os.getpid()}"
+    assert receipt.pop("version") is None
+    assert receipt.pop("run_time") == pytest.approx(document["ended_at"] - document["started_at"])
+    assert receipt.pop("queue_wait") == pytest.approx(document["started_at"] - document["created_at"])
+    assert receipt.pop("cpu_time") >= 0
+    assert receipt == {}
     for name in ("created_at", "started_at", "ended_at"):
         assert isinstance(document.pop(name), float)
     assert document == {
         "token": token,
+        "queue": None,
         "title": "POST /slow",
         "state": "finished",
         "reason": "",
@@ -450,6 +460,7 @@ def test_the_result_is_the_apps_own_response_as_often_as_asked(
     client: Client, site: BackgroundMiddleware, stage: apps.Stage
 ) -> None:
     target = start(client, "/slow?1", body=b"abc")
+    stage.entered()
     running = client.request("GET", f"{target}&_view=result")
     assert (running.status, running["Retry-After"], running.json["state"]) == (202, "1", "running")
     stage.go()
@@ -696,10 +707,9 @@ def test_a_job_that_finishes_anyway_says_that_a_cancel_was_asked_for(
         ({"origin": "http://[", "host": "own.example"}, False),
     ],
 )
-def test_another_site_cannot_cancel(
-    client: Client, site: BackgroundMiddleware, headers: dict[str, str], allowed: bool
-) -> None:
+def test_another_site_cannot_cancel(client: Client, stage: apps.Stage, headers: dict[str, str], allowed: bool) -> None:
     target = start(client, "/slow")
+    stage.entered()
     form = {"content_type": "application/x-www-form-urlencoded", **headers}
     assert client.request("POST", target, b"_action=cancel", **form).status == (202 if allowed else 403)
     asked = client.request("GET", f"{target}&_view=status").json["cancel_requested_at"] is not None

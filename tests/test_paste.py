@@ -109,6 +109,15 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "max_workers": ("3", lambda app: app.executor.max_workers, 3),
         "max_pending": ("0", lambda app: app.executor.max_pending, 0),
         "drain": ("1.5", lambda app: app.executor.drain, 1.5),
+        "deadline": ("2.5", lambda app: app._starter.deadline, 2.5),
+        "limit_per_owner": ("2", lambda app: app._starter.limit_per_owner, 2),
+        "limit_per_mark": (
+            "/a/*=1 *.csv=3",
+            lambda app: [(name, most) for name, _, most in app._starter.limits],
+            [("/a/*", 1), ("*.csv", 3)],
+        ),
+        "version": ("2026.11", lambda app: app._starter.version, "2026.11"),
+        "secret": ("a secret that is long", lambda app: app._starter.secret, b"a secret that is long"),
         "max_body": ("5m", lambda app: app._max_body, 5 * 1024**2),
         "stream_slots": ("0", lambda app: app._site.viewers.take_slot(lambda: False), None),
         "capture_logging": ("off", lambda app: app._starter.capture_logging, False),
@@ -163,7 +172,11 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        *((name, "many") for name in SETTINGS if name not in ("when", "token_name", "paths", "registry", "executor")),
+        *(
+            (name, "many")
+            for name in SETTINGS
+            if name not in ("when", "token_name", "paths", "registry", "executor", "version")
+        ),
         ("paths", "reports/*"),
         ("when", "sometimes"),
         ("when", "query:"),
@@ -175,7 +188,16 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
         ("owner", "python:nosuchmodule:user"),
         ("promote_after", "-1"),
         ("authorize", "always"),
-        ("registry", "redis://localhost"),
+        ("registry", "mongodb://localhost"),
+        ("registry", "spool:"),
+        ("deadline", "0"),
+        ("deadline", "soon"),
+        ("limit_per_owner", "0"),
+        ("limit_per_mark", "/reindex"),
+        ("limit_per_mark", "/reindex=x"),
+        ("limit_per_mark", "reindex=1"),
+        ("limit_per_mark", "/reindex=0"),
+        ("secret", "short"),
         ("executor", "process"),
         ("ttl", "0"),
         ("ttl", "-1"),

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from .._jobs import Job
+from .._jobs import Job, JobState
 from .problems import Answer
 from .visit import Visit, about
 
@@ -32,8 +32,10 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "ended_at": job.ended_at,
         "cancel_requested_at": job.cancel_requested_at,
         "elapsed": job.elapsed(visit.registry.clock()),
+        "queue": _queue(visit, job),
         "output": {"start": 0, "end": job.output_end, "dropped": list(dropped) if dropped else None},
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
+        "receipt": _receipt(job),
         "links": {
             "self": visit.link(),
             "log": visit.link(_view="log"),
@@ -42,6 +44,24 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
             "result": visit.link(_view="result"),
             "cancel": visit.link(),
         },
+    }
+
+
+def _queue(visit: Visit, job: Job) -> dict[str, int] | None:
+    """Return where a pending job stands in the queue: the first is 1."""
+    return {"position": visit.registry.position(job.key)} if job.state is JobState.PENDING else None
+
+
+def _receipt(job: Job) -> dict[str, Any] | None:
+    """Return where and how the job ran; None before it began."""
+    if job.started_at is None:
+        return None
+    return {
+        "runner": job.receipt.get("runner"),
+        "version": job.receipt.get("version") or None,
+        "queue_wait": max(0.0, job.started_at - job.created_at),
+        "run_time": job.elapsed(job.ended_at) if job.ended_at is not None else None,
+        "cpu_time": job.receipt.get("cpu_time"),
     }
 
 

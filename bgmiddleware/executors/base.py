@@ -16,8 +16,10 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, run: Run) -> None:
-        """Run it, soon and at most once. Raises ``QueueFull`` where it would have to wait behind too many, and then
-        has not taken it."""
+        """Run it, soon and at most once; again where it says that it must wait.
+
+        Raises ``QueueFull`` where it would have to wait behind too many, and then has not taken it.
+        """
 
     @abstractmethod
     def stop(self, key: str) -> None:

@@ -17,6 +17,7 @@ __all__ = ["ThreadExecutor"]
 
 _SHUT_DOWN = "server shut down"
 _GRACE = 1.0
+_LOOK_EVERY = 1.0
 _forked = threading.Lock()  # guards the first use of an executor in a forked child
 
 
@@ -47,6 +48,7 @@ class ThreadExecutor(Executor):
         self._work = threading.Condition(self._lock)  # there is a run to take, or the end
         self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
         self._pending: deque[Run] = deque()
+        self._parked: deque[Run] = deque()  # their groups are full; they go before the pending ones
         self._running: dict[str, Run] = {}
         self._abandoned: set[str] = set()
         self._workers = 0
@@ -62,7 +64,8 @@ class ThreadExecutor(Executor):
         with self._lock:
             if self._closed:
                 raise QueueFull("the server is shutting down")
-            if len(self._pending) + len(self._running) >= self.max_workers + self.max_pending:
+            waiting = len(self._pending) + len(self._parked)
+            if waiting + len(self._running) >= self.max_workers + self.max_pending:
                 raise QueueFull(f"{self.max_workers} jobs are running and {self.max_pending} are waiting")
             self._pending.append(run)
             if self._waiting >= len(self._pending):
@@ -90,33 +93,52 @@ class ThreadExecutor(Executor):
             raise QueueFull("the system has no room for another thread") from None
 
     def _run_jobs(self) -> None:
-        while True:
-            with self._lock:
-                while not self._pending:
-                    if not self._running:
-                        self._idle.notify_all()
-                    if self._closed:
-                        return
-                    self._waiting += 1
-                    self._work.wait()
-                    self._waiting -= 1
-                run = self._pending.popleft()
-                self._running[run.key] = run
+        while (run := self._take()) is not None:
+            must_wait = False
             try:
-                run()
+                must_wait = run()
             finally:
                 with self._lock:
                     del self._running[run.key]
+                    if must_wait:
+                        self._parked.append(run)
+                    else:
+                        self._unpark()
             del run  # the request and what it holds are not needed while waiting for the next
+
+    def _take(self) -> Run | None:
+        """Wait for a run that is to be run now; None at the end."""
+        with self._lock:
+            while not self._pending:
+                if not self._running:
+                    self._idle.notify_all()
+                if self._closed and not self._parked:
+                    return None
+                self._waiting += 1
+                # Jobs of other processes end without a word.
+                in_time = self._work.wait(_LOOK_EVERY if self._parked else None)
+                self._waiting -= 1
+                if not in_time:
+                    self._unpark()
+            run = self._pending.popleft()
+            self._running[run.key] = run
+            return run
+
+    def _unpark(self) -> None:
+        """Try again those whose groups were full. Called with the lock held."""
+        self._work.notify(len(self._parked))
+        self._pending.extendleft(reversed(self._parked))
+        self._parked.clear()
 
     def stop(self, key: str) -> None:
         if self._pid != os.getpid():
             return
         with self._lock:
-            for run in self._pending:
-                if run.key == key:
-                    self._pending.remove(run)
-                    break
+            for queue in (self._pending, self._parked):
+                for run in queue:
+                    if run.key == key:
+                        queue.remove(run)
+                        return
 
     def shutdown(self, drain: float | None = None) -> None:
         if self._pid != os.getpid():
@@ -126,9 +148,11 @@ class ThreadExecutor(Executor):
             # What was given up before is not waited for again, at the end of the process say.
             timeout = min(self.drain if drain is None else drain, threading.TIMEOUT_MAX)
             self._idle.wait_for(self._is_drained, timeout)
-            left = [run for run in (*self._pending, *self._running.values()) if run.key not in self._abandoned]
+            queued = (*self._parked, *self._pending)
+            left = [run for run in (*queued, *self._running.values()) if run.key not in self._abandoned]
             self._abandoned.update(run.key for run in left)
             self._pending.clear()
+            self._parked.clear()
             self._work.notify_all()
             self._idle.notify_all()  # who shuts down besides us has nothing to wait for any more
         for run in left:
@@ -137,7 +161,7 @@ class ThreadExecutor(Executor):
             self._idle.wait_for(lambda: not self._running, min(timeout, _GRACE) if left else 0.0)
 
     def _is_drained(self) -> bool:
-        return not self._pending and self._running.keys() <= self._abandoned
+        return not self._pending and not self._parked and self._running.keys() <= self._abandoned
 
 
 def _at_exit(executor: ThreadExecutor) -> None:
