@@ -1,7 +1,7 @@
-"""The process that runs jobs for a :class:`~bgmiddleware.executors.process.ProcessExecutor`: ``python -m`` this module.
+"""``python -m`` this module: the process that runs jobs for a ``ProcessExecutor``.
 
-It talks to its parent over a socket, in lines of JSON. The first says which app to load and how; each of the others is a
-job's key, which is answered when the job has ended. It ends when its parent closes the socket, or is no more.
+It talks to its parent over a socket, in lines of JSON. The first says which app to load and how; each of the others is
+a job's key, which is answered when the job has ended. It ends when its parent closes the socket, or is no more.
 """
 
 import json

@@ -119,7 +119,7 @@ class _Child:
         with theirs:
             # Not a fork of this process, which has threads: a new one, in a session of its own, so that it can be
             # killed with all its children, and Ctrl-C at a terminal is not its business.
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603  # this interpreter, with nothing of a request
                 [sys.executable, "-u", "-m", "bgmiddleware.executors._child", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

@@ -22,4 +22,4 @@ class ThreadExecutor(LocalExecutor):
         super().__init__(max_workers=max_workers, max_pending=max_pending, drain=drain)
 
     def _worker(self) -> AbstractContextManager[Callable[[Run], bool]]:
-        return nullcontext(Run.__call__)
+        return nullcontext(lambda run: run())
