@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from ._worker import Site, interrupted_by, load_site, run_stored
+from ._worker import Site, interrupted_by, load_site, print_beside_jobs, run_stored
 
 _LAST_SECONDS = 5.0
 
@@ -26,6 +26,7 @@ def main() -> None:
     """Run jobs until the parent has no more."""
     number = int(sys.argv[1])
     os.set_inheritable(number, False)  # else the children of jobs would keep it open
+    print_beside_jobs()
     with socket.socket(fileno=number) as parent:
         _serve(parent)
     # Threads that the app began may never end.

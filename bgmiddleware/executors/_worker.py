@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import time
 import traceback
 from collections import deque
@@ -23,7 +24,17 @@ from .._runner import Run, over_deadline
 from ..errors import BadOffset, ConfigurationError, Fenced, JobExpired, JobNotFound, RegistryError
 from ..registries.base import PAGE_BYTES, Registry
 
-__all__ = ["Remains", "Site", "Watcher", "fail_unloaded", "interrupted_by", "is_ini", "load_site", "run_stored"]
+__all__ = [
+    "Remains",
+    "Site",
+    "Watcher",
+    "fail_unloaded",
+    "interrupted_by",
+    "is_ini",
+    "load_site",
+    "print_beside_jobs",
+    "run_stored",
+]
 
 _log = logging.getLogger("bgmiddleware")
 
@@ -95,12 +106,20 @@ def run_stored(site: Site, key: str, output_file: int) -> bool:
     return patiently(site.registry, lambda: site.stored_run(key, output_file=output_file))()
 
 
+def print_beside_jobs() -> None:
+    """Let what is printed outside of the job go to where this process prints now, while a job has its file descriptors
+    1 and 2. To be called before anybody keeps ``sys.stdout`` or ``sys.stderr``."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        with contextlib.suppress(OSError):  # there is none
+            stream = os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+            setattr(sys, name, stream)
+
+
 @contextlib.contextmanager
 def interrupted_by(number: signal.Signals) -> Iterator[None]:
-    """Let signal *number* raise ``JobCancelled`` in the job that runs in the main thread, wherever its app is just now:
-    in a loop or a sleep, too. Called in the main thread.
-
-    Not while our own code runs, which must not be torn: then the next print raises.
+    """Let signal *number* interrupt the job that runs in the main thread: as always, at its next print. If it comes
+    once more, ``JobCancelled`` is raised wherever the app is just then, in a loop or a sleep, too; not while our own
+    code runs, which must not be torn. To be called in the main thread.
     """
     before = signal.signal(number, _interrupt)
     try:
@@ -112,9 +131,9 @@ def interrupted_by(number: signal.Signals) -> Iterator[None]:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     output = current_output()
     if isinstance(output, JobOutput):
-        output.interrupt("cancelled on request")  # does nothing where it heard a better reason before
-        if _is_in_app(frame):
+        if output.is_interrupted and _is_in_app(frame):
             output.check()
+        output.interrupt("cancelled on request")  # the registry knows better why
 
 
 _PACKAGE = __name__.partition(".")[0]
@@ -139,9 +158,9 @@ class Watcher:
     """Looks after one running job from outside of its process, which may be unable to: C code need never let a thread
     of ours run.
 
-    It renews the claim while that process is alive, and says which signal is due. A job that was asked to stop, or is
-    over its deadline, is interrupted by its own runner at its next print; a second later it is to be terminated, and
-    *grace* seconds after it was asked, killed.
+    It renews the claim while that process is alive, and says which signal is due where the job was asked to stop or is
+    over its deadline: ``SIGINT`` at once, for :func:`interrupted_by`; ``SIGTERM`` a second later, when that is not
+    enough; and ``SIGKILL`` *grace* seconds after the first.
     """
 
     def __init__(self, registry: Registry, key: str, grace: float) -> None:
@@ -150,7 +169,7 @@ class Watcher:
         self._grace = grace
         self._renewed_at = time.monotonic()
         self._asked_at: float | None = None
-        self._terminated = False
+        self._sent: signal.Signals | None = None
 
     @property
     def asked(self) -> bool:
@@ -163,8 +182,8 @@ class Watcher:
             self._asked_at = time.monotonic()
 
     def look(self) -> signal.Signals | None:
-        """Look at the job; return ``SIGTERM`` or ``SIGKILL`` when it is due. To be called about once a second, while
-        the process is alive. Raises nothing: where the registry is away, the next look tells."""
+        """Look at the job; return the signal that is due, if any. To be called about once a second while the process is
+        alive. Raises nothing: where the registry is away, the next look tells."""
         try:
             self._look()
         except (RegistryError, JobNotFound, JobExpired) as error:
@@ -172,12 +191,13 @@ class Watcher:
         if self._asked_at is None:
             return None
         waited = time.monotonic() - self._asked_at
+        due = signal.SIGINT
         if waited >= self._grace:
-            return signal.SIGKILL
-        if waited >= min(_TERMINATE_AFTER, self._grace / 2) and not self._terminated:
-            self._terminated = True
-            return signal.SIGTERM
-        return None
+            due = signal.SIGKILL
+        elif waited >= min(_TERMINATE_AFTER, self._grace / 2):
+            due = signal.SIGTERM
+        before, self._sent = self._sent, due
+        return None if due is before else due
 
     def _look(self) -> None:
         job = self._registry.get(self._key)
