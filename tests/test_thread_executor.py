@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
 
 import pytest
+from executor_contract import ExecutorContract, short_lease  # noqa: F401  # a fixture
 from registry_contract import LONG, all_of
 
 from bgmiddleware import (
@@ -497,3 +498,10 @@ def test_the_output_of_100_jobs_at_once_is_never_mixed(make, registry):
         assert ended(registry, f"job {number}").state is JobState.FINISHED
         lines = [f"{number} {line}" for line in range(50)]
         assert all_of(registry, key_of(f"job {number}")).decode().splitlines() == lines
+
+
+class TestThreadExecutor(ExecutorContract):
+    kind = "bgmiddleware:ThreadExecutor"
+
+    def options(self, *, max_workers: int, max_pending: int, grace: float) -> dict[str, int]:
+        return {"max_workers": max_workers, "max_pending": max_pending}
