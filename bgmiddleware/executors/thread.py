@@ -5,9 +5,9 @@ import concurrent.futures.thread  # noqa: F401  # at the end of a process it is 
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextvars import Context
+from heapq import heapify, heappop, heappush
 
 from .._runner import Run
 from ..errors import ConfigurationError, QueueFull
@@ -47,8 +47,9 @@ class ThreadExecutor(Executor):
         self._lock = threading.Lock()  # guards all of these
         self._work = threading.Condition(self._lock)  # there is a run to take, or the end
         self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
-        self._pending: deque[Run] = deque()
-        self._parked: deque[Run] = deque()  # their groups are full; they go before the pending ones
+        self._pending: list[tuple[int, Run]] = []  # a heap, by the number in the order of their coming
+        self._parked: list[tuple[int, Run]] = []  # their groups were full when they were tried
+        self._submitted = 0
         self._running: dict[str, Run] = {}
         self._abandoned: set[str] = set()
         self._workers = 0
@@ -67,7 +68,9 @@ class ThreadExecutor(Executor):
             waiting = len(self._pending) + len(self._parked)
             if waiting + len(self._running) >= self.max_workers + self.max_pending:
                 raise QueueFull(f"{self.max_workers} jobs are running and {self.max_pending} are waiting")
-            self._pending.append(run)
+            self._submitted += 1
+            entry = self._submitted, run
+            heappush(self._pending, entry)
             if self._waiting >= len(self._pending):
                 self._work.notify()
                 return
@@ -75,9 +78,9 @@ class ThreadExecutor(Executor):
                 return
             self._workers += 1
             number = self._workers
-        self._begin(number, run)
+        self._begin(number, entry)
 
-    def _begin(self, number: int, run: Run) -> None:
+    def _begin(self, number: int, entry: tuple[int, Run]) -> None:
         if number == 1:
             _at_exit(self)
         thread = threading.Thread(target=self._run_jobs, name=f"bgmiddleware-{number}", daemon=True)
@@ -87,13 +90,15 @@ class ThreadExecutor(Executor):
         except RuntimeError:
             with self._lock:
                 self._workers -= 1
-                if self._workers or run not in self._pending:
+                if self._workers or entry not in self._pending:
                     return
-                self._pending.remove(run)  # nobody is there to take it, ever
+                self._pending.remove(entry)  # nobody is there to take it, ever
+                heapify(self._pending)
             raise QueueFull("the system has no room for another thread") from None
 
     def _run_jobs(self) -> None:
-        while (run := self._take()) is not None:
+        while (taken := self._take()) is not None:
+            _, run = taken
             must_wait = False
             try:
                 must_wait = run()
@@ -101,12 +106,12 @@ class ThreadExecutor(Executor):
                 with self._lock:
                     del self._running[run.key]
                     if must_wait:
-                        self._parked.append(run)
+                        self._parked.append(taken)
                     else:
                         self._unpark()
-            del run  # the request and what it holds are not needed while waiting for the next
+            del taken, run  # the request and what it holds are not needed while waiting for the next
 
-    def _take(self) -> Run | None:
+    def _take(self) -> tuple[int, Run] | None:
         """Wait for a run that is to be run now; None at the end."""
         with self._lock:
             while not self._pending:
@@ -120,14 +125,15 @@ class ThreadExecutor(Executor):
                 self._waiting -= 1
                 if not in_time:
                     self._unpark()
-            run = self._pending.popleft()
-            self._running[run.key] = run
-            return run
+            taken = heappop(self._pending)
+            self._running[taken[1].key] = taken[1]
+            return taken
 
     def _unpark(self) -> None:
         """Try again those whose groups were full. Called with the lock held."""
         self._work.notify(len(self._parked))
-        self._pending.extendleft(reversed(self._parked))
+        for entry in self._parked:
+            heappush(self._pending, entry)
         self._parked.clear()
 
     def stop(self, key: str) -> None:
@@ -135,10 +141,8 @@ class ThreadExecutor(Executor):
             return
         with self._lock:
             for queue in (self._pending, self._parked):
-                for run in queue:
-                    if run.key == key:
-                        queue.remove(run)
-                        return
+                queue[:] = [entry for entry in queue if entry[1].key != key]
+                heapify(queue)
 
     def shutdown(self, drain: float | None = None) -> None:
         if self._pid != os.getpid():
@@ -148,7 +152,7 @@ class ThreadExecutor(Executor):
             # What was given up before is not waited for again, at the end of the process say.
             timeout = min(self.drain if drain is None else drain, threading.TIMEOUT_MAX)
             self._idle.wait_for(self._is_drained, timeout)
-            queued = (*self._parked, *self._pending)
+            queued = (run for _, run in (*self._parked, *self._pending))
             left = [run for run in (*queued, *self._running.values()) if run.key not in self._abandoned]
             self._abandoned.update(run.key for run in left)
             self._pending.clear()
