@@ -110,18 +110,18 @@ class Index:
     def _connection(self) -> Iterator["_Connection"]:
         closed = self._closed
         connection = self._take()
-        sound = False
+        keep = False
         try:
             yield connection
-            sound = True
+            keep = True
         except sqlite3.Error as error:
-            sound = isinstance(error, sqlite3.OperationalError)  # locked, or no room
+            keep = isinstance(error, sqlite3.OperationalError)  # locked, or no room
             raise RegistryError(f"{self.path}: {error}") from error
         except BackgroundError:
-            sound = True
+            keep = True
             raise
         finally:
-            self._give_back(connection, sound and closed == self._closed)
+            self._give_back(connection, keep and closed == self._closed)
 
     def _take(self) -> "_Connection":
         if self._pid != os.getpid():
@@ -147,12 +147,12 @@ class Index:
             raise RegistryError(f"{self.path}: {error.strerror}") from error
         return status.st_dev, status.st_ino
 
-    def _give_back(self, connection: "_Connection | None", sound: bool) -> None:
-        if connection is not None and not sound:
+    def _give_back(self, connection: "_Connection | None", keep: bool) -> None:
+        if connection is not None and not keep:
             connection.close()
         with self._free:
             self._busy -= 1
-            if connection is not None and sound:
+            if connection is not None and keep:
                 self._idle.append(connection)
             self._free.notify_all()
 
