@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import marks
+from ._admin import add_jobs_command, run_jobs_command
 from ._loading import loaded
 from ._middleware import BackgroundMiddleware
 from ._server import serve
 from .errors import ConfigurationError
 from .executors.thread import ThreadExecutor
-from .registries.memory import MemoryRegistry
+from .registries import open_registry
 
 __all__ = ["main"]
 
@@ -20,6 +21,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = _parser().parse_args(arguments)
+    if options.command == "jobs":
+        return run_jobs_command(options)
     try:
         app = _wrapped(options)
     except ConfigurationError as error:
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bgmiddleware", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     command = commands.add_parser("serve", help="serve a WSGI app on waitress", description="Serve a WSGI app.")
     command.add_argument("app", metavar="MODULE:APP", help="the app, e.g. shop.wsgi:application")
     command.add_argument(
@@ -50,11 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=_count, default=8, help="threads that serve requests (default: %(default)s)")
     command.add_argument("--workers", type=_count, default=8, help="jobs that run at a time (default: %(default)s)")
     command.add_argument(
+        "--registry",
+        metavar="URL",
+        default="memory:",
+        help="where jobs are kept: memory:, spool:DIRECTORY, redis://… (default: %(default)s)",
+    )
+    command.add_argument(
         "--ttl", type=float, default=3600.0, help="seconds to keep an ended job (default: %(default)s)"
     )
     command.add_argument(
         "--drain", type=float, default=10.0, help="seconds that jobs get to end at the end (default: %(default)s)"
     )
+    add_jobs_command(commands)
     return parser
 
 
@@ -87,7 +97,7 @@ def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
         app,
         stream_slots=max(1, options.threads // 2),
         when=marks.any_of(*marked),
-        registry=MemoryRegistry(ttl=options.ttl),
+        registry=open_registry(options.registry, ttl=options.ttl),
         executor=ThreadExecutor(max_workers=options.workers, drain=options.drain),
     )
 

@@ -12,7 +12,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, paste
 from bgmiddleware.__main__ import _parser
-from tests.clients import served
+from tests.clients import ended, served
 from tests.conftest import needs
 from tests.documents import DOCUMENTS, ROOT, SHOP, blocks, get, parsed, run
 
@@ -229,6 +229,7 @@ def test_the_state_document_is_the_real_one() -> None:
     shown = json.loads(example("protocol.rst", "The state", "json"))
     with BackgroundMiddleware(app, when=marks.always) as middleware:
         _, headers, _ = get(middleware, "/")
+        ended(middleware, headers["Location"])
         real = json.loads(get(middleware, f"/{headers['Location']}&_view=status")[2])
     assert _shape(shown) == _shape(real)
 

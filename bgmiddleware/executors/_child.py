@@ -14,10 +14,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
-from ._worker import Site, interrupted_by, load_site, print_beside_jobs, run_stored
+from ._worker import Site, interrupted_by, load_site, print_beside_jobs, run_stored, unheard
 
 _LAST_SECONDS = 5.0
 
@@ -73,23 +72,11 @@ def _receive(parent: socket.socket) -> tuple[dict[str, Any], int] | None:
 def _run(site: Site, asked: dict[str, Any], output_file: int) -> dict[str, Any]:
     try:
         # SIGTERM is for the children of the job, and what a service manager sends to all processes of a service at its
-        # end: there the parent, which has it too, decides how long jobs go on. Not ignored: children would inherit it.
-        with _limited(asked["max_memory"]), interrupted_by(signal.SIGINT), _unheard(signal.SIGTERM):
+        # end: there the parent, which has it too, decides how long jobs go on.
+        with _limited(asked["max_memory"]), interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
             return {"must_wait": run_stored(site, asked["key"], output_file)}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
-
-
-@contextlib.contextmanager
-def _unheard(number: signal.Signals) -> Iterator[None]:
-    def hear(number: int, frame: FrameType | None) -> None:
-        """Do nothing."""
-
-    before = signal.signal(number, hear)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -29,11 +30,15 @@ __all__ = [
     "Site",
     "Watcher",
     "fail_unloaded",
+    "how_it_ended",
     "interrupted_by",
     "is_ini",
     "load_site",
     "print_beside_jobs",
+    "run_message",
     "run_stored",
+    "signal_group",
+    "unheard",
 ]
 
 _log = logging.getLogger("bgmiddleware")
@@ -106,6 +111,22 @@ def run_stored(site: Site, key: str, output_file: int) -> bool:
     return patiently(site.registry, lambda: site.stored_run(key, output_file=output_file))()
 
 
+def run_message(site: Site, key: str, output_file: int) -> bool:
+    """The same for a message of an engine: return whether it is to be delivered again a second later.
+
+    That is so where the registry cannot be asked, too. Called in the main thread. Raises nothing of these.
+    """
+    try:
+        with interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
+            return run_stored(site, key, output_file)
+    except (JobNotFound, JobExpired):
+        _log.info("job %s was gone before it began", key[:8])
+    except RegistryError as error:
+        _log.warning("job %s waits for its registry: %s", key[:8], error)
+        return True
+    return False
+
+
 def print_beside_jobs() -> None:
     """Let what is printed outside of the job go to where this process prints now, while a job has its file descriptors
     1 and 2. To be called before anybody keeps ``sys.stdout`` or ``sys.stderr``."""
@@ -122,6 +143,20 @@ def interrupted_by(number: signal.Signals) -> Iterator[None]:
     code runs, which must not be torn. To be called in the main thread.
     """
     before = signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def unheard(number: signal.Signals) -> Iterator[None]:
+    """Let signal *number* do nothing to this process. Not ignored: its children would inherit that."""
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        """Do nothing."""
+
+    before = signal.signal(number, hear)
     try:
         yield
     finally:
@@ -220,8 +255,8 @@ class Remains:
     Made before, by who looks after that process, and to be closed by them.
     """
 
-    def __init__(self) -> None:
-        self.output_file = open_output_file()
+    def __init__(self, output_file: int | None = None) -> None:
+        self.output_file = open_output_file() if output_file is None else output_file
 
     def end(self, registry: Registry, key: str, reason: str) -> None:
         """Write down the rest of the output of job *key* and how it ended: now, not when its lease has run out.
@@ -235,6 +270,18 @@ class Remains:
             _log.info("job %s was gone before its end was written down", key[:8])
         except RegistryError as error:
             _log.warning("job %s: its end could not be written down: %s", key[:8], error)
+
+    def end_if_left(self, registry: Registry, key: str, pid: int, how: str, *, regular: bool = False) -> None:
+        """Do so if the process *pid* of this host left the job undone when it ended; *how* is the reason.
+
+        *regular*: whether it meant to end, so that a job that is still pending waits for a place in its group. Does
+        nothing for a job that another process runs: messages may come twice.
+        """
+        with contextlib.suppress(JobNotFound, JobExpired, RegistryError):  # its lease will tell
+            job = patiently(registry, lambda: registry.get(key))
+            ours = job.receipt.get("runner") == f"{socket.gethostname()}:{pid}"
+            if ours if job.state is JobState.RUNNING else not regular:
+                self.end(registry, key, how)
 
     def _end(self, registry: Registry, key: str, reason: str) -> None:
         job = registry.get(key)
@@ -263,6 +310,24 @@ class Remains:
         """Let go of the file. Children that the job left behind can write no more to it."""
         refuse_more(self.output_file)
         os.close(self.output_file)
+
+
+def how_it_ended(status: int) -> str:
+    """Return in words how a process ended, by its *status* as ``subprocess`` gives it."""
+    if status >= 0:
+        return f"its process exited with status {status}"
+    return f"its process was killed by {signal.Signals(-status).name}"
+
+
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Have the process *pid*, which leads a group, interrupt its job (``SIGINT``), end all its children (``SIGTERM``),
+    or kill it and them (``SIGKILL``). Does nothing where they are gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        # SIGTERM is for its children, see unheard(); and it has the job raise by another SIGINT.
+        if number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, signal.SIGINT)
+        if number is not signal.SIGINT:
+            os.killpg(pid, number)
 
 
 def fail_unloaded(registry: Registry, key: str, error: BaseException | str) -> None:

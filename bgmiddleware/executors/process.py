@@ -17,7 +17,7 @@ from .._loading import check_name
 from .._runner import Run
 from ..errors import ConfigurationError
 from ._local import SHUT_DOWN, LocalExecutor
-from ._worker import Remains, Watcher, fail_unloaded, is_ini
+from ._worker import Remains, Watcher, fail_unloaded, how_it_ended, is_ini, signal_group
 
 __all__ = ["ProcessExecutor"]
 
@@ -234,12 +234,7 @@ class _Child:
 
     def signal(self, number: signal.Signals) -> None:
         """Interrupt the job (SIGINT), end all its children (SIGTERM), or kill the process and them (SIGKILL)."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # SIGTERM is for its children, see the child; and it has the job raise by another SIGINT.
-            if number in (signal.SIGINT, signal.SIGTERM):
-                os.kill(self._process.pid, signal.SIGINT)
-            if number is not signal.SIGINT:
-                os.killpg(self._process.pid, number)
+        signal_group(self._process.pid, number)
 
     def end(self, patience: float = 0.5) -> str:
         """Kill what is left of the process, which gets *patience* seconds if it is about to end, and of its children;
@@ -248,7 +243,7 @@ class _Child:
         while not _has_ended(self._process.pid) and time.monotonic() < until:
             time.sleep(0.01)
         self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
-        return self._wait()
+        return how_it_ended(self._process.wait())
 
     def close(self) -> None:
         """Let the process end by itself, and wait for that."""
@@ -258,12 +253,6 @@ class _Child:
                 self._process.wait(_LAST_SECONDS)
             except subprocess.TimeoutExpired:
                 self.end(0.0)
-
-    def _wait(self) -> str:
-        status = self._process.wait()
-        if status >= 0:
-            return f"its process exited with status {status}"
-        return f"its process was killed by {signal.Signals(-status).name}"
 
 
 _CHILD = "bgmiddleware.executors._child"

@@ -10,12 +10,13 @@ import weakref
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from ..errors import ConfigurationError, RegistryError
+from ..errors import BackgroundError, ConfigurationError, RegistryError
 
 __all__ = ["Index"]
 
 _APPLICATION_ID = 0x6267_6D77  # "bgmw": somebody else's database is not touched
 _FORK_PATIENCE = 1.0
+_CLOSE_PATIENCE = 1.0
 
 # Each step leads from one version of the schema to the next. Never change one that was released: add another.
 _STEPS = (
@@ -65,10 +66,12 @@ class Index:
         self._lock_path = os.path.join(directory, "index.lock")
         self._patience = patience
         self._pid = os.getpid()
-        self._free = threading.Condition()  # guards the two that follow
+        self._free = threading.Condition()  # guards the three that follow
         self._idle: list[_Connection] = []
         self._busy = 0
-        _all.add(self)
+        self._closed = 0  # how often
+        with _all_lock:
+            _all.add(self)
 
     def prepare(self) -> None:
         """Make the database if there is none, bring an older one up to date; ``ConfigurationError`` for a newer one."""
@@ -96,32 +99,34 @@ class Index:
             yield connection.database
 
     def close(self) -> None:
-        """Close the connections that nobody uses just now."""
+        """Close the connections; one that is used just now is closed after that. A later use opens another one."""
         with self._free:
             idle, self._idle = self._idle, []
+            self._closed += 1
         for connection in idle:
-            connection.close(self._patience)
+            connection.close()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator["_Connection"]:
+        closed = self._closed
         connection = self._take()
-        sound = False
+        keep = False
         try:
             yield connection
-            sound = True
+            keep = True
         except sqlite3.Error as error:
+            keep = isinstance(error, sqlite3.OperationalError)  # locked, or no room
             raise RegistryError(f"{self.path}: {error}") from error
+        except BackgroundError:
+            keep = True
+            raise
         finally:
-            self._give_back(connection, sound)
+            self._give_back(connection, keep and closed == self._closed)
 
     def _take(self) -> "_Connection":
         if self._pid != os.getpid():
             self._begin_in_child()  # forked by C code, which told nobody
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            raise RegistryError(f"{self.path}: {error.strerror}") from error
-        identity = (status.st_dev, status.st_ino)
+        identity = self._identity()
         with self._free:
             stale = [each for each in self._idle if each.identity != identity]
             self._idle = [each for each in self._idle if each.identity == identity]
@@ -129,18 +134,25 @@ class Index:
             self._busy += 1
         try:
             for each in stale:  # somebody removed the database, and there is another one now
-                each.close(self._patience)
+                each.close()
             return connection or _Connection(self.path, self._lock_path, self._patience, identity)
         except (sqlite3.Error, OSError) as error:
             self._give_back(None, False)
             raise RegistryError(f"{self.path}: {error}") from error
 
-    def _give_back(self, connection: "_Connection | None", sound: bool) -> None:
-        if connection is not None and not sound:
-            connection.close(self._patience)
+    def _identity(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise RegistryError(f"{self.path}: {error.strerror}") from error
+        return status.st_dev, status.st_ino
+
+    def _give_back(self, connection: "_Connection | None", keep: bool) -> None:
+        if connection is not None and not keep:
+            connection.close()
         with self._free:
             self._busy -= 1
-            if connection is not None and sound:
+            if connection is not None and keep:
                 self._idle.append(connection)
             self._free.notify_all()
 
@@ -153,7 +165,7 @@ class Index:
         while self._busy and (left := until - time.monotonic()) > 0:
             self._free.wait(left)
         while self._idle:
-            self._idle.pop().close(self._patience)
+            self._idle.pop().close()
 
     def _after_fork(self) -> None:
         self._free.release()
@@ -171,18 +183,24 @@ class _Connection:
 
     def __init__(self, path: str, lock_path: str, patience: float, identity: tuple[int, int]) -> None:
         self.identity = identity
-        self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.database = sqlite3.connect(
+            f"file:{quote(path)}?mode=rw", uri=True, timeout=patience, isolation_level=None, check_same_thread=False
+        )
         try:
-            self.database = sqlite3.connect(
-                f"file:{quote(path)}?mode=rw", uri=True, timeout=patience, isolation_level=None, check_same_thread=False
-            )
-            with self._locked(patience):
-                (mode,) = self.database.execute("PRAGMA journal_mode = WAL").fetchone()
+            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except BaseException:
+            self.database.close()
+            raise
+        try:
+            (mode,) = self.database.execute("PRAGMA journal_mode").fetchone()
+            if mode != "wal":  # once for a database
+                with self._locked(patience):
+                    (mode,) = self.database.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise ConfigurationError(f"{path}: this file system cannot have a SQLite database with a shared log")
             self.database.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     @contextlib.contextmanager
@@ -215,9 +233,9 @@ class _Connection:
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def close(self, patience: float) -> None:
+    def close(self) -> None:
         # The last one to close copies the log back: that is writing too.
-        with contextlib.suppress(sqlite3.Error), self._locked(patience):
+        with contextlib.suppress(sqlite3.Error), self._locked(_CLOSE_PATIENCE):
             self.database.close()
         self.database.close()
         os.close(self._lock)
@@ -258,26 +276,26 @@ def _statements(script: str) -> Iterator[str]:
 
 
 _all: "weakref.WeakSet[Index]" = weakref.WeakSet()
+_all_lock = threading.Lock()  # guards it, and is held while the process forks: who forks next waits
 _inherited: list[_Connection] = []
-_forking: list[Index] = []
 
 
 def _before_fork() -> None:
-    _forking[:] = list(_all)
-    for index in _forking:
+    _all_lock.acquire()
+    for index in _all:
         index._before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    for index in _forking:
+    for index in _all:
         index._after_fork()
-    _forking.clear()
+    _all_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    for index in _forking:
+    for index in _all:
         index._begin_in_child()
-    _forking.clear()
+    _all_lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
