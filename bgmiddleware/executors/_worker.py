@@ -221,7 +221,9 @@ class Watcher:
         alive. Raises nothing: where the registry is away, the next look tells."""
         try:
             self._look()
-        except (RegistryError, JobNotFound, JobExpired) as error:
+        except (JobNotFound, JobExpired):
+            self.stop()
+        except RegistryError as error:
             _log.debug("job %s cannot be looked at: %s", self._key[:8], error)
         if self._asked_at is None:
             return None
@@ -237,6 +239,8 @@ class Watcher:
     def _look(self) -> None:
         job = self._registry.get(self._key)
         if job.started_at is None:
+            if job.state.ended:  # cancelled, or given up, before its process was ready for it
+                self.stop()
             return
         if job.cancel_requested_at is not None:
             self.stop()
