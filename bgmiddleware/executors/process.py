@@ -216,7 +216,14 @@ class _Child:
 
     @property
     def is_alive(self) -> bool:
-        return not self._hung_up and self._process.returncode is None and not _has_ended(self._process.pid)
+        return not self._hung_up and not self._has_ended
+
+    @property
+    def _has_ended(self) -> bool:
+        # It is not waited for: then its number might be given to another process, which would be killed in its place.
+        if self._process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def give(self, message: dict[str, Any], output_file: int) -> None:
         """Let it run a job."""
@@ -253,9 +260,10 @@ class _Child:
         """Kill what is left of the process, which gets *patience* seconds if it is about to end, and of its children;
         return how it ended."""
         until = time.monotonic() + patience
-        while (lives := not _has_ended(self._process.pid)) and time.monotonic() < until:
+        while (lives := not self._has_ended) and time.monotonic() < until:
             time.sleep(0.01)
-        self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
+        if self._process.returncode is None:
+            self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
         status = self._process.wait()
         return "its process does not answer any more" if lives else how_it_ended(status)
 
@@ -280,11 +288,6 @@ def _python() -> list[str]:
         executable = os.path.join(sys.prefix, "bin", "python3")
     options: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags", list)
     return [executable, *options()]
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a child has ended; it is not waited for, so that its number is not given to another."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 _connections: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
