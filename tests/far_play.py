@@ -1,4 +1,5 @@
-"""A :class:`readers.Play` whose view is in a process of its own: its steps go there over a socket.
+"""Apps of tests whose jobs run in processes of their own, which load ``far_play:app``: apps that have a name, and a
+:class:`readers.Play`, whose steps go to its view over a socket.
 
 Steps are small functions without a name, so their code is sent. That is for tests: both sides are the same Python.
 """
@@ -16,9 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.validate import validator
 
-from bgmiddleware import BackgroundMiddleware, marks
+from bgmiddleware import BackgroundMiddleware, Registry, marks
 from bgmiddleware._capture import JobOutput, current_output
 from bgmiddleware._keeper import Keeper
+from bgmiddleware._loading import loaded
 from bgmiddleware.registries import open_registry
 
 NAME = "far_play:app"
@@ -29,17 +31,29 @@ VARIABLE = "BGMIDDLEWARE_TEST_PLAY"
 
 
 @contextlib.contextmanager
-def far_away(call: Callable[[dict[str, Any], Callable[[Any], bool]], Any], registry: str, ttl: float) -> Iterator[None]:
-    """Let processes that load ``far_play:app`` in this block do what *call* says, which has the environ and a function
-    that lets the view do something; what it returns is the answer of the view: status, headers and body."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_accept, args=(listener, call), name="far-play", daemon=True)
-        thread.start()
-        os.environ[VARIABLE] = json.dumps({"port": listener.getsockname()[1], "registry": registry, "ttl": ttl})
+def far_away(app: Any, registry: Registry, url: str) -> Iterator[None]:
+    """Let processes that load ``far_play:app`` in this block run *app*: a function of a module, or an object with
+    ``directs``, which is given the environ and a function that lets the view do something, and returns status, headers
+    and body. Their registry is at *url*."""
+    config = {"url": url, "ttl": registry.ttl, "app": f"{app.__module__}:{getattr(app, '__name__', '')}"}
+    with contextlib.ExitStack() as stack:
+        if hasattr(app, "directs"):
+            config |= {"app": "far_play:view", "port": stack.enter_context(_listening(app.directs))}
+        os.environ[VARIABLE] = json.dumps(config)
         try:
             yield
         finally:
             del os.environ[VARIABLE]
+
+
+@contextlib.contextmanager
+def _listening(call: Callable[..., Any]) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_accept, args=(listener, call), name="far-play", daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -112,5 +126,5 @@ def __getattr__(name: str) -> Any:
     if name != "app":
         raise AttributeError(name)
     config = json.loads(os.environ[VARIABLE])
-    registry = open_registry(config["registry"], ttl=config["ttl"])
-    return BackgroundMiddleware(validator(view), when=marks.always, registry=registry)
+    registry = open_registry(config["url"], ttl=config["ttl"])
+    return BackgroundMiddleware(validator(loaded("app", config["app"])), when=marks.always, registry=registry)

@@ -20,7 +20,7 @@ from apps import WAIT
 from clients import InProcess, OverHTTP, served
 from far_play import NAME, far_away
 
-from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks
+from bgmiddleware import BackgroundMiddleware, MemoryRegistry, Registry, ThreadExecutor, marks
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries import open_registry
 
@@ -121,25 +121,31 @@ class Opener:
     def site(self, app: Any, **options: Any) -> BackgroundMiddleware:
         options = {"when": marks.always, "executor": ThreadExecutor(drain=0.0), **options}
         if self.how == "processes":
-            options |= self._far_away(app, **options)
+            options |= in_processes(self._stack, app, **options)
         if isinstance(app, Play):  # whatever it waits for: an end
             self._stack.callback(lambda: [app.answers() for _ in range(20)])
         return self._stack.enter_context(BackgroundMiddleware(validator(app), **options))
 
-    def _far_away(self, play: Play, executor: ThreadExecutor, **options: Any) -> dict[str, Any]:
-        """Return what is other where the jobs of *play* run in processes: these are asked for as it is in threads."""
-        directory = self._stack.enter_context(tempfile.TemporaryDirectory())
-        url = f"spool:{directory}/jobs"
-        like = options.get("registry") or MemoryRegistry()
-        self._stack.enter_context(far_away(play.directs, url, like.ttl))
-        numbers = {"max_workers": executor.max_workers, "max_pending": executor.max_pending, "drain": executor.drain}
-        return {
-            "registry": open_registry(url, ttl=like.ttl, clock=like.clock),
-            "executor": ProcessExecutor(NAME, **numbers),
-        }
-
     def client(self, app: Any, **server: Any) -> Client:
         return self._stack.enter_context(served(app, **server)) if self.how == "waitress" else InProcess(app)
+
+
+def in_processes(
+    stack: contextlib.ExitStack,
+    app: Any,
+    executor: ThreadExecutor | None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the executor and the registry with which jobs of *app* run in processes, in numbers like those given."""
+    threads, like = executor or ThreadExecutor(drain=0.0), registry or MemoryRegistry()
+    url = f"spool:{stack.enter_context(tempfile.TemporaryDirectory())}/jobs"
+    stack.enter_context(far_away(app, like, url))
+    numbers = {"max_workers": threads.max_workers, "max_pending": threads.max_pending, "drain": threads.drain}
+    return {
+        "registry": open_registry(url, ttl=like.ttl, clock=like.clock),
+        "executor": ProcessExecutor(NAME, **numbers),
+    }
 
 
 def opened(request: pytest.FixtureRequest) -> Iterator[Opener]:
