@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import executor_app
 import pytest
+from clients import environ
 from executor_app import Stage, configured, go
 from executor_contract import LEASE, ProcessContract, Scene, short_lease  # noqa: F401  # a fixture
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, Run, marks
 from bgmiddleware._jobs import key_of
+from bgmiddleware.executors._worker import load_site
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
@@ -88,6 +91,152 @@ def test_a_name_that_children_could_not_load_is_refused(app: str) -> None:
 def test_a_registry_of_one_process_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="cannot see"):
         BackgroundMiddleware(executor_app.view, executor=ProcessExecutor(executor_app.NAME))
+
+
+# The app that a child loads.
+
+
+class Wrapper:
+    """A middleware that somebody put around."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+
+class Flask:
+    """An app as Flask's: what is put around goes into an attribute."""
+
+    def __init__(self, wsgi_app: Any) -> None:
+        self.wsgi_app = wsgi_app
+
+
+class Circle:
+    """An app that is inside of itself."""
+
+    def __init__(self) -> None:
+        self.app = self
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], str]:
+    """Give an object a name that can be imported."""
+
+    def name(found: Any) -> str:
+        module = types.ModuleType("shop_wsgi")
+        module.app = found  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "shop_wsgi", module)
+        return "shop_wsgi:app"
+
+    return name
+
+
+@pytest.mark.parametrize("wrapped", [lambda app: app, Flask, Wrapper, lambda app: Wrapper(Flask(Wrapper(app)))])
+def test_the_middleware_is_found_in_what_is_around_it(named: Callable[[Any], str], wrapped: Any) -> None:
+    middleware = BackgroundMiddleware(executor_app.view)
+    assert load_site(named(wrapped(middleware))) is middleware
+
+
+@pytest.mark.parametrize("app", [executor_app.view, Wrapper(executor_app.view), Circle(), BackgroundMiddleware, None])
+def test_an_app_without_a_middleware_is_refused(named: Callable[[Any], str], app: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^app = 'shop_wsgi:app': there is no BackgroundMiddleware in this "):
+        load_site(named(app))
+
+
+def test_an_app_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match=r"^app = 'nosuchmodule:app': "):
+        load_site("nosuchmodule:app")
+
+
+def test_an_ini_file_needs_pastedeploy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "paste.deploy", None)
+    with pytest.raises(ConfigurationError, match="an ini file needs PasteDeploy"):
+        load_site("site.ini#main")
+
+
+def test_the_name_of_an_ini_file_is_its_path_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    executor = ProcessExecutor("site.ini#main")
+    monkeypatch.undo()
+    assert executor.app == f"{tmp_path}/site.ini#main"
+
+
+# What does not cross to it.
+
+
+class Elsewhere(Executor):
+    """Gives runs to nobody."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+
+    def submit(self, run: Run) -> None:
+        self.runs.append(run)
+
+    def stop(self, key: str) -> None:
+        """Do nothing."""
+
+    def shutdown(self, drain: float | None = None) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[BackgroundMiddleware]:
+    with BackgroundMiddleware(
+        executor_app.view, when=marks.always, registry=SpoolRegistry(tmp_path / "jobs"), executor=Elsewhere()
+    ) as app:
+        yield app
+
+
+def called(app: BackgroundMiddleware, **more: Any) -> None:
+    """Send a request with these in its environ, too."""
+    assert list(app({**environ("POST", "/demo"), **more}, lambda *_: None))
+
+
+def dropped(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "not seen by jobs" in record.getMessage()]
+
+
+def test_what_a_middleware_outside_put_into_the_environ_is_named_once(
+    far: BackgroundMiddleware, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = {"beaker.session": object(), "shop.user": "ada"}
+    for _ in range(2):
+        called(far, **session)
+    called(far, **session, eppn="ada@example.org")
+    first, second = dropped(caplog)
+    assert "not seen by jobs, which run in other processes: beaker.session, shop.user;" in first
+    assert "beaker.session, eppn, shop.user;" in second
+
+
+def test_what_servers_put_there_is_not_worth_a_word(
+    far: BackgroundMiddleware, caplog: pytest.LogCaptureFixture
+) -> None:
+    called(far, **os.environ, DOCUMENT_ROOT="/srv", REMOTE_USER="ada", **{"waitress.client_disconnected": None})
+    assert dropped(caplog) == []
+
+
+def test_how_many_such_warnings_there_are_is_bounded(
+    far: BackgroundMiddleware, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(150):
+        called(far, **{f"shop.{number}": 1})
+    assert len(dropped(caplog)) == 100
+
+
+def test_in_a_thread_of_the_same_process_all_of_it_is_seen(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Any] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append(environ["shop.user"])
+        start_response("204 No Content", [])
+        return []
+
+    user = object()
+    with BackgroundMiddleware(app, when=marks.always) as site:
+        called(site, **{"shop.user": user})
+        site.shutdown()
+    assert seen == [user]
+    assert dropped(caplog) == []
 
 
 # The children.
@@ -276,7 +425,7 @@ def test_there_is_nothing_to_read_from_stdin(scene: Callable[..., Scene]) -> Non
 WEB = """
 import sys
 import executor_app
-from clients import InProcess, ended, start
+from clients import environ
 
 for line in sys.stdin:
     kind, path = line.split()
