@@ -49,6 +49,7 @@ class Viewer:
                     self._take(event)
         else:
             await answer.body()
+            await asyncio.sleep(float(answer.headers.get("job-poll", 0)))
         return answer.status
 
     def _take(self, event: bytes) -> None:

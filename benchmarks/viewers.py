@@ -1,9 +1,9 @@
 """What viewers cost the others: an unrelated view is pinged while 200 viewers look at one chatty and one quiet job.
 
 ``python -m benchmarks.viewers``. Server (waitress, 4 threads), viewers and ping have a process each. A viewer tries an
-event stream; where it is refused, it polls the log at the pace that the server sets. Once they come one by one, as people
-do, and once all in the same moment. Budgets: the ping's p99 is at most twice what it is while nobody looks, no viewer
-starves, and each ends with the identical bytes.
+event stream; where it is refused, it polls the log at the pace that the server sets. Once they come one by one, as
+people do, and once all in the same moment. Budgets: the ping's p99 is at most twice what it is while nobody looks, no
+viewer starves, and each ends with the identical bytes.
 
 A machine that does other things too spoils a p99 easily. So a second server, which nobody looks at, is pinged beside
 the first: what both show at the same time is the machine, the viewers' own process included, and not the server.
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=12.0, help="how long the jobs run")
     parser.add_argument("--idle", type=float, default=6.0, help="how long nobody looks, before each time that they do")
     parser.add_argument("--arrival", type=float, default=5.0, help="within how many seconds they come one by one")
-    parser.add_argument("--keep-alive", action="store_true", help="a viewer keeps its connection, as browsers do")
+    kept = "whether viewers keep their connections, as browsers do, or not, as scripts do"
+    parser.add_argument("--keep-alive", action=argparse.BooleanOptionalAction, default=True, help=kept)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ping", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -60,12 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(_pinged(options.ping)))
         return 0
 
-    os.nice(5)  # real viewers have machines of their own
-    with _server(options.threads) as port, _server(options.threads) as twin:
-        with _pinging(port) as pings, _pinging(twin) as twin_pings:
-            time.sleep(1)  # whatever is done at first
-            spans, crowds = _watched(port, options)
-    print(header(f"{options.viewers} viewers of two jobs, waitress with {options.threads} threads"))
+    with (
+        _server(options.threads) as port,
+        _server(options.threads) as twin,
+        _pinging(port) as pings,
+        _pinging(twin) as twin_pings,
+    ):
+        os.nice(5)  # real viewers have machines of their own
+        time.sleep(1)  # whatever is done at first
+        spans, crowds = _watched(port, options)
+    kept = "kept" if options.keep_alive else "one for each request"
+    print(header(f"{options.viewers} viewers of two jobs, connections {kept}, waitress with {options.threads} threads"))
     _report_pings(spans, pings, twin_pings)
     for crowd in crowds:
         _report_viewers(crowd, options.seconds)
@@ -150,6 +156,9 @@ class _Span(NamedTuple):
     begin: float
     end: float
 
+    def holds(self, ping: _Ping) -> bool:
+        return self.begin <= ping.at < self.end
+
 
 class _Crowd(NamedTuple):
     """All viewers of one time, and what the jobs printed, by target."""
@@ -199,8 +208,8 @@ def _report_pings(spans: list[_Span], *pings: list[_Ping]) -> None:
     print(f"{'while':36}{'pings':>7}{'p50 ms':>9}{'p99 ms':>9}{'pings':>7}{'p50 ms':>9}{'p99 ms':>9}   budget")
     idle = 0.0
     for what in dict.fromkeys(span.what for span in spans):
-        during = [(span.begin, span.end) for span in spans if span.what == what]
-        took = [[1e3 * ping.took for ping in of if any(begin <= ping.at < end for begin, end in during)] for of in pings]
+        during = [span for span in spans if span.what == what]
+        took = [[1e3 * ping.took for ping in of if any(span.holds(ping) for span in during)] for of in pings]
         columns = "".join(f"{len(each):7}{_percentile(each, 50):9.2f}{_percentile(each, 99):9.2f}" for each in took)
         idle = idle or _percentile(took[0], 99)
         ratio = _percentile(took[0], 99) / idle
@@ -210,7 +219,7 @@ def _report_pings(spans: list[_Span], *pings: list[_Ping]) -> None:
 
 def _report_viewers(crowd: _Crowd, seconds: float) -> None:
     starved = [viewer for viewer in crowd.viewers if not viewer.ended]
-    digests = {target: hashlib.sha256(data).digest() for target, data in crowd.whole.items() if data}
+    digests = {target: hashlib.sha256(data).digest() for target, data in crowd.whole.items()}
     different = [viewer for viewer in crowd.viewers if hashlib.sha256(viewer.seen).digest() != digests[viewer.target]]
     requests = sum(viewer.requests for viewer in crowd.viewers)
     streams = sum(viewer.streamed for viewer in crowd.viewers)

@@ -12,7 +12,9 @@ from clients import ended, start
 from readers import BOTH, Client, EventSource, Opener, Play, answering, events_of, opened, print_bytes
 
 from bgmiddleware import Job, MemoryRegistry
+from bgmiddleware._jobs import key_of
 from bgmiddleware._serving import events
+from bgmiddleware.registries.base import END
 
 EVENTS = {"accept": "text/event-stream"}
 
@@ -225,7 +227,7 @@ def test_without_a_slot_a_client_is_sent_to_poll(opens: Opener) -> None:
     reply = client.request("GET", target, **EVENTS)
     assert (reply.status, reply["Content-Type"]) == (503, "application/problem+json")
     assert reply.json["type"] == "urn:bgmiddleware:problem:no-slot"
-    assert (reply["Retry-After"], reply["Job-Poll"]) == ("1", "1")
+    assert (reply["Retry-After"], reply["Job-Poll"]) == ("1", "0")
     play.answers()
     ended(site, target)
     assert len(events_of(client.request("GET", target, **EVENTS).body)) == 2, "what has ended needs no slot"
@@ -343,7 +345,7 @@ def test_half_a_character_waits_for_its_other_half(opens_here: Opener, hand: Han
             play.prints_bytes(halves.pop(0))
         else:
             play.answers()
-            ended(site, target)
+            MemoryRegistry.wait(site.registry, key_of(target.rpartition("=")[2]), END, WAIT)  # by a real clock
 
     hand.meanwhile = go_on
     play.prints_bytes(b"a\xe2")
