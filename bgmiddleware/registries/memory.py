@@ -420,12 +420,12 @@ class _Record:
     def snapshot(self) -> Job:
         """Return the job with the sizes of its logs. It is kept: most who look see what the one before them saw."""
         output, body = self.logs.get(Channel.OUTPUT), self.logs.get(Channel.BODY)
-        end, dropped = (output.end, output.dropped) if output else (0, None)
+        end = output.end if output else 0
         body_end = body.end if body else 0
-        job = self.job
-        if (end, dropped, body_end) != (job.output_end, job.output_dropped, job.body_end):
-            self.job = job = replace(job, output_end=end, output_dropped=dropped, body_end=body_end)
-        return job
+        if (end, body_end) != (self.job.output_end, self.job.body_end):
+            dropped = output.dropped if output else None
+            self.job = replace(self.job, output_end=end, output_dropped=dropped, body_end=body_end)
+        return self.job
 
     def changed(self, lock: threading.Lock) -> threading.Condition:
         if self.condition is None:
