@@ -96,18 +96,21 @@ class _Connection:
     def __init__(self, port: int, keep: bool) -> None:
         self._port = port
         self._keep = keep
+        self._kept = False
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, target: str, headers: str) -> "_Answer":
         """Send a request; return its answer as soon as its head is there. The one before must be read to its end."""
-        if self._streams is not None and (not self._keep or self._streams[0].at_eof()):
+        if not self._kept:
             await self.__aexit__(None, None, None)
         if self._streams is None:
             self._streams = await asyncio.wait_for(asyncio.open_connection(_HOST, self._port), _PATIENCE)
         reader, writer = self._streams
         kept = "" if self._keep else "Connection: close\r\n"
         writer.write(f"{method} {target} HTTP/1.1\r\nHost: x\r\n{kept}{headers}\r\n".encode())
-        return _Answer(reader, await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _PATIENCE))
+        answer = _Answer(reader, await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _PATIENCE))
+        self._kept = answer.headers.get("connection", "").lower() != "close"
+        return answer
 
     async def __aenter__(self) -> Self:
         return self
