@@ -14,7 +14,7 @@ from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
 from .log import answer_log
 from .negotiate import OFFERED, View, choose, names_json
-from .page import answer_page
+from .page import PageMaker, PageParts, answer_asset, answer_page
 from .problems import UNSTORED, Answer, Headers, StartResponse, problem, retry_after
 from .result import answer_ended, answer_result
 from .status import answer_status, status_answer
@@ -27,6 +27,8 @@ __all__ = [
     "Answer",
     "Authorize",
     "Headers",
+    "PageMaker",
+    "PageParts",
     "Site",
     "StartResponse",
     "Stored",
@@ -50,6 +52,8 @@ _VIEWS = {
     View.PAGE: answer_page,
     View.EVENTS: answer_events,
     View.RESULT: answer_result,
+    View.SCRIPT: answer_asset,
+    View.STYLE: answer_asset,
 }
 _MAX_FORM = 64 * 1024
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")

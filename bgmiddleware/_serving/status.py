@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from .._jobs import Job
+from .._jobs import Job, JobState
 from .problems import Answer
 from .visit import Visit, about
 
@@ -33,6 +33,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "cancel_requested_at": job.cancel_requested_at,
         "elapsed": job.elapsed(visit.registry.clock()),
         "output": {"start": 0, "end": job.output_end, "dropped": list(dropped) if dropped else None},
+        "estimate": _estimate(visit, job),
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
         "links": {
             "self": visit.link(),
@@ -43,6 +44,14 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
             "cancel": visit.link(),
         },
     }
+
+
+def _estimate(visit: Visit, job: Job) -> dict[str, Any] | None:
+    """Return how long a running job may take; None where nothing like it has finished yet."""
+    if job.state is not JobState.RUNNING:
+        return None  # to start one shall cost no look at others
+    estimate = visit.site.estimates.of(visit.registry, job)
+    return None if estimate is None else estimate._asdict()
 
 
 def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str], vary: str = "Accept") -> Answer:

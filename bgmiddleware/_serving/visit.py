@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -14,6 +14,7 @@ from ..errors import JobNotFound
 from ..executors.base import Executor
 from ..owners import Owner
 from ..registries.base import END, Registry
+from .estimates import Estimates
 from .problems import UNSTORED, Headers, retry_after
 from .viewers import Viewers, disconnection_of
 
@@ -37,6 +38,10 @@ class Site:
     viewers: Viewers
     token_name: str
     owner: Owner | None
+    page: Callable[..., str] | None = None
+    """What makes the page of a site with looks of its own; None: ours."""
+    external_assets: bool = False
+    estimates: Estimates = field(default_factory=Estimates)
 
     def without_ours(self, query: str) -> str:
         """Return a query string without our parameters: what the app's URL had before there was a job."""
