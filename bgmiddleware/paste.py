@@ -75,19 +75,28 @@ def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
     return _imported("authorize", text)
 
 
+def _page(text: str) -> Any:
+    return _named("page", text)  # whether it can be one, the middleware says
+
+
 def _imported(setting: str, text: str) -> Callable[[Mapping[str, Any]], Any]:
     """Return the function of the environ that ``python:MODULE:NAME`` names."""
+    function: Callable[[Mapping[str, Any]], Any] = _named(setting, text)
+    if not callable(function):
+        raise ConfigurationError.of_setting(setting, text, "a function of the environ")
+    return function
+
+
+def _named(setting: str, text: str) -> Any:
+    """Return what ``python:MODULE:NAME`` names."""
     kind, _, name = text.partition(":")
     module, _, attribute = name.partition(":")
     if kind != "python" or not module or not attribute:
         raise ValueError(text)
     try:
-        function: Callable[[Mapping[str, Any]], Any] = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"{setting} = {text}: {error}") from error
-    if not callable(function):
-        raise ConfigurationError.of_setting(setting, text, "a function of the environ")
-    return function
 
 
 def _marks(text: str) -> list[marks.Mark]:
@@ -117,6 +126,8 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "stream_slots": (_integer, "a whole number", "middleware"),
     "dashboard": (str, "a path that begins with '/'", "middleware"),
     "authorize": (_authorize, "python:MODULE:NAME", "middleware"),
+    "page": (_page, "python:MODULE:NAME", "middleware"),
+    "assets": (str, "inline or external", "middleware"),
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
     "token_name": (str, "letters, digits and -._~", "middleware"),

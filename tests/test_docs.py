@@ -234,4 +234,7 @@ def test_the_state_document_is_the_real_one() -> None:
 
 
 def _shape(value: Any) -> Any:
-    return {key: _shape(inner) for key, inner in value.items() if key != "progress"} if isinstance(value, dict) else ""
+    """Return the names in a document, without those of what may be null."""
+    if not isinstance(value, dict):
+        return ""
+    return {key: "" if key in ("progress", "estimate") else _shape(inner) for key, inner in value.items()}

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from functools import cache
 from importlib import resources
 from string import Template
@@ -10,12 +11,21 @@ from typing import Any
 
 from webob.acceptparse import create_accept_language_header
 
-__all__ = ["LANGUAGES", "digest", "language_of", "script", "static", "stripped", "style", "template", "words"]
+__all__ = [
+    "LANGUAGES",
+    "digest",
+    "language_of",
+    "script",
+    "static",
+    "stripped_script",
+    "stripped_style",
+    "style",
+    "template",
+    "words",
+]
 
 LANGUAGES = ("en", "de")
 """What the page can speak; the first is for who asks for none of them."""
-
-_COMMENTS = {"js": ("//", ""), "css": ("/*", "*/")}
 
 
 @cache
@@ -24,25 +34,34 @@ def static(name: str) -> str:
     return resources.files(__package__).joinpath("static", name).read_text("utf-8")
 
 
-def stripped(text: str, kind: str) -> str:
-    """Return a script (*kind* ``js``) or a style (``css``) without comments that are whole lines, empty lines and
-    indentation. Nothing else is touched, so there is nothing to be understood of the language; but a string must not
-    go over several lines."""
-    begin, end = _COMMENTS[kind]
+def stripped_script(text: str) -> str:
+    """Return JavaScript without indentation, empty lines, and comments that are whole lines of ``//``.
+
+    Nothing else is touched, so nothing of the language has to be understood; but no string may go over several lines.
+    """
     lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not (line.startswith(begin) and line.endswith(end))) + "\n"
+    return "\n".join(line for line in lines if line and not line.startswith("//")) + "\n"
+
+
+def stripped_style(text: str) -> str:
+    """Return CSS without comments, and without white space where it says nothing.
+
+    It must not have strings with ``/*``, or with white space beside any of ``{};,:``.
+    """
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    return re.sub(r"\s*([{};,])\s*|(:)\s+", r"\1\2", text).strip() + "\n"
 
 
 @cache
 def script() -> str:
     """Return the script of the page, its terminal first."""
-    return stripped(static("terminal.js") + static("page.js"), "js")
+    return stripped_script(static("terminal.js") + static("page.js"))
 
 
 @cache
 def style() -> str:
     """Return the style of the page."""
-    return stripped(static("page.css") + static("terminal.css"), "css")
+    return stripped_style(static("page.css") + static("terminal.css"))
 
 
 @cache
@@ -53,7 +72,7 @@ def template(name: str) -> Template:
 
 @cache
 def words(language: str) -> dict[str, Any]:
-    """Return what the page says in one of ``LANGUAGES``: ``states``, and what is for the ``page`` and its ``script``."""
+    """Return what is said in one of ``LANGUAGES``: the ``states``, and the words of the ``page`` and its ``script``."""
     found: dict[str, Any] = json.loads(static(f"{language}.json"))
     return found
 

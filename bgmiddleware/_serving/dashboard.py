@@ -11,8 +11,9 @@ from urllib.parse import parse_qsl
 from .._jobs import Job
 from ..registries.base import Registry
 from . import assets
+from .icons import SYMBOLS
 from .negotiate import View, choose
-from .page import SYMBOLS, policy
+from .policies import style_policy
 from .problems import UNSTORED, Answer, Headers, problem
 from .readable import readable
 
@@ -90,17 +91,17 @@ def _row(job: Job, now: float) -> dict[str, Any]:
 def _answer_html(jobs: Iterable[Job], now: float, links: str) -> Answer:
     rows = "".join(_html_row(job, now) for job in jobs) or '<tr><td colspan="6">There are no jobs.</td></tr>\n'
     body = _PAGE.substitute(style=_style(), rows=rows, links=links).encode("utf-8", "backslashreplace")
-    return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", policy(_style())))
+    return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", style_policy(_style())))
 
 
 def _style() -> str:
-    return assets.style() + assets.stripped(assets.static("dashboard.css"), "css")
+    return assets.style() + assets.stripped_style(assets.static("dashboard.css"))
 
 
 def _html_row(job: Job, now: float) -> str:
     begun = datetime.fromtimestamp(job.created_at, UTC)
     cells = (
-        f'<span class="job-badge" data-state="{job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
+        f'<span class="job-badge" data-job="{job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
         html.escape(readable(job.title)),
         html.escape(job.owner or "–"),
         f'<time datetime="{begun.isoformat(timespec="seconds")}">{_ago(now - job.created_at)} ago</time>',

@@ -34,6 +34,9 @@ class View(StrEnum):
     STYLE = "app.css"
     """The page's style."""
 
+    ICON = "icon.svg"
+    """The page's icon, for each state one."""
+
 
 # In the order of what a client gets that does not say: curl, wget and fetch() read text.
 _OFFERS = {

@@ -15,6 +15,7 @@ from ..executors.base import Executor
 from ..owners import Owner
 from ..registries.base import END, Registry
 from .estimates import Estimates
+from .parts import PageMaker, page_maker
 from .problems import UNSTORED, Headers, retry_after
 from .viewers import Viewers, disconnection_of
 
@@ -38,9 +39,11 @@ class Site:
     viewers: Viewers
     token_name: str
     owner: Owner | None
-    page: Callable[..., str] | None = None
-    """What makes the page of a site with looks of its own; None: ours."""
+    page: PageMaker = field(default_factory=lambda: page_maker(None))
+    own_page: bool = False
+    """Whether the site has looks of its own."""
     external_assets: bool = False
+    """Whether the page's script and style are at URLs of their own."""
     estimates: Estimates = field(default_factory=Estimates)
 
     def without_ours(self, query: str) -> str:
