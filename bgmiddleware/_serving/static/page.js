@@ -72,7 +72,10 @@ function pause(seconds) {
 // The output: one offset in bytes, whichever way they come.
 
 const screen = made("div", "", {id: "job-text", className: "job-text"});
-const terminal = new Terminal(screen, {onprogress: (read) => show(job, read)});
+const terminal = new Terminal(screen, {
+  onprogress: (read) => show(job, read),
+  earlier: (lines) => say("lines", {lines: count(lines)}),
+});
 let decoder;
 let offset;
 let midline;
@@ -267,7 +270,7 @@ function show(news, read = bar) {
   $.nothing.textContent = over() ? words.empty : words.nothing;
   tick();
   details();
-  const step = over() ? 100 : Math.floor(now / 25) * 25;
+  const step = over() ? 100 : Math.min(75, Math.floor(now / 25) * 25);
   if (seenLive && step > announced) {
     announced = step;
     $.status.textContent = over() ? words.states[job.state] : `${step} %`;
@@ -305,7 +308,6 @@ function note() {
     now !== null && `${Math.floor(now)} %`,
     message,
     total ? say("of", {done: count(done), total: count(total)}) : done !== undefined && count(done),
-    !job.progress && bar?.text,
     job.queue?.position && say("queue", job.queue),
     now === null ? usual() : left(now),
   ];
@@ -380,7 +382,7 @@ function gone() {
 
 // What the reader can do.
 
-$.wrap.onchange = () => root.classList.toggle("job-wrapped", $.wrap.checked);
+$.wrap.onchange = () => screen.classList.toggle("nowrap", !$.wrap.checked);
 
 $.notify.onchange = async () => {
   if ($.notify.checked) $.notify.checked = (await Notification.requestPermission()) === "granted";
@@ -464,7 +466,9 @@ function step(by) {
 }
 
 $.search.oninput = search;
-$.search.onkeydown = (event) => event.key === "Enter" && step(event.shiftKey ? -1 : 1);
+$.search.onkeydown = (event) => {
+  if (event.key === "Enter") step(event.shiftKey ? -1 : 1);
+};
 $.previous.onclick = () => step(-1);
 $.next.onclick = () => step(1);
 
