@@ -1,153 +1,129 @@
 // A terminal in the shape of a log, for output that a job has printed.
 //
-// It has no size: lines are as long as they were printed, and all of them are kept as text of the page, so that the
-// browser's own find, select, copy, print and screen reader work on them. What programs do to move about works on the
-// last 100 lines, its screen; what has scrolled off the screen is never changed again.
+// It has no size: lines are as long as they were printed, and all of them are text of the page, so that the browser's
+// own find, select, copy, print and screen reader work on them. What programs do to move about works on the last 100
+// lines, the screen; what has scrolled off it never changes again.
 //
-//     const terminal = new Terminal(element, {onprogress: ({percent, text}) => …});
+//     const terminal = new Terminal(element, {onprogress: (progress) => …, ondraw: () => …, earlier: (count) => …});
 //     terminal.write(text);
 //     await terminal.drawn;
 //
-// Output is hostile until proven otherwise. It only ever becomes text nodes, spans with classes of the list below, and
-// links to http and https; what it can make us keep, or make the browser lay out, is bounded by the constants below.
+// Output is hostile until proven otherwise. It only ever becomes text, spans with classes of the list below, and links
+// to http and https; what it can make us keep, or make the browser lay out, is bounded by constants.
 //
-// Classes, for terminal.css: bold dim italic underline inverse strike; fg0 … fg15 and bg0 … bg15, the sixteen colours;
-// target, the host that a link really leads to; earlier, the line that says how much is no longer shown. All other
-// colours are set through the CSSOM, which a content security policy without 'unsafe-inline' allows. The element itself
-// gets the class terminal; its children are the chunks.
+// The element gets the class "terminal", and a div for each chunk of lines. Classes of the spans, for terminal.css: bold
+// dim italic underline strike inverse; fg0 … fg15 and bg0 … bg15, the sixteen colours; target, the host that a link really
+// leads to. The div "earlier" says how much is no longer shown. All other colours are set through the CSSOM, which a
+// content security policy without 'unsafe-inline' allows.
 //
-// The file is served without its comments and its indentation: a comment has its lines for itself, no string spans two.
+// This file is served without comments and indentation: a comment has its lines for itself, and no string spans two.
 const Terminal = (() => {
   'use strict';
 
   const ROWS = 100;
-  // The cursor is not moved further right than this; text may go on to MAX_WIDTH columns, then a line is split.
+  // The cursor is not moved further right than this; text may go on to MAX_WIDTH, then its line is split.
   const COLUMNS = 512;
   const MAX_WIDTH = 8192;
-  // A line has no more changes of style than this: the rest of it is plain.
+  // When the style has changed so often, the rest of the line is plain.
   const MAX_RUNS = 3000;
+  const MAX_STRING = 8192;
+  // A character has no more marks than this; a further one takes a column of its own.
+  const MAX_MARKS = 32;
   const MAX_ADDRESS = 2048;
+  const MAX_STYLES = 8192;
 
   // ------------------------------------------------------------------------------------------------------- characters
 
   // Text of which each UTF-16 unit is one column: most of what is ever printed.
   const NARROW = /^[ -~\xa0-\u02ff\u0370-\u0482\u048a-\u052f\u2010-\u2027\u2030-\u205e\u2190-\u2319\u2500-\u25fc\u2800-\u28ff]*$/;
-  // No room of its own: combining marks, joiners and variation selectors, the vowels and finals of Korean syllables.
+  // No column: combining marks, joiners and variation selectors, the vowels and finals of Korean syllables.
   const ZERO = /[\p{Mn}\p{Me}\p{Cf}\u1160-\u11ff]/u;
-  // Two columns: what Unicode calls East Asian Wide, and emoji; a flag is two letters of one column each.
+  // Two columns: East Asian Wide, and emoji; a flag is two letters of one column each.
   const WIDE = /(?![\u{1f1e6}-\u{1f1ff}])[\p{Emoji_Presentation}\u1100-\u115f\u2329\u232a\u2e80-\u303e\u3041-\u3247\u3250-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe10-\ufe19\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6\u{16fe0}-\u{1b2ff}\u{1f200}-\u{1f265}\u{1f300}-\u{1f320}\u{20000}-\u{3fffd}]/u;
-  // Controls that turn the order of text about, and so can make it say what it does not. They are shown by their names.
+  // Controls that turn the order of text about, and so can make it say what it does not: shown by their names.
   const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
 
-  function widthOf(character) {
-    if (character < '\x7f' || NARROW.test(character)) return 1;
-    return WIDE.test(character) ? 2 : ZERO.test(character) && character !== '\xad' ? 0 : 1;
-  }
+  const widthOf = (character) => NARROW.test(character) ? 1 : WIDE.test(character) ? 2 : ZERO.test(character) ? 0 : 1;
 
   // ------------------------------------------------------------------------------------------------------------ styles
 
-  // How a run of text looks; a value. Equal looks are one object (as long as there are not too many of them), so that
-  // runs can be compared and joined cheaply; each remembers what it became by which parameters of SGR.
-  class Style {
-    constructor(looks) {
-      this.looks = looks;
-      this.next = new Map();
-    }
-
-    with(changes) {
-      const looks = {...this.looks, ...changes};
-      const key = Object.values(looks).join('|');
-      if (!Style.known.has(key)) {
-        if (Style.known.size > 4096) Style.known = new Map([[Style.plainKey, PLAIN]]);
-        Style.known.set(key, new Style(looks));
-      }
-      return Style.known.get(key);
-    }
-
-    // The style after "ESC [ parameters m".
-    after(parameters) {
-      let style = this.next.get(parameters);
-      if (!style) {
-        if (this.next.size > 256) this.next.clear();
-        style = this.with(changesBy(parameters));
-        this.next.set(parameters, style);
-      }
-      return style;
-    }
-  }
-
-  // fg and bg: a number below 16, a CSS colour, or null; link: an address, or ''.
-  const RESET = {fg: null, bg: null, bold: false, dim: false, italic: false, underline: false, inverse: false, strike: false};
-  const PLAIN = new Style({...RESET, link: ''});
-  Style.plainKey = Object.values(PLAIN.looks).join('|');
-  Style.known = new Map([[Style.plainKey, PLAIN]]);
-
-  const ATTRIBUTES = {
-    0: RESET, 1: {bold: true}, 2: {dim: true}, 3: {italic: true}, 4: {underline: true}, 7: {inverse: true},
-    9: {strike: true}, 21: {underline: true}, 22: {bold: false, dim: false}, 23: {italic: false},
-    24: {underline: false}, 27: {inverse: false}, 29: {strike: false}, 39: {fg: null}, 49: {bg: null},
+  // How text looks: a value. fg and bg are an index below 16 or a CSS colour, as text, or empty; link is an address or
+  // empty; of the others most are 1 or 0. Equal looks are one object, so that styles are compared by identity. The last
+  // two belong to those who make and draw it.
+  const RESET = {fg: '', bg: '', bold: 0, dim: 0, italic: 0, underline: 0, strike: 0, inverse: ''};
+  const PLAIN = {...RESET, link: '', key: '', look: null};
+  const CHANGES = {
+    0: RESET, 1: {bold: 1}, 2: {dim: 1}, 3: {italic: 1}, 4: {underline: 1}, 7: {inverse: 'inverse'},
+    9: {strike: 1}, 21: {underline: 1}, 22: {bold: 0, dim: 0}, 23: {italic: 0}, 24: {underline: 0},
+    '4:0': {underline: 0}, 27: {inverse: ''}, 29: {strike: 0}, 39: {fg: ''}, 49: {bg: ''},
   };
+  // By the key of a style, and by the key of another and what was changed about it.
+  const styles = new Map();
 
-  function changesBy(parameters) {
+  // The style that a change makes of another; changesOf(change) is asked once.
+  function changed(style, change, changesOf) {
+    const path = `${style.key}\t${change}`;
+    if (!styles.has(path)) {
+      if (styles.size > MAX_STYLES) styles.clear();
+      const looks = {...style, ...changesOf(change), key: '', look: null};
+      looks.key = Object.values(looks).join('\n');
+      const made = looks.key === PLAIN.key ? PLAIN : styles.get(looks.key) || looks;
+      styles.set(looks.key, made).set(path, made);
+    }
+    return styles.get(path);
+  }
+  PLAIN.key = Object.values(PLAIN).join('\n');
+
+  // What "ESC [ parameters m" changes.
+  function changesOf(parameters) {
     const changes = {};
     const codes = parameters.split(';');
     while (codes.length) {
-      const [code, ...parts] = codes.shift().split(':').map(Number);
-      if (code === 38 || code === 48 || code === 58) {
-        const colour = parts.length ? colourOfParts(parts) : colourOfCodes(codes);
-        if (code !== 58 && colour !== null) changes[code === 38 ? 'fg' : 'bg'] = colour;
-      } else if (code === 4 && parts[0] === 0) changes.underline = false;
-      else if (code >= 30 && code < 38) changes.fg = code - 30;
-      else if (code >= 40 && code < 48) changes.bg = code - 40;
-      else if (code >= 90 && code < 98) changes.fg = code - 82;
-      else if (code >= 100 && code < 108) changes.bg = code - 92;
-      else Object.assign(changes, ATTRIBUTES[code]);
+      const [code, ...parts] = codes.shift().split(':');
+      const ground = {3: 'fg', 4: 'bg', 9: 'fg', 10: 'bg'}[Math.floor(code / 10)];
+      if (/^[345]8$/.test(code)) {
+        // 38:2::r:g:b has a place for a colour space; 38;2;r;g;b is codes of their own.
+        if (parts.length > 4) parts.splice(1, 1);
+        const colour = colourOf(parts.length ? parts : codes.splice(0, codes[0] === '5' ? 2 : 4));
+        if (ground && colour) changes[ground] = colour;
+      } else if (ground && code % 10 < 8) {
+        changes[ground] = `${code % 10 + (code < 90 ? 0 : 8)}`;
+      } else Object.assign(changes, CHANGES[+code + (parts[0] === '0' ? ':0' : '')]);
     }
     return changes;
   }
 
-  // 38;5;n and 38;2;r;g;b: the parts are codes of their own, taken off the list.
-  function colourOfCodes(codes) {
-    const kind = Number(codes.shift());
-    return colourOf(kind, codes.splice(0, kind === 5 ? 1 : kind === 2 ? 3 : 0).map(Number));
-  }
-
-  // 38:5:n, 38:2:r:g:b, and with the colour space that nobody names, 38:2::r:g:b.
-  function colourOfParts([kind, ...parts]) {
-    return colourOf(kind, kind === 2 && parts.length > 3 ? parts.slice(1, 4) : parts);
-  }
-
-  function colourOf(kind, numbers) {
-    if (numbers.some((number) => !(number <= 255))) return null;
-    const [index, green, blue] = numbers;
-    if (kind === 2) return numbers.length === 3 ? `rgb(${index},${green},${blue})` : null;
-    if (kind !== 5 || !numbers.length) return null;
-    if (index < 16) return index;
+  // Of [5, index] or [2, red, green, blue].
+  function colourOf([kind, ...numbers]) {
+    const [index] = numbers;
+    if (numbers.some((number) => number > 255)) return '';
+    if (kind === '2' && numbers.length === 3) return `rgb(${numbers.map(Number)})`;
+    if (kind !== '5') return '';
+    if (index < 16) return `${+index}`;
     if (index > 231) return `rgb(${Array(3).fill(index * 10 - 2312)})`;
-    // A cube of six steps each way.
-    return `rgb(${[36, 6, 1].map((step) => Math.floor((index - 16) / step) % 6).map((level) => level && level * 40 + 55)})`;
+    // A cube of six levels each way.
+    return `rgb(${[36, 6, 1].map((step) => [0, 95, 135, 175, 215, 255][Math.floor((index - 16) / step) % 6])})`;
   }
 
   // ------------------------------------------------------------------------------------------------------------- lines
 
   const BLANK = {text: ' ', style: PLAIN};
+  const blanks = (count) => Array(count).fill(BLANK);
 
-  // A line is runs of text of one style, as long as text is only added at its end; it becomes cells, one for a column,
-  // when something within it is changed, and runs again when it is looked at.
+  // As long as text is only added to its end, a line is runs of text of one style. When something within it changes it
+  // becomes cells, one for each column, until it is looked at.
   class Line {
-    constructor() {
-      this.runs = [];
-      this.cells = null;
-      // In columns, and in UTF-16 units: marks take no column, and a line may have too many of them all the same.
-      this.width = 0;
-      this.units = 0;
-      // For who draws: has it changed since it was drawn? For who looks for progress: since that one last looked? Was
-      // text in it ever written over? By such lines programs show progress.
-      this.dirty = true;
-      this.touched = true;
-      this.rewritten = false;
-      this.nodes = null;
-    }
+    runs = [];
+    cells = null;
+    // In columns.
+    width = 0;
+    // Not in the page as it is now; not seen by who looks for progress; written over, as lines that show progress are.
+    dirty = true;
+    touched = true;
+    rewritten = false;
+    // What it is in the page, and how much.
+    nodes = null;
+    weight = 0;
 
     get text() {
       return this.pack().map((run) => run.text).join('');
@@ -155,404 +131,268 @@ const Terminal = (() => {
 
     write(column, text, width, style) {
       this.dirty = this.touched = true;
-      if (column < this.width) {
-        this.rewritten = true;
-        if (column > 0 || width < this.width) return this.overwrite(column, text, width, style);
-        this.clear();
-      }
-      this.pad(column);
+      if (column < this.width) return this.splice(column, width, cellsOf(text, style));
+      if (column > this.width) this.add(' '.repeat(column - this.width), PLAIN);
       this.add(text, style);
-      this.width += width;
-    }
-
-    pad(column) {
-      if (column <= this.width) return;
-      this.add(' '.repeat(column - this.width), PLAIN);
-      this.width = column;
+      this.width = column + width;
     }
 
     add(text, style) {
-      if (this.cells) return addCells(this.cells, text, style);
-      const last = this.runs[this.runs.length - 1];
+      if (this.cells) return cellsOf(text, style, this.cells);
+      const last = this.runs.at(-1);
       if (this.runs.length >= MAX_RUNS) style = PLAIN;
-      if (last && last.style === style) last.text += text;
+      if (last?.style === style) last.text += text;
       else this.runs.push({text, style});
-      this.units += text.length;
     }
 
-    // A mark belongs to the character before it.
+    // Add to the character before the column, if there is room.
     mark(column, mark) {
-      this.dirty = true;
-      this.pad(column);
-      if (column < this.width) this.explode();
-      if (this.cells) addMark(this.cells, column, mark);
-      else this.runs[this.runs.length - 1].text += mark;
-      this.units += mark.length;
+      this.write(Math.max(column, this.width), '', 0, PLAIN);
+      return addMark(this.explode(), column, mark);
     }
 
-    overwrite(column, text, width, style) {
-      const cells = this.explode();
-      this.part(column);
-      this.part(column + width);
-      cells.splice(column, width, ...addCells([], text, style));
-      this.width = cells.length;
-    }
-
-    erase(from, to) {
-      if (from >= this.width || from >= to) return;
+    // Put other cells in the place of some. A character that is only partly among them leaves blanks.
+    splice(column, count, put) {
       this.dirty = this.touched = this.rewritten = true;
-      if (from === 0 && to >= this.width) return this.clear();
       const cells = this.explode();
-      this.part(from);
-      this.part(to);
-      if (to < this.width) cells.fill(BLANK, from, to);
-      else cells.length = this.width = from;
-    }
-
-    insert(column, count) {
-      if (column >= this.width) return;
-      this.dirty = true;
-      const cells = this.explode();
-      const limit = Math.max(COLUMNS, this.width);
-      this.part(column);
-      cells.splice(column, 0, ...Array(count).fill(BLANK));
-      this.part(limit);
-      cells.length = this.width = Math.min(cells.length, limit);
-    }
-
-    remove(column, count) {
-      if (column >= this.width) return;
-      this.dirty = true;
-      const cells = this.explode();
-      this.part(column);
-      this.part(column + count);
-      cells.splice(column, count);
+      for (const edge of [column, column + count]) {
+        let at = edge;
+        while (cells[at] === null) at--;
+        while (at < edge || cells[at] === null) cells[at++] = BLANK;
+      }
+      cells.splice(column, count, ...put);
       this.width = cells.length;
     }
 
-    clear() {
-      this.runs = [];
-      this.cells = null;
-      this.width = this.units = 0;
-      this.dirty = true;
-    }
-
-    // Take over the content of another line, and leave that one empty.
-    take(other) {
-      [this.runs, this.cells, this.width, this.units] = [other.runs, other.cells, other.width, other.units];
-      other.clear();
-      this.dirty = true;
-      return this;
+    erase(from, to = Infinity) {
+      if (from < this.width) this.splice(from, to - from, to < this.width ? blanks(to - from) : []);
     }
 
     explode() {
-      if (!this.cells) {
-        this.cells = [];
-        for (const {text, style} of this.runs) addCells(this.cells, text, style);
-      }
+      this.cells ??= this.runs.reduce((cells, {text, style}) => cellsOf(text, style, cells), []);
       return this.cells;
     }
 
     pack() {
-      if (!this.cells) return this.runs;
-      const cells = this.cells;
-      this.runs = [];
-      this.cells = null;
-      this.units = 0;
-      for (const cell of cells) if (cell) this.add(cell.text, cell.style);
+      const {cells} = this;
+      if (cells) {
+        this.runs = [];
+        this.cells = null;
+        for (const cell of cells) if (cell) this.add(cell.text, cell.style);
+      }
       return this.runs;
-    }
-
-    // See to it that no wide character lies on both sides of a column: half of one is a blank.
-    part(column) {
-      if (this.cells[column] === null) this.cells[column - 1] = this.cells[column] = BLANK;
     }
   }
 
-  // One for each column: {text, style}, or null for the second half of a wide character. Tabs become blanks.
-  function addCells(cells, text, style) {
+  // Add a {text, style} for each column; null for further columns of the same character.
+  function cellsOf(text, style, cells = []) {
     for (const character of text) {
-      if (character === '\t') cells.push(...Array(8 - cells.length % 8).fill(BLANK));
-      else if (!widthOf(character) && cells.length) addMark(cells, cells.length, character);
-      else {
-        cells.push({text: character, style});
-        if (widthOf(character) === 2) cells.push(null);
-      }
+      let width = character === '\t' ? 8 - cells.length % 8 : widthOf(character);
+      if (!width && addMark(cells, cells.length, character)) continue;
+      cells.push({text: character, style});
+      while (--width > 0) cells.push(null);
     }
     return cells;
   }
 
   function addMark(cells, column, mark) {
-    const index = cells[column - 1] ? column - 1 : column - 2;
-    cells[index] = {text: cells[index].text + mark, style: cells[index].style};
+    while (cells[--column] === null);
+    const cell = cells[column];
+    if (!cell || cell.text.length > MAX_MARKS) return false;
+    cells[column] = {...cell, text: cell.text + mark};
+    return true;
   }
 
   // ------------------------------------------------------------------------------------------------------------ screen
 
-  // What can come next, tried where the last one ended. An escape that is broken off by a character which cannot be part
-  // of it is dropped, and that character counts; a string ends with its line, so that none swallows all that follows.
-  const TEXT = /[^\x00-\x1f\x7f]+/y;
-  const CSI = /\x1b\[([0-?]{0,256})([ -/]{0,8})([@-~])/y;
-  const STRING = /\x1b([\]PX^_])([^\x07\x18\x1a\x1b\r\n]{0,8192})(?:\x07|(?=[\x18\x1a\x1b\r\n]))/y;
-  const ESCAPE = /\x1b(?![[\]PX^_])([ -/]{0,8})([0-~])/y;
-  const UNFINISHED = /\x1b(?:\[[0-?]{0,256}[ -/]{0,8}|[\]PX^_][^\x07\x18\x1a\x1b\r\n]{0,8192}|[ -/]{0,8})$/y;
-  const BROKEN = /\x1b(?:\[[0-?]{0,256}[ -/]{0,8})?/y;
-  const STRING_END = /[\x07\x18\x1a\x1b\r\n]/g;
+  const TEXT = /[^\x00-\x1f\x7f-\x9f]+/y;
+  const CSI = /\x1b\[([\d:;]{0,256})([@-~])/y;
+  const UNFINISHED = /\x1b(?:\[[0-?]{0,256}[ -/]{0,8}|[ -/]{0,8})$/y;
+  // All other; and what is broken off by a character that cannot be part of it, which then counts.
+  const ESCAPE = /\x1b(?:\[[0-?]{0,256}[ -/]{0,8}[@-~]?|[ -/]{0,8}[0-~]?)/y;
+  // A string ends with its line at the latest, so that none swallows all that follows.
+  const STRING = /[^\x07\x18\x1a\x1b\r\n]*/y;
 
-  // The lines that can still be changed, and a cursor among them. Knows nothing of a page.
+  // The lines that can still change, and a cursor among them. Knows nothing of a page.
   //
-  // Lines that scroll off are given to onscrolled(line); progress that the output reports by OSC 9;4 to
-  // onprogress(percent), null if it is unknown. Any division of the text into writes has the same effect.
-  class Screen {
-    constructor(onscrolled, onprogress = () => {}) {
-      this.onscrolled = onscrolled;
-      this.onprogress = onprogress;
-      // Lines exist from the top down to the lowest that was ever written to.
-      this.lines = [];
-      this.row = this.column = 0;
-      this.style = PLAIN;
-      this.saved = {row: 0, column: 0, style: PLAIN};
-      // An escape (or half a character) that goes on in the next write; are we within a string too long to keep?
-      this.rest = '';
-      this.skipping = false;
+  // Lines that scroll off are given to onscrolled(line); progress that is reported by OSC 9;4 to onprogress(percent),
+  // null if there is none. However the text is divided into writes, the effect is the same.
+  function createScreen(onscrolled, onprogress) {
+    // From the top down to the lowest that was ever written to.
+    const lines = [];
+    let row, column, style, saved;
+    // What the next write goes on with: half of a character or of an escape; the string that we are within.
+    let rest = '';
+    let string = null;
+
+    function line() {
+      while (lines.length <= row) lines.push(new Line());
+      return lines[row];
     }
 
-    write(text) {
-      // The C1 controls are short for escapes.
-      text = this.rest + text.replace(/[\x80-\x9f]/g, (control) => '\x1b' + String.fromCharCode(control.charCodeAt(0) - 64));
-      let at = 0;
-      const match = (pattern) => {
-        pattern.lastIndex = at;
-        const found = pattern.exec(text);
-        if (found) at = pattern.lastIndex;
-        return found;
-      };
-      this.rest = '';
-      while (at < text.length) {
-        let found;
-        if (this.skipping) at = this.skip(text, at);
-        else if ((found = match(TEXT))) {
-          const half = at === text.length && /[\ud800-\udbff]$/.test(text);
-          if (half) this.rest = text.slice(-1);
-          this.print(half ? found[0].slice(0, -1) : found[0]);
-        } else if (text[at] !== '\x1b') this.control(text[at++]);
-        else if ((found = match(CSI))) this.csi(...found.slice(1));
-        else if ((found = match(STRING))) this.string(...found.slice(1));
-        else if ((found = match(ESCAPE))) this.escape(...found.slice(1));
-        else if ((found = match(UNFINISHED))) this.rest = found[0];
-        else if (/[\]PX^_]/.test(text[at + 1])) {
-          this.skipping = true;
-          at += 2;
-        } else match(BROKEN);
+    function put(text, width) {
+      const room = MAX_WIDTH - column;
+      if (width > room) {
+        const fits = NARROW.test(text) ? room : 0;
+        put(text.slice(0, fits), fits);
+        newline();
+        return put(text.slice(fits), width - fits);
+      }
+      line().write(column, text, width, style);
+      column += width;
+    }
+
+    function print(text) {
+      if (NARROW.test(text)) return put(text, text.length);
+      for (const character of text) {
+        const width = widthOf(character);
+        if (BIDI.test(character)) printName(character);
+        else if (width || !column || !line().mark(column, character)) put(character, width || 1);
       }
     }
 
-    skip(text, at) {
-      STRING_END.lastIndex = at;
-      const found = STRING_END.exec(text);
-      if (!found) return text.length;
-      this.skipping = false;
-      return found.index + (found[0] === '\x07');
+    function printName(character) {
+      const before = style;
+      style = changed(PLAIN, 'name', () => CHANGES[7]);
+      print(`U+${character.charCodeAt().toString(16).toUpperCase().padStart(4, 0)}`);
+      style = before;
     }
 
-    // The line of the cursor.
-    get line() {
-      while (this.lines.length <= this.row) this.lines.push(new Line());
-      return this.lines[this.row];
+    // A tab is kept as one, for who copies the text, unless it only moves over what is there already.
+    function tab() {
+      const width = 8 - column % 8;
+      if (column < line().width) column += width;
+      else put('\t', width);
     }
 
-    print(text) {
-      if (NARROW.test(text)) return this.printNarrow(text);
-      for (const character of text) {
-        if (BIDI.test(character)) this.printName(character);
-        else if (widthOf(character) || !this.column) this.put(character, widthOf(character) || 1);
-        else if (this.line.units < MAX_WIDTH) this.line.mark(this.column, character);
+    // LF is CR and LF: what was captured went through no terminal driver that makes it so.
+    function newline() {
+      column = 0;
+      index();
+    }
+
+    function index() {
+      if (row < ROWS - 1) row++;
+      else if (line()) scroll(1);
+    }
+
+    const scroll = (count) => lines.splice(0, count).forEach(onscrolled);
+
+    function move(toRow, toColumn) {
+      row = Math.min(Math.max(toRow, 0), ROWS - 1);
+      // Text may have gone further to the right than the cursor can be moved.
+      column = Math.min(Math.max(toColumn, 0), Math.max(COLUMNS - 1, column));
+    }
+
+    function erase(mode) {
+      // Clearing the whole screen does not take away what was said: it scrolls off.
+      if (mode === 2) scroll(lines.findLastIndex((line) => line.width) + 1);
+      if (mode > 1) return;
+      eraseColumns(mode);
+      for (const other of mode ? lines.slice(0, row) : lines.slice(row + 1)) other.erase(0);
+    }
+
+    const eraseColumns = (mode) => lines[row]?.erase(mode ? 0 : column, mode === 1 ? column + 1 : Infinity);
+
+    function shift(removed, inserted) {
+      const {width} = line();
+      if (column >= width) return;
+      line().splice(column, removed, blanks(inserted));
+      line().erase(Math.max(width, COLUMNS));
+    }
+
+    const save = () => saved = [row, column, style];
+    const restore = () => [row, column, style] = saved;
+
+    function reset() {
+      row = column = 0;
+      style = PLAIN;
+      save();
+    }
+
+    // By a control, an escape, or the last character of a control sequence, which gives its first parameter as a count
+    // that is never 0, and both as they are.
+    const ACTIONS = {
+      '\n': newline, '\v': newline, '\f': newline, '\t': tab,
+      '\r': () => column = 0,
+      '\b': () => column = Math.max(column - 1, 0),
+      '\x1b7': save, '\x1b8': restore, '\x1bD': index, '\x1bE': newline,
+      '\x1bM': () => move(row - 1, column),
+      '\x1bc': () => { erase(2); reset(); },
+      A: (n) => move(row - n, column),
+      B: (n) => move(row + n, column),
+      C: (n) => move(row, column + n),
+      D: (n) => move(row, column - n),
+      E: (n) => move(row + n, 0),
+      F: (n) => move(row - n, 0),
+      G: (n) => move(row, n - 1),
+      H: (n, first, second) => move(n - 1, (second || 1) - 1),
+      J: (n, mode) => erase(mode),
+      K: (n, mode) => eraseColumns(mode),
+      P: (n) => shift(n, 0),
+      X: (n) => lines[row]?.erase(column, column + n),
+      d: (n) => move(n - 1, column),
+      s: save, u: restore,
+      '@': (n) => shift(0, Math.min(n, COLUMNS)),
+    };
+
+    // Of the operating system commands, links and progress count; all other strings were for nothing.
+    function endString() {
+      const [, link, state, percent] = /^](?:8;[^;]*;(.*)|9;4;(\d);?(\d*))/.exec(string) || [];
+      if (link !== undefined) style = changed(style, `link ${link}`, () => ({link: address(link)}));
+      if (state) onprogress(/[124]/.test(state) && percent ? Math.min(percent, 100) : null);
+      string = null;
+    }
+
+    function write(text) {
+      text = rest + text;
+      rest = '';
+      let at = 0;
+      let found;
+      const match = (pattern) => {
+        pattern.lastIndex = at;
+        found = pattern.exec(text);
+        if (found) at = pattern.lastIndex;
+        return found;
+      };
+      while (at < text.length) {
+        if (string !== null) {
+          match(STRING);
+          string = (string + found[0]).slice(0, MAX_STRING);
+          if (at < text.length) endString();
+          if (text[at] === '\x07') at++;
+        } else if (match(TEXT)) {
+          if (at === text.length) rest = /[\ud800-\udbff]?$/.exec(text)[0];
+          print(rest ? found[0].slice(0, -1) : found[0]);
+        } else if (match(CSI)) {
+          const [, parameters, final] = found;
+          const [first, second] = parameters.split(';').map((number) => Math.min(parseInt(number) || 0, MAX_WIDTH));
+          if (final === 'm') style = changed(style, parameters, changesOf);
+          else ACTIONS[final]?.(first || 1, first, second);
+        } else if (match(UNFINISHED)) rest = found[0];
         else {
-          this.newline();
-          this.put(character, 1);
+          const [sequence] = match(ESCAPE) || text[at++];
+          if (/^\x1b[\]PX^_]/.test(sequence)) string = sequence[1];
+          else ACTIONS[sequence]?.();
         }
       }
     }
 
-    printNarrow(text) {
-      while (text) {
-        const room = Math.max(MAX_WIDTH - this.column, 0);
-        if (room) this.put(text.slice(0, room), Math.min(room, text.length));
-        else this.newline();
-        text = text.slice(room);
-      }
-    }
-
-    printName(character) {
-      const style = this.style;
-      this.style = PLAIN.with({inverse: true});
-      this.printNarrow(`U+${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}`);
-      this.style = style;
-    }
-
-    put(text, width) {
-      if (this.column + width > MAX_WIDTH) this.newline();
-      this.line.write(this.column, text, width, this.style);
-      this.column += width;
-    }
-
-    control(character) {
-      if (character === '\n' || character === '\v' || character === '\f') this.newline();
-      else if (character === '\r') this.column = 0;
-      else if (character === '\b') this.column = Math.max(this.column - 1, 0);
-      else if (character === '\t') this.tab();
-    }
-
-    // A tab is kept as one, for who copies the text, unless it only moves over what is there already.
-    tab() {
-      if (this.column + 8 > MAX_WIDTH) this.newline();
-      const stop = this.column + 8 - this.column % 8;
-      if (this.column >= this.line.width) {
-        this.line.pad(this.column);
-        this.line.write(this.column, '\t', stop - this.column, PLAIN);
-      }
-      this.column = stop;
-    }
-
-    // Output was captured without the terminal driver that makes LF a new line; so a LF is CR and LF.
-    newline() {
-      this.column = 0;
-      this.index();
-    }
-
-    index() {
-      if (this.row < ROWS - 1) {
-        this.row++;
-      } else {
-        this.line.touched = true;
-        this.scroll(1);
-      }
-    }
-
-    scroll(count) {
-      for (const line of this.lines.splice(0, count)) this.onscrolled(line);
-    }
-
-    move(row, column) {
-      this.row = Math.min(Math.max(row, 0), ROWS - 1);
-      // Text may have gone further to the right than the cursor can be moved.
-      this.column = Math.min(Math.max(column, 0), Math.max(COLUMNS - 1, this.column));
-    }
-
-    csi(parameters, intermediates, final) {
-      if (intermediates || /[<-?]/.test(parameters)) return;
-      if (final === 'm') {
-        this.style = this.style.after(parameters);
-        return;
-      }
-      const [first, second] = parameters.split(';').map((number) => Math.min(parseInt(number) || 0, 9999));
-      const count = first || 1;
-      const {row, column} = this;
-      switch (final) {
-        case 'A': return this.move(row - count, column);
-        case 'B': case 'e': return this.move(row + count, column);
-        case 'C': case 'a': return this.move(row, column + count);
-        case 'D': return this.move(row, column - count);
-        case 'E': return this.move(row + count, 0);
-        case 'F': return this.move(row - count, 0);
-        case 'G': case '`': return this.move(row, count - 1);
-        case 'H': case 'f': return this.move(count - 1, (second || 1) - 1);
-        case 'd': return this.move(count - 1, column);
-        case 'J': return this.eraseLines(first);
-        case 'K': return this.lines[row] && this.eraseColumns(first);
-        case 'L': return this.shift(row, count);
-        case 'M': return this.shift(row, -count);
-        case 'P': return this.lines[row] && this.line.remove(column, count);
-        case 'X': return this.lines[row] && this.line.erase(column, column + count);
-        case '@': return this.lines[row] && this.line.insert(column, Math.min(count, COLUMNS));
-        case 's': return this.save();
-        case 'u': return this.restore();
-      }
-    }
-
-    eraseColumns(mode) {
-      this.line.erase(mode ? 0 : this.column, mode === 1 ? this.column + 1 : Infinity);
-    }
-
-    // Clearing the whole screen does not take away what was said: it scrolls off, and the screen is empty.
-    eraseLines(mode) {
-      if (mode > 1) return mode === 2 && this.scroll(this.lines.findLastIndex((line) => line.width) + 1);
-      if (this.lines[this.row]) this.eraseColumns(mode);
-      for (const line of mode ? this.lines.slice(0, this.row) : this.lines.slice(this.row + 1)) line.erase(0, Infinity);
-    }
-
-    // Move the lines from a row on down, or up by a negative count; what leaves the screen is gone. The lines stay where
-    // they are, and hand on what they hold: so each keeps its place in the page.
-    shift(from, count) {
-      const {lines} = this;
-      if (from >= lines.length) return;
-      const old = lines.slice(from).map((line) => new Line().take(line));
-      while (lines.length < Math.min(ROWS, from + old.length + count)) lines.push(new Line());
-      lines.slice(from).forEach((line, index) => old[index - count] && line.take(old[index - count]));
-      this.column = 0;
-    }
-
-    save() {
-      this.saved = {row: this.row, column: this.column, style: this.style};
-    }
-
-    restore() {
-      this.row = this.saved.row;
-      this.column = this.saved.column;
-      this.style = this.saved.style;
-    }
-
-    escape(intermediates, final) {
-      if (intermediates) return;
-      switch (final) {
-        case '7': return this.save();
-        case '8': return this.restore();
-        case 'D': return this.index();
-        case 'E': return this.newline();
-        case 'M': return this.row ? this.row-- : this.reverse();
-        case 'c': return this.reset();
-      }
-    }
-
-    reverse() {
-      const column = this.column;
-      this.shift(0, 1);
-      this.column = column;
-    }
-
-    reset() {
-      this.eraseLines(2);
-      this.row = this.column = 0;
-      this.style = PLAIN;
-      this.save();
-    }
-
-    // Operating system commands: of these, links and progress. All other strings are swallowed.
-    string(kind, content) {
-      if (kind !== ']') return;
-      const link = /^8;[^;]*;(.*)$/.exec(content);
-      const progress = /^9;4;([0-4])(?:;(\d{1,3}))?/.exec(content);
-      if (link) this.style = this.style.with({link: address(link[1])});
-      else if (progress) this.onprogress(/[124]/.test(progress[1]) && progress[2] ? Math.min(Number(progress[2]), 100) : null);
-    }
+    reset();
+    return {lines, write};
   }
 
   // An address that a link may lead to, or ''.
   function address(text) {
-    if (text.length > MAX_ADDRESS || !/^https?:\/\//i.test(text)) return '';
-    try {
-      return new URL(text).href;
-    } catch {
-      return '';
-    }
+    return text.length <= MAX_ADDRESS && /^https?:\/\//i.test(text) && URL.canParse(text) ? new URL(text).href : '';
   }
 
   // ---------------------------------------------------------------------------------------------------------- progress
 
   // A line printed once tells of progress only if it looks like it: tqdm's "45%|", "[ 45%]" of pytest and CMake, "[3/7]"
-  // of ninja and Docker at its start, a bar. In a line that is written over and over any percentage or fraction does.
+  // of ninja and Docker at its start, a bar. In one that is written over and over any percentage or fraction does.
   const SHAPED = /\d%\||\[ *\d{1,3}%\]|^\[ *\d+\/\d+\]|[\u2501\u2588-\u258f\u25a0\u25b0\u28ff]{2}|\[[#=>*. -]{5,}\]/;
-  const PERCENT = /(?<![\d.,])(100|\d{1,2})(\.\d+)? ?%/;
+  const PERCENT = /(?<![\d.,])(?:100|\d{1,2})(?:\.\d+)? ?%/;
   // "12/345", "1.5/20.3 MB", "3 of 7"; not a date, a path, or different units.
   const FRACTION = /(?<![\w./,:-])(\d+(?:\.\d+)?) ?([a-z]*) ?(?:\/|of) ?(\d+(?:\.\d+)?)(?: ?([a-z]+))?(?![\w/:-])/i;
 
@@ -561,361 +401,244 @@ const Terminal = (() => {
     const text = line.text.slice(0, 1000);
     if (!line.rewritten && !SHAPED.test(text)) return null;
     const percent = PERCENT.exec(text);
-    if (percent) return Math.min(parseFloat(percent[0]), 100);
-    const [, done, unit, total, of] = FRACTION.exec(text) || [];
-    return total > 0 && +done <= total && (!unit || unit === of) ? 100 * done / total : null;
+    if (percent) return Math.min(parseFloat(percent), 100);
+    const [, done, unit, total, unitOfTotal] = FRACTION.exec(text) || [];
+    return total > 0 && done / total <= 1 && (!unit || unit === unitOfTotal) ? 100 * done / total : null;
   }
 
-  // Finds progress among the lines of a screen that were touched since it last looked. Of bars below each other the first
-  // that is not at its end counts: nested ones have the outermost on top.
-  class Gauge {
-    constructor() {
-      this.now = null;
-    }
-
-    // Return {percent, text}, or null where nothing is known.
-    look(lines) {
+  // Returns a function that returns what the lines of a screen tell, by those that were touched since it was last asked:
+  // {percent, text}, or null where nothing is known.
+  function createGauge() {
+    let progress = null;
+    return (lines) => {
       const touched = lines.map((line) => line.touched && !(line.touched = false));
-      let row = lines.findLastIndex((line, index) => touched[index] && percentOf(line) !== null);
-      if (row < 0) {
-        // What goes on after the end of a bar is not at its end.
-        if (this.now && this.now.percent === 100 && touched.includes(true)) this.now = null;
-        return this.now;
-      }
-      for (let above = row - 1; above >= 0 && percentOf(lines[above]) !== null; above--) {
-        if (percentOf(lines[above]) < 100) row = above;
-      }
-      return this.now = {percent: percentOf(lines[row]), text: lines[row].text.trim().slice(0, 200)};
-    }
+      if (!touched.includes(true)) return progress;
+      const percents = lines.map(percentOf);
+      let row = percents.findLastIndex((percent, index) => percent !== null && touched[index]);
+      // Of bars below each other the first that is not at its end counts: nested ones have the outermost on top.
+      for (let above = row - 1; (percents[above] ?? null) !== null; above--) if (percents[above] < 100) row = above;
+      if (row >= 0) progress = {percent: percents[row], text: lines[row].text.trim().slice(0, 200)};
+      // What goes on after the end of a bar is not at its end.
+      else if (progress?.percent === 100) progress = null;
+      return progress;
+    };
   }
 
   // -------------------------------------------------------------------------------------------------------------- page
 
-  // Lines are grouped: the browser lays out only the groups that are seen. A group ends when it has so many of any.
-  const CHUNK = {lines: 250, spans: 3000, units: 65536};
-  // About 100,000 lines of usual length.
+  // Of the chunks the browser lays out only those that are seen. This is about 100,000 lines of usual length.
   const MAX_CHUNKS = 400;
   const PIECE = 8192;
   const FRAME_MS = 10;
-  const GAUGE_MS = 100;
+  const LOOK_MS = 100;
 
-  const URLS = /https?:\/\/[^\s<>"'`{}|\\^]*[^\s<>"'`{}|\\^.,:;!?)\]]/gi;
+  const URLS = /(https?:\/\/[^\s<>"'`{}|\\^]*[^\s<>"'`{}|\\^.,:;!?)\]])/i;
   // What a reader takes for the name of a host.
   const HOST = /[\p{L}\p{N}][\p{L}\p{N}-]*(?:\.[\p{L}\p{N}-]+)*\.\p{L}{2,}/giu;
 
-  function element(name, className, text = '') {
-    const made = document.createElement(name);
-    if (className) made.className = className;
-    made.textContent = text;
-    return made;
-  }
+  const make = (name, properties) => Object.assign(document.createElement(name), properties);
 
-  function linkTo(href) {
-    const link = element('a');
-    link.href = href;
-    link.target = '_blank';
-    link.rel = 'noopener noreferrer nofollow';
-    return link;
-  }
-
-  function hostOf(href) {
-    return address(href) && new URL(href).host.replace(/^www\./, '');
-  }
+  const hostOf = (href) => address(href) && new URL(href).host;
 
   // Does the text of a link name another host than it leads to?
   function misleads(text, href) {
-    const names = text.length > 256 ? [text] : text.match(HOST) || [];
-    return names.some((name) => hostOf(`http://${name}`) !== hostOf(href));
+    if (address(text)) return hostOf(text) !== hostOf(href);
+    return text.length > 256 || text.match(HOST)?.some((name) => hostOf(`http://${name}`) !== hostOf(href));
   }
 
-  // The classes and colours of a style, or null where there are none; the style remembers them.
+  // A span that looks like it.
   function lookOf(style) {
-    if (style.look === undefined) {
-      let {fg, bg, inverse} = style.looks;
-      const names = ['bold', 'dim', 'italic', 'underline', 'strike'].filter((name) => style.looks[name]);
-      if (inverse) {
-        [fg, bg] = [bg, fg];
-        // The sixteen are legible upon each other and upon the page; any other colour changes places with the page's own.
-        if (typeof fg !== 'number' && typeof bg !== 'number') names.push('inverse');
-      }
-      if (typeof fg === 'number') names.push(`fg${fg}`);
-      if (typeof bg === 'number') names.push(`bg${bg}`);
-      const colours = [['color', fg], ['background-color', bg]].filter(([, colour]) => typeof colour === 'string');
-      style.look = names.length || colours.length ? {className: names.join(' '), colours} : null;
-    }
-    return style.look;
+    const {fg, bg, inverse} = style;
+    const look = make('span');
+    const names = Object.keys(style).filter((name) => style[name] === 1);
+    const paint = (ground, property, colour) => {
+      if (/^\d/.test(colour)) names.push(ground + colour);
+      else look.style.setProperty(property, colour);
+    };
+    paint('fg', 'color', inverse ? bg : fg);
+    paint('bg', 'background', inverse ? fg : bg);
+    // The sixteen are legible on the page; any other colour changes places with the page's own.
+    if (!/\d/.test(names)) names.push(inverse);
+    look.className = names.join(' ').trim();
+    return look;
   }
 
-  // Puts lines into an element. Text without a style is gathered, over many lines, into one node.
-  class Ink {
-    constructor(parent) {
-      this.parent = parent;
-      this.text = '';
-      this.lines = this.spans = this.units = 0;
-    }
-
-    get full() {
-      return this.lines >= CHUNK.lines || this.spans >= CHUNK.spans || this.units >= CHUNK.units;
-    }
-
-    count({lines, spans, units}) {
-      this.lines += lines;
-      this.spans += spans;
-      this.units += units;
-    }
-
-    line(line) {
-      const runs = line.pack();
-      for (let index = 0; index < runs.length;) {
-        const href = runs[index].style.looks.link;
-        if (!href) this.run(runs[index++]);
-        else {
-          let end = index;
-          while (end < runs.length && runs[end].style.looks.link === href) end++;
-          this.link(runs.slice(index, end), href);
-          index = end;
-        }
-      }
-      this.text += '\n';
-      this.count({lines: 1, spans: 0, units: line.units + 1});
-    }
-
-    link(runs, href) {
-      const inner = new Ink(linkTo(href));
-      for (const {text, style} of runs) inner.styled(text, style);
-      inner.flush();
-      this.spans += inner.spans;
-      this.node(inner.parent);
-      if (misleads(inner.parent.textContent, href)) this.node(element('span', 'target', ` [→ ${new URL(href).host}]`));
-    }
-
-    // Addresses in the text become links.
-    run({text, style}) {
-      let from = 0;
-      if (text.includes('://')) {
-        for (const {0: url, index} of text.matchAll(URLS)) {
-          this.styled(text.slice(from, index), style);
-          from = index + url.length;
-          if (address(url)) this.link([{text: url, style}], url);
-          else this.styled(url, style);
-        }
-      }
-      this.styled(text.slice(from), style);
-    }
-
-    styled(text, style) {
-      const look = lookOf(style);
-      if (!look || !text) this.text += text;
-      else {
-        const span = element('span', look.className, text);
-        for (const [property, colour] of look.colours) span.style.setProperty(property, colour);
-        this.node(span);
-      }
-    }
-
-    node(node) {
-      this.flush();
-      this.parent.append(node);
-      this.spans++;
-    }
-
-    flush() {
-      if (this.text) this.parent.append(this.text);
-      this.text = '';
-    }
+  function styled({text, style}) {
+    if (style === PLAIN) return text;
+    style.look ??= lookOf(style);
+    return Object.assign(style.look.cloneNode(), {textContent: text});
   }
 
-  class Terminal {
-    #element;
-    #options;
-    #port = new MessageChannel();
-    #queue;
-    #offset;
-    #screen;
-    #reported;
-    #gauge;
-    #told = null;
-    #chunks;
-    #note;
-    #dropped;
-    #scheduled = false;
-    #looking = false;
-    #waiting = null;
+  function linked(runs, href) {
+    const link = make('a', {href, target: '_blank', rel: 'noopener noreferrer nofollow'});
+    link.append(...runs.map(styled));
+    return misleads(link.text, href) ? [link, make('span', {className: 'target', textContent: ` [→ ${hostOf(href)}]`})] : [link];
+  }
 
-    // onprogress is called with {percent, text} as the output tells of progress, and with null when it no longer does;
-    // ondraw() after each change of the page; earlier(count) says that so many lines are no longer shown.
-    constructor(element, options = {}) {
-      this.#element = element;
-      this.#options = {
-        onprogress() {},
-        ondraw() {},
-        earlier: (count) => `${count.toLocaleString()} earlier lines are not shown`,
-        ...options,
-      };
-      element.classList.add('terminal');
-      // A hidden page gets no animation frames, and only slow timers; messages come at once.
-      this.#port.port1.onmessage = () => this.#work();
-      document.addEventListener('visibilitychange', () => this.#scheduled && this.#port.port2.postMessage(0));
-      this.clear();
+  // Addresses in the text become links.
+  function autolinked({text, style}) {
+    if (!text.includes('://')) return [styled({text, style})];
+    return text.split(URLS).flatMap((part, odd) => {
+      const run = {text: part, style};
+      return odd % 2 && address(part) ? linked([run], part) : part ? styled(run) : [];
+    });
+  }
+
+  function nodesOf(line) {
+    const runs = line.pack();
+    const parts = [];
+    for (let end, at = 0; at < runs.length; at = end) {
+      const {link} = runs[at].style;
+      end = at + 1;
+      while (link && runs[end]?.style.link === link) end++;
+      parts.push(...(link ? linked(runs.slice(at, end), link) : autolinked(runs[at])));
     }
+    if (typeof parts.at(-1) === 'string') parts.push(parts.pop() + '\n');
+    else parts.push('\n');
+    return parts.map((part) => part.nodeType ? part : new Text(part));
+  }
 
-    write(text) {
+  // onprogress({percent, text}) is called as the output tells of progress, onprogress(null) when it no longer does;
+  // ondraw() after each change of the page; earlier(count) returns the words for lines that are no longer shown.
+  function Terminal(element, {onprogress, ondraw, earlier = (count) => `⋯ ${count}`} = {}) {
+    const {port1, port2} = new MessageChannel();
+    let queue, screen, gauge, reported, chunks, dropped;
+    let told = null;
+    let scheduled = false;
+    let looking = 0;
+    let drawn = Promise.resolve();
+    let resolve;
+
+    function write(text) {
       if (!text) return;
-      this.#queue.push(text);
-      this.#schedule();
+      for (let at = 0; at < text.length; at += PIECE) queue.push(text.slice(at, at + PIECE));
+      if (!resolve) drawn = new Promise((done) => resolve = done);
+      schedule();
     }
 
-    // Resolved once all that was written is in the page.
-    get drawn() {
-      return this.#waiting ? this.#waiting.promise : Promise.resolve();
+    function clear() {
+      queue = [];
+      chunks = [];
+      dropped = 0;
+      reported = null;
+      gauge = createGauge();
+      screen = createScreen(settle, (percent) => reported = percent);
+      element.replaceChildren();
+      tell(null);
     }
 
-    // The lines that are in the page, joined by line feeds.
-    text() {
-      return this.#chunks.map(({parent}) => parent.textContent).join('').replace(/\n$/, '');
+    // A hidden page gets no animation frames, and only slow timers; messages come at once.
+    function schedule() {
+      if (scheduled) return;
+      scheduled = true;
+      if (document.hidden) port2.postMessage(0);
+      else requestAnimationFrame(work);
     }
 
-    clear() {
-      this.#queue = [];
-      this.#offset = 0;
-      this.#screen = new Screen((line) => this.#settle(line), (percent) => (this.#reported = percent));
-      this.#reported = null;
-      this.#gauge = new Gauge();
-      this.#chunks = [];
-      this.#note = null;
-      this.#dropped = 0;
-      this.#element.replaceChildren();
-      this.#tell(null);
-    }
-
-    #schedule() {
-      if (this.#scheduled) return;
-      this.#scheduled = true;
-      if (!this.#waiting) {
-        this.#waiting = {};
-        this.#waiting.promise = new Promise((resolve) => (this.#waiting.resolve = resolve));
-      }
-      if (document.hidden) this.#port.port2.postMessage(0);
-      else requestAnimationFrame(() => this.#work());
-    }
-
-    #work() {
-      if (!this.#scheduled) return;
-      this.#scheduled = false;
+    function work() {
+      if (!scheduled) return;
+      scheduled = false;
       const begun = performance.now();
-      // Some of the time is for the screen, or nobody would see a bar move while much is written.
-      while (this.#queue.length && performance.now() < begun + FRAME_MS * 0.7) this.#screen.write(this.#piece());
-      if (this.#chunks.length) this.#last.flush();
-      const complete = this.#drawScreen(begun + FRAME_MS);
-      this.#options.ondraw();
-      this.#look();
-      if (this.#queue.length || !complete) return this.#schedule();
-      this.#waiting.resolve();
-      this.#waiting = null;
+      // Some of the time is left for the screen, or no bar would move while much is written.
+      while (queue.length && performance.now() < begun + FRAME_MS * 0.7) screen.write(queue.shift());
+      const complete = drawScreen(begun + FRAME_MS);
+      ondraw?.();
+      look();
+      if (queue.length || !complete) return schedule();
+      resolve();
+      resolve = null;
     }
 
-    #piece() {
-      const piece = this.#queue[0].slice(this.#offset, this.#offset + PIECE);
-      this.#offset += PIECE;
-      if (this.#offset >= this.#queue[0].length) {
-        this.#queue.shift();
-        this.#offset = 0;
+    // Add what is drawn to the last chunk, if that is not full.
+    function place(nodes) {
+      const last = chunks.at(-1);
+      if (!last || last.lines >= 250 || last.weight >= 65536) {
+        if (chunks.length === MAX_CHUNKS) drop();
+        chunks.push({div: make('div'), lines: 0, weight: 0});
+        element.append(chunks.at(-1).div);
       }
-      return piece;
+      chunks.at(-1).div.append(...nodes);
+      chunks.at(-1).lines++;
     }
 
-    get #last() {
-      return this.#chunks[this.#chunks.length - 1];
+    function drop() {
+      if (!dropped) element.prepend(make('div', {className: 'earlier'}));
+      dropped += chunks[0].lines;
+      element.firstChild.textContent = earlier(dropped);
+      chunks.shift().div.remove();
     }
 
-    // The chunk that a new line goes to.
-    #chunk() {
-      if (this.#chunks.length && !this.#last.full) return this.#last;
-      if (this.#chunks.length) this.#close(this.#last);
-      if (this.#chunks.length === MAX_CHUNKS) this.#drop(this.#chunks.shift());
-      this.#chunks.push(new Ink(element('div')));
-      this.#element.append(this.#last.parent);
-      return this.#last;
-    }
-
-    // Tell the browser how high a chunk may be that it has not laid out yet.
-    #close(chunk) {
-      chunk.flush();
-      const height = Math.ceil(Math.max(chunk.lines, chunk.units / 150));
-      chunk.parent.style.setProperty('contain-intrinsic-height', `auto ${height}lh`);
-    }
-
-    #drop(chunk) {
-      chunk.parent.remove();
-      this.#dropped += chunk.lines;
-      if (!this.#note) this.#element.prepend(this.#note = element('div', 'earlier'));
-      this.#note.textContent = this.#options.earlier(this.#dropped);
-    }
-
-    // A line has left the screen: see to it that it is drawn as it is now, and forget it.
-    #settle(line) {
-      if (!line.nodes) this.#chunk().line(line);
-      else if (line.dirty) this.#draw(line);
-    }
-
-    #drawScreen(deadline) {
-      const {lines} = this.#screen;
-      const end = lines.findLastIndex((line) => line.width) + 1;
-      for (const line of lines.slice(0, end)) {
-        if (!line.dirty) continue;
-        this.#draw(line);
-        if (performance.now() > deadline) return false;
-      }
-      for (const line of lines.slice(end)) this.#undraw(line);
-      return true;
-    }
-
-    // Draw a line in its place, which is after all lines that were drawn before it.
-    #draw(line) {
-      const ink = new Ink(document.createDocumentFragment());
-      ink.line(line);
-      ink.flush();
-      const nodes = [...ink.parent.childNodes];
-      line.dirty = false;
-      if (line.nodes && line.nodes.length === 1 && nodes.length === 1) {
-        line.nodes[0].data = nodes[0].data;
-        return;
-      }
-      if (line.nodes) {
-        line.nodes[0].before(ink.parent);
-        this.#undraw(line);
-      } else {
-        const chunk = this.#chunk();
-        chunk.flush();
-        chunk.parent.append(ink.parent);
-        chunk.count(ink);
-      }
-      line.nodes = nodes;
-    }
-
-    #undraw(line) {
-      for (const node of line.nodes || []) node.remove();
+    // A line leaves the screen: see to it that it is drawn as it is now.
+    function settle(line) {
+      if (line.dirty) draw(line);
       line.nodes = null;
     }
 
-    #look() {
-      if (this.#looking) return;
-      this.#looking = true;
-      setTimeout(() => {
-        this.#looking = false;
-        const seen = this.#gauge.look(this.#screen.lines);
-        this.#tell(this.#reported === null ? seen : {percent: this.#reported, text: ''});
-      }, GAUGE_MS);
+    function drawScreen(deadline) {
+      const end = screen.lines.findLastIndex((line) => line.width) + 1;
+      screen.lines.slice(end).forEach(undraw);
+      for (const line of screen.lines.slice(0, end).filter((line) => line.dirty)) {
+        draw(line);
+        if (performance.now() > deadline) return false;
+      }
+      return true;
     }
 
-    #tell(progress) {
-      if (JSON.stringify(progress) === JSON.stringify(this.#told)) return;
-      this.#told = progress;
-      this.#options.onprogress(progress);
+    // Draw a line in its place: where it is already, or after all others.
+    function draw(line) {
+      const {nodes} = line;
+      const made = nodesOf(line);
+      line.dirty = false;
+      if (nodes?.length === 1 && made.length === 1) {
+        nodes[0].data = made[0].data;
+        return;
+      }
+      if (nodes) nodes[0].before(...made);
+      else place(made);
+      nodes?.forEach((node) => node.remove());
+      line.nodes = made;
+      // How much is in a chunk, roughly: a change of style weighs as much as some characters.
+      const weight = line.width + 20 * line.runs.length;
+      chunks.at(-1).weight += weight - line.weight;
+      line.weight = weight;
     }
+
+    function undraw(line) {
+      line.nodes?.forEach((node) => node.remove());
+      line.nodes = null;
+      line.dirty = true;
+    }
+
+    function look() {
+      looking ||= setTimeout(() => {
+        looking = 0;
+        const progress = gauge(screen.lines);
+        tell(reported === null ? progress : {percent: reported, text: ''});
+      }, LOOK_MS);
+    }
+
+    function tell(progress) {
+      if (JSON.stringify(progress) === JSON.stringify(told)) return;
+      told = progress;
+      onprogress?.(progress);
+    }
+
+    element.classList.add('terminal');
+    port1.onmessage = work;
+    document.addEventListener('visibilitychange', work);
+    clear();
+    return {
+      write,
+      clear,
+      // A promise: all that was written so far is in the page.
+      get drawn() {
+        return drawn;
+      },
+      // The lines that are in the page, joined by line feeds.
+      text: () => chunks.map(({div}) => div.textContent).join('').replace(/\n$/, ''),
+    };
   }
 
-  Object.assign(Terminal, {Screen, Gauge, widthOf});
-  return Terminal;
+  return Object.assign(Terminal, {createScreen, createGauge, widthOf});
 })();
 if (typeof module === 'object') module.exports = Terminal;
