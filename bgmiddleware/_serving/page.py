@@ -114,7 +114,9 @@ def _icon(visit: Visit) -> str:
 
 def _data(visit: Visit, said: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     data = {
-        "job": status,
+        # Its links are all made of one.
+        "job": {name: value for name, value in status.items() if name not in ("token", "links")},
+        "self": status["links"]["self"],
         "words": {**said["script"], "states": said["states"]},
         "looks": LOOKS,
         "icon": _icon(visit),

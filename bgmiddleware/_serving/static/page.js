@@ -1,47 +1,36 @@
 // The live page of a job. The document says all of it without a script too; this keeps it up to date.
 const $ = new Proxy({}, {get: (_, name) => document.getElementById("job-" + name)});
 const root = document.getElementById("job");
-const {looks, icon, words, tail, ...given} = JSON.parse($.data.textContent);
-let job = given.job;
-const links = job.links;
+const given = JSON.parse($.data.textContent);
+const {self, looks, words} = given;
+let {job} = given;
 const over = () => job.ended_at !== null;
 const seenLive = !over();
+const view = (name) => `${self}&_view=${name}`;
 
 // What is said.
 
 const say = (name, values) => words[name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
+const local = (value, options) => value.toLocaleString(undefined, options);
+const count = (number) => local(number, {maximumFractionDigits: 2});
+const size = (bytes) => local(bytes, {notation: "compact", style: "unit", unit: "byte", unitDisplay: "narrow"});
+const moment = (at) => local(new Date(at * 1000), {dateStyle: "medium", timeStyle: "medium"});
+
+function span(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  const minutes = Math.floor(Math.round(seconds) / 60);
+  if (!minutes) return `${Math.round(seconds)} s`;
+  return minutes < 60 ? `${minutes} min ${Math.round(seconds) % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
 
 // What turns the direction of text is shown, as in the output: "gpj.exe" is not to be read as "exe.jpg".
-function plain(text) {
-  return text
-    .replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (mark) => `[U+${mark.charCodeAt().toString(16)}]`)
-    .replace(/[\0-\x1f\x7f-\x9f]/g, "");
-}
+const plain = (text) =>
+  text.replace(/[\0-\x1f\x7f-\x9f]/g, "").replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (mark) => `[U+${mark.charCodeAt().toString(16)}]`);
 
 function made(tag, text, properties) {
   const element = Object.assign(document.createElement(tag), properties);
   element.textContent = plain(text);
   return element;
-}
-
-const count = (number, digits = 2) => number.toLocaleString(undefined, {maximumFractionDigits: digits});
-
-function size(bytes) {
-  const power = bytes < 1e3 ? 0 : bytes < 1e6 ? 1 : 2;
-  return `${count(bytes / 1e3 ** power, 1)} ${["B", "kB", "MB"][power]}`;
-}
-
-function span(seconds) {
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  const whole = Math.round(seconds);
-  const minutes = Math.floor(whole / 60);
-  if (!minutes) return `${whole} s`;
-  return minutes < 60 ? `${minutes} min ${whole % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-}
-
-function moment(at) {
-  const time = new Date(at * 1000);
-  return time.toDateString() === new Date().toDateString() ? time.toLocaleTimeString() : time.toLocaleString();
 }
 
 // Asking the server. Who waits can be woken: when the network is there again, when the reader comes or goes.
@@ -52,8 +41,8 @@ async function ask(url, options) {
   const headers = {Accept: "application/json"};
   const answer = await fetch(url, {headers, cache: "no-store", signal: AbortSignal.timeout(30000), ...options});
   // Only our own word counts: what stands in for a server that restarts may say 404 to everything.
-  const ours = answer.headers.get("Content-Type")?.startsWith("application/problem+json");
-  if (ours && [404, 410].includes(answer.status)) throw new Gone();
+  const ours = answer.headers.get("Content-Type")?.includes("problem+json");
+  if (ours && /404|410/.test(answer.status)) throw new Gone();
   if (!answer.ok) throw new Error(answer.status);
   return answer;
 }
@@ -71,14 +60,12 @@ function pause(seconds) {
 
 // The output: one offset in bytes, whichever way they come.
 
-const screen = made("div", "", {id: "job-text", className: "job-text"});
+const screen = made("div", "", {id: "job-text"});
 const terminal = new Terminal(screen, {
   onprogress: (read) => show(job, read),
   earlier: (lines) => say("lines", {lines: count(lines)}),
 });
-let decoder;
-let offset;
-let midline;
+let decoder, offset, midline;
 
 function begin(at) {
   terminal.clear();
@@ -103,10 +90,10 @@ function write(at, text) {
 async function read() {
   if (offset > job.output.end) begin(0);
   while (offset < job.output.end) {
-    const answer = await ask(`${links.log}&_offset=${offset}`);
-    const bytes = await answer.arrayBuffer();
-    write(Number(answer.headers.get("Job-Offset")), decoder.decode(bytes, {stream: true}));
-    const next = Number(answer.headers.get("Job-Next-Offset"));
+    const answer = await ask(`${view("log")}&_offset=${offset}`);
+    const text = decoder.decode(await answer.arrayBuffer(), {stream: true});
+    write(+answer.headers.get("Job-Offset"), text);
+    const next = +answer.headers.get("Job-Next-Offset");
     // Half of a character waits for its other half.
     if (next <= offset) break;
     offset = next;
@@ -124,9 +111,9 @@ function takeOver() {
 
 let whole = false;
 
-function loadAll(event) {
+function loadAll() {
   whole = true;
-  event.target.textContent = words.loading;
+  this.textContent = words.loading;
   if (over()) live();
   else wake();
 }
@@ -142,18 +129,17 @@ function toEnd() {
 }
 
 function follow(wanted) {
-  following = $.follow.checked = wanted;
-  $.end.hidden = wanted;
+  following = $.follow.checked = $.end.hidden = wanted;
   toEnd();
 }
 
 pane.onscroll = () => {
-  const [top, before] = [pane.scrollTop, lastTop];
-  const below = pane.scrollHeight - top - pane.clientHeight;
-  lastTop = top;
-  if (top > before && below < 30) follow(true);
+  const {scrollTop: top, scrollHeight, clientHeight} = pane;
+  const near = scrollHeight - top - clientHeight < 30;
+  if (near && top > lastTop) follow(true);
   // Not where the output only became shorter.
-  else if (top < before && below >= 30) follow(false);
+  if (!near && top < lastTop) follow(false);
+  lastTop = top;
 };
 const sizes = new ResizeObserver(toEnd);
 sizes.observe(screen);
@@ -165,9 +151,10 @@ $.end.onclick = () => {
 };
 
 // The keys that scroll do so wherever the reader is, but for the places that need them.
-addEventListener("keydown", (event) => {
-  const scrolls = /^(Arrow(Up|Down)|Page|Home|End)/.test(event.key);
-  if (scrolls && document.activeElement === document.body) pane.focus({preventScroll: true});
+addEventListener("keydown", ({key}) => {
+  if (!/^(Arrow(Up|Down)|Page|Home|End)/.test(key)) return;
+  if (document.activeElement === document.body) pane.focus({preventScroll: true});
+  if (key === "End" && document.activeElement === pane) follow(true);
 });
 
 // Transport: a stream while there is one to have, else looks at the pace that the server sets.
@@ -178,34 +165,34 @@ let quiet = 0;
 let streamAfter = 0;
 
 async function look() {
-  const answer = await ask(links.status + (waited === null ? "" : `&_every=${waited.toFixed(2)}`));
-  pace = Number(answer.headers.get("Job-Poll")) || pace;
+  const answer = await ask(view("status") + (waited === null ? "" : `&_every=${waited.toFixed(2)}`));
+  pace = +answer.headers.get("Job-Poll") || pace;
   const before = job.output.end;
   show(await answer.json());
   quiet = job.output.end > before ? 0 : quiet + 1;
 }
 
 function interval() {
-  const calm = Math.min(Math.max(pace, 5), pace * 1.3 ** quiet);
-  return (document.hidden ? Math.max(calm, 5) : calm) * (0.9 + Math.random() / 5);
+  const calm = Math.max(pace, Math.min(5, pace * 1.3 ** quiet), document.hidden ? 5 : 0);
+  return calm * (0.9 + Math.random() / 5);
 }
 
 function stream() {
   return new Promise((resolve) => {
-    const source = new EventSource(`${links.events}&_offset=${offset}`);
+    const source = new EventSource(`${view("events")}&_offset=${offset}`);
     let opened = false;
+    // The server ends a stream after 20 seconds; this is for a connection that died without a word.
+    const timer = setTimeout(() => wake(), 30000);
     wake = () => {
       source.close();
       clearTimeout(timer);
       resolve(opened);
     };
-    // The server ends a stream after 20 seconds; this is for a connection that died without a word.
-    const timer = setTimeout(wake, 30000);
     source.onopen = () => (opened = true);
     source.onmessage = (event) => {
       const {offset: at, text} = JSON.parse(event.data);
       write(at, decoder.decode() + text);
-      offset = Number(event.lastEventId);
+      offset = +event.lastEventId;
     };
     source.addEventListener("status", (event) => show(JSON.parse(event.data)));
     source.addEventListener("done", wake);
@@ -262,10 +249,10 @@ function show(news, read = bar) {
   badge(job.state);
   $.cancel.hidden = over() || job.cancel_requested_at !== null;
   $.result.hidden = job.state !== "finished" && !(job.state === "failed" && job.status_code >= 500);
+  $.notify.parentElement.hidden = over() || !window.Notification;
   const part = job.state === "finished" ? 100 : over() ? (now ?? 0) : now;
   if (part === null) $.progress.removeAttribute("value");
   else $.progress.value = part;
-  $.notify.parentElement.hidden = over() || !window.Notification;
   $.nothing.hidden = job.output.end > 0;
   $.nothing.textContent = over() ? words.empty : words.nothing;
   tick();
@@ -278,10 +265,10 @@ function show(news, read = bar) {
 }
 
 function badge(state) {
-  root.dataset.job = state;
   const [symbol, colour] = looks[state];
+  root.dataset.job = state;
   $.badge.textContent = `${symbol} ${words.states[state]}`;
-  $.icon.href = icon.replace("STATE", state).replace("COLOUR", colour).replace("SYMBOL", symbol);
+  $.icon.href = given.icon.replace("STATE", state).replace("COLOUR", colour).replace("SYMBOL", symbol);
 }
 
 function sign(text, ...more) {
@@ -290,19 +277,18 @@ function sign(text, ...more) {
 }
 
 function tick() {
-  const shown = over() || percent() === null ? looks[job.state][0] : `${Math.floor(percent())}%`;
-  document.title = plain(`${shown} ${job.title}`);
+  const now = percent();
+  document.title = plain(`${over() || now === null ? looks[job.state][0] : `${Math.floor(now)}%`} ${job.title}`);
   $.time.textContent = job.started_at === null ? "" : span(elapsed());
   $.time.title = moment(job.started_at ?? job.created_at);
-  $.note.textContent = plain(note().filter(Boolean).join(" · "));
+  $.note.textContent = plain(note(now).filter(Boolean).join(" · "));
 }
 
 setInterval(() => over() || tick(), 1000);
 
-function note() {
-  if (over()) return [job.cancel_requested_at && job.state !== "cancelled" ? words.asked : "", job.reason];
+function note(now) {
+  if (over()) return [job.cancel_requested_at && job.state !== "cancelled" && words.asked, job.reason];
   if (job.cancel_requested_at !== null) return [words.cancelling];
-  const now = percent();
   const {done, total, message} = job.progress ?? {};
   return [
     now !== null && `${Math.floor(now)} %`,
@@ -322,8 +308,8 @@ function usual() {
   if (!job.estimate) return "";
   const {low, high, runs} = job.estimate;
   const rest = (low + high) / 2 - elapsed();
-  const now = rest > 0 ? `${say("left", {time: span(rest)})}; ` : elapsed() > high ? `${words.longer}; ` : "";
-  return now + say(runs > 1 ? "last" : "last_one", {runs, low: span(low), high: span(high)});
+  const now = rest > 0 ? say("left", {time: span(rest)}) : elapsed() > high && words.longer;
+  return [now, say(runs > 1 ? "last" : "last_one", {runs, low: span(low), high: span(high)})].filter(Boolean).join("; ");
 }
 
 function details() {
@@ -335,13 +321,10 @@ function details() {
     took: started && span(elapsed()),
     size: size(job.output.end),
     code: job.status_code,
-    ...receipt,
   };
-  const said = (name, value) => (name in receipt && typeof value === "number" ? span(value) : `${value}`);
+  for (const [name, value] of Object.entries(receipt)) rows[name] = value > 0 ? span(value) : value;
   const pairs = Object.entries(rows).filter(([, value]) => value !== null);
-  $.details.lastElementChild.replaceChildren(
-    ...pairs.flatMap(([name, value]) => [made("dt", words[name] ?? name), made("dd", said(name, value))]),
-  );
+  $.rows.replaceChildren(...pairs.flatMap(([name, value]) => [made("dt", words[name] ?? name), made("dd", `${value}`)]));
 }
 
 // The end.
@@ -353,7 +336,7 @@ function finish() {
   if (finished) return;
   finished = true;
   if (document.hidden && $.notify.checked) {
-    new Notification(document.title, {body: words.states[job.state], tag: links.self}).onclick = () => focus();
+    new Notification(document.title, {body: words.states[job.state], tag: self}).onclick = () => focus();
   }
   if (job.state === "finished" && job.status_code < 400 && job.status_code !== 204) openSoon(5);
 }
@@ -370,7 +353,7 @@ async function openSoon(seconds) {
     if (!document.hidden) seconds--;
   }
   sign("");
-  if (!stays && undisturbed()) location.replace(links.result);
+  if (!stays && undisturbed()) location.replace(view("result"));
 }
 
 function gone() {
@@ -389,7 +372,7 @@ $.notify.onchange = async () => {
 };
 
 $.copy.onclick = async () => {
-  const link = new URL(links.self, location).href;
+  const link = new URL(self, location).href;
   try {
     await navigator.clipboard.writeText(link);
     $.copy.textContent = words.copied;
@@ -407,7 +390,7 @@ $.cancel.onsubmit = (event) => {
 $.ask.onclose = async () => {
   if (!$.ask.returnValue) return;
   try {
-    const answer = await ask(links.cancel, {method: "POST", body: new URLSearchParams({_action: "cancel"})});
+    const answer = await ask(self, {method: "POST", body: new URLSearchParams({_action: "cancel"})});
     show(await answer.json());
     wake();
   } catch {
@@ -424,14 +407,15 @@ function paint(name, ranges) {
   CSS.highlights?.set(name, new Highlight(...ranges));
 }
 
-function search() {
+$.search.oninput = () => {
   const wanted = $.search.value.toLowerCase();
   found = [];
   if (wanted) for (const chunk of screen.children) find(chunk, wanted);
   paint("job-found", found);
+  // The last one first: that is what the reader has in sight.
   here = 0;
   step(-1);
-}
+};
 
 function find(chunk, wanted) {
   const text = chunk.textContent.toLowerCase();
@@ -444,7 +428,7 @@ function find(chunk, wanted) {
     }
     return [node, at - start];
   };
-  for (let at = text.indexOf(wanted); at >= 0 && found.length < 5000; at = text.indexOf(wanted, at + wanted.length)) {
+  for (let at = -1; (at = text.indexOf(wanted, at + 1)) >= 0 && found.length < 5000; at += wanted.length - 1) {
     const range = new Range();
     range.setStart(...place(at));
     range.setEnd(...place(at + wanted.length));
@@ -452,71 +436,69 @@ function find(chunk, wanted) {
   }
 }
 
-// The last one first: that is what the reader has in sight.
 function step(by) {
-  here = found.length && (here + by + found.length) % found.length;
-  $.matches.textContent = $.search.value && say("matches", {at: found.length && here + 1, count: found.length});
+  const total = found.length;
+  here = total && (here + by + total) % total;
+  $.matches.textContent = $.search.value && say("matches", {at: total && here + 1, count: total});
   paint("job-here", found.slice(here, here + 1));
-  if (!found.length) return;
+  if (!total) return;
   follow(false);
+  const top = (it) => it.getBoundingClientRect().top;
   // Twice: what is far away is laid out only when it comes near.
-  for (let times = 2; times--; ) {
-    pane.scrollTop += found[here].getBoundingClientRect().top - pane.getBoundingClientRect().top - pane.clientHeight / 3;
-  }
+  for (let times = 2; times--; ) pane.scrollTop += top(found[here]) - top(pane) - pane.clientHeight / 3;
 }
 
-$.search.oninput = search;
-$.search.onkeydown = (event) => {
-  if (event.key === "Enter") step(event.shiftKey ? -1 : 1);
+$.search.onkeydown = ({key, shiftKey}) => {
+  if (key === "Enter") step(shiftKey ? -1 : 1);
 };
 $.previous.onclick = () => step(-1);
 $.next.onclick = () => step(1);
 
-// The jobs of this browser: it keeps the list, no server does.
+// The jobs of this browser, by their paths on this site: it keeps the list, no server does.
 
 const KEPT = "bgmiddleware-jobs";
-const own = location.pathname + links.self;
+const own = location.pathname + self;
 
 function kept() {
   try {
-    return JSON.parse(localStorage[KEPT]).filter(({href}) => new URL(href, location).origin === location.origin);
+    return new Map(JSON.parse(localStorage[KEPT]).filter(([path]) => /^\/(?!\/)/.test(path)));
   } catch {
-    return [];
+    return new Map();
   }
 }
 
-function remember(state, href = own) {
-  const before = kept();
-  const others = before.filter((other) => other.href !== href);
-  const {title, at} = before.find((other) => other.href === href) ?? {title: job.title, at: job.created_at};
-  if (state !== "expired") others.unshift({href, title, at, state});
+function remember(state, path = own) {
+  const jobs = kept();
+  const {title, at} = jobs.get(path) ?? {title: job.title, at: job.created_at};
+  jobs.delete(path);
+  if (state !== "expired") jobs.set(path, {title, at, state});
   try {
-    localStorage[KEPT] = JSON.stringify(others.slice(0, 20));
+    localStorage[KEPT] = JSON.stringify([...jobs].slice(-20));
   } catch {
     // No room, or not allowed: the list is a convenience.
   }
 }
 
-const others = () => kept().filter(({href}) => href !== own);
+const others = () => [...kept()].filter(([path]) => path !== own);
 
 function listJobs() {
-  const rows = others().map(({href, title, at, state}) => {
+  const rows = others().map(([href, {title, at, state}]) => {
     const row = made("li", `${looks[state][0]} `);
-    row.append(made("a", title, {href}), made("span", moment(at), {className: "job-dim"}));
+    row.append(made("a", title, {href}), made("span", moment(at)));
     return row;
   });
-  $.mine.lastElementChild.replaceChildren(...(rows.length ? rows : [made("li", words.none)]));
+  $.others.replaceChildren(...(rows.length ? rows.reverse() : [made("li", words.none)]));
 }
 
 $.mine.ontoggle = async () => {
   listJobs();
   if (!$.mine.open) return;
-  for (const {href} of others().reverse()) {
+  for (const [path] of others()) {
     try {
-      const answer = await ask(`${href}&_view=status`);
-      remember((await answer.json()).state, href);
+      const answer = await ask(`${path}&_view=status`);
+      remember((await answer.json()).state, path);
     } catch (error) {
-      if (error instanceof Gone) remember("expired", href);
+      if (error instanceof Gone) remember("expired", path);
     }
   }
   listJobs();
@@ -528,11 +510,11 @@ const wide = matchMedia("(min-width: 44rem)");
 wide.onchange = () => ($.menu.open = wide.matches);
 wide.onchange();
 addEventListener("click", (event) => {
-  for (const fold of root.querySelectorAll(".job-fold[open]")) fold.open = fold.contains(event.target);
+  for (const fold of [$.mine, $.details]) if (!fold.contains(event.target)) fold.open = false;
 });
 root.classList.add("job-scripted");
 $.wrap.onchange();
 remember(job.state);
-begin(Math.max(0, job.output.end - tail));
+begin(Math.max(0, job.output.end - given.tail));
 show(job);
 live();
