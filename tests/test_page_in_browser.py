@@ -220,7 +220,7 @@ def test_after_a_restart_the_page_goes_on_where_it_was(stage: Stage) -> None:
         tab = stage.shown(stage.begun())
         stage.play.prints("before ☃\n")
         expect(output(tab)).to_have_text("before ☃")
-    expect(tab.page.locator("#job-sign")).to_have_text("Connection lost. Trying again …")
+    expect(tab.page.locator("#job-sign")).to_have_text("⚠ Connection lost. Trying again …")
     stage.play.prints("meanwhile\n")
     with served(stage.site, port=client.port, patience=0.0):
         expect(output(tab)).to_have_text("before ☃\nmeanwhile")
@@ -253,7 +253,7 @@ def test_a_404_of_somebody_else_is_no_end(stage: Stage) -> None:
         stage.client = client
         tab = stage.shown(stage.begun())
     with served(answering(b"starting", status="404 Not Found"), port=client.port):
-        expect(tab.page.locator("#job-sign")).to_have_text("Connection lost. Trying again …")
+        expect(tab.page.locator("#job-sign")).to_have_text("⚠ Connection lost. Trying again …")
     with served(stage.site, port=client.port, patience=0.0):
         expect(tab.page.locator("#job-sign")).to_be_hidden()
         expect(badge(tab)).to_have_text("▶ running")
@@ -349,20 +349,20 @@ def test_search_finds_across_colours_and_makes_no_element(stage: Stage) -> None:
     expect(output(tab)).to_contain_text("end")
     before = page.evaluate("document.querySelectorAll('*').length")
     page.get_by_role("searchbox").fill("two three")
-    expect(page.locator("#job-matches")).to_have_text("2 of 2")
+    expect(page.locator("#job-matches")).to_have_text("2/2")
     found = "[...CSS.highlights.get('job-found')].map(String)"
     assert page.evaluate(found) == ["two three", "TWO THREE"]
     assert page.evaluate("[...CSS.highlights.get('job-here')].map(String)") == ["TWO THREE"]
     page.keyboard.press("Enter")
-    expect(page.locator("#job-matches")).to_have_text("1 of 2")
+    expect(page.locator("#job-matches")).to_have_text("1/2")
     in_sight = "(() => { const {top} = [...CSS.highlights.get('job-here')][0].getBoundingClientRect();"
     in_sight += " return top > 0 && top < innerHeight; })()"
     tab.until(in_sight)
     page.get_by_role("button", name="Previous match").click()
-    expect(page.locator("#job-matches")).to_have_text("2 of 2")
+    expect(page.locator("#job-matches")).to_have_text("2/2")
     tab.until(in_sight)
     page.get_by_role("searchbox").fill("nothing like it")
-    expect(page.locator("#job-matches")).to_have_text("0 of 0")
+    expect(page.locator("#job-matches")).to_have_text("0/0")
     page.get_by_role("searchbox").fill("")
     expect(page.locator("#job-matches")).to_have_text("")
     assert page.evaluate(found) == []
@@ -792,7 +792,7 @@ def test_external_assets_work_where_nothing_inline_is_allowed(stage: Stage) -> N
     tab = stage.shown(stage.begun("/a/b"))
     stage.play.prints("\x1b[38;5;208morange\x1b[0m\n")
     expect(output(tab)).to_have_text("orange")
-    assert tab.page.evaluate("getComputedStyle(document.querySelector('#job header')).display") == "flex"
+    assert tab.page.evaluate("getComputedStyle(document.querySelector('#job header')).display") == "grid"
     stage.play.answers()
     expect(badge(tab)).to_have_text("✓ finished")
     assert tab.wrong == []

@@ -16,8 +16,8 @@ LOOKS = {
 SYMBOLS = {state: symbol for state, (symbol, _) in LOOKS.items()}
 
 ICON = (
-    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><circle cx='16' cy='16' r='16' fill='COLOUR'/>"
-    "<text x='16' y='23' font-size='20' fill='white' text-anchor='middle'>SYMBOL</text></svg>"
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='-8 -8 16 16'><circle r='8' fill='COLOUR'/>"
+    "<text y='4' font-size='11' fill='white' text-anchor='middle'>SYMBOL</text></svg>"
 )
 """An icon as SVG, without the two words in capitals; nothing in it has to be escaped in a URL."""
 

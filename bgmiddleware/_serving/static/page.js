@@ -16,16 +16,16 @@ const count = (number) => local(number, {maximumFractionDigits: 2});
 const size = (bytes) => local(bytes, {notation: "compact", style: "unit", unit: "byte", unitDisplay: "narrow"});
 const moment = (at) => local(new Date(at * 1000), {dateStyle: "medium", timeStyle: "medium"});
 
-function span(seconds) {
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  const minutes = Math.floor(Math.round(seconds) / 60);
-  if (!minutes) return `${Math.round(seconds)} s`;
-  return minutes < 60 ? `${minutes} min ${Math.round(seconds) % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+function span(seconds, digits = 1) {
+  if (seconds < 10) return `${seconds.toFixed(digits)} s`;
+  const all = Math.round(seconds);
+  const [hours, minutes] = [Math.floor(all / 3600), Math.floor(all / 60) % 60];
+  return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min ${all % 60} s` : `${all} s`;
 }
 
 // What turns the direction of text is shown, as in the output: "gpj.exe" is not to be read as "exe.jpg".
-const plain = (text) =>
-  text.replace(/[\0-\x1f\x7f-\x9f]/g, "").replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (mark) => `[U+${mark.charCodeAt().toString(16)}]`);
+const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const plain = (text) => text.replace(TURNING, (mark) => `[U+${mark.charCodeAt().toString(16)}]`);
 
 function made(tag, text, properties) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -113,7 +113,6 @@ let whole = false;
 
 function loadAll() {
   whole = true;
-  this.textContent = words.loading;
   if (over()) live();
   else wake();
 }
@@ -125,7 +124,7 @@ let following = true;
 let lastTop = 0;
 
 function toEnd() {
-  if (following) pane.scrollTop = pane.scrollHeight;
+  if (following && !$.search.value) pane.scrollTop = pane.scrollHeight;
 }
 
 function follow(wanted) {
@@ -246,7 +245,10 @@ function show(news, read = bar) {
   const now = percent();
   // What begins anew, a second bar say, is estimated anew.
   if (now < before || before === null) base = job.progress ? {at: 0, percent: 0} : {at: elapsed(), percent: now};
-  badge(job.state);
+  const [symbol, colour] = looks[job.state];
+  root.dataset.job = job.state;
+  $.badge.textContent = `${symbol} ${words.states[job.state]}`;
+  $.icon.href = given.icon.replace("STATE", job.state).replace("COLOUR", colour).replace("SYMBOL", symbol);
   $.cancel.hidden = over() || job.cancel_requested_at !== null;
   $.result.hidden = job.state !== "finished" && !(job.state === "failed" && job.status_code >= 500);
   $.notify.parentElement.hidden = over() || !window.Notification;
@@ -262,13 +264,6 @@ function show(news, read = bar) {
     announced = step;
     $.status.textContent = over() ? words.states[job.state] : `${step} %`;
   }
-}
-
-function badge(state) {
-  const [symbol, colour] = looks[state];
-  root.dataset.job = state;
-  $.badge.textContent = `${symbol} ${words.states[state]}`;
-  $.icon.href = given.icon.replace("STATE", state).replace("COLOUR", colour).replace("SYMBOL", symbol);
 }
 
 function sign(text, ...more) {
@@ -301,15 +296,16 @@ function note(now) {
 
 function left(now) {
   const [gained, took] = [now - base.percent, elapsed() - base.at];
-  return gained >= 1 && took >= 2 && now < 100 && say("left", {time: span((took * (100 - now)) / gained)});
+  return gained >= 1 && took >= 2 && now < 100 && say("left", {time: span((took * (100 - now)) / gained, 0)});
 }
 
 function usual() {
   if (!job.estimate) return "";
   const {low, high, runs} = job.estimate;
   const rest = (low + high) / 2 - elapsed();
-  const now = rest > 0 ? say("left", {time: span(rest)}) : elapsed() > high && words.longer;
-  return [now, say(runs > 1 ? "last" : "last_one", {runs, low: span(low), high: span(high)})].filter(Boolean).join("; ");
+  const now = rest > 0 ? say("left", {time: span(rest, 0)}) : elapsed() > high && words.longer;
+  const last = runs > 1 && say("last", {runs, low: span(low), high: span(high)});
+  return [now, last].filter(Boolean).join("; ");
 }
 
 function details() {
@@ -320,11 +316,12 @@ function details() {
     queued: started && span(started - job.created_at),
     took: started && span(elapsed()),
     size: size(job.output.end),
-    code: job.status_code,
+    code: job.status_code && `${job.status_code}`,
+    ...receipt,
   };
-  for (const [name, value] of Object.entries(receipt)) rows[name] = value > 0 ? span(value) : value;
-  const pairs = Object.entries(rows).filter(([, value]) => value !== null);
-  $.rows.replaceChildren(...pairs.flatMap(([name, value]) => [made("dt", words[name] ?? name), made("dd", `${value}`)]));
+  const text = (value) => (typeof value === "number" ? span(value) : `${value}`);
+  const pairs = Object.entries(rows).filter(([, value]) => value != null);
+  $.rows.replaceChildren(...pairs.flatMap(([name, value]) => [made("dt", words[name] ?? name), made("dd", text(value))]));
 }
 
 // The end.
@@ -358,8 +355,7 @@ async function openSoon(seconds) {
 
 function gone() {
   sign(words.gone);
-  badge("expired");
-  $.cancel.hidden = $.result.hidden = true;
+  show({...job, state: "expired", elapsed: elapsed(), ended_at: job.ended_at ?? undefined});
   remember("expired");
 }
 
@@ -439,10 +435,9 @@ function find(chunk, wanted) {
 function step(by) {
   const total = found.length;
   here = total && (here + by + total) % total;
-  $.matches.textContent = $.search.value && say("matches", {at: total && here + 1, count: total});
+  $.matches.textContent = $.search.value && `${total && here + 1}/${total}`;
   paint("job-here", found.slice(here, here + 1));
   if (!total) return;
-  follow(false);
   const top = (it) => it.getBoundingClientRect().top;
   // Twice: what is far away is laid out only when it comes near.
   for (let times = 2; times--; ) pane.scrollTop += top(found[here]) - top(pane) - pane.clientHeight / 3;
