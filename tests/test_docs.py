@@ -197,7 +197,7 @@ app = BackgroundMiddleware(app, when=marks.path("/reports/*"))
 """
 
 
-@pytest.mark.parametrize("section", ["Marks", "Executors", "Registries"])
+@pytest.mark.parametrize("section", ["Marks", "Executors", "Registries", "Pages"])
 def test_the_examples_of_your_own_run_reports(section: str, tmp_path: Path) -> None:
     reports, other = run(tmp_path, example("extending.rst", section), ["/reports/2026", "/articles/2026"])
     assert (reports["state"], reports["result"]) == ("finished", "a good year\n")
