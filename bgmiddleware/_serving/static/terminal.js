@@ -27,10 +27,10 @@ const Terminal = (() => {
   // When the style has changed so often, the rest of the line is plain.
   const MAX_RUNS = 3000;
   const MAX_STRING = 8192;
-  // A character has no more marks than this; a further one takes a column of its own.
-  const MAX_MARKS = 32;
+  // A character has no more marks than this, for none takes the browser so long; further ones belong to a blank.
+  const MAX_MARKS = 16;
   const MAX_ADDRESS = 2048;
-  const MAX_STYLES = 8192;
+  const MAX_STYLES = 1000;
 
   // ------------------------------------------------------------------------------------------------------- characters
 
@@ -247,7 +247,8 @@ const Terminal = (() => {
       for (const character of text) {
         const width = widthOf(character);
         if (BIDI.test(character)) printName(character);
-        else if (width || !column || !line().mark(column, character)) put(character, width || 1);
+        else if (width || !column) put(character, width || 1);
+        else if (!line().mark(column, character)) put(' ' + character, 1);
       }
     }
 
@@ -561,11 +562,14 @@ const Terminal = (() => {
       chunks.at(-1).lines++;
     }
 
+    // Many at once: what is seen may move, and is laid out again.
     function drop() {
       if (!dropped) element.prepend(make('div', {className: 'earlier'}));
-      dropped += chunks[0].lines;
+      for (const {div, lines} of chunks.splice(0, MAX_CHUNKS / 4)) {
+        div.remove();
+        dropped += lines;
+      }
       element.firstChild.textContent = earlier(dropped);
-      chunks.shift().div.remove();
     }
 
     // A line leaves the screen: see to it that it is drawn as it is now.
