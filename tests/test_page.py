@@ -532,8 +532,9 @@ def test_scripts_are_stripped_of_what_is_only_for_us() -> None:
     [
         ("if (a === b && c) {", "if(a===b&&c){"),
         ("const f = ({x, y}) => x ? y : [z];", "const f=({x,y})=>x?y:[z];"),
-        ("return a - -b + +c;", "return a - -b + +c;"),
-        ("x = 'a = b' + 'c, d';", "x='a = b' + 'c, d';"),
+        ("return a - -b + +c + d * e - f;", "return a - -b + +c+d*e-f;"),
+        ("a++ + b !== c ** d", "a++ + b!==c ** d"),
+        ("x = 'a = b' + 'c, d';", "x='a = b'+'c, d';"),
         ('x = {y: "a = b", z};', 'x={y:"a = b",z};'),
         ('x = "it\'s a = b";', 'x = "it\'s a = b";'),
         ("x = 'a \\' = b';", "x = 'a \\' = b';"),

@@ -579,7 +579,7 @@ def test_details_and_icon_follow_the_state(stage: Stage) -> None:
     assert "green" in icon.get_attribute("href")
     tab.page.locator("#job-details summary").click()
     details = tab.page.locator("#job-details dl")
-    for said in ("Started", "Ended", "Waited for", "Took", "Output0B", "Status of the result201"):
+    for said in ("Started", "Ended", "Waited for", "Took", "Output0B", "Answer201"):
         expect(details).to_contain_text(said)
 
 
@@ -749,12 +749,12 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(stage: Stage) -> N
         assert shown, f"that {tag} has the focus cannot be seen"
         reached.append(tag)
     assert reached == [
-        *("Cancel", "job-search", "job-follow", "job-wrap", "job-notify", "job-copy", "job-download", "Details"),
-        *("My jobs", "job-output"),
+        *("Cancel", "job-search", "job-follow", "job-wrap", "job-notify", "job-copy", "Details"),
+        *("My jobs", "job-download", "job-output"),
     ]
     snapshot = tab.page.locator("body").aria_snapshot()
     for named in (
-        *('button "Cancel"', 'searchbox "Search the output"', 'checkbox "Follow" [checked]', 'checkbox "Notify me"'),
+        *('button "Cancel"', 'searchbox "Search"', 'checkbox "Follow" [checked]', 'checkbox "Notify me"'),
         *('link "Download"', 'log "Output"', 'progressbar "Progress"', 'heading "POST /report" [level=1]', "status"),
     ):
         assert named in snapshot, snapshot

@@ -51,11 +51,11 @@ def _without_spaces(line: str) -> str:
         return line
     quote = quotes.pop() if quotes else "\n"
     parts = line.split(quote)
-    return quote.join(part if inside % 2 else _AROUND.sub(r"\1", part) for inside, part in enumerate(parts))
+    return quote.join(part if inside % 2 else _AROUND.sub(r"\1\2", part) for inside, part in enumerate(parts))
 
 
 _UNSURE = set("`/\\")
-_AROUND = re.compile(r" ?([=(){},;:?<>&|\[\]]) ?")
+_AROUND = re.compile(r" ?(!==?|[=(){},;:?<>&|\[\]]) ?|(?<![+-]) ([+*-]) (?![+-])")
 
 
 def stripped_style(text: str) -> str:

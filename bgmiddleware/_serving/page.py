@@ -22,7 +22,6 @@ from .visit import Visit, about
 __all__ = ["answer_page"]
 
 _TAIL_BYTES = 64 * 1024
-_SCRIPT_TAIL_BYTES = 1024 * 1024
 _REFRESH_SECONDS = 3
 
 
@@ -117,10 +116,9 @@ def _data(visit: Visit, said: Mapping[str, Any], status: Mapping[str, Any]) -> s
         # Its links are all made of one.
         "job": {name: value for name, value in status.items() if name not in ("token", "links")},
         "self": status["links"]["self"],
-        "words": {**said["script"], "states": said["states"]},
-        "looks": LOOKS,
+        "words": said["script"],
+        "looks": {state: (*look, said["states"][state]) for state, look in LOOKS.items()},
         "icon": _icon(visit),
-        "tail": _SCRIPT_TAIL_BYTES,
     }
     # Nothing in there can end the element that it is in, nor begin a comment.
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

@@ -5,16 +5,16 @@ const given = JSON.parse($.data.textContent);
 const {self, looks, words} = given;
 let {job} = given;
 const over = () => job.ended_at !== null;
-const seenLive = !over();
+let finished = over();
 const view = (name) => `${self}&_view=${name}`;
 
 // What is said.
 
 const say = (name, values) => words[name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
-const local = (value, options) => value.toLocaleString(undefined, options);
-const count = (number) => local(number, {maximumFractionDigits: 2});
-const size = (bytes) => local(bytes, {notation: "compact", style: "unit", unit: "byte", unitDisplay: "narrow"});
-const moment = (at) => local(new Date(at * 1000), {dateStyle: "medium", timeStyle: "medium"});
+const count = (number) => number.toLocaleString();
+const SIZE = {notation: "compact", style: "unit", unit: "byte", unitDisplay: "narrow"};
+const size = (bytes) => bytes.toLocaleString(undefined, SIZE);
+const moment = (at) => new Date(at * 1000).toLocaleString();
 
 function span(seconds, digits = 1) {
   if (seconds < 10) return `${seconds.toFixed(digits)} s`;
@@ -39,7 +39,7 @@ class Gone extends Error {}
 
 async function ask(url, options) {
   const headers = {Accept: "application/json"};
-  const answer = await fetch(url, {headers, cache: "no-store", signal: AbortSignal.timeout(30000), ...options});
+  const answer = await fetch(url, {headers, signal: AbortSignal.timeout(30000), ...options});
   // Only our own word counts: what stands in for a server that restarts may say 404 to everything.
   const ours = answer.headers.get("Content-Type")?.includes("problem+json");
   if (ours && /404|410/.test(answer.status)) throw new Gone();
@@ -140,9 +140,7 @@ pane.onscroll = () => {
   if (!near && top < lastTop) follow(false);
   lastTop = top;
 };
-const sizes = new ResizeObserver(toEnd);
-sizes.observe(screen);
-sizes.observe(pane);
+for (const box of [screen, pane]) new ResizeObserver(toEnd).observe(box);
 $.follow.onchange = () => follow($.follow.checked);
 $.end.onclick = () => {
   follow(true);
@@ -216,7 +214,7 @@ async function live() {
       if (whole && !$.earlier.hidden) begin(0);
       await read();
       failures = 0;
-      sign("");
+      sign();
       if (over()) return finish();
       waited = (await streamed()) ? null : interval();
       if (waited) await pause(waited);
@@ -231,7 +229,7 @@ async function live() {
 // What is known of the job, shown.
 
 let bar = null;
-let shownAt;
+let shownAt = performance.now();
 let base = {at: 0, percent: 0};
 let announced = 0;
 
@@ -245,14 +243,15 @@ function show(news, read = bar) {
   const now = percent();
   // What begins anew, a second bar say, is estimated anew.
   if (now < before || before === null) base = job.progress ? {at: 0, percent: 0} : {at: elapsed(), percent: now};
-  const [symbol, colour] = looks[job.state];
-  root.dataset.job = job.state;
-  $.badge.textContent = `${symbol} ${words.states[job.state]}`;
-  $.icon.href = given.icon.replace("STATE", job.state).replace("COLOUR", colour).replace("SYMBOL", symbol);
+  const {state, status_code: code} = job;
+  const [symbol, colour, word] = looks[state];
+  root.dataset.job = state;
+  $.badge.textContent = `${symbol} ${word}`;
+  $.icon.href = given.icon.replace("STATE", state).replace("COLOUR", colour).replace("SYMBOL", symbol);
   $.cancel.hidden = over() || job.cancel_requested_at !== null;
-  $.result.hidden = job.state !== "finished" && !(job.state === "failed" && job.status_code >= 500);
+  $.result.hidden = state !== "finished" && !(state === "failed" && code >= 500);
   $.notify.parentElement.hidden = over() || !window.Notification;
-  const part = job.state === "finished" ? 100 : over() ? (now ?? 0) : now;
+  const part = state === "finished" ? 100 : over() ? (now ?? 0) : now;
   if (part === null) $.progress.removeAttribute("value");
   else $.progress.value = part;
   $.nothing.hidden = job.output.end > 0;
@@ -260,22 +259,21 @@ function show(news, read = bar) {
   tick();
   details();
   const step = over() ? 100 : Math.min(75, Math.floor(now / 25) * 25);
-  if (seenLive && step > announced) {
+  if (!finished && step > announced) {
     announced = step;
-    $.status.textContent = over() ? words.states[job.state] : `${step} %`;
+    $.status.textContent = over() ? word : `${step} %`;
   }
 }
 
-function sign(text, ...more) {
-  $.sign.replaceChildren(text, ...more);
-  $.sign.hidden = !text;
+function sign(...said) {
+  $.sign.replaceChildren(...said);
+  $.sign.hidden = !said.length;
 }
 
 function tick() {
   const now = percent();
   document.title = plain(`${over() || now === null ? looks[job.state][0] : `${Math.floor(now)}%`} ${job.title}`);
   $.time.textContent = job.started_at === null ? "" : span(elapsed());
-  $.time.title = moment(job.started_at ?? job.created_at);
   $.note.textContent = plain(note(now).filter(Boolean).join(" · "));
 }
 
@@ -326,16 +324,14 @@ function details() {
 
 // The end.
 
-let finished = !seenLive;
-
 function finish() {
   remember(job.state);
   if (finished) return;
   finished = true;
-  if (document.hidden && $.notify.checked) {
-    new Notification(document.title, {body: words.states[job.state], tag: self}).onclick = () => focus();
-  }
-  if (job.state === "finished" && job.status_code < 400 && job.status_code !== 204) openSoon(5);
+  const {state, status_code: code} = job;
+  if (state === "finished" && code < 400 && code !== 204) openSoon(5);
+  if (!document.hidden || !$.notify.checked) return;
+  new Notification(document.title, {body: looks[state][2], tag: self}).onclick = () => focus();
 }
 
 // Who reads, selects or searches is not to be carried away.
@@ -349,7 +345,7 @@ async function openSoon(seconds) {
     await pause(1);
     if (!document.hidden) seconds--;
   }
-  sign("");
+  sign();
   if (!stays && undisturbed()) location.replace(view("result"));
 }
 
@@ -510,6 +506,6 @@ addEventListener("click", (event) => {
 root.classList.add("job-scripted");
 $.wrap.onchange();
 remember(job.state);
-begin(Math.max(0, job.output.end - given.tail));
+begin(Math.max(0, job.output.end - 2 ** 20));
 show(job);
 live();
