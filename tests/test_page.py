@@ -18,6 +18,8 @@ from readers import BOTH, Clock, Opener, Play, answering, opened, token_of
 from bgmiddleware import (
     BackgroundMiddleware,
     ConfigurationError,
+    Job,
+    JobState,
     MemoryRegistry,
     PageParts,
     ThreadExecutor,
@@ -26,6 +28,7 @@ from bgmiddleware import (
 )
 from bgmiddleware._serving import assets
 from bgmiddleware._serving import page as page_module
+from bgmiddleware._serving.estimates import Estimate, Estimates
 from bgmiddleware._serving.icons import LOOKS
 from bgmiddleware._serving.readable import readable
 
@@ -496,6 +499,12 @@ def test_the_page_speaks_the_language_that_is_asked_for(opens_here: Opener, acce
     assert reply["Vary"] == "Accept, Accept-Language"
 
 
+def test_there_is_a_file_of_words_for_each_language_and_no_other() -> None:
+    static = assets.resources.files("bgmiddleware._serving").joinpath("static")
+    files = {path.name for path in static.iterdir() if path.name.endswith(".json")}
+    assert files == {f"{language}.json" for language in assets.LANGUAGES}
+
+
 @pytest.mark.parametrize("language", assets.LANGUAGES)
 def test_every_language_says_all_there_is_to_say(language: str) -> None:
     english, other = assets.words("en"), assets.words(language)
@@ -650,3 +659,50 @@ def test_nobody_learns_how_long_the_jobs_of_others_took(opens_here: Opener) -> N
         assert (found and found["runs"]) == runs
         play.answers()
         ended(site, target)
+
+
+def registry_with(*took: float, clock: Sleepless | None = None, title: str = "GET /report") -> MemoryRegistry:
+    """Return a registry whose jobs finished after these seconds each, the last one last."""
+    clock = clock or Sleepless()
+    registry = MemoryRegistry(clock=clock)
+    for number, seconds in enumerate(took):
+        key = f"{number:032x}"
+        registry.add(Job(key, title))
+        registry.claim(key, "runner")
+        clock.now += seconds
+        registry.finish(key, "runner", JobState.FINISHED)
+    return registry
+
+
+REPORT = Job("0" * 32, "GET /report")
+
+
+@pytest.mark.parametrize(("others", "runs"), [(199, 1), (200, None)])
+def test_only_the_last_two_hundred_jobs_are_looked_at(others: int, runs: int | None) -> None:
+    registry = registry_with(10.0)
+    for number in range(others):
+        registry.add(Job(f"other-{number}", "GET /other"))
+    estimate = Estimates().of(registry, REPORT)
+    assert (estimate and estimate.runs) == runs
+
+
+def test_an_estimate_is_remembered_for_a_minute() -> None:
+    clock = Sleepless()
+    estimates = Estimates(clock)
+    assert estimates.of(registry_with(), REPORT) is None
+    registry = registry_with(10.0, 20.0)
+    clock.now += 59.9
+    assert estimates.of(registry, REPORT) is None
+    clock.now += 0.1
+    assert estimates.of(registry, REPORT) == Estimate(10.0, 20.0, 2)
+
+
+def test_no_more_estimates_are_remembered_than_256() -> None:
+    estimates = Estimates(Sleepless())
+    assert estimates.of(registry_with(10.0), REPORT) == Estimate(10.0, 10.0, 1)
+    for number in range(255):
+        estimates.of(registry_with(), Job("1" * 32, f"GET /{number}"))
+    assert estimates.of(registry_with(), REPORT) == Estimate(10.0, 10.0, 1), "still remembered"
+    for number in range(256):
+        estimates.of(registry_with(), Job("1" * 32, f"GET /more/{number}"))
+    assert estimates.of(registry_with(), REPORT) is None

@@ -481,6 +481,49 @@ def test_all_tabs_of_a_browser_share_one_stream(stage: Stage) -> None:
     assert first.wrong == []
 
 
+def test_on_plain_http_it_works_without_locks_clipboard_and_notifications(stage: Stage) -> None:
+    stage.open()
+    tab = stage.tab()
+    tab.context.add_init_script(
+        """for (const name of ["locks", "clipboard"])
+            Object.defineProperty(Navigator.prototype, name, {value: undefined});
+        delete window.Notification;"""
+    )
+    target = stage.begun()
+    tab.page.goto(stage.url(target))
+    stage.play.prints("line 1\n")
+    expect(output(tab)).to_have_text("line 1")
+    expect(tab.page.get_by_label("Notify me")).to_be_hidden()
+    tab.page.get_by_role("button", name="Copy link").click()
+    assert tab.dialogs == ["The link of this job:"]
+    stage.play.answers()
+    expect(badge(tab)).to_have_text("✓ finished")
+    assert tab.wrong == []
+
+
+def noting(app: Any, queries: list[str]) -> Any:
+    """Return *app*, noting what is asked."""
+
+    def middleware(environ: dict[str, Any], start_response: Any) -> Any:
+        queries.append(environ["QUERY_STRING"])
+        return app(environ, start_response)
+
+    return middleware
+
+
+def test_who_polls_says_how_long_it_waited_and_waits_longer_while_nothing_comes(stage: Stage) -> None:
+    queries: list[str] = []
+    stage.open(around=lambda app: noting(app, queries), stream_slots=0)
+    tab = stage.shown(stage.begun())
+    said = "performance.getEntriesByType('resource').filter(({name}) => name.includes('_every=')).length"
+    tab.until(f"{said} >= 4")
+    first, *others = [float(query.rpartition("_every=")[2]) for query in queries if "_every=" in query][:4]
+    assert first == 0.0
+    for quiet, waited in enumerate(others, 1):
+        assert 0.89 <= waited / 1.3**quiet <= 1.11, "the second that the server said, longer each time, and by chance"
+    assert tab.wrong == []
+
+
 def test_a_second_browser_gets_a_slot_of_its_own_or_polls(stage: Stage) -> None:
     stage.open(stream_slots=1)
     target = stage.begun()

@@ -35,7 +35,7 @@ class Estimates:
         self._made: OrderedDict[tuple[str, str | None], tuple[float, Estimate | None]] = OrderedDict()
 
     def of(self, registry: Registry, job: Job) -> Estimate | None:
-        """Return how long the last finished jobs of the same title and owner took; None if there are none.
+        """Return how long jobs of the same title and owner took that finished, of the last 200; None if none did.
 
         Of the same owner: nobody shall learn from it what others do.
         """
@@ -55,9 +55,10 @@ class Estimates:
 
 
 def _estimate(registry: Registry, job: Job) -> Estimate | None:
+    # Of all states: a registry would go through all of its jobs to find enough that finished.
     took = [
         other.elapsed(0.0)
-        for other in registry.jobs(JobState.FINISHED, _LOOKED_AT)
-        if other.title == job.title and other.owner == job.owner
+        for other in registry.jobs(limit=_LOOKED_AT)
+        if other.state is JobState.FINISHED and (other.title, other.owner) == (job.title, job.owner)
     ][:_RUNS]
     return Estimate(min(took), max(took), len(took)) if took else None
