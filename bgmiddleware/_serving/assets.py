@@ -35,14 +35,21 @@ def static(name: str) -> str:
 
 
 def stripped_script(text: str) -> str:
-    """Return JavaScript without indentation, empty lines, and comments that are whole lines of ``//``; and without the
-    spaces around punctuation, where it is sure that they are in no string.
+    """Return JavaScript without indentation, empty lines, and comments that are whole lines of ``//``; without the
+    spaces around punctuation, where it is sure that they are in no string; and without the ends of lines that say
+    nothing.
 
     It is sure where a line has no template, no backslash, and no slash, so neither a regular expression nor a comment,
     and only one kind of quotes. No string may go over several lines.
     """
     lines = (line.strip() for line in text.splitlines())
-    return "\n".join(_without_spaces(line) for line in lines if line and not line.startswith("//")) + "\n"
+    return "".join(_packed(line) for line in lines if line and not line.startswith("//"))
+
+
+def _packed(line: str) -> str:
+    # A comment at its end goes on to the end of the line.
+    goes_on = line[-1] in "{;,(" and "//" not in line
+    return _without_spaces(line) + ("" if goes_on else "\n")
 
 
 def _without_spaces(line: str) -> str:

@@ -369,7 +369,7 @@ $.copy.onclick = async () => {
     await navigator.clipboard.writeText(link);
     $.copy.textContent = words.copied;
   } catch {
-    prompt(words.copy, link);
+    prompt($.copy.textContent, link);
   }
 };
 
