@@ -524,6 +524,34 @@ def test_who_polls_says_how_long_it_waited_and_waits_longer_while_nothing_comes(
     assert tab.wrong == []
 
 
+@pytest.mark.parametrize("how", ["keeps", "cuts"])
+def test_something_between_that_spoils_streams_leaves_the_page_polling(stage: Stage, how: str) -> None:
+    queries: list[str] = []
+
+    def spoiling(app: Any) -> Any:
+        def middleware(environ: dict[str, Any], start_response: Any) -> Any:
+            queries.append(environ["QUERY_STRING"])
+            iterable = app(environ, start_response)
+            if "_view=events" not in environ["QUERY_STRING"]:
+                return iterable
+            try:
+                return [b"".join(iterable) if how == "keeps" else b"retry: 1000\n\n"]
+            finally:
+                iterable.close()
+
+        return middleware
+
+    stage.open(around=spoiling)
+    tab = stage.shown(stage.begun())
+    for number in range(3):
+        stage.play.prints(f"line {number}\n")
+        expect(output(tab)).to_contain_text(f"line {number}")
+    assert sum("_view=events" in query for query in queries) == 1, "it is not tried again and again"
+    stage.play.answers()
+    expect(badge(tab)).to_have_text("✓ finished")
+    assert tab.wrong == []
+
+
 def test_a_second_browser_gets_a_slot_of_its_own_or_polls(stage: Stage) -> None:
     stage.open(stream_slots=1)
     target = stage.begun()

@@ -176,25 +176,35 @@ function interval() {
 
 function stream() {
   return new Promise((resolve) => {
+    const begun = performance.now();
     const source = new EventSource(`${view("events")}&_offset=${offset}`);
-    let opened = false;
-    // The server ends a stream after 20 seconds; this is for a connection that died without a word.
-    const timer = setTimeout(() => wake(), 30000);
+    let heard = false;
+    const hear = (event) => {
+      heard = true;
+      return JSON.parse(event.data);
+    };
+    const after = (seconds, act) => setTimeout(act, seconds * 1000);
+    const timers = [
+      // The state comes at once, unless something between the server and us keeps all until the end.
+      after(5, () => heard || wake((streamAfter = Infinity))),
+      // The server ends a stream after 20 seconds; this is for a connection that died without a word.
+      after(30, () => wake()),
+    ];
     wake = () => {
       source.close();
-      clearTimeout(timer);
-      resolve(opened);
+      timers.forEach(clearTimeout);
+      resolve(heard);
     };
-    source.onopen = () => (opened = true);
     source.onmessage = (event) => {
-      const {offset: at, text} = JSON.parse(event.data);
+      const {offset: at, text} = hear(event);
       write(at, decoder.decode() + text);
       offset = +event.lastEventId;
     };
-    source.addEventListener("status", (event) => show(JSON.parse(event.data)));
+    source.addEventListener("status", (event) => show(hear(event)));
     source.addEventListener("done", wake);
     source.onerror = () => {
-      if (!opened) streamAfter = performance.now() + 15000;
+      // Refused, or cut off at once.
+      if (performance.now() < begun + 1000) streamAfter = begun + 15000;
       wake();
     };
   });
