@@ -10,7 +10,17 @@ import pytest
 from clients import OverHTTP, ended, served, start
 from readers import Clock, Play, answering, token_of
 
-from bgmiddleware import BackgroundMiddleware, JobState, MemoryRegistry, ThreadExecutor, marks, progress
+from bgmiddleware import (
+    BackgroundMiddleware,
+    Channel,
+    Job,
+    JobState,
+    MemoryRegistry,
+    ThreadExecutor,
+    marks,
+    progress,
+)
+from bgmiddleware._jobs import key_of
 from tests.browsing import Tab, chromium
 from tests.conftest import needs
 
@@ -75,6 +85,12 @@ def output(tab: Tab) -> Any:
     return tab.page.locator("#job-text")
 
 
+def seen_to_end(tab: Tab, state: str = "finished") -> None:
+    """Wait until the page has done all that it does by itself at the end of a job."""
+    expect(badge(tab)).to_contain_text(state)
+    tab.until(f"JSON.parse(localStorage['bgmiddleware-jobs']).some(([, job]) => job.state === '{state}')")
+
+
 def badge(tab: Tab) -> Any:
     return tab.page.locator("#job-badge")
 
@@ -134,8 +150,8 @@ def test_who_reads_is_not_carried_away(stage: Stage, disturbed: str) -> None:
         tab.page.mouse.wheel(0, -2000)
         expect(tab.page.get_by_label("Follow")).not_to_be_checked()
     stage.play.answers()
-    expect(badge(tab)).to_have_text("✓ finished")
-    expect(tab.page.locator("#job-sign")).to_be_hidden()
+    seen_to_end(tab)
+    assert tab.page.locator("#job-sign").is_hidden()
 
 
 def test_a_job_opened_after_its_end_stays_on_its_page(stage: Stage) -> None:
@@ -144,8 +160,8 @@ def test_a_job_opened_after_its_end_stays_on_its_page(stage: Stage) -> None:
     ended(stage.site, target)
     tab = stage.shown(target)
     expect(output(tab)).to_have_text("line 1")
-    expect(badge(tab)).to_have_text("✓ finished")
-    expect(tab.page.locator("#job-sign")).to_be_hidden()
+    seen_to_end(tab)
+    assert tab.page.locator("#job-sign").is_hidden()
     expect(tab.page.locator("#job-cancel")).to_be_hidden()
     expect(tab.page.locator("#job-progress")).to_have_js_property("value", 100)
     tab.page.get_by_role("link", name="Open the result").click()
@@ -166,7 +182,8 @@ def test_a_failed_job_shows_why_and_opens_nothing(stage: Stage) -> None:
     expect(tab.page.locator("#job-note")).to_have_text("ValueError: no <such> thing")
     expect(output(tab)).to_contain_text("Traceback")
     expect(tab.page).to_have_title("✗ POST /report")
-    expect(tab.page.locator("#job-sign")).to_be_hidden()
+    seen_to_end(tab, "failed")
+    assert tab.page.locator("#job-sign").is_hidden()
     expect(tab.page.locator("#job-result")).to_be_hidden()
 
 
@@ -245,6 +262,23 @@ def test_a_server_that_knows_the_job_no_more_leaves_what_was_read(stage: Stage) 
     expect(output(tab)).to_have_text("before")
     expect(tab.page.locator("#job-cancel")).to_be_hidden()
     assert (tab.wrong, tab.dialogs) == ([], [])
+
+
+def test_an_output_that_is_shorter_after_a_crash_is_read_again(stage: Stage) -> None:
+    stage.open()
+    with served(stage.site, patience=0.0) as client:
+        stage.client = client
+        target = stage.begun()
+        tab = stage.shown(target)
+        stage.play.prints("written down\nnot yet written down\n")
+        expect(output(tab)).to_contain_text("not yet")
+    registry, key = MemoryRegistry(), key_of(token_of(target))
+    registry.add(Job(key, "POST /report"))
+    registry.claim(key, "runner")
+    registry.append(key, Channel.OUTPUT, 0, b"written down\n", runner="runner")
+    with BackgroundMiddleware(answering(), registry=registry) as site, served(site, port=client.port, patience=0.0):
+        expect(output(tab)).to_have_text("written down")
+    assert tab.wrong == []
 
 
 def test_a_404_of_somebody_else_is_no_end(stage: Stage) -> None:

@@ -65,11 +65,10 @@ const terminal = new Terminal(screen, {
   onprogress: (read) => show(job, read),
   earlier: (lines) => say("lines", {lines: count(lines)}),
 });
-let decoder, offset, midline;
+let offset, midline;
 
 function begin(at) {
   terminal.clear();
-  decoder = new TextDecoder();
   offset = at;
   midline = at > 0;
   $.earlier.hidden = !at;
@@ -81,7 +80,7 @@ function write(at, text) {
   if (midline) text = text.slice(text.indexOf("\n") + 1);
   else if (at > offset) {
     const gap = say("dropped", {bytes: size(at - offset), begin: count(offset), end: count(at)});
-    text = `${decoder.decode()}\n\x1b[0;2m[${gap}]\x1b[0m\n${text}`;
+    text = `\n\x1b[0;2m[${gap}]\x1b[0m\n${text}`;
   }
   midline = false;
   terminal.write(text);
@@ -91,8 +90,8 @@ async function read() {
   if (offset > job.output.end) begin(0);
   while (offset < job.output.end) {
     const answer = await ask(`${view("log")}&_offset=${offset}`);
-    const text = decoder.decode(await answer.arrayBuffer(), {stream: true});
-    write(+answer.headers.get("Job-Offset"), text);
+    // The server cuts between characters.
+    write(+answer.headers.get("Job-Offset"), await answer.text());
     const next = +answer.headers.get("Job-Next-Offset");
     // Half of a character waits for its other half.
     if (next <= offset) break;
@@ -197,7 +196,7 @@ function stream() {
     };
     source.onmessage = (event) => {
       const {offset: at, text} = hear(event);
-      write(at, decoder.decode() + text);
+      write(at, text);
       offset = +event.lastEventId;
     };
     source.addEventListener("status", (event) => show(hear(event)));
