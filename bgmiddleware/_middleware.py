@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
+from string import Template
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl
@@ -13,7 +14,18 @@ from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
 from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
 from ._runner import Run
-from ._serving import Answer, Authorize, Site, StartResponse, Viewers, answer_dashboard, problem, serve
+from ._serving import (
+    Answer,
+    Authorize,
+    PageMaker,
+    Site,
+    StartResponse,
+    Viewers,
+    answer_dashboard,
+    page_maker,
+    problem,
+    serve,
+)
 from ._starting import Limits, Starter, WSGIApplication
 from .errors import BadRequestBody, ConfigurationError
 from .executors.base import Executor
@@ -43,8 +55,11 @@ class BackgroundMiddleware:
     request joins an identical one of the same owner that still runs. *max_body*: bytes of a request body, beyond it
     413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is,
     and a pace. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
-    lets in. *capture_logging*: whether log records of a job reach its output where no handler writes them to the
-    console. *capture_children*: whether subprocesses that a job gives no streams print to its output too.
+    lets in. *page*: makes the page of a job for a site with looks of its own: a function of
+    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: where the page's script and
+    style are: ``inline``, in the page, or ``external``, at URLs of their own. *capture_logging*: whether log records of
+    a job reach its output where no handler writes them to the console. *capture_children*: whether subprocesses that a
+    job gives no streams print to its output too.
     *token_name*: the query parameter that bears the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
@@ -69,6 +84,8 @@ class BackgroundMiddleware:
         limit_per_mark: Mapping[str, int] | None = None,
         version: str = "",
         secret: str | None = None,
+        page: PageMaker | Template | None = None,
+        assets: str = "inline",
         capture_logging: bool = True,
         capture_children: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
@@ -91,6 +108,8 @@ class BackgroundMiddleware:
             raise ConfigurationError.of_setting("dashboard", dashboard, "a path that begins with '/'")
         if (dashboard is None) != (authorize is None):
             raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
+        if assets not in ("inline", "external"):
+            raise ConfigurationError.of_setting("assets", assets, "inline or external")
         if isinstance(app, BackgroundMiddleware):
             raise ConfigurationError(
                 "app is in a BackgroundMiddleware already: the outer one would not know its tokens"
@@ -100,7 +119,16 @@ class BackgroundMiddleware:
         self.executor = ThreadExecutor() if executor is None else executor
         if not self.executor.in_process and not self.registry.shared:
             raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
-        self._site = Site(self.registry, self.executor, Viewers(stream_slots), token_name, owner)
+        self._site = Site(
+            self.registry,
+            self.executor,
+            Viewers(stream_slots),
+            token_name,
+            owner,
+            page_maker(page),
+            own_page=page is not None,
+            external_assets=assets == "external",
+        )
         self._starter = Starter(
             self._site,
             max_body=max_body,

@@ -74,6 +74,7 @@ ALWAYS = {
     "X-Robots-Tag": "noindex",
 }
 OF_A_JOB = {**ALWAYS, "Vary": "Accept"}
+PAGE = {"Content-Type": "text/html; charset=utf-8", "Vary": "Accept, Accept-Language"}
 
 
 # Start.
@@ -200,7 +201,7 @@ PAGED = {**PACED, "Content-Type": TEXT, "Job-Offset": "0", "Job-Next-Offset": "7
 
 
 @rows(
-    Row("the page", asks={"accept": BROWSER}, headers={**LIVE, "Content-Type": "text/html; charset=utf-8"}),
+    Row("the page", asks={"accept": BROWSER}, headers={**LIVE, **PAGE}),
     Row("a page of the log", query="&_offset=0", headers=PAGED, text="line 1\n"),
     Row("a page of the log, paced", query="&_offset=0&_every=1.5", headers=PAGED, text="line 1\n"),
     Row(
@@ -319,7 +320,7 @@ REPLAYED = {
 
 
 @rows(
-    Row("the page", asks={"accept": BROWSER}, headers={**OVER, "Content-Type": "text/html; charset=utf-8"}),
+    Row("the page", asks={"accept": BROWSER}, headers={**OVER, **PAGE}),
     Row("the log", headers={**OVER, "Content-Type": TEXT, "Content-Length": "7"}, text="line 1\n"),
     Row("a page of the log", query="&_offset=0&_every=1", headers=OVER_PAGED, text="line 1\n"),
     Row("nothing new", query="&_offset=7&_wait=30", headers={**OVER_PAGED, "Job-Offset": "7", "Content-Length": "0"}),
@@ -525,7 +526,7 @@ def test_each_client_gets_what_it_means(running: tuple[Client, str], name: str) 
     accept, view = ACCEPT[name]
     asks = {} if accept is None else {"accept": accept}
     reply = client.request("HEAD", target, **asks)
-    assert reply["Vary"] == "Accept"
+    assert reply["Vary"] == ("Accept, Accept-Language" if view == "page" else "Accept")
     assert reply.status == (200 if view else 406)
     if view:
         assert reply["Content-Type"] == TYPES[view]

@@ -35,6 +35,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "elapsed": job.elapsed(visit.registry.clock()),
         "queue": _queue(visit, job),
         "output": {"start": 0, "end": job.output_end, "dropped": list(dropped) if dropped else None},
+        "estimate": _estimate(visit, job),
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
         "receipt": _receipt(job),
         "links": {
@@ -61,6 +62,14 @@ def _receipt(job: Job) -> dict[str, Any] | None:
         "run_time": job.elapsed(job.ended_at) if job.ended_at is not None else None,
         "cpu_time": job.receipt.get("cpu_time"),
     }
+
+
+def _estimate(visit: Visit, job: Job) -> dict[str, Any] | None:
+    """Return how long a running job may take; None where nothing like it has finished yet."""
+    if job.state is not JobState.RUNNING:
+        return None  # to start one shall cost no look at others
+    estimate = visit.site.estimates.of(visit.registry, job)
+    return None if estimate is None else estimate._asdict()
 
 
 def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str], vary: str = "Accept") -> Answer:

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -14,6 +14,8 @@ from ..errors import JobNotFound
 from ..executors.base import Executor
 from ..owners import Owner
 from ..registries.base import END, Registry
+from .estimates import Estimates
+from .parts import PageMaker, page_maker
 from .problems import UNSTORED, Answer, Headers, retry_after
 from .viewers import FASTEST, Viewers, disconnection_of
 
@@ -42,6 +44,12 @@ class Site:
     viewers: Viewers
     token_name: str
     owner: Owner | None
+    page: PageMaker = field(default_factory=lambda: page_maker(None))
+    own_page: bool = False
+    """Whether the site has looks of its own."""
+    external_assets: bool = False
+    """Whether the page's script and style are at URLs of their own."""
+    estimates: Estimates = field(default_factory=Estimates)
 
     def without_ours(self, query: str) -> str:
         """Return a query string without our parameters: what the app's URL had before there was a job."""
