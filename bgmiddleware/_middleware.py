@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
+from ._options import check_functions, check_numbers, check_texts, limits_of
 from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
 from ._runner import Run
 from ._serving import (
@@ -26,7 +27,7 @@ from ._serving import (
     problem,
     serve,
 )
-from ._starting import Limits, Starter, WSGIApplication
+from ._starting import Starter, WSGIApplication
 from .errors import BadRequestBody, ConfigurationError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
@@ -37,7 +38,6 @@ from .registries.memory import MemoryRegistry
 __all__ = ["BackgroundMiddleware", "WSGIApplication"]
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_SHORTEST_SECRET = 16
 _BODIED = ("POST", "PUT", "PATCH")
 
 
@@ -90,26 +90,12 @@ class BackgroundMiddleware:
         capture_children: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
-        least = {"max_body": max_body, "stream_slots": stream_slots, "promote_after": promote_after}
-        for name, number in least.items():
-            if not number >= 0:
-                raise ConfigurationError.of_setting(name, number, "a number from 0")
-        for name, function in {"when": when, "owner": owner, "authorize": authorize}.items():
-            if not (callable(function) or (function is None and name != "when")):
-                raise ConfigurationError.of_setting(name, function, "a function of the environ")
-        if deadline is not None and not deadline > 0:
-            raise ConfigurationError.of_setting("deadline", deadline, "a number above 0")
-        limits = _limits(limit_per_owner, limit_per_mark or {})
-        if secret is not None and len(secret) < _SHORTEST_SECRET:
-            raise ConfigurationError.of_setting("secret", "…", f"at least {_SHORTEST_SECRET} characters")
-        if not re.fullmatch(r"[A-Za-z0-9_.~-]+", token_name):
-            raise ConfigurationError.of_setting("token_name", token_name, "letters, digits and -._~")
-        if dashboard is not None and not dashboard.startswith("/"):
-            raise ConfigurationError.of_setting("dashboard", dashboard, "a path that begins with '/'")
+        check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
+        check_functions(when=when, owner=owner, authorize=authorize)
+        check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets)
+        limits = limits_of(limit_per_owner, limit_per_mark)
         if (dashboard is None) != (authorize is None):
             raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
-        if assets not in ("inline", "external"):
-            raise ConfigurationError.of_setting("assets", assets, "inline or external")
         if isinstance(app, BackgroundMiddleware):
             raise ConfigurationError(
                 "app is in a BackgroundMiddleware already: the outer one would not know its tokens"
@@ -251,15 +237,6 @@ class BackgroundMiddleware:
 
 
 _context.entrances.update({BackgroundMiddleware.__call__.__code__, BackgroundMiddleware._watch.__code__})
-
-
-def _limits(per_owner: int | None, per_mark: Mapping[str, int]) -> Limits:
-    """Return the limits by mark, and refuse what is none."""
-    if per_owner is not None and not per_owner >= 1:
-        raise ConfigurationError.of_setting("limit_per_owner", per_owner, "a number from 1")
-    if not all(most >= 1 for most in per_mark.values()):
-        raise ConfigurationError.of_setting("limit_per_mark", per_mark, "for each glob a number from 1")
-    return tuple((glob, marks.path(glob), most) for glob, most in per_mark.items())
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

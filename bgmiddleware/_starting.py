@@ -21,6 +21,7 @@ from . import marks
 from ._capture import write_late
 from ._context import entrances
 from ._jobs import Channel, Job, key_of, new_token
+from ._options import Limits
 from ._recording import RecordedRequest, record_request, rewound, title_of
 from ._runner import Run, Work, call_function, replay_request
 from ._serving import (
@@ -51,9 +52,8 @@ from .errors import (
 from .owners import CookieOwner
 from .registries.base import END, PAGE_BYTES, Registry
 
-__all__ = ["Limits", "Starter", "WSGIApplication"]
+__all__ = ["Starter", "WSGIApplication"]
 
-Limits = tuple[tuple[str, marks.Mark, int], ...]
 WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")

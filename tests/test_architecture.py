@@ -24,7 +24,7 @@ LAYERS = (
     ("_keeper", "_channels"),
     ("_runner",),
     ("executors",),
-    ("marks", "owners", "_prefer", "_context"),
+    ("marks", "owners", "_options", "_prefer", "_context"),
     ("_serving",),
     ("_starting",),
     ("_middleware",),
