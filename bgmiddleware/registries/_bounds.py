@@ -1,0 +1,41 @@
+"""Where the bytes of a log lie that keeps its first and its last ones."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+__all__ = ["Bounds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Byte *n* of a log lies at position *n* while n < *head*, and behind that in a ring of *tail* bytes."""
+
+    head: int
+    tail: int
+
+    @classmethod
+    def of(cls, limit: int) -> Self:
+        """Return the bounds that keep *limit* bytes, half of them from the beginning."""
+        return cls(limit // 2, limit - limit // 2)
+
+    @property
+    def size(self) -> int:
+        """Bytes kept at most."""
+        return self.head + self.tail
+
+    def dropped(self, end: int) -> tuple[int, int] | None:
+        """Return the range that is not kept of a log of *end* bytes, if any."""
+        return None if end <= self.size else (self.head, end - self.tail)
+
+    def places(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """Yield where *size* bytes from *offset* lie: positions, and how many bytes are there in a row."""
+        while size > 0:
+            if offset < self.head:
+                position, room = offset, self.head - offset
+            else:
+                within = (offset - self.head) % self.tail
+                position, room = self.head + within, self.tail - within
+            room = min(room, size)
+            yield position, room
+            offset, size = offset + room, size - room

@@ -1,0 +1,522 @@
+"""Jobs in a directory that the processes of one host share, and that outlives them."""
+
+import contextlib
+import itertools
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import ClassVar, TypeVar
+
+from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from ..errors import (
+    ConfigurationError,
+    Fenced,
+    JobExists,
+    JobExpired,
+    JobNotFound,
+    QueueFull,
+    RegistryError,
+)
+from . import _rows
+from ._directory import Directory
+from ._index import Index
+from ._jobfiles import Ends, JobFiles, Sealed, Writer, look
+from ._rows import Row
+from ._waking import Waking
+from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal
+
+__all__ = ["SpoolRegistry"]
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_FILE = re.compile(r"[0-9a-f]{32}\.([0-9]+)(?:\.[a-z]+)?")
+_EVICT_EVERY = 1.0
+_EVICT_AT_ONCE = 10  # each may be some files to remove, and a request waits
+_LOOK_EVERY = 5.0
+_ROWS_AT_ONCE = 200
+
+T = TypeVar("T")
+
+
+class SpoolRegistry(Registry):
+    """Jobs in *directory*, for all processes of one host that are given the same one. They survive a restart.
+
+    The directory is made (mode 0700) by the first use, in a parent that is there; it must belong to the user of this
+    process, be on a local file system, and have no other use. What was acknowledged is there after any process was
+    killed; nothing waits for the disk, so a loss of power may take the last seconds with it.
+
+    *max_bytes* bounds what all jobs together keep: ended jobs make room, oldest first, and where that is not enough new
+    jobs are refused (``QueueFull``). It is looked at when a job is added, and when one renews its claim or ends.
+    *busy_timeout*: seconds to wait for another process that holds a lock; then ``RegistryError``.
+
+    Instants are by the wall clock, which all processes of a host have in common. When it is set back, jobs live longer
+    by as much; when it is set forward, leases run out, and are revived by their next renewal unless an eviction came
+    first.
+    """
+
+    shared: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        ttl: float = 3600.0,
+        pending_ttl: float = 3600.0,
+        max_jobs: int = 10_000,
+        max_output: int = 16 * 1024 * 1024,
+        max_result: int = 256 * 1024 * 1024,
+        max_bytes: int = 4 * 1024 * 1024 * 1024,
+        busy_timeout: float = 5.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(
+            ttl=ttl,
+            pending_ttl=pending_ttl,
+            max_jobs=max_jobs,
+            max_output=max_output,
+            max_result=max_result,
+            clock=clock,
+        )
+        for name, value in {"max_bytes": max_bytes, "busy_timeout": busy_timeout}.items():
+            if not value > 0:
+                raise ConfigurationError.of_setting(name, value, "a number above 0")
+        self.max_bytes = max_bytes
+        self.busy_timeout = busy_timeout
+        self._directory = Directory(directory)
+        self._index = Index(self._directory.path, busy_timeout)
+        self._waking = Waking(look)
+        self._prepared = False
+        # Those of this process: a forked child has copies of its parent's, whose locks would be its parent's too.
+        self._writers: dict[tuple[int, str], Writer] = {}
+        self._evicted_at = -_EVICT_EVERY  # by the monotonic clock
+        self._shards = itertools.cycle(f"{number:02x}" for number in range(256))
+
+    @property
+    def directory(self) -> str:
+        """The absolute path."""
+        return self._directory.path
+
+    def check(self) -> None:
+        """Raise ``ConfigurationError`` where the directory cannot be used, or made. Makes nothing."""
+        if self._directory.check():
+            with _storage_errors():
+                self._index.check()
+            self._index.close()
+
+    # The primitives.
+
+    def add(self, job: Job) -> Job:
+        if not _KEY.fullmatch(job.key):
+            raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
+        now = self.clock()
+        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
+        with self._changing() as change:
+            self._evict_now_and_then(change, now)
+            taken = _rows.find(change.database, job.key)
+            if taken is not None:
+                if not taken.job.has_expired(now):
+                    raise JobExists(job.key)
+                change.forget(taken, remembered=0)
+            self._make_room(change)
+            row = _rows.insert(change.database, job)
+            # Within the transaction: no row is without its file. A process that is killed just here leaves a file
+            # without its row, which is cleaned up.
+            self._files(row).create(self.max_output)
+        return job
+
+    def get(self, key: str) -> Job:
+        return self._look(key)[1]
+
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+        with _storage_errors():
+            if channel is Channel.REQUEST:
+                return self._append_request(key, offset, data)
+            limit = self.max_result if channel is Channel.BODY else None
+            while True:
+                writer = self._writers.get((os.getpid(), key))
+                if writer is None or writer.runner != runner:
+                    writer = self._open_writer(key, runner)
+                try:
+                    return writer.append(channel, offset, data, limit)
+                except Sealed:
+                    self._close_writer(key)
+                    self._unseal(key, runner)
+
+    def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
+        def read(row: Row) -> Piece:
+            ends = Ends.of_job(row.job) if row.job.state.ended else None
+            return self._files(row).read(channel, offset, limit, ends)
+
+        return self._with_files(key, read)
+
+    def wait(self, key: str, offset: int, timeout: float) -> Job:
+        deadline = time.monotonic() + timeout
+        row, job = self._look(key)
+        if job.output_end > offset or job.state.ended or timeout <= 0:
+            return job
+        with self._waking.watch(self._files(row).path) as wait_for_change:
+            while True:
+                job = self.get(key)
+                left = deadline - time.monotonic()
+                if job.output_end > offset or job.state.ended or left <= 0:
+                    return job
+                limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+                if limit is not None:
+                    left = min(left, max(0.001, limit - self.clock()))
+                # A process may be killed between what it did and its waking us.
+                wait_for_change(min(left, _LOOK_EVERY))
+
+    def transition(
+        self,
+        key: str,
+        expect: Collection[JobState],
+        to: JobState,
+        *,
+        runner: str = "",
+        lease: float | None = None,
+        reason: str = "",
+        response: RecordedResponse | None = None,
+        receipt: Mapping[str, str | float] | None = None,
+    ) -> bool:
+        with self._changing() as change:
+            now = self.clock()
+            row = self._find(change.database, key)
+            job = row.job
+            # What reads as ended may still be written by its runner while it is not made permanent: a late finish
+            # of a revived laptop is the truth.
+            if job.state not in expect or job.state.ended:
+                return False
+            if job.state is JobState.PENDING and job.as_of(now).state.ended:
+                return False
+            if job.state is JobState.RUNNING and job.runner != runner:
+                return False
+            if to is JobState.RUNNING and job.groups and _is_group_full(change.database, job.groups, now):
+                return False
+            if receipt:
+                job = replace(job, receipt={**job.receipt, **receipt})
+            if to is JobState.RUNNING:
+                until = None if lease is None else now + lease
+                job = replace(job, state=to, runner=runner, started_at=now, expires_at=None, lease_expires_at=until)
+                change.store(row, job)
+            else:
+                self._end(change, row, replace(job, state=to, reason=reason, response=response, ended_at=now))
+                self._keep_max_bytes(change, row)
+        return True
+
+    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
+        with self._changing() as change:
+            row = self._find(change.database, key)
+            job = row.job
+            cancel = job.cancel_requested_at is not None
+            if job.state is not JobState.RUNNING or job.runner != runner:
+                self._close_writer(key)
+                return Renewal(False, cancel)
+            until = job.lease_expires_at if lease is None else self.clock() + lease
+            job = replace(job, lease_expires_at=until, progress=progress or job.progress)
+            _rows.store(change.database, row, job, self._files(row).ends().kept)
+            self._keep_max_bytes(change, row)
+        return Renewal(True, cancel)
+
+    def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
+        with self._changing() as change:
+            now = self.clock()
+            row = self._find(change.database, key)
+            job = row.job.as_of(now)
+            if job.state is JobState.PENDING:
+                job = replace(job, state=JobState.CANCELLED, reason=reason, ended_at=now)
+                self._end(change, row, job)
+            elif job.state is JobState.RUNNING and job.cancel_requested_at is None:
+                change.store(row, replace(job, cancel_requested_at=now, reason=reason))
+        return job.state
+
+    def position(self, key: str) -> int:
+        with self._reading() as database:
+            row = self._find(database, key)
+            waits = row.job.as_of(self.clock()).state is JobState.PENDING
+            return _rows.place(database, row) if waits else 0
+
+    def take_cookies(self, key: str) -> bool:
+        with self._changing() as change:
+            return _rows.take_cookies(change.database, self._find(change.database, key))
+
+    def discard(self, key: str) -> bool:
+        with self._changing() as change:
+            row = _rows.find(change.database, key)
+            if row is None or row.job.state is JobState.RUNNING or row.job.has_expired(self.clock()):
+                return False
+            change.forget(row, remembered=0)
+        return True
+
+    def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
+        now = self.clock()
+        rows = (row for row in self._newest_first(state) if state in (None, row.job.as_of(now).state))
+        asked_for = (row for row in rows if not row.job.has_expired(now))
+        found = []
+        for row in itertools.islice(asked_for, skip, skip + limit):
+            with contextlib.suppress(FileNotFoundError):  # it is gone by now
+                found.append(self._as_read(row, now))
+        return found
+
+    def evict(self, limit: int = 1000) -> Evicted:
+        with self._changing() as change:
+            evicted = self._evict(change, self.clock(), limit)
+        self._clean_up(next(self._shards))
+        return evicted
+
+    def close(self) -> None:
+        for name in list(self._writers):
+            writer = self._writers.pop(name, None)
+            if writer is not None:
+                writer.close()
+        self._waking.close()
+        self._index.close()
+
+    def secret(self) -> bytes:
+        self._prepare()
+        with _storage_errors():
+            return self._directory.secret()
+
+    # Looking.
+
+    def _prepare(self) -> None:
+        if not self._prepared:
+            self._directory.prepare()
+            with _storage_errors():
+                self._index.prepare()
+            self._prepared = True
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        self._prepare()
+        with self._index.reading() as database:
+            yield database
+
+    def _files(self, row: Row) -> JobFiles:
+        return JobFiles(self.directory, row.job.key, row.number)
+
+    def _find(self, database: sqlite3.Connection, key: str) -> Row:
+        row = _rows.find(database, key)
+        if row is None:
+            raise JobExpired(key) if _rows.has_expired(database, key) else JobNotFound(key)
+        if row.job.has_expired(self.clock()):
+            raise JobExpired(key)
+        return row
+
+    def _look(self, key: str) -> tuple[Row, Job]:
+        """Return a job as it is stored and as it reads."""
+        return self._with_files(key, lambda row: (row, self._as_read(row, self.clock())))
+
+    def _with_files(self, key: str, look: Callable[[Row], T]) -> T:
+        """Return what *look* finds of a job whose row is given to it."""
+        with self._reading() as database:
+            row = self._find(database, key)
+        while True:
+            try:
+                return look(row)
+            except FileNotFoundError as error:
+                with self._reading() as database:
+                    again = self._find(database, key)
+                if again == row:
+                    raise RegistryError(f"{error.filename} was removed by somebody else") from error
+                row = again  # it ended just now, or made room for another one
+            except OSError as error:
+                raise _trouble(error) from error
+
+    def _as_read(self, row: Row, now: float) -> Job:
+        # The state was read before the ends are: who sees an end sees everything.
+        job = row.job if row.job.state.ended else _with_ends(row.job, self._files(row).ends())
+        return job.as_of(now)
+
+    def _newest_first(self, state: JobState | None) -> Iterator[Row]:
+        before = None
+        while True:
+            with self._reading() as database:
+                rows = _rows.newest(database, state, before, _ROWS_AT_ONCE)
+            if not rows:
+                return
+            yield from rows
+            before = rows[-1].number
+
+    # Writing bytes.
+
+    def _append_request(self, key: str, offset: int, data: bytes) -> int:
+        row = self._find_pending(key)
+        writer = Writer(self._files(row), "", self.busy_timeout)
+        try:
+            end = writer.append(Channel.REQUEST, offset, data)
+        except Sealed:
+            raise Fenced(key) from None
+        finally:
+            writer.close()
+        self._find_pending(key)  # a claim does not seal the file: it may have come in between
+        return end
+
+    def _find_pending(self, key: str) -> Row:
+        with self._reading() as database:
+            row = self._find(database, key)
+        if row.job.as_of(self.clock()).state is not JobState.PENDING:
+            raise Fenced(key)
+        return row
+
+    def _open_writer(self, key: str, runner: str) -> Writer:
+        with self._reading() as database:
+            row = self._find(database, key)
+        if row.job.state is not JobState.RUNNING or row.job.runner != runner:
+            raise Fenced(key)
+        writer = Writer(self._files(row), runner, self.busy_timeout)
+        self._close_writer(key)
+        self._writers[os.getpid(), key] = writer
+        return writer
+
+    def _close_writer(self, key: str) -> None:
+        writer = self._writers.pop((os.getpid(), key), None)
+        if writer is not None:
+            writer.close()
+
+    def _unseal(self, key: str, runner: str) -> None:
+        """Take away the seal of somebody who was to end the job and did not come to it; ``Fenced`` if he did."""
+        with self._changing() as change:  # nobody else is about to end it now
+            row = self._find(change.database, key)
+            if row.job.state is not JobState.RUNNING or row.job.runner != runner:
+                raise Fenced(key)
+            self._files(row).unseal()
+
+    # Changing.
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator["_Change"]:
+        """Change the index; when that is done, the files, and wake who waits."""
+        self._prepare()
+        with _storage_errors(), self._index.writing() as database:
+            change = _Change(database)
+            yield change
+        for row in change.ended:
+            self._close_writer(row.job.key)
+            self._files(row).remove(Channel.REQUEST)
+        for row in change.changed:
+            self._files(row).stamp()
+        for row in change.gone:
+            self._files(row).remove()
+
+    def _end(self, change: "_Change", row: Row, job: Job) -> None:
+        """Write down that a job has ended as *job* says; its TTL begins."""
+        try:
+            ends = self._files(row).seal()._replace(request=0)
+        except FileNotFoundError:  # somebody removed it: then nothing is kept, and yet the job must end
+            ends = Ends()
+        job = _with_ends(job, ends)
+        job = replace(job, expires_at=self.clock() + self.ttl, lease_expires_at=None, request={})
+        change.store(row, job, ends.kept)
+        change.ended.append(row)
+
+    def _evict(self, change: "_Change", now: float, limit: int) -> Evicted:
+        lost = evicted = 0
+        for row in _rows.due(change.database, now, limit):
+            if row.job.state.ended:
+                change.forget(row, remembered=self.max_jobs)
+                evicted += 1
+            else:
+                self._end(change, row, row.job.as_of(now))
+                lost += 1
+        return Evicted(lost, evicted)
+
+    def _evict_now_and_then(self, change: "_Change", now: float) -> None:
+        # By the monotonic clock: when the wall clock is set back, it would be long until the next time.
+        instant = time.monotonic()
+        is_full = _rows.totals(change.database)[0] >= self.max_jobs
+        if (is_full or instant - self._evicted_at >= _EVICT_EVERY) and (
+            sum(self._evict(change, now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE
+        ):
+            self._evicted_at = instant  # else there is more: the next one goes on
+
+    def _make_room(self, change: "_Change") -> None:
+        """Forget ended jobs until there is room for one more; ``QueueFull`` where there are none left."""
+        while True:
+            jobs, kept = _rows.totals(change.database)
+            if jobs < self.max_jobs and kept < self.max_bytes:
+                return
+            if not self._forget_first_ended(change):
+                if jobs >= self.max_jobs:
+                    raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
+                raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
+
+    def _keep_max_bytes(self, change: "_Change", grown: Row) -> None:
+        """Forget jobs that ended before the one that has *grown*: what ends just now shall be seen."""
+        while _rows.totals(change.database)[1] > self.max_bytes and self._forget_first_ended(change, but=grown):
+            pass
+
+    def _forget_first_ended(self, change: "_Change", *, but: Row | None = None) -> bool:
+        row = _rows.first_ended(change.database)
+        if row is None or (but is not None and row.number == but.number):
+            return False
+        change.forget(row, remembered=self.max_jobs)
+        return True
+
+    def _clean_up(self, shard: str) -> None:
+        """Remove files of jobs that are gone, and requests of jobs that have ended: they were left by processes that
+        were killed after they changed the index, or before."""
+        directory = os.path.join(self.directory, shard)
+        with _storage_errors(), contextlib.suppress(FileNotFoundError):
+            names = {name: int(match[1]) for name in os.listdir(directory) if (match := _FILE.fullmatch(name))}
+            with self._reading() as database:
+                left = _left_behind(database, names)
+            if left:
+                with self._index.writing() as database:  # nobody is about to add a job now
+                    for name in _left_behind(database, left):
+                        os.unlink(os.path.join(directory, name))
+
+
+class _Change:
+    """A change of the index, and what is to be done after it."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
+        self.changed: list[Row] = []
+        self.ended: list[Row] = []
+        self.gone: list[Row] = []
+
+    def store(self, row: Row, job: Job, kept: int | None = None) -> None:
+        """Replace a job; who waits for it is to be woken."""
+        _rows.store(self.database, row, job, kept)
+        self.changed.append(row)
+
+    def forget(self, row: Row, *, remembered: int) -> None:
+        """Remove a job; its files are to be removed."""
+        _rows.forget(self.database, row, remembered=remembered)
+        self.gone.append(row)
+
+
+def _with_ends(job: Job, ends: Ends) -> Job:
+    return replace(job, output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)
+
+
+def _is_group_full(database: sqlite3.Connection, groups: Mapping[str, int], now: float) -> bool:
+    counted = dict.fromkeys(groups, 0)
+    for job in _rows.running(database):
+        if not job.as_of(now).state.ended:
+            for group in counted.keys() & job.groups.keys():
+                counted[group] += 1
+    return any(counted[group] >= most for group, most in groups.items())
+
+
+def _left_behind(database: sqlite3.Connection, names: Mapping[str, int]) -> dict[str, int]:
+    states = _rows.states(database, set(names.values()))
+
+    def is_left(name: str, number: int) -> bool:
+        return number not in states or (name.endswith(f".{Channel.REQUEST}") and states[number].ended)
+
+    return {name: number for name, number in names.items() if is_left(name, number)}
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _trouble(error) from error
+
+
+def _trouble(error: OSError) -> RegistryError:
+    return RegistryError(f"{error.filename or 'the spool directory'}: {error.strerror}")
