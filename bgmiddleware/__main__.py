@@ -10,6 +10,7 @@ from . import marks
 from ._loading import loaded
 from ._middleware import BackgroundMiddleware
 from ._server import serve
+from ._work import work
 from .errors import ConfigurationError
 from .executors.thread import ThreadExecutor
 from .registries.memory import MemoryRegistry
@@ -20,6 +21,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = _parser().parse_args(arguments)
+    if options.command == "work":
+        return _work(options)
     try:
         app = _wrapped(options)
     except ConfigurationError as error:
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bgmiddleware", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     command = commands.add_parser("serve", help="serve a WSGI app on waitress", description="Serve a WSGI app.")
     command.add_argument("app", metavar="MODULE:APP", help="the app, e.g. shop.wsgi:application")
     command.add_argument(
@@ -55,7 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--drain", type=float, default=10.0, help="seconds that jobs get to end at the end (default: %(default)s)"
     )
+    command = commands.add_parser("work", help="run the jobs of an app", description="Be a worker of RQ or Celery.")
+    command.add_argument("app", metavar="MODULE:APP", help="the app that the web processes serve")
+    command.add_argument("options", metavar="...", nargs=argparse.REMAINDER, help="options of the worker's own")
     return parser
+
+
+def _work(options: argparse.Namespace) -> int:
+    try:
+        work(options.app, options.options)
+    except ConfigurationError as error:
+        print(f"bgmiddleware: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _port(text: str) -> int:

@@ -1,0 +1,31 @@
+"""``python -m bgmiddleware work``: a worker that runs the jobs of an app whose executor has them run elsewhere."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from .errors import ConfigurationError
+from .executors._worker import Site, load_site
+
+__all__ = ["work"]
+
+
+@runtime_checkable
+class _HasWorkers(Protocol):
+    def work(self, site: Site, options: Sequence[str]) -> None:
+        """Be a worker until a signal says stop."""
+
+
+def work(name: str, options: Sequence[str]) -> None:
+    """Be a worker for the app that *name* names, of the kind that its executor needs, with that one's own *options*.
+
+    Raises ``ConfigurationError`` where the executor needs none.
+    """
+    sys.path.insert(0, os.getcwd())
+    site = load_site(name)
+    if not isinstance(site.executor, _HasWorkers):
+        raise ConfigurationError(
+            f"{name} needs no worker: its {type(site.executor).__name__} runs the jobs of each web process by itself"
+        )
+    site.executor.work(site, options)

@@ -1,0 +1,170 @@
+"""Jobs in the workers of RQ, on this machine and on others: the extra ``rq``.
+
+The web processes push the keys of jobs into a queue of Redis; workers, begun by ``python -m bgmiddleware work``, take
+them out and fork a process for each. All else about a job is in the registry.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from typing import Any, cast
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from rq import Queue, Worker
+from rq.exceptions import NoSuchJobError
+from rq.executions import Execution
+from rq.job import Job as Message
+from rq.job import JobStatus
+
+from .._runner import Run
+from ..errors import ConfigurationError, QueueFull
+from ._watch import is_overdue, settle
+from ._worker import Site, run_stored
+from .base import Executor
+
+__all__ = ["RQExecutor"]
+
+_SCHEMES = ("redis://", "rediss://", "unix://")
+_LOOK_EVERY = 1  # for what must be killed, and what waits for a place in its group; whole seconds: RQ sets an alarm
+_DELIVERED_AT_ONCE = 10
+_NO_LIMIT = -1
+_FAILURE_TTL = 3600
+
+
+class RQExecutor(Executor):
+    """Runs jobs in workers of RQ, each in a process of its own. POSIX only.
+
+    *url* is RQ's Redis (``redis://``, ``rediss://`` or ``unix://``), *queue* the name of the queue. Up to *max_pending*
+    jobs wait in it; then, and while Redis does not answer, ``submit`` raises ``QueueFull``. A job that was asked to
+    stop, or is over its deadline, gets *grace* seconds to end by itself before its processes are killed.
+
+    Redis is trusted: who can write there can have the app answer any request, as anybody.
+    """
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379/0",
+        *,
+        queue: str = "bgmiddleware",
+        max_pending: int = 1000,
+        grace: float = 5.0,
+    ) -> None:
+        if not url.startswith(_SCHEMES):
+            raise ConfigurationError(f"the URL of RQ's Redis begins with one of {', '.join(_SCHEMES)}")
+        for name, value, least in (("max_pending", max_pending, 1), ("grace", grace, 0)):
+            if not value >= least:
+                raise ConfigurationError.of_setting(name, value, f"a number from {least}")
+        self.max_pending = max_pending
+        self.grace = grace
+        self._url = url
+        # Silent retries push twice, and no client shall wait for a Redis that hangs.
+        client = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+        self._queue = Queue(queue, connection=client, serializer="json")
+        self._closed = False
+
+    def submit(self, run: Run) -> None:
+        if self._closed:
+            raise QueueFull("the server is shutting down")
+        try:
+            if self._queue.count >= self.max_pending:
+                raise QueueFull(f"{self.max_pending} jobs are waiting")
+            self._queue.enqueue_call(
+                "bgmiddleware.executors.rq.refuse",
+                job_id=run.key,
+                timeout=_NO_LIMIT,  # the deadline is the job's own
+                result_ttl=0,
+                failure_ttl=_FAILURE_TTL,
+                description="bgmiddleware",
+            )
+        except RedisError as error:
+            raise QueueFull(f"the queue of jobs does not answer: {error}") from error
+
+    def stop(self, key: str) -> None:
+        # What runs is stopped by its worker, which looks at the registry: that works too when this process is gone.
+        with contextlib.suppress(RedisError, NoSuchJobError):
+            message = Message.fetch(key, self._queue.connection, "json")
+            if message.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.SCHEDULED):
+                message.delete()
+
+    def shutdown(self, drain: float | None = None) -> None:
+        self._closed = True
+        self._queue.connection.close()
+
+    def work(self, site: Site, options: Sequence[str]) -> None:
+        """Be a worker: run the jobs of the queue until a signal says stop, each in a fork of this process."""
+        parser = argparse.ArgumentParser(prog="python -m bgmiddleware work MODULE:APP", description="Run RQ's jobs.")
+        parser.add_argument("--burst", action="store_true", help="end when no job is left")
+        parser.add_argument("--name", help="the worker's name, unique; default: a random one")
+        chosen = parser.parse_args(options)
+        worker = _Worker([self._queue.name], chosen.name, connection=Redis.from_url(self._url),
+            serializer="json", job_monitoring_interval=_LOOK_EVERY, log_job_description=False)
+        worker.site = site
+        worker.grace = self.grace
+        worker.work(burst=chosen.burst)
+
+
+def refuse() -> None:
+    """Say what is wrong: the function that messages name, which only a worker of another kind would call."""
+    raise RuntimeError("this queue is for workers begun by: python -m bgmiddleware work MODULE:APP")
+
+
+class _KeyOnly(Message):
+    """A message of which only the key is believed: nothing that Redis may name is imported or called."""
+
+    site: Site
+    success_callback = failure_callback = stopped_callback = None  # type: ignore[assignment]
+
+    def perform(self) -> None:
+        if run_stored(self.site, self.id):  # it must wait: here again in a second
+            self.repeats_left, self.repeat_intervals = 1, [1]
+
+    def send_webhooks(self, *arguments: Any, **named: Any) -> None:
+        """Send nothing."""
+
+
+class _Worker(Worker):
+    """Takes keys out of the queue, and looks after the process that runs one."""
+
+    job_class = _KeyOnly
+    site: Site
+    grace: float
+    dequeue_timeout = _LOOK_EVERY  # type: ignore[assignment]
+
+    def perform_job(self, job: Message, queue: Queue, execution: Execution) -> bool:
+        cast(_KeyOnly, job).site = self.site
+        return super().perform_job(job, queue, execution)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        super().heartbeat(timeout, pipeline)
+        if pipeline is None:  # between jobs
+            self._deliver_again()
+
+    def maintain_heartbeats(self, job: Message, execution: Execution) -> None:
+        # RQ lets go of a job whose process runs on when Redis is away just now: the next look comes in a second.
+        with contextlib.suppress(RedisError):
+            super().maintain_heartbeats(job, execution)
+            self._deliver_again()
+        if is_overdue(self.site.registry, job.id, self.grace):
+            self.request_stop_execution(execution.id)
+
+    def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
+        pid = self.horse_pid
+        super().monitor_work_horse(job, queue, execution)
+        settle(self.site.registry, job.id, pid)
+
+    def _deliver_again(self) -> None:
+        """Put jobs that waited for a place in their group back into the queue: what RQ's scheduler does, without its
+        process. Where two workers do it at once the job comes twice, and runs once."""
+        for queue in self.queues:
+            waiting = queue.scheduled_job_registry
+            # A few at a time: each costs a fork to find out whether there is a place now.
+            for key in waiting.get_jobs_to_schedule(chunk_size=_DELIVERED_AT_ONCE):
+                message = queue.fetch_job(key)
+                with queue.connection.pipeline() as pipeline:
+                    if message is not None:
+                        queue.enqueue_job(message, pipeline=pipeline)
+                    waiting.remove(key, pipeline=pipeline)
+                    pipeline.execute()
