@@ -200,7 +200,7 @@ class Keeper:
             # Told to store each line at once, then asked for what it has: what is printed from here on wakes us. Not
             # while much is printed: then it is gathered where it is, which costs the job nothing.
             output.watch(True)
-            output.flush()
+            output.store_soon()
             with self._changed:
                 self._changed.wait_for(lambda: self._size or self._ending, _COLLECT_EVERY)
             output.watch(False)

@@ -1,8 +1,7 @@
 """The middleware: look, decide, delegate."""
 
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Self
@@ -196,12 +195,13 @@ class BackgroundMiddleware:
                 stripped[name] = environ[name].partition("?")[0] + ("?" + query if query else "")
         return stripped
 
-    def stored_run(self, key: str, cpu_clock: Callable[[], float] = time.thread_time) -> Run:
+    def stored_run(self, key: str, *, alone: bool = False) -> Run:
         """Return the run of the job *key*, which another process recorded: what executors call in their workers.
 
-        *cpu_clock* gives the seconds of a processor that were used for it. Raises ``JobNotFound`` or ``JobExpired``.
+        *alone*: this process does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises ``JobNotFound`` or
+        ``JobExpired``.
         """
-        return self._starter.stored_run(self.app, key, cpu_clock)
+        return self._starter.stored_run(self.app, key, alone=alone)
 
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does

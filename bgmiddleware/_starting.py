@@ -147,7 +147,7 @@ class Starter:
             version=self.version,
         )
 
-    def stored_run(self, app: WSGIApplication, key: str, cpu_clock: Callable[[], float]) -> Run:
+    def stored_run(self, app: WSGIApplication, key: str, *, alone: bool) -> Run:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
@@ -161,7 +161,7 @@ class Starter:
             takes_children=self.capture_children,
             deadline=job.deadline,
             version=self.version,
-            cpu_clock=cpu_clock,
+            alone=alone,
         )
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:

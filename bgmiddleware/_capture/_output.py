@@ -132,6 +132,7 @@ class JobOutput:
         self._due = False  # an interrupt is to be delivered
         self._children: dict[int, weakref.ref[subprocess.Popen[Any]]] = {}
         self._file: OutputFile | None = None
+        self._is_shared = False  # others write to the file at any time: what is printed goes there line by line
         self.pending: list[str | bytes] | None = self._pending
         self.batch = _BATCH
         self.out: Callable[[str], int] = self._write
@@ -163,14 +164,15 @@ class JobOutput:
         """Store what is pending, unless somebody is at it. Never blocks: writers, signal handlers, ``__del__``."""
         if self.batch == 1 and self.job is not None and not self._ends_line():
             return  # a print is two writes; readers take lines, as from a terminal, and what is flushed
-        self._store_soon()
+        self.store_soon(blocking=self._is_shared)
 
-    def _store_soon(self) -> None:
+    def store_soon(self, *, blocking: bool = False) -> None:
+        """Store what was written so far; where it is not *blocking*, only if nobody is at it."""
         # Who holds the lock looks again when it has given it back: what came meanwhile found it taken. A few times
         # only, or it might work for the other writers for ever. That is enough: 1. each round stored something; 2. so
         # it woke the readers, and they drain themselves before they sleep.
         for _ in range(_ROUNDS):
-            if not self._lock.acquire(blocking=False):
+            if not self._lock.acquire(blocking=blocking):
                 break
             try:
                 if self._busy:
@@ -226,7 +228,7 @@ class JobOutput:
     def flush(self) -> None:
         """Put what is written into the file that children write to, if there is one; show it to who is waiting."""
         if self._file is not None or self.batch == 1:
-            self._store_soon()
+            self.store_soon(blocking=self._is_shared)
 
     def fileno(self) -> int | None:
         """Return a descriptor that appends to this output, for children; the first call makes it."""
@@ -241,6 +243,13 @@ class JobOutput:
         self._look_again()
         return file.number
 
+    def share(self) -> int | None:
+        """Return a descriptor of this output for others of this process to write to, at any time: from now on each
+        line that is printed is in its file when the print returns, and so comes in order with what they write."""
+        self._is_shared = True
+        self.batch = 1
+        return self.fileno()
+
     def drain(self) -> None:
         """Store all that was written so far; waits for a drain under way."""
         with self._lock:
@@ -250,7 +259,7 @@ class JobOutput:
     def watch(self, watched: bool) -> None:
         """Store each write at once (*watched*), or in batches."""
         if self.job is not None:
-            self.batch = 1 if watched else _BATCH
+            self.batch = 1 if watched or self._is_shared else _BATCH
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
