@@ -24,8 +24,9 @@ def work(name: str, options: Sequence[str]) -> None:
     """
     sys.path.insert(0, os.getcwd())
     site = load_site(name)
-    if not isinstance(site.executor, _HasWorkers):
+    executor = getattr(site, "executor", None)
+    if not isinstance(executor, _HasWorkers):
         raise ConfigurationError(
-            f"{name} needs no worker: its {type(site.executor).__name__} runs the jobs of each web process by itself"
+            f"app = {name!r}: its {type(executor).__name__} needs no workers: it runs the jobs of its own process"
         )
-    site.executor.work(site, options)
+    executor.work(site, options)

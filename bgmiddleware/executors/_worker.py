@@ -1,10 +1,12 @@
 """What the processes that run jobs have in common: they load the app by its name, and run what another process
 recorded; and what is written down of a job whose process cannot do it any more."""
 
+import contextlib
 import logging
 import os
 import secrets
 import signal
+import socket
 import time
 import traceback
 from collections import deque
@@ -18,7 +20,7 @@ from .._runner import Run, over_deadline
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry
 
-__all__ = ["Site", "Stopper", "end_dead", "fail_unloaded", "load_site", "run_stored"]
+__all__ = ["Site", "Stopper", "end_dead", "end_of_process", "fail_unloaded", "how_it_ended", "load_site", "run_stored"]
 
 _log = logging.getLogger("bgmiddleware")
 
@@ -116,6 +118,27 @@ def _end_dead(registry: Registry, key: str, reason: str) -> None:
         registry.transition(key, {JobState.PENDING}, state, reason=reason)
     else:
         registry.finish(key, job.runner, state, reason=reason)
+
+
+def end_of_process(registry: Registry, key: str, pid: int, status: int) -> None:
+    """Write down the end of the job *key*, if it was left undone by the process *pid* of this host, which ended.
+
+    *status* is that of ``subprocess``: negative is a signal. Does nothing for a job that another process runs: messages
+    may come twice.
+    """
+    with contextlib.suppress(JobNotFound, JobExpired, RegistryError):  # then the lease tells
+        job = patiently(registry, lambda: registry.get(key))
+        claimed = job.receipt.get("runner") == f"{socket.gethostname()}:{pid}"
+        # What is pending after a regular end must wait for a place in its group.
+        if claimed if job.state is JobState.RUNNING else status != 0:
+            end_dead(registry, key, how_it_ended(status))
+
+
+def how_it_ended(status: int) -> str:
+    """Return in words how a process ended, by its *status* as ``subprocess`` gives it."""
+    if status >= 0:
+        return f"its process exited with status {status}"
+    return f"its process was killed by {signal.Signals(-status).name}"
 
 
 class Stopper:

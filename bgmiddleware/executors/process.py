@@ -14,7 +14,7 @@ from typing import Any
 from .._runner import Run
 from ..errors import ConfigurationError
 from ._local import SHUT_DOWN, LocalExecutor
-from ._worker import Stopper, end_dead, fail_unloaded
+from ._worker import Stopper, end_dead, fail_unloaded, how_it_ended
 
 __all__ = ["ProcessExecutor"]
 
@@ -163,10 +163,7 @@ class _Child:
     def end(self) -> str:
         """Return how the process ended."""
         self.close()
-        status = self._process.wait()
-        if status >= 0:
-            return f"its process exited with status {status}"
-        return f"its process was killed by {signal.Signals(-status).name}"
+        return how_it_ended(self._process.wait())
 
     def close(self) -> None:
         """Let the process end, and wait for it."""

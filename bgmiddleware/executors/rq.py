@@ -6,6 +6,8 @@ them out and fork a process for each. All else about a job is in the registry.
 
 import argparse
 import contextlib
+import os
+import signal
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -21,8 +23,7 @@ from rq.job import JobStatus
 
 from .._runner import Run
 from ..errors import ConfigurationError, QueueFull
-from ._watch import is_overdue, settle
-from ._worker import Site, run_stored
+from ._worker import Site, Stopper, end_of_process, run_stored
 from .base import Executor
 
 __all__ = ["RQExecutor"]
@@ -99,8 +100,14 @@ class RQExecutor(Executor):
         parser.add_argument("--burst", action="store_true", help="end when no job is left")
         parser.add_argument("--name", help="the worker's name, unique; default: a random one")
         chosen = parser.parse_args(options)
-        worker = _Worker([self._queue.name], chosen.name, connection=Redis.from_url(self._url),
-            serializer="json", job_monitoring_interval=_LOOK_EVERY, log_job_description=False)
+        worker = _Worker(
+            [self._queue.name],
+            chosen.name,
+            connection=Redis.from_url(self._url),
+            serializer="json",
+            job_monitoring_interval=_LOOK_EVERY,
+            log_job_description=False,
+        )
         worker.site = site
         worker.grace = self.grace
         worker.work(burst=chosen.burst)
@@ -115,7 +122,7 @@ class _KeyOnly(Message):
     """A message of which only the key is believed: nothing that Redis may name is imported or called."""
 
     site: Site
-    success_callback = failure_callback = stopped_callback = None  # type: ignore[assignment]
+    success_callback = failure_callback = stopped_callback = None
 
     def perform(self) -> None:
         if run_stored(self.site, self.id):  # it must wait: here again in a second
@@ -129,9 +136,11 @@ class _Worker(Worker):
     """Takes keys out of the queue, and looks after the process that runs one."""
 
     job_class = _KeyOnly
+    dequeue_timeout = _LOOK_EVERY
     site: Site
     grace: float
-    dequeue_timeout = _LOOK_EVERY  # type: ignore[assignment]
+    _stopper: Stopper
+    _status = 0
 
     def perform_job(self, job: Message, queue: Queue, execution: Execution) -> bool:
         cast(_KeyOnly, job).site = self.site
@@ -142,22 +151,33 @@ class _Worker(Worker):
         if pipeline is None:  # between jobs
             self._deliver_again()
 
+    def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
+        registry, pid = self.site.registry, self.horse_pid
+        self._stopper = Stopper(registry, job.id, self.grace)
+        super().monitor_work_horse(job, queue, execution)
+        if self._status:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # children that it left behind
+        end_of_process(registry, job.id, pid, self._status)
+
+    def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
+        pid, status, usage = super().wait_for_horse()
+        self._status = os.waitstatus_to_exitcode(status or 0)
+        return pid, status, usage
+
     def maintain_heartbeats(self, job: Message, execution: Execution) -> None:
-        # RQ lets go of a job whose process runs on when Redis is away just now: the next look comes in a second.
+        # Called each second while the job runs. Of an error RQ would leave the process that runs it alone.
         with contextlib.suppress(RedisError):
             super().maintain_heartbeats(job, execution)
             self._deliver_again()
-        if is_overdue(self.site.registry, job.id, self.grace):
-            self.request_stop_execution(execution.id)
-
-    def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
-        pid = self.horse_pid
-        super().monitor_work_horse(job, queue, execution)
-        settle(self.site.registry, job.id, pid)
+        due = self._stopper.look()
+        if due is not None:
+            self._stopped_job_id = job.id  # in RQ's books it did not fail
+            self.kill_horse(due)
 
     def _deliver_again(self) -> None:
         """Put jobs that waited for a place in their group back into the queue: what RQ's scheduler does, without its
-        process. Where two workers do it at once the job comes twice, and runs once."""
+        process. Where two workers do so at once the job comes twice, and runs once."""
         for queue in self.queues:
             waiting = queue.scheduled_job_registry
             # A few at a time: each costs a fork to find out whether there is a place now.
