@@ -120,18 +120,17 @@ def _end_dead(registry: Registry, key: str, reason: str) -> None:
         registry.finish(key, job.runner, state, reason=reason)
 
 
-def end_of_process(registry: Registry, key: str, pid: int, status: int) -> None:
-    """Write down the end of the job *key*, if it was left undone by the process *pid* of this host, which ended.
+def end_of_process(registry: Registry, key: str, pid: int, how: str, *, regular: bool = False) -> None:
+    """Write down the end of the job *key*, if the process *pid* of this host left it undone.
 
-    *status* is that of ``subprocess``: negative is a signal. Does nothing for a job that another process runs: messages
-    may come twice.
+    *how* that ended becomes the reason; *regular*: whether it meant to, so that a pending job still waits. Does nothing
+    for a job that another process runs: messages may come twice.
     """
-    with contextlib.suppress(JobNotFound, JobExpired, RegistryError):  # then the lease tells
+    with contextlib.suppress(JobNotFound, JobExpired, RegistryError):  # its lease will tell
         job = patiently(registry, lambda: registry.get(key))
         claimed = job.receipt.get("runner") == f"{socket.gethostname()}:{pid}"
-        # What is pending after a regular end must wait for a place in its group.
-        if claimed if job.state is JobState.RUNNING else status != 0:
-            end_dead(registry, key, how_it_ended(status))
+        if claimed if job.state is JobState.RUNNING else not regular:
+            end_dead(registry, key, how)
 
 
 def how_it_ended(status: int) -> str:

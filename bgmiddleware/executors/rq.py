@@ -23,7 +23,7 @@ from rq.job import JobStatus
 
 from .._runner import Run
 from ..errors import ConfigurationError, QueueFull
-from ._worker import Site, Stopper, end_of_process, run_stored
+from ._worker import Site, Stopper, end_of_process, how_it_ended, run_stored
 from .base import Executor
 
 __all__ = ["RQExecutor"]
@@ -158,7 +158,7 @@ class _Worker(Worker):
         if self._status:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)  # children that it left behind
-        end_of_process(registry, job.id, pid, self._status)
+        end_of_process(registry, job.id, pid, how_it_ended(self._status), regular=not self._status)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
         pid, status, usage = super().wait_for_horse()

@@ -1,0 +1,237 @@
+"""Jobs in workers of Celery, by whatever broker it has: the extra ``celery``.
+
+The web processes send messages that are named by a job's key and hold nothing; workers, begun by
+``python -m bgmiddleware work``, run them in Celery's pool of processes. All else about a job is in the registry.
+"""
+
+import contextlib
+import os
+import re
+import signal
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import celery
+from celery import Celery, bootsteps, signals
+from celery.concurrency.prefork import TaskPool
+from celery.exceptions import Ignore, Terminated, WorkerLostError
+from celery.worker import state
+from celery.worker.request import Request
+from click import ClickException
+from kombu.entity import Exchange, Queue
+from kombu.exceptions import KombuError
+
+from .._loading import loaded
+from .._runner import Run
+from ..errors import ConfigurationError, QueueFull
+from ._worker import Site, Stopper, end_of_process, how_it_ended, run_stored
+from .base import Executor
+
+__all__ = ["CeleryExecutor"]
+
+_TASK = "bgmiddleware.run"
+_LOOK_EVERY = 1.0
+_DAY = 86_400
+_OLDEST = (5, 6)  # the first that can do without prefetching
+
+
+class CeleryExecutor(Executor):
+    """Runs jobs in workers of Celery (5.6 or newer), which are begun by ``python -m bgmiddleware work``.
+
+    *app*: your ``Celery``, or its name as ``module:attribute``, which is imported when the first job is submitted; of
+    its settings those of the broker count. *queue*: the name of a queue that only these workers take from. While the
+    broker is away ``submit`` raises ``QueueFull``. A job that was asked to stop, or is over its deadline, gets *grace*
+    seconds to end by itself before its processes are killed.
+
+    A worker refuses to start, and ``submit`` to send, by a ``ConfigurationError``, where a setting does not fit jobs
+    that run for hours.
+    """
+
+    def __init__(self, app: "Celery | str", *, queue: str = "bgmiddleware", grace: float = 5.0) -> None:
+        if not grace >= 0:
+            raise ConfigurationError.of_setting("grace", grace, "a number from 0")
+        version = tuple(int(part) for part in celery.__version__.split(".")[:2])
+        if version < _OLDEST:
+            raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {celery.__version__}")
+        self.grace = grace
+        self._given = app
+        self._queue = Queue(queue, Exchange(queue), routing_key=queue)
+        self._closed = False
+
+    @property
+    def app(self) -> Celery:
+        """The ``Celery`` that it uses."""
+        if not isinstance(self._given, Celery):
+            found = loaded("executor", self._given)
+            if not isinstance(found, Celery):
+                raise ConfigurationError(f"executor = celery:{self._given}: this is a {type(found).__name__}")
+            self._given = found
+        return self._given
+
+    def submit(self, run: Run) -> None:
+        if self._closed:
+            raise QueueFull("the server is shutting down")
+        _send(self.app, self._queue, run.key)
+
+    def stop(self, key: str) -> None:
+        """Do nothing: the worker that runs it looks at the registry, and who takes out a cancelled one leaves it."""
+
+    def shutdown(self, drain: float | None = None) -> None:
+        self._closed = True
+
+    def work(self, site: Site, options: Sequence[str]) -> None:
+        """Be a worker, with *options* of Celery's own, until a signal says stop."""
+        app = self.app
+        _force(app.conf, self._queue)
+        task = app.task(
+            _run,
+            name=_TASK,
+            base=_Task,
+            bind=True,
+            shared=False,
+            acks_late=False,  # a broker that waits for hours delivers again
+            reject_on_worker_lost=False,
+            ignore_result=True,
+            track_started=False,
+            serializer="json",
+        )
+        task.site, task.grace, task.queue, task.waiting = site, self.grace, self._queue, deque()
+        app.steps["worker"].add(_Watch)
+        signals.worker_process_init.connect(_lead_group, weak=False)
+        try:
+            app.worker_main(["worker", "--hostname", f"bgmiddleware-{os.getpid()}@%h", *options])
+        except ClickException as error:
+            raise ConfigurationError(f"celery worker: {error.format_message()}") from None
+
+
+def _send(app: Celery, queue: Queue, key: str) -> None:
+    if app.conf.task_always_eager:
+        raise ConfigurationError(
+            "task_always_eager = True: then Celery runs jobs in the web process, before it answers"
+        )
+    try:
+        app.send_task(
+            _TASK,
+            task_id=key,
+            queue=queue,
+            serializer="json",
+            ignore_result=True,
+            retry=True,  # a connection may have been idle too long; what comes twice runs once
+            retry_policy={"max_retries": 1, "interval_start": 0},
+        )
+    except (KombuError, OSError) as error:
+        raise QueueFull(f"the queue of jobs does not answer: {error}") from error
+
+
+def _force(conf: Any, queue: Queue) -> None:
+    """Set what jobs need in a worker that does nothing else; refuse what others would have to set."""
+    options = dict(conf.broker_transport_options or {})
+    if not options.setdefault("visibility_timeout", _DAY) >= _DAY:
+        raise ConfigurationError(
+            f"broker_transport_options: visibility_timeout = {options['visibility_timeout']}: expected at least"
+            f" {_DAY} (a day), for all that use this broker: what waits longer would be delivered again"
+        )
+    conf.update(
+        task_queues=[queue],
+        broker_transport_options=options,
+        accept_content=["json"],
+        worker_pool="prefork",
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,  # where the broker is not Redis, and that cannot be had
+        worker_redirect_stdouts=False,
+        worker_hijack_root_logger=False,  # logging is as the app set it up
+        task_time_limit=None,  # the deadline is the job's own
+        task_soft_time_limit=None,
+        worker_lost_wait=0.1,  # for a result, and there is none
+    )
+
+
+def _run(task: "_Task") -> None:
+    """Run in a process of the pool."""
+    if run_stored(task.site, task.request.id):
+        raise Ignore("it must wait for a place in its group")
+
+
+class _Request(Request):  # type: ignore[misc]
+    """One message, as the pool's parent sees it."""
+
+    def on_failure(self, exc_info: Any, *arguments: Any, **named: Any) -> None:
+        super().on_failure(exc_info, *arguments, **named)
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, Ignore):
+            self.task.waiting.append(self.id)
+            return
+        if isinstance(error, WorkerLostError | Terminated):
+            self.kill()  # children that it left behind
+        self.end(_how(error))
+
+    def kill(self) -> None:
+        """Kill the process that runs it with all its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.worker_pid, signal.SIGKILL)
+
+    def end(self, how: str) -> None:
+        """Write down its end, unless its process did so."""
+        end_of_process(self.task.site.registry, self.id, self.worker_pid, how)
+
+
+def _how(error: BaseException) -> str:
+    """Return in words how a process ended: Celery has a sentence with its status in it."""
+    if found := re.search(r"(signal|exitcode) (\d+)", str(error)):
+        return how_it_ended(int(found[2]) * (-1 if found[1] == "signal" else 1))
+    return f"its process failed: {error}"
+
+
+class _Task(celery.Task):  # type: ignore[misc]
+    Request = _Request
+    site: Site
+    grace: float
+    queue: Queue
+    waiting: deque[str]
+    """Jobs whose groups were full when their message came."""
+
+
+class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Looks each second after the jobs that the pool runs, in its parent."""
+
+    requires = ("celery.worker.components:Pool", "celery.worker.components:Timer")
+
+    def __init__(self, worker: Any, **named: Any) -> None:
+        super().__init__(worker, **named)
+        if not issubclass(worker.pool_cls, TaskPool):
+            raise ConfigurationError(
+                f"worker_pool = {worker.pool_cls.__module__}: expected prefork: threads cannot be killed"
+            )
+        self._stoppers: dict[str, Stopper] = {}
+
+    def start(self, worker: Any) -> None:
+        self._entry = worker.timer.call_repeatedly(_LOOK_EVERY, self._look, (worker,))
+
+    def stop(self, worker: Any) -> None:
+        self._entry.cancel()
+
+    def _look(self, worker: Any) -> None:
+        task = worker.app.tasks[_TASK]
+        self._deliver_again(task)
+        running = {request.id: request for request in list(state.active_requests)}
+        self._stoppers = {
+            key: self._stoppers.get(key) or Stopper(task.site.registry, key, task.grace) for key in running
+        }
+        for key, stopper in self._stoppers.items():
+            if stopper.look() is signal.SIGKILL:
+                running[key].kill()
+                running[key].terminate(worker.pool, "SIGKILL")  # it is dead; now Celery knows why
+                running[key].end("its process was killed")
+
+    def _deliver_again(self, task: _Task) -> None:
+        # Not by Celery's countdown: then this worker would keep it, behind what runs here, where others may be idle.
+        with contextlib.suppress(QueueFull):
+            while task.waiting:
+                _send(task.app, task.queue, task.waiting[0])
+                task.waiting.popleft()
+
+
+def _lead_group(**named: Any) -> None:
+    """Make a process of the pool the leader of a group, so that it can be killed with all its children."""
+    os.setpgid(0, 0)
