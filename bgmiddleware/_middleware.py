@@ -195,13 +195,13 @@ class BackgroundMiddleware:
                 stripped[name] = environ[name].partition("?")[0] + ("?" + query if query else "")
         return stripped
 
-    def stored_run(self, key: str, *, alone: bool = False) -> Run:
+    def stored_run(self, key: str, *, output_file: int | None = None) -> Run:
         """Return the run of the job *key*, which another process recorded: what executors call in their workers.
 
-        *alone*: this process does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises ``JobNotFound`` or
-        ``JobExpired``.
+        *output_file*: for a process that does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises
+        ``JobNotFound`` or ``JobExpired``.
         """
-        return self._starter.stored_run(self.app, key, alone=alone)
+        return self._starter.stored_run(self.app, key, output_file)
 
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does

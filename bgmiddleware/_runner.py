@@ -63,9 +63,10 @@ class Run:
     """One job, ready to be run once in this process, by whatever thread an executor has.
 
     An executor of this process calls it; one of another process carries its *key* and nothing else. *deadline*: seconds
-    after which it is asked to stop. *version*: which version of the app this process runs. *alone*: whether this
-    process does nothing else meanwhile; then its file descriptors 1 and 2 are the job's output too, and the CPU time is
-    that of the process and its children, instead of the thread's.
+    after which it is asked to stop. *version*: which version of the app this process runs. *output_file*: a descriptor
+    of an empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the
+    file descriptors 1 and 2 too; who has it as well can read there what this process wrote before it died. The CPU time
+    is that of the process and its children then, and not the thread's.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Run:
         takes_children: bool = False,
         deadline: float | None = None,
         version: str = "",
-        alone: bool = False,
+        output_file: int | None = None,
     ) -> None:
         self.key = key
         self.registry = registry
@@ -94,8 +95,8 @@ class Run:
         self._takes_children = takes_children
         self._deadline = deadline
         self._version = version
-        self._alone = alone
-        self._cpu_clock = _process_time if alone else time.thread_time
+        self._output_file = output_file
+        self._cpu_clock = time.thread_time if output_file is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
         self._keeper = Keeper(registry, key, self._runner)
         self._output: JobOutput | None = None  # from the claim on
@@ -190,7 +191,9 @@ class Run:
             )
 
     def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
-        return own_descriptors(output) if self._alone else contextlib.nullcontext()
+        if self._output_file is None:
+            return contextlib.nullcontext()
+        return own_descriptors(output, self._output_file)
 
     @contextlib.contextmanager
     def _limited(self, output: JobOutput) -> Iterator[None]:

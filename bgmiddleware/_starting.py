@@ -147,7 +147,7 @@ class Starter:
             version=self.version,
         )
 
-    def stored_run(self, app: WSGIApplication, key: str, *, alone: bool) -> Run:
+    def stored_run(self, app: WSGIApplication, key: str, output_file: int | None) -> Run:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
@@ -161,7 +161,7 @@ class Starter:
             takes_children=self.capture_children,
             deadline=job.deadline,
             version=self.version,
-            alone=alone,
+            output_file=output_file,
         )
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:

@@ -6,6 +6,7 @@ threads, pools, forks, children and logging. Standard library only.
 """
 
 from ._descriptors import own_descriptors
+from ._files import open_output_file, refuse_more
 from ._output import ForegroundOutput, JobOutput, Output
 from ._streams import UNPRINTED, bound, current, current_output, detached, error_stream, install, use_output, write_late
 
@@ -20,7 +21,9 @@ __all__ = [
     "detached",
     "error_stream",
     "install",
+    "open_output_file",
     "own_descriptors",
+    "refuse_more",
     "use_output",
     "write_late",
 ]

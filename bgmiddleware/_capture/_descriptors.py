@@ -16,18 +16,19 @@ _IONBF = 2  # of C's setvbuf: unbuffered
 
 
 @contextlib.contextmanager
-def own_descriptors(output: JobOutput) -> Iterator[None]:
-    """Let file descriptors 1 and 2 be *output*, in order with what is printed, for a process that runs this job only.
+def own_descriptors(output: JobOutput, number: int) -> Iterator[None]:
+    """Let file descriptors 1 and 2, in a process that runs one job at a time, be *output*, in order with its prints.
 
-    What C code holds back in its own buffers is flushed at the end. Afterwards both are what they were before.
+    *number* is an empty file of :func:`open_output_file`, through which all of it goes. What C code holds back in its
+    own buffers is flushed at the end. Afterwards both descriptors are what they were before.
     """
     _flush()
     _unbuffer_c()
-    number = output.share()
-    kept = {} if number is None else {1: _duplicate(1), 2: _duplicate(2)}
+    output.share(number)
+    kept = {1: _duplicate(1), 2: _duplicate(2)}
     try:
         for descriptor in kept:
-            os.dup2(number or 0, descriptor)
+            os.dup2(number, descriptor)
         yield
     finally:
         _flush()

@@ -232,23 +232,27 @@ class JobOutput:
 
     def fileno(self) -> int | None:
         """Return a descriptor that appends to this output, for children; the first call makes it."""
+        return self._open_file(None)
+
+    def share(self, number: int) -> None:
+        """Use the file *number*, an empty one, for this output: somebody else reads it, and others of this process
+        write to it. From now on each line that is printed is in it when the print returns, and so comes in order with
+        what they write. To be called before anything is written."""
+        self._is_shared = True
+        self.batch = 1
+        self._open_file(number)
+
+    def _open_file(self, number: int | None) -> int | None:
         with self._lock:
             if self.job is None:
                 return None
             self._drain()
             file = self._file
             if file is None:
-                file = self._file = OutputFile()
+                file = self._file = OutputFile(number)
                 collector.add(self)
         self._look_again()
         return file.number
-
-    def share(self) -> int | None:
-        """Return a descriptor of this output for others of this process to write to, at any time: from now on each
-        line that is printed is in its file when the print returns, and so comes in order with what they write."""
-        self._is_shared = True
-        self.batch = 1
-        return self.fileno()
 
     def drain(self) -> None:
         """Store all that was written so far; waits for a drain under way."""

@@ -15,10 +15,10 @@ from .._runner import Run
 from ..errors import ConfigurationError, QueueFull
 from .base import Executor
 
-__all__ = ["SHUT_DOWN", "LocalExecutor"]
+__all__ = ["GRACE_AT_END", "SHUT_DOWN", "LocalExecutor"]
 
 SHUT_DOWN = "server shut down"
-_GRACE = 1.0
+GRACE_AT_END = 1.0
 _LOOK_EVERY = 1.0
 _forked = threading.Lock()  # guards the first use of an executor in a forked child
 
@@ -168,7 +168,7 @@ class LocalExecutor(Executor):
         for run in left:
             self._abandon(run)
         with self._lock:  # what is interrupted may clean up
-            self._idle.wait_for(lambda: not self._running, min(timeout, _GRACE) if left else 0.0)
+            self._idle.wait_for(lambda: not self._running, min(timeout, GRACE_AT_END) if left else 0.0)
 
     def _is_drained(self) -> bool:
         return not self._pending and not self._parked and self._running.keys() <= self._abandoned

@@ -1,7 +1,8 @@
-"""What the processes that run jobs have in common: they load the app by its name, and run what another process
-recorded; and what is written down of a job whose process cannot do it any more."""
+"""What executors of other processes have in common. In such a process: the app is loaded by its name, and runs what
+another process recorded. Beside it: somebody looks after the process, and writes down how the job ended if it dies."""
 
 import contextlib
+import importlib
 import logging
 import os
 import secrets
@@ -10,41 +11,62 @@ import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any, Protocol
 
+from .._capture import JobOutput, current_output, open_output_file, refuse_more
+from .._exchange import Exchange
 from .._jobs import Channel, Job, JobState
-from .._keeper import LEASE, patiently
+from .._keeper import LEASE, RENEW_EVERY, patiently
 from .._loading import loaded
 from .._runner import Run, over_deadline
-from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
-from ..registries.base import Registry
+from ..errors import BadOffset, ConfigurationError, Fenced, JobExpired, JobNotFound, RegistryError
+from ..registries.base import PAGE_BYTES, Registry
 
-__all__ = ["Site", "Stopper", "end_dead", "end_of_process", "fail_unloaded", "how_it_ended", "load_site", "run_stored"]
+__all__ = [
+    "Remains",
+    "Site",
+    "Watcher",
+    "fail_unloaded",
+    "how_it_ended",
+    "interrupted_by",
+    "is_ini",
+    "load_site",
+    "run_message",
+    "run_stored",
+    "signal_group",
+    "unheard",
+]
 
 _log = logging.getLogger("bgmiddleware")
 
-_INNER = ("app", "wsgi_app", "application", "_app", "_wsgi_app", "wrap_app", "wrapped_app", "_application")
+_INNER = ("app", "wsgi_app", "application", "_app", "_wsgi_app", "_application", "wrap_app", "wrapped_app")
 _DEEPEST = 8
 _TERMINATE_AFTER = 1.0
+_COMPARED = 64
+
+
+# In the process of the job.
 
 
 class Site(Protocol):
-    """A ``BackgroundMiddleware``, which a worker cannot import: it is above all executors."""
+    """A ``BackgroundMiddleware``, which is above all executors and cannot be imported by them."""
 
     @property
     def registry(self) -> Registry: ...
 
-    def stored_run(self, key: str, *, alone: bool = False) -> Run: ...
+    def stored_run(self, key: str, *, output_file: int | None = None) -> Run: ...
 
 
 def load_site(app: str) -> Site:
-    """Import the app that ``module:attribute`` names and return the ``BackgroundMiddleware`` in it.
+    """Load the app that ``module:attribute`` names, or the ini file ``path.ini`` or ``path.ini#name``, and return the
+    ``BackgroundMiddleware`` in it.
 
     It is the object itself, the ``wsgi_app`` of a Flask app, or inside a few wrappers. Raises ``ConfigurationError``
-    where there is none, and what importing the module raises.
+    where there is none, and whatever importing the app raises.
     """
-    found = loaded("app", app, "MODULE:APP")
+    found = _from_ini(app) if is_ini(app) else loaded("app", app, "MODULE:APP")
     for candidate in _inside(found):
         if callable(getattr(type(candidate), "stored_run", None)):
             site: Site = candidate
@@ -52,85 +74,231 @@ def load_site(app: str) -> Site:
     raise ConfigurationError(f"app = {app!r}: there is no BackgroundMiddleware in this {type(found).__name__}")
 
 
+def is_ini(app: str) -> bool:
+    """Whether *app* names a file for PasteDeploy."""
+    return app.partition("#")[0].endswith(".ini")
+
+
+def _from_ini(app: str) -> Any:
+    try:
+        deploy = importlib.import_module("paste.deploy")
+    except ImportError as error:
+        raise ConfigurationError(f"app = {app!r}: an ini file needs PasteDeploy: {error}") from error
+    return deploy.loadapp(f"config:{os.path.abspath(app)}")
+
+
 def _inside(app: Any) -> Iterator[Any]:
     """Yield *app* and what it wraps, the outermost first."""
     left = deque([(app, 0)])
-    seen = set()
     while left:
         candidate, depth = left.popleft()
-        seen.add(id(candidate))
         yield candidate
-        inner = vars(candidate) if hasattr(candidate, "__dict__") else {}
+        inner: Mapping[str, Any] = getattr(candidate, "__dict__", {})
         if depth < _DEEPEST:
-            left.extend((inner[name], depth + 1) for name in _INNER if name in inner and id(inner[name]) not in seen)
+            left.extend((inner[name], depth + 1) for name in _INNER if name in inner)
 
 
-def run_stored(site: Site, key: str) -> bool:
+def run_stored(site: Site, key: str, output_file: int) -> bool:
     """Run the job *key* in this process, which does nothing else meanwhile; return whether it must wait.
 
     It must where one of its groups is full: then it is still pending, and is to be tried again when a job has ended, or
-    a second later. Does nothing for a job that somebody else runs, that has ended, or that is gone. Raises
-    ``RegistryError`` where the registry cannot be asked.
+    a second later. Does nothing for a job that somebody else runs, or that has ended. *output_file*, an empty one, is
+    where its output goes first: see :class:`Remains`. Raises ``JobNotFound``, ``JobExpired``, and ``RegistryError``
+    where the registry cannot be asked.
+    """
+    return patiently(site.registry, lambda: site.stored_run(key, output_file=output_file))()
+
+
+def run_message(site: Site, key: str, output_file: int) -> bool:
+    """The same for a message of an engine: return whether it is to be delivered again a second later.
+
+    That is so where the registry cannot be asked, too. Called in the main thread. Raises nothing of these.
     """
     try:
-        run = patiently(site.registry, lambda: site.stored_run(key, alone=True))
+        with interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
+            return run_stored(site, key, output_file)
     except (JobNotFound, JobExpired):
         _log.info("job %s was gone before it began", key[:8])
-        return False
-    return run()
+    except RegistryError as error:
+        _log.warning("job %s waits for its registry: %s", key[:8], error)
+        return True
+    return False
 
 
-def fail_unloaded(registry: Registry, key: str, error: BaseException | str) -> None:
-    """Write down that the job *key* failed because the app could not be loaded: the traceback is its output.
+@contextlib.contextmanager
+def interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """Let signal *number* raise ``JobCancelled`` in the job that runs in the main thread, wherever its app is just now:
+    in a loop or a sleep, too. Called in the main thread.
 
-    *error* is what was raised, or its traceback. Does nothing for a job that is not pending.
+    Not while our own code runs, which must not be torn: then the next print raises.
     """
-    text = error if isinstance(error, str) else "".join(traceback.format_exception(error))
-    last = text.strip().rpartition("\n")[2][:500]
-    runner = f"{os.getpid()}-{secrets.token_hex(8)}"
+    before = signal.signal(number, _interrupt)
     try:
-        if patiently(registry, lambda: registry.claim(key, runner, lease=LEASE)):
-            data = text.encode("utf-8", "backslashreplace")
-            patiently(registry, lambda: registry.append(key, Channel.OUTPUT, 0, data, runner=runner))
-            reason = f"the app could not be loaded: {last}"
-            patiently(registry, lambda: registry.finish(key, runner, JobState.FAILED, reason=reason))
-    except (JobNotFound, JobExpired):
-        _log.info("job %s was gone before it failed", key[:8])
+        yield
+    finally:
+        signal.signal(number, before)
 
 
-def end_dead(registry: Registry, key: str, reason: str) -> None:
-    """Write down the end of the job *key*, whose process is gone for *reason*: at once, not when its lease has run out.
+@contextlib.contextmanager
+def unheard(number: signal.Signals) -> Iterator[None]:
+    """Let signal *number* do nothing to this process. Not ignored: its children would inherit that."""
 
-    It is ``cancelled`` where that was asked for, else ``lost``. Does nothing where its end is written down already.
+    def hear(number: int, frame: FrameType | None) -> None:
+        """Do nothing."""
+
+    before = signal.signal(number, hear)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    output = current_output()
+    if isinstance(output, JobOutput):
+        output.interrupt("cancelled on request")  # does nothing where it heard a better reason before
+        if _is_in_app(frame):
+            output.check()
+
+
+_PACKAGE = __name__.partition(".")[0]
+_EXCHANGE = Exchange.__module__
+_DECORATORS = f"{_PACKAGE}._context"
+
+
+def _is_in_app(frame: FrameType | None) -> bool:
+    """Whether *frame* is the app's code, or code that it called, with none of ours in between."""
+    while frame is not None:
+        name: str = frame.f_globals.get("__name__", "")
+        if name.startswith(f"{_PACKAGE}.") and name != _DECORATORS:  # these are around views
+            return name == _EXCHANGE
+        frame = frame.f_back
+    return False
+
+
+# Beside it.
+
+
+class Watcher:
+    """Looks after one running job from outside of its process, which may be unable to: C code need never let a thread
+    of ours run.
+
+    It renews the claim while that process is alive, and says which signal is due. A job that was asked to stop, or is
+    over its deadline, is interrupted by its own runner at its next print; a second later it is to be terminated, and
+    *grace* seconds after it was asked, killed.
     """
-    try:
-        patiently(registry, lambda: _end_dead(registry, key, reason))
-    except (JobNotFound, JobExpired, RegistryError) as error:
-        _log.warning("job %s could not be written down as lost: %s", key[:8], error)
+
+    def __init__(self, registry: Registry, key: str, grace: float) -> None:
+        self._registry = registry
+        self._key = key
+        self._grace = grace
+        self._renewed_at = time.monotonic()
+        self._asked_at: float | None = None
+        self._terminated = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether the job was asked to stop, as far as the last look knows."""
+        return self._asked_at is not None
+
+    def stop(self) -> None:
+        """Count the job as asked to stop, whatever its registry says."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+
+    def look(self) -> signal.Signals | None:
+        """Look at the job; return ``SIGTERM`` or ``SIGKILL`` when it is due. To be called about once a second, while
+        the process is alive. Raises nothing: where the registry is away, the next look tells."""
+        try:
+            self._look()
+        except (RegistryError, JobNotFound, JobExpired) as error:
+            _log.debug("job %s cannot be looked at: %s", self._key[:8], error)
+        if self._asked_at is None:
+            return None
+        waited = time.monotonic() - self._asked_at
+        if waited >= self._grace:
+            return signal.SIGKILL
+        if waited >= min(_TERMINATE_AFTER, self._grace / 2) and not self._terminated:
+            self._terminated = True
+            return signal.SIGTERM
+        return None
+
+    def _look(self) -> None:
+        job = self._registry.get(self._key)
+        if job.started_at is None:
+            return
+        if job.cancel_requested_at is not None:
+            self.stop()
+        elif job.deadline is not None and self._registry.clock() - job.started_at > job.deadline:
+            self._registry.request_cancel(self._key, over_deadline(job.deadline))
+            self.stop()
+        now = time.monotonic()
+        if now - self._renewed_at >= RENEW_EVERY:
+            self._registry.renew(self._key, job.runner, lease=LEASE)
+            self._renewed_at = now
 
 
-def _end_dead(registry: Registry, key: str, reason: str) -> None:
-    job = registry.get(key)
-    state = JobState.LOST
-    if job.cancel_requested_at is not None:
-        state, reason = JobState.CANCELLED, job.reason
-    if job.state is JobState.PENDING:
-        registry.transition(key, {JobState.PENDING}, state, reason=reason)
-    else:
+class Remains:
+    """What a job's process leaves behind when it dies: *output_file*, to which all that the job printed went first.
+
+    Made before, by who looks after that process, and to be closed by them.
+    """
+
+    def __init__(self, output_file: int | None = None) -> None:
+        self.output_file = open_output_file() if output_file is None else output_file
+
+    def end(self, registry: Registry, key: str, reason: str) -> None:
+        """Write down the rest of the output of job *key* and how it ended: now, not when its lease has run out.
+
+        It is ``cancelled`` where that was asked for, else ``lost`` for *reason*. Does nothing where the end is written
+        down already. Raises nothing: where the registry is away for long, the lease tells.
+        """
+        try:
+            patiently(registry, lambda: self._end(registry, key, reason))
+        except (JobNotFound, JobExpired):
+            _log.info("job %s was gone before its end was written down", key[:8])
+        except RegistryError as error:
+            _log.warning("job %s: its end could not be written down: %s", key[:8], error)
+
+    def end_if_left(self, registry: Registry, key: str, pid: int, how: str, *, regular: bool = False) -> None:
+        """Do so if the process *pid* of this host left the job undone when it ended; *how* is the reason.
+
+        *regular*: whether it meant to end, so that a job that is still pending waits for a place in its group. Does
+        nothing for a job that another process runs: messages may come twice.
+        """
+        with contextlib.suppress(JobNotFound, JobExpired, RegistryError):  # its lease will tell
+            job = patiently(registry, lambda: registry.get(key))
+            ours = job.receipt.get("runner") == f"{socket.gethostname()}:{pid}"
+            if ours if job.state is JobState.RUNNING else not regular:
+                self.end(registry, key, how)
+
+    def _end(self, registry: Registry, key: str, reason: str) -> None:
+        job = registry.get(key)
+        state = JobState.LOST
+        if job.cancel_requested_at is not None:
+            state, reason = JobState.CANCELLED, job.reason
+        if job.started_at is None:
+            registry.transition(key, {JobState.PENDING}, state, reason=reason)
+            return
+        with contextlib.suppress(BadOffset, Fenced):  # it lives and prints, or has ended
+            self._store_rest(registry, job)
         registry.finish(key, job.runner, state, reason=reason)
 
+    def _store_rest(self, registry: Registry, job: Job) -> None:
+        end = job.output_end
+        # Where something was dropped on the way, offsets are not those of the file.
+        begin = max(0, end - _COMPARED)
+        if registry.read(job.key, Channel.OUTPUT, begin, end - begin).data != os.pread(
+            self.output_file, end - begin, begin
+        ):
+            return
+        while data := os.pread(self.output_file, PAGE_BYTES, end):
+            end = registry.append(job.key, Channel.OUTPUT, end, data, runner=job.runner)
 
-def end_of_process(registry: Registry, key: str, pid: int, how: str, *, regular: bool = False) -> None:
-    """Write down the end of the job *key*, if the process *pid* of this host left it undone.
-
-    *how* that ended becomes the reason; *regular*: whether it meant to, so that a pending job still waits. Does nothing
-    for a job that another process runs: messages may come twice.
-    """
-    with contextlib.suppress(JobNotFound, JobExpired, RegistryError):  # its lease will tell
-        job = patiently(registry, lambda: registry.get(key))
-        claimed = job.receipt.get("runner") == f"{socket.gethostname()}:{pid}"
-        if claimed if job.state is JobState.RUNNING else not regular:
-            end_dead(registry, key, how)
+    def close(self) -> None:
+        """Let go of the file. Children that the job left behind can write no more to it."""
+        refuse_more(self.output_file)
+        os.close(self.output_file)
 
 
 def how_it_ended(status: int) -> str:
@@ -140,52 +308,27 @@ def how_it_ended(status: int) -> str:
     return f"its process was killed by {signal.Signals(-status).name}"
 
 
-class Stopper:
-    """Says when the process of one running job is to be sent which signal: a job that was asked to stop, or is over its
-    deadline, is interrupted at its next print by its own runner; a second later it is to be terminated, and *grace*
-    seconds after it was asked, killed.
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that leads a group, and to its children in it; ``SIGTERM`` for the job to end.
+
+    Its children get that; the process itself gets ``SIGINT``, by which the job raises: see :func:`interrupted_by`.
     """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if number is signal.SIGTERM:
+            os.kill(pid, signal.SIGINT)
+        os.killpg(pid, number)
 
-    def __init__(self, registry: Registry, key: str, grace: float) -> None:
-        self._registry = registry
-        self._key = key
-        self._grace = grace
-        self._asked_at: float | None = None
-        self._terminated = False
 
-    @property
-    def asked(self) -> bool:
-        """Whether the job was asked to stop, as far as the last look knows."""
-        return self._asked_at is not None
+def fail_unloaded(registry: Registry, key: str, error: BaseException | str) -> None:
+    """Write down that the job *key* failed because the app could not be loaded: the traceback is its output.
 
-    def look(self) -> signal.Signals | None:
-        """Look at the job, as its registry has it now; return the signal that is due. To be called once a second."""
-        if self._asked_at is None:
-            if not self._is_asked():
-                return None
-            self._asked_at = time.monotonic()
-        waited = time.monotonic() - self._asked_at
-        if waited >= self._grace:
-            return signal.SIGKILL
-        if waited >= min(_TERMINATE_AFTER, self._grace / 2) and not self._terminated:
-            self._terminated = True
-            return signal.SIGTERM
-        return None
-
-    def _is_asked(self) -> bool:
-        try:
-            job = self._registry.get(self._key)
-            if job.cancel_requested_at is not None:
-                return True
-            if not self._is_over_deadline(job):
-                return False
-            # Its own runner does so in time, unless it is kept from it: by C code that never lets go, say.
-            self._registry.request_cancel(self._key, over_deadline(job.deadline or 0.0))
-        except (RegistryError, JobNotFound, JobExpired):
-            return False  # the next look may tell
-        return True
-
-    def _is_over_deadline(self, job: Job) -> bool:
-        if job.deadline is None or job.started_at is None or job.state.ended:
-            return False
-        return self._registry.clock() - job.started_at > job.deadline
+    *error* is what was raised, or its traceback. Does nothing for a job that is not pending. Raises ``RegistryError``.
+    """
+    text = error if isinstance(error, str) else "".join(traceback.format_exception(error))
+    reason = f"the app could not be loaded: {text.strip().rpartition(chr(10))[2]}"[:500]
+    data = text.encode("utf-8", "backslashreplace")
+    runner = f"{os.getpid()}-{secrets.token_hex(8)}"
+    with contextlib.suppress(JobNotFound, JobExpired):
+        if patiently(registry, lambda: registry.claim(key, runner, lease=LEASE)):
+            patiently(registry, lambda: registry.append(key, Channel.OUTPUT, 0, data, runner=runner))
+            patiently(registry, lambda: registry.finish(key, runner, JobState.FAILED, reason=reason))

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from kombu.exceptions import KombuError
 from .._loading import loaded
 from .._runner import Run
 from ..errors import ConfigurationError, QueueFull
-from ._worker import Site, Stopper, end_of_process, how_it_ended, run_stored
+from ._worker import Remains, Site, Watcher, how_it_ended, run_message, signal_group
 from .base import Executor
 
 __all__ = ["CeleryExecutor"]
@@ -56,7 +57,7 @@ class CeleryExecutor(Executor):
             raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {celery.__version__}")
         self.grace = grace
         self._given = app
-        self._queue = Queue(queue, Exchange(queue), routing_key=queue)
+        self._queue = Queue(queue, Exchange(queue), routing_key=queue)  # type: ignore[no-untyped-call]
         self._closed = False
 
     @property
@@ -99,10 +100,11 @@ class CeleryExecutor(Executor):
         task.site, task.grace, task.queue, task.waiting = site, self.grace, self._queue, deque()
         app.steps["worker"].add(_Watch)
         signals.worker_process_init.connect(_lead_group, weak=False)
-        try:
-            app.worker_main(["worker", "--hostname", f"bgmiddleware-{os.getpid()}@%h", *options])
-        except ClickException as error:
-            raise ConfigurationError(f"celery worker: {error.format_message()}") from None
+        with tempfile.TemporaryDirectory(prefix="bgmiddleware-", ignore_cleanup_errors=True) as task.directory:
+            try:
+                app.worker_main(["worker", "--hostname", f"bgmiddleware-{os.getpid()}@%h", *options])
+            except ClickException as error:
+                raise ConfigurationError(f"celery worker: {error.format_message()}") from None
 
 
 def _send(app: Celery, queue: Queue, key: str) -> None:
@@ -149,8 +151,15 @@ def _force(conf: Any, queue: Queue) -> None:
 
 def _run(task: "_Task") -> None:
     """Run in a process of the pool."""
-    if run_stored(task.site, task.request.id):
-        raise Ignore("it must wait for a place in its group")
+    path = task.output_path(task.request.id, os.getpid())
+    output_file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        must_wait = run_message(task.site, task.request.id, output_file)
+    finally:
+        os.close(output_file)
+        os.unlink(path)
+    if must_wait:
+        raise Ignore("it must wait")  # what is returned does not reach the pool's parent
 
 
 class _Request(Request):  # type: ignore[misc]
@@ -163,17 +172,15 @@ class _Request(Request):  # type: ignore[misc]
             self.task.waiting.append(self.id)
             return
         if isinstance(error, WorkerLostError | Terminated):
-            self.kill()  # children that it left behind
+            signal_group(self.worker_pid, signal.SIGKILL)  # children that it left behind
         self.end(_how(error))
-
-    def kill(self) -> None:
-        """Kill the process that runs it with all its children."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.worker_pid, signal.SIGKILL)
 
     def end(self, how: str) -> None:
         """Write down its end, unless its process did so."""
-        end_of_process(self.task.site.registry, self.id, self.worker_pid, how)
+        path = self.task.output_path(self.id, self.worker_pid)
+        with contextlib.suppress(FileNotFoundError), contextlib.closing(Remains(os.open(path, os.O_RDWR))) as remains:
+            os.unlink(path)
+            remains.end_if_left(self.task.site.registry, self.id, self.worker_pid, how)
 
 
 def _how(error: BaseException) -> str:
@@ -190,6 +197,12 @@ class _Task(celery.Task):  # type: ignore[misc]
     queue: Queue
     waiting: deque[str]
     """Jobs whose groups were full when their message came."""
+    directory: str
+    """For the files that the output of jobs goes through."""
+
+    def output_path(self, key: str, pid: int) -> str:
+        """Return the path of the file for the output of a job that a process runs."""
+        return os.path.join(self.directory, f"{key}-{pid}")
 
 
 class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -203,24 +216,26 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             raise ConfigurationError(
                 f"worker_pool = {worker.pool_cls.__module__}: expected prefork: threads cannot be killed"
             )
-        self._stoppers: dict[str, Stopper] = {}
+        self._watchers: dict[str, Watcher] = {}
 
     def start(self, worker: Any) -> None:
         self._entry = worker.timer.call_repeatedly(_LOOK_EVERY, self._look, (worker,))
 
     def stop(self, worker: Any) -> None:
         self._entry.cancel()
+        self._deliver_again(worker.app.tasks[_TASK])
 
     def _look(self, worker: Any) -> None:
         task = worker.app.tasks[_TASK]
         self._deliver_again(task)
         running = {request.id: request for request in list(state.active_requests)}
-        self._stoppers = {
-            key: self._stoppers.get(key) or Stopper(task.site.registry, key, task.grace) for key in running
-        }
-        for key, stopper in self._stoppers.items():
-            if stopper.look() is signal.SIGKILL:
-                running[key].kill()
+        known = self._watchers
+        self._watchers = {key: known.get(key) or Watcher(task.site.registry, key, task.grace) for key in running}
+        for key, watcher in self._watchers.items():
+            due = watcher.look()
+            if due is not None:
+                signal_group(running[key].worker_pid, due)
+            if due is signal.SIGKILL:
                 running[key].terminate(worker.pool, "SIGKILL")  # it is dead; now Celery knows why
                 running[key].end("its process was killed")
 

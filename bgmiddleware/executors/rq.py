@@ -23,7 +23,7 @@ from rq.job import JobStatus
 
 from .._runner import Run
 from ..errors import ConfigurationError, QueueFull
-from ._worker import Site, Stopper, end_of_process, how_it_ended, run_stored
+from ._worker import Remains, Site, Watcher, how_it_ended, run_message, signal_group
 from .base import Executor
 
 __all__ = ["RQExecutor"]
@@ -122,10 +122,11 @@ class _KeyOnly(Message):
     """A message of which only the key is believed: nothing that Redis may name is imported or called."""
 
     site: Site
+    output_file: int
     success_callback = failure_callback = stopped_callback = None
 
     def perform(self) -> None:
-        if run_stored(self.site, self.id):  # it must wait: here again in a second
+        if run_message(self.site, self.id, self.output_file):  # then RQ has it scheduled
             self.repeats_left, self.repeat_intervals = 1, [1]
 
     def send_webhooks(self, *arguments: Any, **named: Any) -> None:
@@ -139,11 +140,17 @@ class _Worker(Worker):
     dequeue_timeout = _LOOK_EVERY
     site: Site
     grace: float
-    _stopper: Stopper
+    _remains: Remains
+    _watcher: Watcher
     _status = 0
 
+    def execute_job(self, job: Message, queue: Queue) -> None:
+        with contextlib.closing(Remains()) as self._remains:  # the forked process has it too
+            super().execute_job(job, queue)
+
     def perform_job(self, job: Message, queue: Queue, execution: Execution) -> bool:
-        cast(_KeyOnly, job).site = self.site
+        message = cast(_KeyOnly, job)
+        message.site, message.output_file = self.site, self._remains.output_file
         return super().perform_job(job, queue, execution)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
@@ -153,12 +160,11 @@ class _Worker(Worker):
 
     def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
         registry, pid = self.site.registry, self.horse_pid
-        self._stopper = Stopper(registry, job.id, self.grace)
+        self._watcher = Watcher(registry, job.id, self.grace)
         super().monitor_work_horse(job, queue, execution)
         if self._status:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # children that it left behind
-        end_of_process(registry, job.id, pid, how_it_ended(self._status), regular=not self._status)
+            signal_group(pid, signal.SIGKILL)  # children that it left behind
+        self._remains.end_if_left(registry, job.id, pid, how_it_ended(self._status), regular=not self._status)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
         pid, status, usage = super().wait_for_horse()
@@ -170,10 +176,10 @@ class _Worker(Worker):
         with contextlib.suppress(RedisError):
             super().maintain_heartbeats(job, execution)
             self._deliver_again()
-        due = self._stopper.look()
+        due = self._watcher.look()
         if due is not None:
             self._stopped_job_id = job.id  # in RQ's books it did not fail
-            self.kill_horse(due)
+            signal_group(self.horse_pid, due)
 
     def _deliver_again(self) -> None:
         """Put jobs that waited for a place in their group back into the queue: what RQ's scheduler does, without its
