@@ -34,30 +34,35 @@ __all__ = ["CeleryExecutor"]
 _TASK = "bgmiddleware.run"
 _LOOK_EVERY = 1.0
 _DAY = 86_400
+_CONNECTIONS = 8
 _OLDEST = (5, 6)  # the first that can do without prefetching
 
 
 class CeleryExecutor(Executor):
     """Runs jobs in workers of Celery (5.6 or newer), which are begun by ``python -m bgmiddleware work``.
 
-    *app*: your ``Celery``, or its name as ``module:attribute``, which is imported when the first job is submitted; of
-    its settings those of the broker count. *queue*: the name of a queue that only these workers take from. While the
-    broker is away ``submit`` raises ``QueueFull``. A job that was asked to stop, or is over its deadline, gets *grace*
-    seconds to end by itself before its processes are killed.
+    *app*: your ``Celery``, or its name as ``module:attribute``, which is imported when it is needed; its settings of the
+    broker count. *queue*: the name of a queue that only these workers take from. Up to *max_pending* jobs wait in it;
+    then, and while the broker does not answer, ``submit`` raises ``QueueFull``. A job that was asked to stop, or is
+    over its deadline, gets *grace* seconds to end by itself before its processes are killed.
 
     A worker refuses to start, and ``submit`` to send, by a ``ConfigurationError``, where a setting does not fit jobs
     that run for hours.
     """
 
-    def __init__(self, app: "Celery | str", *, queue: str = "bgmiddleware", grace: float = 5.0) -> None:
-        if not grace >= 0:
-            raise ConfigurationError.of_setting("grace", grace, "a number from 0")
+    def __init__(
+        self, app: "Celery | str", *, queue: str = "bgmiddleware", max_pending: int = 1000, grace: float = 5.0
+    ) -> None:
+        for name, value, least in (("max_pending", max_pending, 1), ("grace", grace, 0)):
+            if not value >= least:
+                raise ConfigurationError.of_setting(name, value, f"a number from {least}")
         version = tuple(int(part) for part in celery.__version__.split(".")[:2])
         if version < _OLDEST:
             raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {celery.__version__}")
         self.grace = grace
         self._given = app
         self._queue = Queue(queue, Exchange(queue), routing_key=queue)  # type: ignore[no-untyped-call]
+        self._outbox = _Outbox(self._queue, max_pending)
         self._closed = False
 
     @property
@@ -73,7 +78,9 @@ class CeleryExecutor(Executor):
     def submit(self, run: Run) -> None:
         if self._closed:
             raise QueueFull("the server is shutting down")
-        _send(self.app, self._queue, run.key)
+        if self.app.conf.task_always_eager:
+            raise ConfigurationError("task_always_eager: then Celery runs jobs in the web process, before it answers")
+        self._outbox.send(self.app, run.key)
 
     def stop(self, key: str) -> None:
         """Do nothing: the worker that runs it looks at the registry, and who takes out a cancelled one leaves it."""
@@ -97,7 +104,7 @@ class CeleryExecutor(Executor):
             track_started=False,
             serializer="json",
         )
-        task.site, task.grace, task.queue, task.waiting = site, self.grace, self._queue, deque()
+        task.site, task.grace, task.outbox, task.waiting = site, self.grace, self._outbox, deque()
         app.steps["worker"].add(_Watch)
         signals.worker_process_init.connect(_lead_group, weak=False)
         with tempfile.TemporaryDirectory(prefix="bgmiddleware-", ignore_cleanup_errors=True) as task.directory:
@@ -107,23 +114,50 @@ class CeleryExecutor(Executor):
                 raise ConfigurationError(f"celery worker: {error.format_message()}") from None
 
 
-def _send(app: Celery, queue: Queue, key: str) -> None:
-    if app.conf.task_always_eager:
-        raise ConfigurationError(
-            "task_always_eager = True: then Celery runs jobs in the web process, before it answers"
-        )
-    try:
-        app.send_task(
-            _TASK,
-            task_id=key,
-            queue=queue,
-            serializer="json",
-            ignore_result=True,
-            retry=True,  # a connection may have been idle too long; what comes twice runs once
-            retry_policy={"max_retries": 1, "interval_start": 0},
-        )
-    except (KombuError, OSError) as error:
-        raise QueueFull(f"the queue of jobs does not answer: {error}") from error
+class _Outbox:
+    """Connections to the broker that give up soon, to send messages by. Any thread may send."""
+
+    def __init__(self, queue: Queue, max_pending: int) -> None:
+        self._queue = queue
+        self._max_pending = max_pending
+        self._pools: dict[int, Any] = {}  # one after a fork is not the one before
+
+    def send(self, app: Celery, key: str, *, anyway: bool = False) -> None:
+        """Send the message of the job *key*, *anyway* even where too many wait. Raises ``QueueFull``."""
+        pool = self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), _pool(app))
+        errors = (KombuError, OSError, *pool.connection.connection_errors, *pool.connection.channel_errors)
+        try:
+            with pool.acquire(block=True, timeout=_PATIENCE) as connection:
+                declare: Any = self._queue(connection.default_channel).queue_declare
+                waiting = declare().message_count
+                if waiting >= self._max_pending and not anyway:
+                    raise QueueFull(f"{waiting} jobs are waiting")
+                app.send_task(
+                    _TASK,
+                    task_id=key,
+                    queue=self._queue,
+                    serializer="json",
+                    ignore_result=True,
+                    connection=connection,
+                    retry=True,  # it may have been idle too long; what comes twice runs once
+                    retry_policy=_ONCE_MORE,
+                )
+        except errors as error:
+            raise QueueFull(f"the queue of jobs does not answer: {error}") from error
+
+
+_ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+_PATIENCE = 5.0
+
+
+def _pool(app: Celery) -> Any:
+    connection = app.connection_for_write()
+    if connection.transport.driver_type == "redis":
+        limits = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
+    else:
+        limits = {"read_timeout": _PATIENCE, "write_timeout": _PATIENCE}
+    options = {**limits, **_ONCE_MORE}
+    return app.connection_for_write(transport_options=options, connect_timeout=_PATIENCE).Pool(limit=_CONNECTIONS)
 
 
 def _force(conf: Any, queue: Queue) -> None:
@@ -194,7 +228,7 @@ class _Task(celery.Task):  # type: ignore[misc]
     Request = _Request
     site: Site
     grace: float
-    queue: Queue
+    outbox: _Outbox
     waiting: deque[str]
     """Jobs whose groups were full when their message came."""
     directory: str
@@ -243,7 +277,7 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         # Not by Celery's countdown: then this worker would keep it, behind what runs here, where others may be idle.
         with contextlib.suppress(QueueFull):
             while task.waiting:
-                _send(task.app, task.queue, task.waiting[0])
+                task.outbox.send(task.app, task.waiting[0], anyway=True)
                 task.waiting.popleft()
 
 
