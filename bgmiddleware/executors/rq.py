@@ -161,7 +161,11 @@ class _Worker(Worker):
     def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
         registry, pid = self.site.registry, self.horse_pid
         self._watcher = Watcher(registry, job.id, self.grace)
-        super().monitor_work_horse(job, queue, execution)
+        try:
+            super().monitor_work_horse(job, queue, execution)
+        except SystemExit:  # at the second signal to end RQ has killed it
+            self._remains.end_if_left(registry, job.id, pid, "its worker was shut down")
+            raise
         if self._status:
             signal_group(pid, signal.SIGKILL)  # children that it left behind
         self._remains.end_if_left(registry, job.id, pid, how_it_ended(self._status), regular=not self._status)
