@@ -250,6 +250,7 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             raise ConfigurationError(
                 f"worker_pool = {worker.pool_cls.__module__}: expected prefork: threads cannot be killed"
             )
+        self._running: dict[str, _Request] = {}
         self._watchers: dict[str, Watcher] = {}
 
     def start(self, worker: Any) -> None:
@@ -259,10 +260,19 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         self._entry.cancel()
         self._deliver_again(worker.app.tasks[_TASK])
 
+    def terminate(self, worker: Any) -> None:
+        """Kill what runs, since the worker shall not wait for it."""
+        self.stop(worker)
+        for pid in worker.pool.info["processes"]:
+            signal_group(pid, signal.SIGKILL)
+        for request in self._running.values():
+            request.end("its worker was shut down")
+
     def _look(self, worker: Any) -> None:
         task = worker.app.tasks[_TASK]
         self._deliver_again(task)
-        running = {request.id: request for request in list(state.active_requests)}
+        active = [request for request in list(state.active_requests) if isinstance(request, _Request)]
+        running = self._running = {request.id: request for request in active}
         known = self._watchers
         self._watchers = {key: known.get(key) or Watcher(task.site.registry, key, task.grace) for key in running}
         for key, watcher in self._watchers.items():
