@@ -65,8 +65,8 @@ class Run:
     An executor of this process calls it; one of another process carries its *key* and nothing else. *deadline*: seconds
     after which it is asked to stop. *version*: which version of the app this process runs. *output_file*: a descriptor
     of an empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the
-    file descriptors 1 and 2 too; who has it as well can read there what this process wrote before it died. The CPU time
-    is that of the process and its children then, and not the thread's.
+    file descriptors 1 and 2 too; who gave it can read there what this process wrote before it died, renews the claim,
+    and interrupts the job when it is asked to stop. The CPU time is that of the process and its children then.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Run:
         self._output_file = output_file
         self._cpu_clock = time.thread_time if output_file is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner)
+        self._keeper = Keeper(registry, key, self._runner, watched=output_file is not None)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._abandoned = False
@@ -230,7 +230,7 @@ class Run:
             if self._response is not None:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
-                return JobState.CANCELLED, error.reason
+                return JobState.CANCELLED, self._asked_for() or error.reason
             if self._abandoned:  # nobody will read what is written of it
                 return JobState.LOST, "abandoned"
             # Text, not the exception: its frames would be kept for a whole TTL.
@@ -241,6 +241,13 @@ class Run:
         if self._response is not None and self._response.code >= 500:
             return JobState.FAILED, f"the app answered {self._response.status}"
         return JobState.FINISHED, ""
+
+    def _asked_for(self) -> str:
+        """Return why the job was asked to stop, as its registry knows: a signal that interrupts it does not."""
+        try:
+            return self.registry.get(self.key).reason
+        except (RegistryError, JobNotFound, JobExpired):
+            return ""
 
     def _end_forked_child(self, output: JobOutput) -> None:
         """End a child that the job forked and that came back to here: it would live on as a worker without a server,

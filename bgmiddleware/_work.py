@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from .errors import ConfigurationError
-from .executors._worker import Site, load_site
+from .executors._worker import Site, load_site, print_beside_jobs
 
 __all__ = ["work"]
 
@@ -23,6 +23,7 @@ def work(name: str, options: Sequence[str]) -> None:
     Raises ``ConfigurationError`` where the executor needs none.
     """
     sys.path.insert(0, os.getcwd())
+    print_beside_jobs()
     site = load_site(name)
     executor = getattr(site, "executor", None)
     if not isinstance(executor, _HasWorkers):

@@ -34,6 +34,7 @@ class OutputFile:
         """Whether this is a forked child's copy: then it only appends, its parent collects."""
         self._collected = 0
         self._punched = 0
+        self._behind = 0 if number is None else _PUNCH_BEHIND
 
     def append(self, data: bytes) -> bytes:
         """Add *data* behind what children wrote so far; return what the system has no room for."""
@@ -59,7 +60,7 @@ class OutputFile:
                 break  # somebody truncated it
             self._collected += len(data)
             store(data)
-            until = self._collected - _PUNCH_BEHIND
+            until = self._collected - self._behind
             if until - self._punched >= _PUNCH_BYTES:
                 # From the page where the last hole ended: it was freed in part only.
                 begin = self._punched & -4096

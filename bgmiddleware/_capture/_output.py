@@ -291,6 +291,11 @@ class JobOutput:
         """Say that the calling thread is the job's own: the one to interrupt."""
         self._thread = threading.get_ident()
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was interrupted once."""
+        return bool(self._reason)
+
     def interrupt(self, reason: str) -> None:
         """Make the next print of the job's own thread raise ``JobCancelled``, once; terminate its children."""
         if self._reason or self.job is None:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from ._worker import Site, interrupted_by, load_site, run_stored, unheard
+from ._worker import Site, interrupted_by, load_site, print_beside_jobs, run_stored, unheard
 
 _LAST_SECONDS = 5.0
 
@@ -25,6 +25,7 @@ def main() -> None:
     """Run jobs until the parent has no more."""
     number = int(sys.argv[1])
     os.set_inheritable(number, False)  # else the children of jobs would keep it open
+    print_beside_jobs()
     with socket.socket(fileno=number) as parent:
         _serve(parent)
     # Threads that the app began may never end.

@@ -115,6 +115,9 @@ class LocalExecutor(Executor):
                         else:
                             self._unpark()
                 del run  # the request and what it holds are not needed while waiting for the next
+        with self._lock:
+            self._workers -= 1
+            self._idle.notify_all()
 
     def _take(self) -> Run | None:
         """Wait for a run that is to be run now; None at the end."""

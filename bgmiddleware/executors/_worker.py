@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections import deque
@@ -33,6 +34,7 @@ __all__ = [
     "interrupted_by",
     "is_ini",
     "load_site",
+    "print_beside_jobs",
     "run_message",
     "run_stored",
     "signal_group",
@@ -125,12 +127,20 @@ def run_message(site: Site, key: str, output_file: int) -> bool:
     return False
 
 
+def print_beside_jobs() -> None:
+    """Let what is printed outside of the job go to where this process prints now, while a job has its file descriptors
+    1 and 2. To be called before anybody keeps ``sys.stdout`` or ``sys.stderr``."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        with contextlib.suppress(OSError):  # there is none
+            stream = os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+            setattr(sys, name, stream)
+
+
 @contextlib.contextmanager
 def interrupted_by(number: signal.Signals) -> Iterator[None]:
-    """Let signal *number* raise ``JobCancelled`` in the job that runs in the main thread, wherever its app is just now:
-    in a loop or a sleep, too. Called in the main thread.
-
-    Not while our own code runs, which must not be torn: then the next print raises.
+    """Let signal *number* interrupt the job that runs in the main thread: as always, at its next print. If it comes
+    once more, ``JobCancelled`` is raised wherever the app is just then, in a loop or a sleep, too; not while our own
+    code runs, which must not be torn. To be called in the main thread.
     """
     before = signal.signal(number, _interrupt)
     try:
@@ -156,9 +166,9 @@ def unheard(number: signal.Signals) -> Iterator[None]:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     output = current_output()
     if isinstance(output, JobOutput):
-        output.interrupt("cancelled on request")  # does nothing where it heard a better reason before
-        if _is_in_app(frame):
+        if output.is_interrupted and _is_in_app(frame):
             output.check()
+        output.interrupt("cancelled on request")  # the registry knows better why
 
 
 _PACKAGE = __name__.partition(".")[0]
@@ -183,9 +193,9 @@ class Watcher:
     """Looks after one running job from outside of its process, which may be unable to: C code need never let a thread
     of ours run.
 
-    It renews the claim while that process is alive, and says which signal is due. A job that was asked to stop, or is
-    over its deadline, is interrupted by its own runner at its next print; a second later it is to be terminated, and
-    *grace* seconds after it was asked, killed.
+    It renews the claim while that process is alive, and says which signal is due where the job was asked to stop or is
+    over its deadline: ``SIGINT`` at once, for :func:`interrupted_by`; ``SIGTERM`` a second later, when that is not
+    enough; and ``SIGKILL`` *grace* seconds after the first.
     """
 
     def __init__(self, registry: Registry, key: str, grace: float) -> None:
@@ -194,7 +204,7 @@ class Watcher:
         self._grace = grace
         self._renewed_at = time.monotonic()
         self._asked_at: float | None = None
-        self._terminated = False
+        self._sent: signal.Signals | None = None
 
     @property
     def asked(self) -> bool:
@@ -207,8 +217,8 @@ class Watcher:
             self._asked_at = time.monotonic()
 
     def look(self) -> signal.Signals | None:
-        """Look at the job; return ``SIGTERM`` or ``SIGKILL`` when it is due. To be called about once a second, while
-        the process is alive. Raises nothing: where the registry is away, the next look tells."""
+        """Look at the job; return the signal that is due, if any. To be called about once a second while the process is
+        alive. Raises nothing: where the registry is away, the next look tells."""
         try:
             self._look()
         except (RegistryError, JobNotFound, JobExpired) as error:
@@ -216,12 +226,13 @@ class Watcher:
         if self._asked_at is None:
             return None
         waited = time.monotonic() - self._asked_at
+        due = signal.SIGINT
         if waited >= self._grace:
-            return signal.SIGKILL
-        if waited >= min(_TERMINATE_AFTER, self._grace / 2) and not self._terminated:
-            self._terminated = True
-            return signal.SIGTERM
-        return None
+            due = signal.SIGKILL
+        elif waited >= min(_TERMINATE_AFTER, self._grace / 2):
+            due = signal.SIGTERM
+        before, self._sent = self._sent, due
+        return None if due is before else due
 
     def _look(self) -> None:
         job = self._registry.get(self._key)
@@ -309,14 +320,14 @@ def how_it_ended(status: int) -> str:
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process that leads a group, and to its children in it; ``SIGTERM`` for the job to end.
-
-    Its children get that; the process itself gets ``SIGINT``, by which the job raises: see :func:`interrupted_by`.
-    """
+    """Have the process *pid*, which leads a group, interrupt its job (``SIGINT``), end all its children (``SIGTERM``),
+    or kill it and them (``SIGKILL``). Does nothing where they are gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if number is signal.SIGTERM:
+        # SIGTERM is for its children, see unheard(); and it has the job raise by another SIGINT.
+        if number in (signal.SIGINT, signal.SIGTERM):
             os.kill(pid, signal.SIGINT)
-        os.killpg(pid, number)
+        if number is not signal.SIGINT:
+            os.killpg(pid, number)
 
 
 def fail_unloaded(registry: Registry, key: str, error: BaseException | str) -> None:

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +20,8 @@ from ._local import SHUT_DOWN, LocalExecutor
 from ._worker import Remains, Watcher, fail_unloaded, how_it_ended, is_ini, signal_group
 
 __all__ = ["ProcessExecutor"]
+
+_log = logging.getLogger("bgmiddleware")
 
 _LOOK_EVERY = 1.0
 _LOOK_OFTEN = 0.1
@@ -64,60 +68,116 @@ class ProcessExecutor(LocalExecutor):
             check_name("app", app, "MODULE:APP or a file FILE.ini")
             if app.startswith("__main__:"):
                 raise ConfigurationError.of_setting("app", app, "a module that other processes can import")
-        self.app = app
+        self.app = os.path.abspath(app) if is_ini(app) else app
         self.max_jobs_per_child = max_jobs_per_child
         self.max_memory = max_memory
         self.grace = grace
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """What a child is told with each job."""
+        return {"app": self.app, "path": sys.path, "max_memory": self.max_memory}
+
     def _reset(self) -> None:
         super()._reset()
-        self._children: dict[str, _Child] = {}  # by the keys of their jobs
+        self._seats: dict[str, _Seat] = {}  # by the keys of their jobs
 
     @contextlib.contextmanager
     def _worker(self) -> Iterator[Callable[[Run], bool]]:
-        with contextlib.closing(_Seat(self)) as seat:
+        seat = _Seat(self, self._seats)
+        with contextlib.closing(seat):
             yield seat.run
 
     def _abandon(self, run: Run) -> None:
-        with self._lock:
-            child = self._children.get(run.key)
-        if child is None:
+        seat = self._seats.get(run.key)
+        if seat is None:
             run.abandon(SHUT_DOWN)
         else:
-            child.abandon(SHUT_DOWN)
+            seat.abandon(run)
 
     def shutdown(self, drain: float | None = None) -> None:
         super().shutdown(drain)
-        if self._pid == os.getpid():
-            with self._lock:
-                left = list(self._children.values())
-            for child in left:
-                child.signal(signal.SIGKILL)
+        if self._pid != os.getpid():
+            return
+        for seat in list(self._seats.values()):
+            seat.kill()
+        with self._lock:
+            self._idle.wait_for(lambda: not self._workers, _LAST_SECONDS)
 
 
 class _Seat:
-    """A place for one child, which is replaced when it dies or has run enough jobs. Of one thread."""
+    """A place for one child, which is replaced when it died or has run enough jobs. Of one thread, except for
+    :meth:`abandon` and :meth:`kill`. Those that have a job are in *seats*, by its key."""
 
-    def __init__(self, executor: ProcessExecutor) -> None:
+    def __init__(self, executor: ProcessExecutor, seats: "dict[str, _Seat]") -> None:
         self._executor = executor
+        self._seats = seats
         self._child: _Child | None = None
 
     def run(self, run: Run) -> bool:
-        """Let the child run a job; return whether it must wait."""
-        executor = self._executor
+        """Let the child run a job; return whether the job must wait. Raises nothing."""
+        try:
+            return self._run(run)
+        except Exception as error:
+            _log.exception("job %s could not be run", run.key[:8])
+            run.abandon(f"it could not be run: {error}")
+            return False
+
+    def _run(self, run: Run) -> bool:
+        child = self._ready_child()
+        self._watcher = Watcher(run.registry, run.key, self._executor.grace)
+        self._remains = Remains()
+        self._seats[run.key] = self
+        try:
+            answer = self._hand_over(child, run)
+        finally:
+            del self._seats[run.key]
+            self._remains.close()
+        if self._watcher.asked:
+            child.end(patience=0.0)  # with what the job leaves running
+        if not child.is_alive or "must_wait" not in answer or child.jobs >= self._executor.max_jobs_per_child:
+            self.close()
+        return bool(answer.get("must_wait"))
+
+    def _ready_child(self) -> "_Child":
         if self._child is not None and not self._child.is_alive:
             self.close()
         if self._child is None:
-            self._child = _Child(executor)
-        child = self._child
-        executor._children[run.key] = child
-        try:
-            must_wait = child.run(run)
-        finally:
-            del executor._children[run.key]
-        if not child.is_good or child.jobs >= executor.max_jobs_per_child:
-            self.close()
-        return must_wait
+            self._child = _Child()
+        return self._child
+
+    def _hand_over(self, child: "_Child", run: Run) -> dict[str, Any]:
+        """Give a job to the child and look after it; write down how it ended if the child cannot. Return its answer."""
+        executor = self._executor
+        child.give({**executor.how, "key": run.key}, self._remains.output_file)
+        while child.is_alive:
+            answer = child.answer(_LOOK_OFTEN if self._watcher.asked else _LOOK_EVERY)
+            if answer is not None:
+                break
+            due = self._watcher.look()
+            if due is not None:
+                child.signal(due)
+        else:
+            answer = {}
+            self._remains.end(run.registry, run.key, child.end())
+        if "unloaded" in answer:
+            fail_unloaded(run.registry, run.key, answer["unloaded"])
+        elif "failed" in answer:
+            self._remains.end(run.registry, run.key, f"its process could not run it: {answer['failed']}")
+        return answer
+
+    def abandon(self, run: Run) -> None:
+        """Write down that the job *run* is lost, and interrupt it."""
+        with contextlib.suppress(OSError):  # the file is closed: the job has just ended
+            self._remains.end(run.registry, run.key, SHUT_DOWN)
+        self._watcher.stop()
+        if self._child is not None:
+            self._child.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the child, at once."""
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
 
     def close(self) -> None:
         """Let the child end, if there is one."""
@@ -129,12 +189,11 @@ class _Seat:
 class _Child:
     """A process that runs jobs, one at a time, and the socket to talk to it."""
 
-    def __init__(self, executor: ProcessExecutor) -> None:
-        self._grace = executor.grace
+    def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
+        self._received = b""
+        self._hung_up = False
         self.jobs = 0
-        self.is_good = True
-        """Whether it may be given another job."""
         with theirs:
             # Not a fork of this process, which has threads, but a new one. In a session of its own, so that it can be
             # killed with all its children, and Ctrl-C at a terminal is not its business.
@@ -144,55 +203,28 @@ class _Child:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._received = b""
-        self._how = {"app": executor.app, "path": sys.path, "max_memory": executor.max_memory}
 
     @property
     def is_alive(self) -> bool:
-        return self._process.returncode is None and not _has_ended(self._process.pid)
+        return not self._hung_up and self._process.returncode is None and not _has_ended(self._process.pid)
 
-    def run(self, run: Run) -> bool:
-        """Let it run a job, look after it meanwhile, and write down how it ended if the process cannot; return whether
-        the job must wait."""
+    def give(self, message: dict[str, Any], output_file: int) -> None:
+        """Let it run a job."""
         self.jobs += 1
-        self._run, self._remains = run, Remains()
-        self._watcher = Watcher(run.registry, run.key, self._grace)
-        with contextlib.closing(self._remains):
-            self._say({**self._how, "key": run.key}, self._remains.output_file)
-            while (answer := self._answer()) is None and self.is_alive:
-                due = self._watcher.look()
-                if due is not None:
-                    self.signal(due)
-            if answer is None:
-                self._remains.end(run.registry, run.key, self._kill())
-                answer = {}
-            elif "unloaded" in answer:
-                fail_unloaded(run.registry, run.key, answer["unloaded"])
-            elif "failed" in answer:
-                self._remains.end(run.registry, run.key, f"its process could not run it: {answer['failed']}")
-        self.is_good = not self._watcher.asked and "must_wait" in answer
-        return answer.get("must_wait") is True
-
-    def abandon(self, reason: str) -> None:
-        """Write down that its job is lost, and interrupt it. Called by another thread than :meth:`run` is."""
-        with contextlib.suppress(OSError):  # its remains are closed: it has just ended
-            self._remains.end(self._run.registry, self._run.key, reason)
-        self._watcher.stop()
-        self.signal(signal.SIGTERM)
-
-    def _say(self, message: Any, file: int) -> None:
         data = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError):  # it is dead: that is seen when it is asked for its answer
-            sent = socket.send_fds(self._socket, [data], [file])
+            sent = socket.send_fds(self._socket, [data], [output_file])
             self._socket.sendall(data[sent:])
 
-    def _answer(self) -> dict[str, Any] | None:
-        """Wait for an answer until it is time to look at the job."""
-        timeout = _LOOK_OFTEN if self._watcher.asked else _LOOK_EVERY
+    def answer(self, timeout: float) -> dict[str, Any] | None:
+        """Wait up to *timeout* seconds for its answer."""
         if not select.select([self._socket], [], [], timeout)[0]:
             return None
+        data = b""
         with contextlib.suppress(OSError):
-            self._received += self._socket.recv(65536)
+            data = self._socket.recv(65536)
+        self._hung_up = not data
+        self._received += data
         line, newline, rest = self._received.partition(b"\n")
         if not newline:
             return None
@@ -201,21 +233,26 @@ class _Child:
         return answer
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process and all its children."""
+        """Interrupt the job (SIGINT), end all its children (SIGTERM), or kill the process and them (SIGKILL)."""
         signal_group(self._process.pid, number)
 
-    def _kill(self) -> str:
-        """Kill what is left of the process and its children; return how it ended."""
-        self.signal(signal.SIGKILL)
+    def end(self, patience: float = 0.5) -> str:
+        """Kill what is left of the process, which gets *patience* seconds if it is about to end, and of its children;
+        return how it ended."""
+        until = time.monotonic() + patience
+        while not _has_ended(self._process.pid) and time.monotonic() < until:
+            time.sleep(0.01)
+        self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
         return how_it_ended(self._process.wait())
 
     def close(self) -> None:
-        """Let the process end, and wait for that."""
+        """Let the process end by itself, and wait for that."""
         self._socket.close()
-        try:
-            self._process.wait(_LAST_SECONDS if self.is_good else 0.1)
-        except subprocess.TimeoutExpired:
-            self._kill()
+        if self._process.returncode is None:
+            try:
+                self._process.wait(_LAST_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.end(0.0)
 
 
 _CHILD = "bgmiddleware.executors._child"
