@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import marks
+from ._admin import add_jobs_command, run_jobs_command
 from ._loading import loaded
 from ._middleware import BackgroundMiddleware
 from ._server import serve
-from ._work import work
+from ._work import add_work_command, run_work_command
 from .errors import ConfigurationError
 from .executors.thread import ThreadExecutor
-from .registries.memory import MemoryRegistry
+from .registries import open_registry
 
 __all__ = ["main"]
 
@@ -21,8 +22,10 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = _parser().parse_args(arguments)
+    if options.command == "jobs":
+        return run_jobs_command(options)
     if options.command == "work":
-        return _work(options)
+        return run_work_command(options)
     try:
         app = _wrapped(options)
     except ConfigurationError as error:
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bgmiddleware", description=__doc__)
-    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     command = commands.add_parser("serve", help="serve a WSGI app on waitress", description="Serve a WSGI app.")
     command.add_argument("app", metavar="MODULE:APP", help="the app, e.g. shop.wsgi:application")
     command.add_argument(
@@ -53,24 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=_count, default=8, help="threads that serve requests (default: %(default)s)")
     command.add_argument("--workers", type=_count, default=8, help="jobs that run at a time (default: %(default)s)")
     command.add_argument(
+        "--registry",
+        metavar="URL",
+        default="memory:",
+        help="where jobs are kept: memory:, spool:DIRECTORY, redis://… (default: %(default)s)",
+    )
+    command.add_argument(
         "--ttl", type=float, default=3600.0, help="seconds to keep an ended job (default: %(default)s)"
     )
     command.add_argument(
         "--drain", type=float, default=10.0, help="seconds that jobs get to end at the end (default: %(default)s)"
     )
-    command = commands.add_parser("work", help="run the jobs of an app", description="Be a worker of RQ or Celery.")
-    command.add_argument("app", metavar="MODULE:APP", help="the app that the web processes serve")
-    command.add_argument("options", metavar="...", nargs=argparse.REMAINDER, help="options of the worker's own")
+    add_work_command(commands)
+    add_jobs_command(commands)
     return parser
-
-
-def _work(options: argparse.Namespace) -> int:
-    try:
-        work(options.app, options.options)
-    except ConfigurationError as error:
-        print(f"bgmiddleware: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _port(text: str) -> int:
@@ -102,7 +101,7 @@ def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
         app,
         stream_slots=max(1, options.threads // 2),
         when=marks.any_of(*marked),
-        registry=MemoryRegistry(ttl=options.ttl),
+        registry=open_registry(options.registry, ttl=options.ttl),
         executor=ThreadExecutor(max_workers=options.workers, drain=options.drain),
     )
 

@@ -74,13 +74,12 @@ class Keeper:
         self._runner = runner
         self._output: JobOutput | None = None
         self._thread: threading.Thread | None = None  # None: the registry takes all at once
-        self._changed = threading.Condition()  # guards the next six
+        self._changed = threading.Condition()  # guards the next five
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._given = 0
         self._dropped_from: int | None = None
         self._away = False
-        self._over = False  # the job was ended by somebody else: nobody will read this
         self._sending = threading.Lock()  # guards the next two: one chunk at a time, the same until it is taken
         self._chunk = b""
         self._end = 0
@@ -88,12 +87,13 @@ class Keeper:
         self._progress: Progress | None = None
         self._renew_every = 2 * RENEW_EVERY if watched else RENEW_EVERY
         self._look_every = self._renew_every if watched else _LOOK_EVERY
-        now = time.monotonic()
-        self._renew_at, self._look_at = now + self._renew_every, now + self._look_every
+        self._renew_at = self._look_at = 0.0
 
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
         self._output = output
+        now = time.monotonic()
+        self._renew_at, self._look_at = now + self._renew_every, now + self._look_every
         if not self._registry.attach(self._key, output):
             thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
             with detached():  # it is not the job's
@@ -105,7 +105,7 @@ class Keeper:
         with self._changed:
             if self._thread is not None and self._thread is not threading.current_thread():
                 # It prints faster than the registry takes it: it waits. Not where the registry is away.
-                self._changed.wait_for(lambda: self._has_room(data) or self._away or self._over)
+                self._changed.wait_for(lambda: self._has_room(data) or self._away)
             if self._has_room(data):
                 self._put(data)
             elif self._dropped_from is None:
@@ -126,23 +126,26 @@ class Keeper:
         self._send()
 
     def end(self) -> None:
-        """Send what is left, patiently, and stop keeping. Nothing is stored behind it."""
+        """Stop keeping, and send what is left, patiently. Nothing is stored behind it."""
+        if self._thread is not None:
+            with self._changed:
+                self._ending = True
+                self._changed.notify_all()
+            self._thread.join()
         pause, longest = _BACK_OFF
         until = time.monotonic() + (_PATIENCE if self._registry.shared else 0.0)
-        while not self._send() and time.monotonic() < until:
+        while not self._has_told_all() and time.monotonic() < until:
             time.sleep(pause)
             pause = min(2 * pause, longest)
         with self._changed:
             if self._dropped_from is not None and not self._size:
                 self._put(b"")
         self._send()
-        if self._thread is not None:
-            with self._changed:
-                self._ending = True
-                self._changed.notify_all()
-            self._thread.join()
-        if self._progress is not None:
-            self._look()  # how far it came in the end
+
+    def _has_told_all(self) -> bool:
+        sent = self._send()
+        self._look()
+        return sent and self._progress is None
 
     def _has_room(self, data: bytes) -> bool:
         return not self._size or self._size + len(data) <= _ROOM
@@ -185,8 +188,8 @@ class Keeper:
             return True
 
     def _forget(self) -> None:
+        """Drop what waits: the job was ended by somebody else, and nobody will read it."""
         with self._changed:
-            self._over = True
             self._chunk = b""
             self._waiting.clear()
             self._size = 0

@@ -7,6 +7,7 @@ import hmac
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -86,6 +87,7 @@ class Starter:
     """From which the tokens of jobs that can be joined are made, so that nobody else can make them; None: the
     registry has one."""
     flights: "_Flights" = field(default_factory=lambda: _Flights(), repr=False)
+    dropped: "_Dropped" = field(default_factory=lambda: _Dropped(), repr=False)
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
@@ -97,8 +99,13 @@ class Starter:
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
+        kept = request.kept
+        if not self.site.executor.in_process:
+            self.dropped.tell(kept)
+            kept = {}
+
         def run(key: str) -> Run:
-            work = replay_request(app, self.site.registry, key, request.environ, request.kept)
+            work = replay_request(app, self.site.registry, key, request.environ, kept)
             return self._run(key, environ, work, context)
 
         with request.body:
@@ -390,6 +397,36 @@ class _Flights:
             self._last.move_to_end(flight)
             if len(self._last) > self._most:
                 self._last.popitem(last=False)
+
+
+# What servers tell of themselves, beside what crosses.
+_OF_SERVERS = frozenset(
+    """CONTEXT_DOCUMENT_ROOT CONTEXT_PREFIX DOCUMENT_ROOT PATH_TRANSLATED SCRIPT_FILENAME SCRIPT_URI SCRIPT_URL
+    SERVER_ADDR SERVER_ADMIN SERVER_SIGNATURE UNIQUE_ID""".split()
+)
+
+
+class _Dropped:
+    """What was said already of values in environs that do not reach jobs in other processes. Any thread."""
+
+    def __init__(self, most: int = 100) -> None:
+        self._most = most
+        self._lock = threading.Lock()  # guards what follows
+        self._told: set[tuple[str, ...]] = set()
+
+    def tell(self, kept: Mapping[str, Any]) -> None:
+        """Warn of the keys of *kept*, once for each set of them."""
+        # Some servers put all of os.environ in: the other processes have that by themselves.
+        keys = tuple(sorted(key for key in kept.keys() - _OF_SERVERS if kept[key] != os.environ.get(key)))
+        with self._lock:
+            if not keys or keys in self._told or len(self._told) >= self._most:
+                return
+            self._told.add(keys)
+        _log.warning(
+            "not seen by jobs, which run in other processes: %s; put there by the server or a middleware outside of the"
+            " BackgroundMiddleware",
+            ", ".join(keys),
+        )
 
 
 def _recorded_again(environ: Mapping[str, Any], max_body: int) -> RecordedRequest:

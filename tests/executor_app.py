@@ -4,6 +4,7 @@ How it is set up they read from the environment; the tests direct its views over
 """
 
 import contextlib
+import ctypes
 import itertools
 import json
 import logging
@@ -57,16 +58,12 @@ def go(connection: socket.socket) -> None:
     connection.sendall(b"go\n")
 
 
-class Step:
-    """A view's side of it."""
-
-    def __init__(self, name: str) -> None:
-        self._connection = socket.create_connection(("127.0.0.1", _config()["stage"]))
-        self._connection.sendall(name.encode())
-
-    def __call__(self) -> None:
-        """Wait for the test's word; go on without it where the test has left."""
-        self._connection.recv(3)
+@contextlib.contextmanager
+def on_stage(name: str) -> Iterator[Callable[[], object]]:
+    """A view's side of it: give a function that waits for the test's word, and goes on where the test has left."""
+    with socket.create_connection(("127.0.0.1", _config()["stage"])) as connection:
+        connection.sendall(name.encode())
+        yield lambda: connection.recv(3)
 
 
 def _config() -> Any:
@@ -101,41 +98,41 @@ def view_demo(environ: dict[str, Any]) -> bytes:
 
 def view_steps(environ: dict[str, Any]) -> bytes:
     """Print a line for each word of the test."""
-    step = Step(environ["PATH_INFO"])
-    for number in range(1, 4):
-        step()
-        print("line", number)
+    with on_stage(environ["PATH_INFO"]) as next_step:
+        for number in range(1, 4):
+            next_step()
+            print("line", number)
     return b"done"
 
 
 def view_obeys(environ: dict[str, Any]) -> bytes:
     """Go on until it is told to stop, looking often."""
     print("obedient")
-    Step("obeys")
-    try:
-        while True:
-            current_job().check()
-            time.sleep(0.01)
-    finally:
-        print("cleaned up")
+    with on_stage("obeys"):
+        try:
+            while True:
+                current_job().check()
+                time.sleep(0.01)
+        finally:
+            print("cleaned up")
 
 
 def view_sleeps(environ: dict[str, Any]) -> bytes:
     """Be in one long call, which lets other threads run."""
     print("falling asleep")
-    Step("sleeps")
-    try:
-        time.sleep(1000)
-    finally:
-        print("woken up")
+    with on_stage("sleeps"):
+        try:
+            time.sleep(1000)
+        finally:
+            print("woken up")
     return b"slept"
 
 
 def view_hogs(environ: dict[str, Any]) -> bytes:
     """Be in one long call, which lets nothing else of Python run in this process."""
     print("taking the lock")
-    Step("hogs")
-    return b"%d" % sum(itertools.repeat(1))
+    with on_stage("hogs"):
+        return b"%d" % sum(itertools.repeat(1))
 
 
 def view_children(environ: dict[str, Any]) -> bytes:
@@ -156,13 +153,29 @@ def view_raises(environ: dict[str, Any]) -> bytes:
     raise ValueError("no such report")
 
 
+def view_descriptors(environ: dict[str, Any]) -> bytes:
+    """Print in all ways that there are, by turns."""
+    c = ctypes.CDLL(None)
+    print(1)
+    os.write(1, b"2\n")
+    print(3, file=sys.stderr)
+    c.printf(b"4\n")
+    sys.stdout.write("5\n")
+    os.system("echo 6; echo 7 >&2")
+    subprocess.run(["echo", "8"], check=True)
+    print(9)
+    c.puts(b"10")
+    return b""
+
+
 def view_dies(environ: dict[str, Any]) -> bytes:
     """Be killed together with the process, in mid-line, when the test says so."""
     print("the first words")
-    Step(str(os.getpid()))()
-    sys.stdout.write("the last words")
-    sys.stdout.flush()
-    os.kill(os.getpid(), 9)
+    with on_stage("dies") as next_step:
+        next_step()
+        sys.stdout.write("the last words")
+        sys.stdout.flush()
+        os.kill(os.getpid(), 9)
     return b"never"
 
 

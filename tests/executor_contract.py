@@ -59,9 +59,6 @@ class ExecutorContract:
     kind: ClassVar[str]
     """``module:class``"""
 
-    kills: ClassVar[bool] = True
-    """Whether it can end a job that does not cooperate; then each job is in a process of its own."""
-
     drains: ClassVar[bool] = True
     """Whether its own ``shutdown`` ends jobs; else its workers' is what does."""
 
@@ -164,7 +161,8 @@ class ExecutorContract:
         assert receipt["queue_wait"] >= 0
         assert receipt["run_time"] >= 0
         assert receipt["cpu_time"] >= 0
-        assert (job.receipt["runner"] == f"{socket.gethostname()}:{os.getpid()}") is (not self.kills)
+        in_process = job.receipt["runner"] == f"{socket.gethostname()}:{os.getpid()}"
+        assert in_process is site.app.executor.in_process
 
     def test_the_view_sees_the_request_as_it_was(self, site: Scene) -> None:
         target = site.start("/surroundings/for%20all?a=1", b"x")
@@ -183,26 +181,6 @@ class ExecutorContract:
         output = site.output(target).decode()
         assert output.startswith("about to fail\nTraceback (most recent call last):\n")
         assert output.count("ValueError: no such report") == 1
-
-    def test_where_the_app_cannot_be_imported_the_job_fails_and_says_why(self, tmp_path: Path) -> None:
-        self._needs_processes()
-        with self.scene(tmp_path, broken=True) as site:
-            target = site.start("/demo")
-            job = site.ended(target)
-            assert job.state is JobState.FAILED
-            assert job.reason == "the app could not be loaded: RuntimeError: this app cannot be imported"
-            assert "Traceback (most recent call last):" in site.output(target).decode()
-
-    def test_where_its_process_is_killed_the_job_is_lost_and_its_output_kept(self, site: Scene) -> None:
-        self._needs_processes()
-        target = site.start("/dies")
-        go(site.arrival())
-        job = site.ended(target)
-        assert job.state is JobState.LOST
-        assert "SIGKILL" in job.reason or "vanished" in job.reason
-        assert site.output(target).startswith(b"the first words\n")
-        target = site.start("/demo")
-        assert site.ended(target).state is JobState.FINISHED
 
     # One that is asked to stop.
 
@@ -229,30 +207,9 @@ class ExecutorContract:
         assert (job.state, job.reason) == (JobState.CANCELLED, "cancelled on request")
         assert site.output(target) == b"obedient\ncleaned up\n"
 
-    @pytest.mark.parametrize(("path", "printed"), [("/sleeps", b"falling asleep\n"), ("/hogs", b"taking the lock\n")])
-    def test_a_running_job_that_does_not_look_is_killed(self, site: Scene, path: str, printed: bytes) -> None:
-        self._needs_processes()
-        target = site.start(path)
-        site.arrival()
-        assert site.client.request("DELETE", target).status == 202
-        job = site.ended(target)
-        assert (job.state, job.reason) == (JobState.CANCELLED, "cancelled on request")
-        assert site.output(target).startswith(printed)
-
-    def test_what_a_cancelled_job_began_is_killed_with_it(self, site: Scene) -> None:
-        self._needs_processes()
-        target = site.start("/children")
-        children = site.arrival("children")
-        assert site.client.request("DELETE", target).status == 202
-        assert site.ended(target).state is JobState.CANCELLED
-        assert children.recv(1) == b""  # the last of them is gone
-
-    @pytest.mark.parametrize("path", ["/obeys", "/hogs"])
-    def test_a_job_that_is_over_its_deadline_is_ended(self, tmp_path: Path, path: str) -> None:
-        if path == "/hogs":
-            self._needs_processes()
+    def test_a_job_that_is_over_its_deadline_is_cancelled(self, tmp_path: Path) -> None:
         with self.scene(tmp_path, deadline=0.5) as site:
-            target = site.start(path)
+            target = site.start("/obeys")
             site.arrival()
             job = site.ended(target)
             assert (job.state, job.reason) == (JobState.CANCELLED, "it ran longer than its deadline of 0.5 s")
@@ -327,13 +284,59 @@ class ExecutorContract:
                 assert (job.state, job.reason) == (JobState.LOST, "server shut down")
             assert site.output(first) == b"obedient\n"
 
-    def _needs_processes(self) -> None:
-        if not self.kills:
-            pytest.skip("its jobs are in this process")
-
     def _needs_drain(self) -> None:
         if not self.drains:
             pytest.skip("its workers drain by themselves")
+
+
+class ProcessContract(ExecutorContract):
+    """What is asked besides of those that have a process for each job that runs."""
+
+    def test_where_the_app_cannot_be_imported_the_job_fails_and_says_why(self, tmp_path: Path) -> None:
+        with self.scene(tmp_path, broken=True) as site:
+            target = site.start("/demo")
+            job = site.ended(target)
+            assert job.state is JobState.FAILED
+            assert job.reason == "the app could not be loaded: RuntimeError: this app cannot be imported"
+            assert "Traceback (most recent call last):" in site.output(target).decode()
+
+    def test_where_its_process_is_killed_the_job_is_lost_and_its_output_kept(self, site: Scene) -> None:
+        target = site.start("/dies")
+        go(site.arrival())
+        job = site.ended(target)
+        assert job.state is JobState.LOST
+        assert "SIGKILL" in job.reason or "vanished" in job.reason
+        assert site.output(target).startswith(b"the first words\n")
+        target = site.start("/demo")
+        assert site.ended(target).state is JobState.FINISHED
+
+    @pytest.mark.parametrize(("path", "printed"), [("/sleeps", b"falling asleep\n"), ("/hogs", b"taking the lock\n")])
+    def test_a_running_job_that_does_not_look_is_killed(self, site: Scene, path: str, printed: bytes) -> None:
+        target = site.start(path)
+        site.arrival()
+        assert site.client.request("DELETE", target).status == 202
+        job = site.ended(target)
+        assert (job.state, job.reason) == (JobState.CANCELLED, "cancelled on request")
+        assert site.output(target).startswith(printed)
+
+    def test_what_a_cancelled_job_began_is_killed_with_it(self, site: Scene) -> None:
+        target = site.start("/children")
+        children = site.arrival("children")
+        assert site.client.request("DELETE", target).status == 202
+        assert site.ended(target).state is JobState.CANCELLED
+        assert children.recv(1) == b""  # the last of them is gone
+
+    def test_a_job_that_is_over_its_deadline_and_does_not_look_is_killed(self, tmp_path: Path) -> None:
+        with self.scene(tmp_path, deadline=0.5) as site:
+            target = site.start("/hogs")
+            site.arrival()
+            job = site.ended(target)
+            assert (job.state, job.reason) == (JobState.CANCELLED, "it ran longer than its deadline of 0.5 s")
+
+    def test_what_c_code_and_children_print_is_output_in_order(self, site: Scene) -> None:
+        target = site.start("/descriptors")
+        assert site.ended(target).state is JobState.FINISHED
+        assert site.output(target) == b"".join(b"%d\n" % number for number in range(1, 11))
 
 
 DEMO_OUTPUT = (

@@ -28,7 +28,7 @@ LAYERS = (
     ("_serving",),
     ("_starting",),
     ("_middleware",),
-    ("paste", "_server", "_work", "__init__"),
+    ("paste", "_admin", "_server", "_work", "__init__"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

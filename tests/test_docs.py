@@ -12,7 +12,8 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, paste
 from bgmiddleware.__main__ import _parser
-from tests.clients import served
+from bgmiddleware.executors.process import ProcessExecutor
+from tests.clients import ended, served
 from tests.conftest import needs
 from tests.documents import DOCUMENTS, ROOT, SHOP, blocks, get, parsed, run
 
@@ -62,7 +63,12 @@ def table(section: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(
     ("section", "described"),
-    [("The middleware", BackgroundMiddleware), ("MemoryRegistry", MemoryRegistry), ("ThreadExecutor", ThreadExecutor)],
+    [
+        ("The middleware", BackgroundMiddleware),
+        ("MemoryRegistry", MemoryRegistry),
+        ("ThreadExecutor", ThreadExecutor),
+        ("ProcessExecutor", ProcessExecutor),
+    ],
 )
 def test_every_argument_is_in_the_settings_with_its_real_default(section: str, described: Callable[..., Any]) -> None:
     real = {
@@ -85,8 +91,9 @@ def test_every_key_of_an_ini_file_is_in_the_settings() -> None:
 
 
 def test_the_defaults_of_an_ini_file_are_those_of_the_arguments() -> None:
-    stated = [name for section in ("The middleware", "MemoryRegistry", "ThreadExecutor") for name in table(section)]
-    own = {"paths", "registry", "executor"}  # which are spelled otherwise than the arguments
+    sections = ("The middleware", "MemoryRegistry", "ThreadExecutor", "ProcessExecutor")
+    stated = [name for section in sections for name in table(section)]
+    own = {"paths", "registry", "executor", "app"}  # which are spelled otherwise than the arguments
     assert set(paste.SETTINGS) - own <= set(stated)
 
 
@@ -204,6 +211,14 @@ def test_the_examples_of_your_own_run_reports(section: str, tmp_path: Path) -> N
     assert other["status"] == "200 OK"
 
 
+def test_the_example_of_a_process_per_job_captures_and_answers_as_in_a_thread(tmp_path: Path) -> None:
+    text = example("executors.rst", "A process per job").replace("/var/lib/shop", str(tmp_path))
+    text = text.replace('"shop.wsgi:app"', '"example:app"').replace("from shop.wsgi import", "from shop import")
+    (answer,) = run(tmp_path, text, ["/reports/2026"])
+    assert (answer["state"], answer["result"]) == ("finished", "a good year\n")
+    assert answer["log"] == "adding up /reports/2026\n"
+
+
 def test_the_python_client_follows_a_job_and_gets_its_result() -> None:
     client: dict[str, Any] = {}
     exec(example("protocol.rst", "Reading a job"), client)
@@ -229,6 +244,7 @@ def test_the_state_document_is_the_real_one() -> None:
     shown = json.loads(example("protocol.rst", "The state", "json"))
     with BackgroundMiddleware(app, when=marks.always) as middleware:
         _, headers, _ = get(middleware, "/")
+        ended(middleware, headers["Location"])
         real = json.loads(get(middleware, f"/{headers['Location']}&_view=status")[2])
     assert _shape(shown) == _shape(real)
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import executor_app
-from executor_contract import ExecutorContract, short_lease  # noqa: F401  # a fixture
+from executor_contract import ProcessContract, short_lease  # noqa: F401  # a fixture
 
 
-class TestProcessExecutor(ExecutorContract):
+class TestProcessExecutor(ProcessContract):
     kind = "bgmiddleware.executors.process:ProcessExecutor"
 
     def options(self, **limits: Any) -> Mapping[str, Any]:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
-from registry_contract import Clock, RegistryContract
+from registry_contract import Clock
+from shared_registry_contract import SharedRegistryContract
 
 from tests.conftest import needs
 
@@ -31,7 +32,11 @@ def making(server: RedisServer, **own_settings: object) -> Iterator[Make]:
         registry.close()
 
 
-class TestRedisRegistry(RegistryContract):
+class TestRedisRegistry(SharedRegistryContract):
+    @pytest.fixture
+    def location(self, redis_server: RedisServer) -> str:  # noqa: F811
+        return redis_server.url
+
     @pytest.fixture
     def make(self, redis_server: RedisServer, clock: Clock) -> Iterator[Make]:  # noqa: F811
         yield from making(redis_server, clock=clock)

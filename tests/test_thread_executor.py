@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
 
 import pytest
+from executor_contract import ExecutorContract, short_lease  # noqa: F401  # a fixture
 from registry_contract import LONG, all_of
 
 from bgmiddleware import (
@@ -497,3 +498,96 @@ def test_the_output_of_100_jobs_at_once_is_never_mixed(make, registry):
         assert ended(registry, f"job {number}").state is JobState.FINISHED
         lines = [f"{number} {line}" for line in range(50)]
         assert all_of(registry, key_of(f"job {number}")).decode().splitlines() == lines
+
+
+# Groups: what must wait though there is a thread for it.
+
+
+def a_grouped_run(registry: MemoryRegistry, name: str, function: Callable[[], object], most: int = 1) -> Run:
+    key = registry.add(Job(key_of(name), name, groups={"reindex": most})).key
+    return Run(key, name, registry, call_function(function), copy_context())
+
+
+def test_a_job_whose_group_is_full_waits_for_its_turn_and_holds_up_nobody(make, registry, gate):
+    executor = make(max_workers=2)
+    order: list[str] = []
+    executor.submit(a_grouped_run(registry, "first", gate))
+    gate.await_arrivals(1)
+    executor.submit(a_grouped_run(registry, "second", lambda: order.append("second")))
+    executor.submit(a_run(registry, "other", lambda: order.append("other")))
+    assert ended(registry, "other").state is JobState.FINISHED
+    assert (state_of(registry, "second"), order) == (JobState.PENDING, ["other"])
+    gate.open.set()
+    assert ended(registry, "second").state is JobState.FINISHED
+
+
+def test_jobs_of_a_full_group_begin_in_the_order_of_their_coming(make, registry):
+    there = registry.add(Job(key_of("elsewhere"), "elsewhere", groups={"reindex": 1})).key
+    assert registry.claim(there, "a runner elsewhere")
+    executor = make(max_workers=1)
+    order: list[int] = []
+    for number in range(5):
+        executor.submit(a_grouped_run(registry, f"job {number}", lambda number=number: order.append(number)))
+    executor.submit(a_run(registry, "other", nothing))
+    ended(registry, "other")
+    registry.finish(there, "a runner elsewhere", JobState.FINISHED)
+    for number in range(5):
+        assert ended(registry, f"job {number}").state is JobState.FINISHED
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_job_of_another_process_that_ends_makes_room_without_a_word(make, registry):
+    there = registry.add(Job(key_of("elsewhere"), "elsewhere", groups={"reindex": 1})).key
+    assert registry.claim(there, "a runner elsewhere")
+    make(max_workers=1).submit(a_grouped_run(registry, "here", nothing))
+    registry.wait(key_of("here"), 0, 0.05)
+    assert state_of(registry, "here") is JobState.PENDING
+    registry.finish(there, "a runner elsewhere", JobState.FINISHED)
+    assert ended(registry, "here").state is JobState.FINISHED
+
+
+def test_a_job_that_waits_for_its_group_counts_as_waiting(make, registry, gate):
+    executor = make(max_workers=2, max_pending=0)
+    executor.submit(a_grouped_run(registry, "first", gate))
+    gate.await_arrivals(1)
+    executor.submit(a_grouped_run(registry, "second", nothing))
+    with pytest.raises(QueueFull):
+        executor.submit(a_run(registry, "third", nothing))
+    gate.open.set()
+    ended(registry, "second")
+
+
+def test_a_job_that_waits_for_its_group_can_be_stopped(make, registry, gate):
+    executor = make(max_workers=2)
+    executor.submit(a_grouped_run(registry, "first", gate))
+    gate.await_arrivals(1)
+    executor.submit(a_grouped_run(registry, "second", nothing))
+    executor.submit(a_run(registry, "other", nothing))
+    ended(registry, "other")
+    registry.request_cancel(key_of("second"))
+    executor.stop(key_of("second"))
+    gate.open.set()
+    executor.shutdown(LONG)
+    assert state_of(registry, "second") is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("drain", [0.0, LONG])
+def test_a_shutdown_waits_for_jobs_of_a_full_group_too_or_loses_them(make, registry, gate, drain):
+    executor = make(max_workers=2)
+    executor.submit(a_grouped_run(registry, "first", gate))
+    gate.await_arrivals(1)
+    executor.submit(a_grouped_run(registry, "second", nothing))
+    executor.submit(a_run(registry, "other", nothing))
+    ended(registry, "other")
+    if drain:
+        gate.open.set()
+    executor.shutdown(drain)
+    assert state_of(registry, "second") is (JobState.FINISHED if drain else JobState.LOST)
+    gate.open.set()
+
+
+class TestThreadExecutor(ExecutorContract):
+    kind = "bgmiddleware:ThreadExecutor"
+
+    def options(self, *, max_workers: int, max_pending: int, grace: float) -> dict[str, int]:
+        return {"max_workers": max_workers, "max_pending": max_pending}

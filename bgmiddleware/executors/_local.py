@@ -6,19 +6,19 @@ import os
 import threading
 import weakref
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context
+from heapq import heapify, heappop, heappush
 
 from .._runner import Run
 from ..errors import ConfigurationError, QueueFull
 from .base import Executor
 
-__all__ = ["GRACE_AT_END", "SHUT_DOWN", "LocalExecutor"]
+__all__ = ["SHUT_DOWN", "LocalExecutor"]
 
 SHUT_DOWN = "server shut down"
-GRACE_AT_END = 1.0
+_GRACE = 1.0
 _LOOK_EVERY = 1.0
 _forked = threading.Lock()  # guards the first use of an executor in a forked child
 
@@ -56,8 +56,9 @@ class LocalExecutor(Executor):
         self._lock = threading.Lock()  # guards all of these
         self._work = threading.Condition(self._lock)  # there is a run to take, or the end
         self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
-        self._pending: deque[Run] = deque()
-        self._parked: deque[Run] = deque()  # their groups are full; they go before the pending ones
+        self._pending: list[tuple[int, Run]] = []  # a heap, by the number in the order of their coming
+        self._parked: list[tuple[int, Run]] = []  # their groups were full when they were tried
+        self._submitted = 0
         self._running: dict[str, Run] = {}
         self._abandoned: set[str] = set()
         self._workers = 0
@@ -76,7 +77,9 @@ class LocalExecutor(Executor):
             waiting = len(self._pending) + len(self._parked)
             if waiting + len(self._running) >= self.max_workers + self.max_pending:
                 raise QueueFull(f"{self.max_workers} jobs are running and {self.max_pending} are waiting")
-            self._pending.append(run)
+            self._submitted += 1
+            entry = self._submitted, run
+            heappush(self._pending, entry)
             if self._waiting >= len(self._pending):
                 self._work.notify()
                 return
@@ -84,9 +87,9 @@ class LocalExecutor(Executor):
                 return
             self._workers += 1
             number = self._workers
-        self._begin(number, run)
+        self._begin(number, entry)
 
-    def _begin(self, number: int, run: Run) -> None:
+    def _begin(self, number: int, entry: tuple[int, Run]) -> None:
         if number == 1:
             _at_exit(self)
         thread = threading.Thread(target=self._run_jobs, name=f"bgmiddleware-{number}", daemon=True)
@@ -96,14 +99,16 @@ class LocalExecutor(Executor):
         except RuntimeError:
             with self._lock:
                 self._workers -= 1
-                if self._workers or run not in self._pending:
+                if self._workers or entry not in self._pending:
                     return
-                self._pending.remove(run)  # nobody is there to take it, ever
+                self._pending.remove(entry)  # nobody is there to take it, ever
+                heapify(self._pending)
             raise QueueFull("the system has no room for another thread") from None
 
     def _run_jobs(self) -> None:
         with self._worker() as perform:
-            while (run := self._take()) is not None:
+            while (taken := self._take()) is not None:
+                _, run = taken
                 must_wait = False
                 try:
                     must_wait = perform(run)
@@ -111,15 +116,15 @@ class LocalExecutor(Executor):
                     with self._lock:
                         del self._running[run.key]
                         if must_wait:
-                            self._parked.append(run)
+                            self._parked.append(taken)
                         else:
                             self._unpark()
-                del run  # the request and what it holds are not needed while waiting for the next
+                del taken, run  # the request and what it holds are not needed while waiting for the next
         with self._lock:
             self._workers -= 1
             self._idle.notify_all()
 
-    def _take(self) -> Run | None:
+    def _take(self) -> tuple[int, Run] | None:
         """Wait for a run that is to be run now; None at the end."""
         with self._lock:
             while not self._pending:
@@ -133,14 +138,15 @@ class LocalExecutor(Executor):
                 self._waiting -= 1
                 if not in_time:
                     self._unpark()
-            run = self._pending.popleft()
-            self._running[run.key] = run
-            return run
+            taken = heappop(self._pending)
+            self._running[taken[1].key] = taken[1]
+            return taken
 
     def _unpark(self) -> None:
         """Try again those whose groups were full. Called with the lock held."""
         self._work.notify(len(self._parked))
-        self._pending.extendleft(reversed(self._parked))
+        for entry in self._parked:
+            heappush(self._pending, entry)
         self._parked.clear()
 
     def stop(self, key: str) -> None:
@@ -148,10 +154,8 @@ class LocalExecutor(Executor):
             return
         with self._lock:
             for queue in (self._pending, self._parked):
-                for run in queue:
-                    if run.key == key:
-                        queue.remove(run)
-                        return
+                queue[:] = [entry for entry in queue if entry[1].key != key]
+                heapify(queue)
 
     def shutdown(self, drain: float | None = None) -> None:
         if self._pid != os.getpid():
@@ -161,7 +165,7 @@ class LocalExecutor(Executor):
             # What was given up before is not waited for again, at the end of the process say.
             timeout = min(self.drain if drain is None else drain, threading.TIMEOUT_MAX)
             self._idle.wait_for(self._is_drained, timeout)
-            queued = (*self._parked, *self._pending)
+            queued = (run for _, run in (*self._parked, *self._pending))
             left = [run for run in (*queued, *self._running.values()) if run.key not in self._abandoned]
             self._abandoned.update(run.key for run in left)
             self._pending.clear()
@@ -171,7 +175,7 @@ class LocalExecutor(Executor):
         for run in left:
             self._abandon(run)
         with self._lock:  # what is interrupted may clean up
-            self._idle.wait_for(lambda: not self._running, min(timeout, GRACE_AT_END) if left else 0.0)
+            self._idle.wait_for(lambda: not self._running, min(timeout, _GRACE) if left else 0.0)
 
     def _is_drained(self) -> bool:
         return not self._pending and not self._parked and self._running.keys() <= self._abandoned

@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from ..errors import ConfigurationError, RegistryError
+from ...errors import ConfigurationError, RegistryError
 
 try:
     import redis
@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("RedisRegistry needs the extra redis: pip install 'bgmiddleware[redis]'") from error
 
-__all__ = ["Address", "Link", "Script"]
+__all__ = ["Address", "Link", "Server"]
 
 T = TypeVar("T")
 
@@ -43,22 +43,19 @@ _PARTS = {
 }
 
 
-class Script(NamedTuple):
-    """A Lua script, and the digest that names it to the server."""
-
+class _Script(NamedTuple):
     source: str
     sha: str
 
-    @classmethod
-    def all(cls) -> dict[str, "Script"]:
-        """Return the scripts of this package by their names, each with what comes before it."""
-        files = resources.files(__package__) / "lua"
-        return {name: cls._of([files / f"{part}.lua" for part in (*parts, name)]) for name, parts in _PARTS.items()}
 
-    @classmethod
-    def _of(cls, parts: Sequence[Any]) -> "Script":
-        source = "\n".join(part.read_text("utf-8") for part in parts)
-        return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+def _script(*parts: str) -> _Script:
+    files = resources.files(__package__) / "lua"
+    source = "\n".join((files / f"{part}.lua").read_text("utf-8") for part in parts)
+    return _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+# By their names, each with what comes before it.
+_SCRIPTS = {name: _script(*parts, name) for name, parts in _PARTS.items()}
 
 
 class Address:
@@ -117,8 +114,9 @@ class Link:
         """Send one command that may safely be repeated, and return the answer."""
         return self._call(lambda: _execute(self._commands, *parts))
 
-    def run(self, script: Script, keys: Sequence[str], *args: Any) -> list[Any]:
-        """Run a script that may safely be repeated."""
+    def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+        """Run a script; all of them may safely be repeated."""
+        script = _SCRIPTS[name]
 
         def run() -> Any:
             try:
@@ -129,8 +127,9 @@ class Link:
         reply: list[Any] = self._call(run)
         return reply
 
-    def run_each(self, script: Script, keys: Sequence[Sequence[str]], *args: Any) -> list[Any]:
+    def run_each(self, name: str, keys: Sequence[Sequence[str]], *args: Any) -> list[Any]:
         """Run a script once for each of *keys*, all in one go. An answer that is an error is returned as one."""
+        script = _SCRIPTS[name]
 
         def run() -> list[Any]:
             pipeline = self._commands.pipeline(transaction=False)
@@ -201,6 +200,62 @@ class Link:
                 self._shown,
                 policy,
             )
+
+
+class Server:
+    """A server as all processes and threads see it: a link for each process, and the one time that counts.
+
+    That is the server's: machines need not agree. *clock* stands in its place in tests.
+    """
+
+    def __init__(self, address: Address, *, max_waiting: int, clock: Callable[[], float] | None) -> None:
+        self.shown = address.shown
+        self._address = address
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._link: Link | None = None
+        self._ahead: float | None = None  # of this process's monotonic clock
+
+    @property
+    def link(self) -> Link:
+        # Two threads may make one each at the same time: one of the two is let go after its first use.
+        link = self._link
+        if link is None or link.pid != os.getpid():
+            link = self._link = Link(self._address, self._max_waiting)
+        return link
+
+    def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+        """Run a script at this time."""
+        return self.link.run(name, keys, self._now(), *args)
+
+    def run_each(self, name: str, keys: Sequence[Sequence[str]]) -> list[Any]:
+        """Run a script at this time for each of *keys*."""
+        return self.link.run_each(name, keys, self._now())
+
+    def time(self) -> float:
+        """Return the time, as of the last answer."""
+        if self._clock is not None:
+            return self._clock()
+        if self._ahead is None:
+            try:
+                seconds, microseconds = self.link.command("TIME")
+            except RegistryError:
+                return time.time()  # nobody shall fail who only asks for the time
+            self.heard(int(seconds) + int(microseconds) / 1e6)
+        return time.monotonic() + (self._ahead or 0.0)
+
+    def heard(self, now: float) -> None:
+        """Take note of the time that an answer says."""
+        self._ahead = now - time.monotonic()
+
+    def close(self) -> None:
+        """Close the connections of this process; the next call opens new ones."""
+        link, self._link = self._link, None
+        if link is not None and link.pid == os.getpid():
+            link.close()
+
+    def _now(self) -> str:
+        return "" if self._clock is None else repr(self._clock())
 
 
 def _execute(client: "redis.Redis", *parts: Any) -> Any:
