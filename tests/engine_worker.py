@@ -58,6 +58,15 @@ class Worker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.02)
 
+    def end_by(self, number: signal.Signals) -> None:
+        """Send it a signal until it has ended."""
+        deadline = time.monotonic() + SECONDS
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.said()
+            self.process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.5)
+
     def children(self) -> list[int]:
         """Return the pids of its children (Linux)."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
@@ -77,7 +86,7 @@ class Worker:
             return self.process.wait(SECONDS)
         except subprocess.TimeoutExpired:
             self.kill_tree()
-            raise
+            raise AssertionError(f"it did not end:\n{self.said()}") from None
         finally:
             self._log.close()
 

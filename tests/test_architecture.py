@@ -38,7 +38,7 @@ FOREIGN = {
     "webob": {"owners", "_serving", "_middleware"},
     "waitress": {"_server"},
     "redis": {"registries", "executors"},
-    **dict.fromkeys(["celery", "click", "kombu", "rq"], {"executors"}),
+    **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
 }
 
 MAX_LINES = 600

@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import celery
-from celery import Celery, bootsteps, signals
+from celery import Celery, Task, __version__, bootsteps, signals
 from celery.concurrency.prefork import TaskPool
 from celery.exceptions import Ignore, Terminated, WorkerLostError
 from celery.worker import state
@@ -41,7 +40,7 @@ _OLDEST = (5, 6)  # the first that can do without prefetching
 class CeleryExecutor(Executor):
     """Runs jobs in workers of Celery (5.6 or newer), which are begun by ``python -m bgmiddleware work``.
 
-    *app*: your ``Celery``, or its name as ``module:attribute``, which is imported when it is needed; its settings of
+    *celery*: your ``Celery``, or its name as ``module:attribute``, which is imported when it is needed; its settings of
     the broker count. *queue*: the name of a queue that only these workers take from. Up to *max_pending* jobs wait in
     it; then, and while the broker does not answer, ``submit`` raises ``QueueFull``. A job that was asked to stop, or is
     over its deadline, gets *grace* seconds to end by itself before its processes are killed.
@@ -51,22 +50,22 @@ class CeleryExecutor(Executor):
     """
 
     def __init__(
-        self, app: "Celery | str", *, queue: str = "bgmiddleware", max_pending: int = 1000, grace: float = 5.0
+        self, celery: "Celery | str", *, queue: str = "bgmiddleware", max_pending: int = 1000, grace: float = 5.0
     ) -> None:
         for name, value, least in (("max_pending", max_pending, 1), ("grace", grace, 0)):
             if not value >= least:
                 raise ConfigurationError.of_setting(name, value, f"a number from {least}")
-        version = tuple(int(part) for part in celery.__version__.split(".")[:2])
+        version = tuple(int(part) for part in __version__.split(".")[:2])
         if version < _OLDEST:
-            raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {celery.__version__}")
+            raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {__version__}")
         self.grace = grace
-        self._given = app
+        self._given = celery
         self._queue = Queue(queue, Exchange(queue), routing_key=queue)  # type: ignore[no-untyped-call]
         self._outbox = _Outbox(self._queue, max_pending)
         self._closed = False
 
     @property
-    def app(self) -> Celery:
+    def celery(self) -> Celery:
         """The ``Celery`` that it uses."""
         if not isinstance(self._given, Celery):
             found = loaded("executor", self._given)
@@ -78,9 +77,9 @@ class CeleryExecutor(Executor):
     def submit(self, run: Run) -> None:
         if self._closed:
             raise QueueFull("the server is shutting down")
-        if self.app.conf.task_always_eager:
+        if self.celery.conf.task_always_eager:
             raise ConfigurationError("task_always_eager: then Celery runs jobs in the web process, before it answers")
-        self._outbox.send(self.app, run.key)
+        self._outbox.send(self.celery, run.key)
 
     def stop(self, key: str) -> None:
         """Do nothing: the worker that runs it looks at the registry, and who takes out a cancelled one leaves it."""
@@ -90,7 +89,7 @@ class CeleryExecutor(Executor):
 
     def work(self, site: Site, options: Sequence[str]) -> None:
         """Be a worker, with *options* of Celery's own, until a signal says stop."""
-        app = self.app
+        app = self.celery
         _force(app.conf, self._queue)
         task = app.task(
             _run,
@@ -224,7 +223,7 @@ def _how(error: BaseException) -> str:
     return f"its process failed: {error}"
 
 
-class _Task(celery.Task):  # type: ignore[misc]
+class _Task(Task):  # type: ignore[misc]
     Request = _Request
     site: Site
     grace: float
