@@ -15,8 +15,8 @@ EXECUTORS = "thread, process, rq, rq:REDIS-URL, celery:MODULE:NAME"
 def open_executor(name: str, **options: Any) -> Executor:
     """Return the executor that *name* names, with *options* of its class. Begins nothing yet.
 
-    Raises ``ConfigurationError`` for any other name, for an option that it lacks or does not have, and where the library
-    that it needs is not installed.
+    Raises ``ConfigurationError`` for any other name, for an option that it lacks or does not have, and where the
+    library that it needs is not installed.
     """
     word, _, rest = name.partition(":")
     kind = _kind(word, name)

@@ -5,9 +5,11 @@ The web processes send messages that are named by a job's key and hold nothing; 
 """
 
 import contextlib
+import logging
 import os
 import re
 import signal
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Sequence
@@ -106,6 +108,7 @@ class CeleryExecutor(Executor):
         task.site, task.grace, task.outbox, task.waiting = site, self.grace, self._outbox, deque()
         app.steps["worker"].add(_Watch)
         signals.worker_process_init.connect(_lead_group, weak=False)
+        signals.setup_logging.connect(_set_up_logging, weak=False)
         with tempfile.TemporaryDirectory(prefix="bgmiddleware-", ignore_cleanup_errors=True) as task.directory:
             try:
                 app.worker_main(["worker", "--hostname", f"bgmiddleware-{os.getpid()}@%h", *options])
@@ -175,7 +178,6 @@ def _force(conf: Any, queue: Queue) -> None:
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,  # where the broker is not Redis, and that cannot be had
         worker_redirect_stdouts=False,
-        worker_hijack_root_logger=False,  # logging is as the app set it up
         task_time_limit=None,  # the deadline is the job's own
         task_soft_time_limit=None,
         worker_lost_wait=0.1,  # for a result, and there is none
@@ -288,6 +290,16 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             while task.waiting:
                 task.outbox.send(task.app, task.waiting[0], anyway=True)
                 task.waiting.popleft()
+
+
+def _set_up_logging(loglevel: int, logfile: str | None, format: str, **named: Any) -> None:  # noqa: A002  # Celery's name
+    """Let Celery log beside the jobs, and only itself: its own way takes the app's logging over, and the console."""
+    handler = logging.FileHandler(logfile) if logfile else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(format))
+    logger = logging.getLogger("celery")
+    logger.addHandler(handler)
+    logger.setLevel(loglevel)
+    logger.propagate = False
 
 
 def _lead_group(**named: Any) -> None:
