@@ -169,47 +169,47 @@ def result(app: BackgroundMiddleware, target: str) -> str:
 
 
 def test_a_message_holds_the_key_of_its_job_and_nothing_else(redis_server: RedisServer) -> None:  # noqa: F811
-    app = site_at(redis_server)
-    target = start(InProcess(app), "/reports?secret=1", body=b"private")
-    (job,) = app.registry.jobs()
-    with Redis.from_url(redis_server.url) as client:
-        assert client.lrange("rq:queue:bgmiddleware", 0, -1) == [job.key.encode()]
-        message = Message.fetch(job.key, client, "json")
-        assert (message.args, message.kwargs, message.description) == ([], {}, "bgmiddleware")
-        assert (message.timeout, message.result_ttl, message.failure_ttl) == (-1, 0, 3600)
-        stored = repr([client.dump(name) for name in client.keys("rq:*")])
-    assert "private" not in stored
-    assert "secret" not in stored
-    assert target.rpartition("=")[2] not in stored
+    with site_at(redis_server) as app:
+        target = start(InProcess(app), "/reports?secret=1", body=b"private")
+        (job,) = app.registry.jobs()
+        with Redis.from_url(redis_server.url) as client:
+            assert client.lrange("rq:queue:bgmiddleware", 0, -1) == [job.key.encode()]
+            message = Message.fetch(job.key, client, "json")
+            assert (message.args, message.kwargs, message.description) == ([], {}, "bgmiddleware")
+            assert (message.timeout, message.result_ttl, message.failure_ttl) == (-1, 0, 3600)
+            stored = repr([client.dump(name) for name in client.keys("rq:*")])
+        assert "private" not in stored
+        assert "secret" not in stored
+        assert target.rpartition("=")[2] not in stored
 
 
 def test_while_the_broker_is_away_a_request_is_refused_and_leaves_no_job(redis_server: RedisServer) -> None:  # noqa: F811
-    app = site_at(redis_server, url="redis://127.0.0.1:1/0")
-    reply = InProcess(app).request("POST", "/reports")
-    assert reply.status == 503
-    assert int(reply["Retry-After"]) > 0
-    assert app.registry.jobs() == []
+    with site_at(redis_server, url="redis://127.0.0.1:1/0") as app:
+        reply = InProcess(app).request("POST", "/reports")
+        assert reply.status == 503
+        assert int(reply["Retry-After"]) > 0
+        assert app.registry.jobs() == []
 
 
 def test_a_job_whose_message_is_lost_never_started(redis_server: RedisServer) -> None:  # noqa: F811
-    app = site_at(redis_server, pending_ttl=0.1)
-    target = start(InProcess(app), "/reports")
-    job = ended(app, target)
-    assert (job.state, job.reason) == (JobState.LOST, "never started")
+    with site_at(redis_server, pending_ttl=0.1) as app:
+        target = start(InProcess(app), "/reports")
+        job = ended(app, target)
+        assert (job.state, job.reason) == (JobState.LOST, "never started")
 
 
 def test_a_cancelled_job_leaves_the_queue(redis_server: RedisServer) -> None:  # noqa: F811
-    app = site_at(redis_server)
-    target = start(InProcess(app), "/reports")
-    assert InProcess(app).request("DELETE", target).status in (200, 202)
-    with Redis.from_url(redis_server.url) as client:
-        assert client.llen("rq:queue:bgmiddleware") == 0
+    with site_at(redis_server) as app:
+        target = start(InProcess(app), "/reports")
+        assert InProcess(app).request("DELETE", target).status in (200, 202)
+        with Redis.from_url(redis_server.url) as client:
+            assert client.llen("rq:queue:bgmiddleware") == 0
 
 
 def test_after_its_shutdown_it_takes_no_more(redis_server: RedisServer) -> None:  # noqa: F811
-    app = site_at(redis_server)
-    app.shutdown()
-    assert InProcess(app).request("POST", "/reports").status == 503
+    with site_at(redis_server) as app:
+        app.shutdown()
+        assert InProcess(app).request("POST", "/reports").status == 503
 
 
 def test_what_else_a_message_names_is_not_called(redis_server: RedisServer, tmp_path: Path) -> None:  # noqa: F811

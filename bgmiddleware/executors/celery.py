@@ -88,6 +88,7 @@ class CeleryExecutor(Executor):
 
     def shutdown(self, drain: float | None = None) -> None:
         self._closed = True
+        self._outbox.close()
 
     def work(self, site: Site, options: Sequence[str]) -> None:
         """Be a worker, with *options* of Celery's own, until a signal says stop."""
@@ -146,6 +147,12 @@ class _Outbox:
                 )
         except errors as error:
             raise QueueFull(f"the queue of jobs does not answer: {error}") from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        pool = self._pools.pop(os.getpid(), None)
+        if pool is not None:
+            pool.force_close_all()
 
 
 _ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
