@@ -128,6 +128,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "max_jobs_per_child": (_integer, "a whole number", "executor"),
     "max_memory": (_size, "bytes, also as 64k, 16M, 1G", "executor"),
     "grace": (_number, "seconds", "executor"),
+    "queue": (str, "a text", "executor"),
     "owner": (_owner, "remote_user, header:NAME, cookie:SECRET, python:MODULE:NAME", "middleware"),
     "single_flight": (_boolean, "true or false", "middleware"),
     "max_body": (_size, "bytes, also as 64k, 16M, 1G", "middleware"),

@@ -1,5 +1,6 @@
 """The documents say what is: their examples run, their tables have every setting, their links lead somewhere."""
 
+import importlib
 import inspect
 import io
 import json
@@ -68,9 +69,16 @@ def table(section: str) -> dict[str, list[str]]:
         ("MemoryRegistry", MemoryRegistry),
         ("ThreadExecutor", ThreadExecutor),
         ("ProcessExecutor", ProcessExecutor),
+        ("RQExecutor", "rq"),
+        ("CeleryExecutor", "celery"),
     ],
 )
-def test_every_argument_is_in_the_settings_with_its_real_default(section: str, described: Callable[..., Any]) -> None:
+def test_every_argument_is_in_the_settings_with_its_real_default(
+    section: str, described: Callable[..., Any] | str
+) -> None:
+    if isinstance(described, str):
+        needs(described)
+        described = getattr(importlib.import_module(f"bgmiddleware.executors.{described}"), section)
     real = {
         name: parameter.default
         for name, parameter in inspect.signature(described).parameters.items()
@@ -91,7 +99,7 @@ def test_every_key_of_an_ini_file_is_in_the_settings() -> None:
 
 
 def test_the_defaults_of_an_ini_file_are_those_of_the_arguments() -> None:
-    sections = ("The middleware", "MemoryRegistry", "ThreadExecutor", "ProcessExecutor")
+    sections = ("The middleware", "MemoryRegistry", "ThreadExecutor", "ProcessExecutor", "RQExecutor")
     stated = [name for section in sections for name in table(section)]
     own = {"paths", "registry", "executor", "app"}  # which are spelled otherwise than the arguments
     assert set(paste.SETTINGS) - own <= set(stated)
