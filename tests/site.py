@@ -1,0 +1,99 @@
+"""An app for servers that are real processes; how it is served, its environment variables say.
+
+``SITE_REGISTRY``: where jobs are kept, as an ini file would say it. ``SITE_SETTINGS``: arguments of the middleware, as
+JSON. ``SITE_LEASE``: seconds of a lease. A view that waits for something waits for a file in ``SITE_DIRECTORY``. Each
+response says in ``Worker`` which process gave it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bgmiddleware import BackgroundMiddleware, ThreadExecutor, _keeper, _runner, marks, owners
+from bgmiddleware.registries import open_registry
+
+WAIT = 60.0  # never reached by a test that passes
+_DIRECTORY = Path(os.environ.get("SITE_DIRECTORY", "."))
+
+
+def _wait_for(name: str) -> None:
+    until = time.monotonic() + WAIT
+    while not (_DIRECTORY / name).exists():
+        assert time.monotonic() < until, f"the test never made {name}"
+        time.sleep(0.01)
+
+
+def _count(query: str) -> str:
+    """Print so many lines."""
+    number = int(query.partition("&")[0])
+    for line in range(number):
+        print("line", line)
+    return f"{number} lines"
+
+
+def _wait(query: str) -> str:
+    """Print, wait for a file, print again."""
+    print("begun")
+    _wait_for(query.partition("&")[0])
+    print("ended")
+    return "it came"
+
+
+def _burn(query: str) -> str:
+    """Keep the processor busy until a file is there, without a print or a pause."""
+    print("begun")
+    until = time.monotonic() + WAIT
+    while not os.path.exists(_DIRECTORY / query.partition("&")[0]):
+        assert time.monotonic() < until, "the test never made the file"
+    return "burnt"
+
+
+def _stay(query: str) -> str:
+    """Print for ever."""
+    try:
+        while True:
+            print("still here")
+            time.sleep(0.01)
+    finally:
+        (_DIRECTORY / "interrupted").touch()
+
+
+_VIEWS = {"/x/count": _count, "/x/wait": _wait, "/x/burn": _burn, "/x/stay": _stay}
+
+
+def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    view = _VIEWS.get(environ["PATH_INFO"])
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    text = "fast" if view is None else view(environ["QUERY_STRING"])
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Ran-In", str(os.getpid()))])
+    return [f"{text}\n".encode(), body]
+
+
+def _made() -> BackgroundMiddleware:
+    lease = os.environ.get("SITE_LEASE")
+    if lease is not None:
+        _keeper.LEASE = _runner.LEASE = float(lease)  # type: ignore[attr-defined]
+        _keeper._RENEW_EVERY = float(lease) / 3
+    return BackgroundMiddleware(
+        answer,
+        when=marks.any_of(marks.path("/x/*"), marks.prefers_async),
+        registry=open_registry(os.environ.get("SITE_REGISTRY", "memory:")),
+        executor=ThreadExecutor(drain=float(os.environ.get("SITE_DRAIN", "10"))),
+        owner=owners.header("X-User"),
+        dashboard="/_jobs",
+        authorize=lambda environ: environ.get("HTTP_X_USER") == "admin",
+        **json.loads(os.environ.get("SITE_SETTINGS", "{}")),
+    )
+
+
+middleware = _made()
+
+
+def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        return start_response(status, [*headers, ("Worker", str(os.getpid()))], exc_info)
+
+    return middleware(environ, start)
