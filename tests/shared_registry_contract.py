@@ -342,6 +342,8 @@ class SharedRegistryContract(RegistryContract):
         registry = opened()
         chance = random.Random(largest)
         names = [f"killed {number}" for number in range(8)]
+        for name in names:
+            added(registry, name)  # not by the writers: who adds evicts, now and then, what was lost
         writers = [
             child("write_until_killed", name=name, seed=seed, largest=largest, lease=0.5)
             for seed, name in enumerate(names)

@@ -76,10 +76,10 @@ def test_only_webob_and_waitress_are_installed_with_it() -> None:
     assert [re.split(r"[><=]", requirement)[0] for requirement in PROJECT["dependencies"]] == ["WebOb", "waitress"]
 
 
-def test_the_tests_have_what_the_demo_has() -> None:
+def test_the_tests_have_what_all_other_extras_have() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"demo", "test"}
-    assert "bgmiddleware[demo]" in extras["test"]
+    assert set(extras) == {"demo", "redis", "test"}
+    assert "bgmiddleware[demo,redis]" in extras["test"]
 
 
 def test_the_changes_begin_with_this_version() -> None:

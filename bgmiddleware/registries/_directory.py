@@ -31,12 +31,14 @@ class Directory:
 
     def prepare(self) -> None:
         """Make it (mode 0700) if there is none in its parent; raise ``ConfigurationError`` if it cannot be used."""
+        if self.check():
+            return
         try:
             os.mkdir(self.path, 0o700)
-        except FileExistsError:
+        except FileExistsError:  # another process was faster
             pass
         except OSError as error:
-            raise self._refused(f"it cannot be made: {error.strerror}") from error
+            raise self._refused(f"it cannot be made: {os.strerror(error.errno or 0)}") from error
         self._check_it()
 
     def check(self) -> bool:

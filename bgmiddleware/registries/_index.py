@@ -10,12 +10,13 @@ import weakref
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from ..errors import ConfigurationError, RegistryError
+from ..errors import BackgroundError, ConfigurationError, RegistryError
 
 __all__ = ["Index"]
 
 _APPLICATION_ID = 0x6267_6D77  # "bgmw": somebody else's database is not touched
 _FORK_PATIENCE = 1.0
+_CLOSE_PATIENCE = 1.0
 
 # Each step leads from one version of the schema to the next. Never change one that was released: add another.
 _STEPS = (
@@ -68,7 +69,8 @@ class Index:
         self._free = threading.Condition()  # guards the two that follow
         self._idle: list[_Connection] = []
         self._busy = 0
-        _all.add(self)
+        with _all_lock:
+            _all.add(self)
 
     def prepare(self) -> None:
         """Make the database if there is none, bring an older one up to date; ``ConfigurationError`` for a newer one."""
@@ -100,7 +102,7 @@ class Index:
         with self._free:
             idle, self._idle = self._idle, []
         for connection in idle:
-            connection.close(self._patience)
+            connection.close()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator["_Connection"]:
@@ -110,18 +112,18 @@ class Index:
             yield connection
             sound = True
         except sqlite3.Error as error:
+            sound = isinstance(error, sqlite3.OperationalError)  # locked, or no room
             raise RegistryError(f"{self.path}: {error}") from error
+        except BackgroundError:
+            sound = True
+            raise
         finally:
             self._give_back(connection, sound)
 
     def _take(self) -> "_Connection":
         if self._pid != os.getpid():
             self._begin_in_child()  # forked by C code, which told nobody
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            raise RegistryError(f"{self.path}: {error.strerror}") from error
-        identity = (status.st_dev, status.st_ino)
+        identity = self._identity()
         with self._free:
             stale = [each for each in self._idle if each.identity != identity]
             self._idle = [each for each in self._idle if each.identity == identity]
@@ -129,15 +131,22 @@ class Index:
             self._busy += 1
         try:
             for each in stale:  # somebody removed the database, and there is another one now
-                each.close(self._patience)
+                each.close()
             return connection or _Connection(self.path, self._lock_path, self._patience, identity)
         except (sqlite3.Error, OSError) as error:
             self._give_back(None, False)
             raise RegistryError(f"{self.path}: {error}") from error
 
+    def _identity(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise RegistryError(f"{self.path}: {error.strerror}") from error
+        return status.st_dev, status.st_ino
+
     def _give_back(self, connection: "_Connection | None", sound: bool) -> None:
         if connection is not None and not sound:
-            connection.close(self._patience)
+            connection.close()
         with self._free:
             self._busy -= 1
             if connection is not None and sound:
@@ -153,7 +162,7 @@ class Index:
         while self._busy and (left := until - time.monotonic()) > 0:
             self._free.wait(left)
         while self._idle:
-            self._idle.pop().close(self._patience)
+            self._idle.pop().close()
 
     def _after_fork(self) -> None:
         self._free.release()
@@ -176,8 +185,10 @@ class _Connection:
             self.database = sqlite3.connect(
                 f"file:{quote(path)}?mode=rw", uri=True, timeout=patience, isolation_level=None, check_same_thread=False
             )
-            with self._locked(patience):
-                (mode,) = self.database.execute("PRAGMA journal_mode = WAL").fetchone()
+            (mode,) = self.database.execute("PRAGMA journal_mode").fetchone()
+            if mode != "wal":  # once for a database
+                with self._locked(patience):
+                    (mode,) = self.database.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise ConfigurationError(f"{path}: this file system cannot have a SQLite database with a shared log")
             self.database.execute("PRAGMA synchronous = NORMAL")
@@ -215,9 +226,9 @@ class _Connection:
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def close(self, patience: float) -> None:
+    def close(self) -> None:
         # The last one to close copies the log back: that is writing too.
-        with contextlib.suppress(sqlite3.Error), self._locked(patience):
+        with contextlib.suppress(sqlite3.Error), self._locked(_CLOSE_PATIENCE):
             self.database.close()
         self.database.close()
         os.close(self._lock)
@@ -258,26 +269,26 @@ def _statements(script: str) -> Iterator[str]:
 
 
 _all: "weakref.WeakSet[Index]" = weakref.WeakSet()
+_all_lock = threading.Lock()  # guards it, and is held while the process forks: who forks next waits
 _inherited: list[_Connection] = []
-_forking: list[Index] = []
 
 
 def _before_fork() -> None:
-    _forking[:] = list(_all)
-    for index in _forking:
+    _all_lock.acquire()
+    for index in _all:
         index._before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    for index in _forking:
+    for index in _all:
         index._after_fork()
-    _forking.clear()
+    _all_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    for index in _forking:
+    for index in _all:
         index._begin_in_child()
-    _forking.clear()
+    _all_lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

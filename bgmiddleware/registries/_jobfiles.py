@@ -12,6 +12,7 @@ So nobody waits for anybody, not even for a process that is stopped in the midst
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -39,6 +40,7 @@ _SEAL_AT = 64
 _STAMP_AT = 72
 _DATA_AT = 128
 _TRIES = 1000
+_RESERVE = 256 * 1024
 
 
 class Sealed(Exception):
@@ -114,7 +116,11 @@ class JobFiles:
             os.mkdir(os.path.dirname(self.path), 0o700)
         with _opened(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as number:
             header = _HEADER.pack(_MAGIC, bounds.head, bounds.tail) + _packed(Ends())
-            _write(number, header.ljust(_DATA_AT, b"\0"), 0)
+            try:
+                _write(number, header.ljust(_DATA_AT, b"\0"), 0)
+            except OSError:
+                self.remove()
+                raise
 
     def ends(self) -> Ends:
         """Return how long the channels of a job are that has not ended."""
@@ -180,6 +186,8 @@ class Writer:
             header = _read_header(number)
             if header.sealed:
                 raise Sealed
+            if not os.fstat(number).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "removed by somebody else", self.files.path)
             end = header.ends.of(channel)
             if offset != end:
                 if self._has(header, channel, offset, data):
@@ -188,6 +196,7 @@ class Writer:
             if limit is not None and end + len(data) > limit:
                 raise RegistryFull("response", limit)
             if data:
+                _keep_reserve(number)
                 ends = header.ends.to(channel, end + len(data))
                 if channel is Channel.OUTPUT:
                     ends = self._write_output(number, header, ends, data)
@@ -297,6 +306,13 @@ def _read_header(number: int) -> _Header:
                 ends = Ends._make((*_ENDS.unpack(packed), head))
                 return _Header(Bounds(head, tail), ends, header[_SEAL_AT] != 0)
     raise RegistryError("a file of a job was damaged by somebody else")
+
+
+def _keep_reserve(number: int) -> None:
+    """Refuse to fill the disk to its last block: the index must be able to say how a job ended."""
+    system = os.fstatvfs(number)
+    if system.f_bavail * system.f_frsize < _RESERVE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _is_sealed(number: int) -> bool:

@@ -65,7 +65,7 @@ def insert(database: sqlite3.Connection, job: Job) -> Row:
 def store(database: sqlite3.Connection, row: Row, job: Job, kept: int | None = None) -> None:
     """Replace a job of which *kept* bytes are in files (None: as many as before)."""
     due = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
-    ended = "(SELECT IFNULL(MAX(ended), 0) + 1 FROM jobs)" if job.state.ended else "NULL"
+    ended = "(SELECT IFNULL(MAX(ended), 0) + 1 FROM jobs WHERE ended IS NOT NULL)" if job.state.ended else "NULL"
     database.execute(
         f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, document = ? WHERE number = ?",  # noqa: S608
         (job.state, due, row.bytes if kept is None else kept, _document(job), row.number),

@@ -180,6 +180,8 @@ class SpoolRegistry(Registry):
         response: RecordedResponse | None = None,
         receipt: Mapping[str, str | float] | None = None,
     ) -> bool:
+        if to.ended:
+            self._close_writer(key)
         with self._changing() as change:
             now = self.clock()
             row = self._find(change.database, key)
@@ -213,10 +215,12 @@ class SpoolRegistry(Registry):
             if job.state is not JobState.RUNNING or job.runner != runner:
                 self._close_writer(key)
                 return Renewal(False, cancel)
-            until = job.lease_expires_at if lease is None else self.clock() + lease
-            job = replace(job, lease_expires_at=until, progress=progress or job.progress)
-            _rows.store(change.database, row, job, self._files(row).ends().kept)
-            self._keep_max_bytes(change, row)
+            if lease is not None or progress is not None:
+                until = job.lease_expires_at if lease is None else self.clock() + lease
+                job = replace(job, lease_expires_at=until, progress=progress or job.progress)
+                # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
+                _rows.store(change.database, row, job, self._files(row).ends().kept)
+                self._keep_max_bytes(change, row)
         return Renewal(True, cancel)
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
@@ -286,6 +290,11 @@ class SpoolRegistry(Registry):
             with _storage_errors():
                 self._index.prepare()
             self._prepared = True
+        elif not os.path.exists(self._index.path):
+            # Somebody removed it all. The directory is not made again: what it is in may be a disk that is not there
+            # just now.
+            with _storage_errors():
+                self._index.prepare()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

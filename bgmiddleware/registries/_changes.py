@@ -1,0 +1,78 @@
+"""How a job changes, as functions of its record: for registries that read a record, decide, and write it back if it is
+still what was read."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from .._jobs import Job, JobState, Progress, RecordedResponse
+
+__all__ = ["asked_to_stop", "claimed", "ended", "may_change", "renewed"]
+
+
+def may_change(job: Job, now: float, expect: Collection[JobState], runner: str) -> bool:
+    """Whether *runner* may change the state of *job*, if it is one of *expect*."""
+    # What reads as ended may still be written by its runner while it is not made permanent: a late finish of a
+    # revived laptop is the truth.
+    if job.state not in expect or job.state.ended:
+        return False
+    if job.state is JobState.PENDING:
+        return not job.as_of(now).state.ended
+    return job.runner == runner
+
+
+def claimed(
+    job: Job, now: float, *, runner: str, lease: float | None, receipt: Mapping[str, str | float] | None = None
+) -> Job:
+    """Return the job as it runs from *now*."""
+    return replace(
+        job,
+        state=JobState.RUNNING,
+        runner=runner,
+        started_at=now,
+        expires_at=None,
+        lease_expires_at=None if lease is None else now + lease,
+        receipt={**job.receipt, **(receipt or {})},
+    )
+
+
+def ended(
+    job: Job,
+    now: float,
+    to: JobState,
+    *,
+    ttl: float,
+    reason: str,
+    response: RecordedResponse | None = None,
+    receipt: Mapping[str, str | float] | None = None,
+    at: float | None = None,
+) -> Job:
+    """Return the job as it ended, *now* or *at* an earlier time; its TTL begins now."""
+    return replace(
+        job,
+        state=to,
+        reason=reason,
+        response=response,
+        ended_at=now if at is None else at,
+        expires_at=now + ttl,
+        lease_expires_at=None,
+        request={},
+        receipt={**job.receipt, **(receipt or {})},
+    )
+
+
+def renewed(job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None) -> Job | None:
+    """Return the job with a lease that counts from *now*; None where it is not the runner's."""
+    if job.state is not JobState.RUNNING or job.runner != runner:
+        return None
+    until = job.lease_expires_at if lease is None else now + lease
+    return replace(job, lease_expires_at=until, progress=progress or job.progress)
+
+
+def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:
+    """Return the job when a cancel was asked for; None where that changes nothing."""
+    seen = job.as_of(now)
+    if seen.state is JobState.PENDING:
+        return ended(job, now, JobState.CANCELLED, ttl=ttl, reason=reason)
+    if seen.state is JobState.RUNNING and job.cancel_requested_at is None:
+        return replace(job, cancel_requested_at=now, reason=reason)
+    return None

@@ -1,0 +1,108 @@
+"""The index: which jobs there are, in which order, who runs of a group, and what is due. See ``lua/_index.lua``."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ..._jobs import Job, JobState
+from ...errors import RegistryError
+from .link import Server
+
+__all__ = ["Entered", "Index"]
+
+_log = logging.getLogger("bgmiddleware")
+
+_NAMES = ("jobs", "pending", "running", "due", "ended", "last")
+_LOOK_AGAIN = 3600.0  # at jobs that run without a lease
+
+
+class Entered(NamedTuple):
+    """The answer to who wants a place for a new job: *full*; or *known*, there is one of this key already. *gone*:
+    the keys of those that made room."""
+
+    full: bool
+    known: bool
+    now: float
+    gone: list[str]
+
+
+class Index:
+    """The index of a registry, all of it in one slot of a cluster."""
+
+    def __init__(self, server: Server, prefix: str) -> None:
+        self._server = server
+        self._prefix = f"{{{prefix}}}"
+        self._keys = [f"{self._prefix}:{name}" for name in _NAMES]
+
+    def enter(self, key: str, max_jobs: int, pending_ttl: float) -> Entered:
+        """Take a place for a new job, which is pending."""
+        answer, now, *gone = self._run("enter", [], key, max_jobs, pending_ttl)
+        return Entered(answer == b"full", answer == b"known", float(now), [other.decode() for other in gone])
+
+    def file(self, job: Job, now: float, place: str, *, anew: bool = False) -> None:
+        """Bring the index up to date with a job. Where that fails it is done when the job is due: the record counts."""
+        at = job.expires_at
+        if job.state is JobState.RUNNING:
+            at = now + _LOOK_AGAIN if job.lease_expires_at is None else job.lease_expires_at
+        where = "ended" if job.state.ended else job.state.value
+        self._file(job.key, job.groups, where, repr(at), "anew" if anew else "", place, _until(job))
+
+    def drop(self, key: str) -> None:
+        """Know nothing more of a job."""
+        self._file(key, [], "gone", "", "", "", "")
+
+    def reserve(self, job: Job, place: str) -> bool:
+        """Take a place in each group of a job that is about to run, or in none; return whether there is room."""
+        if not job.groups:
+            return True
+        return bool(self._run("reserve", job.groups, place, _until(job), *job.groups.values())[0] == b"ok")
+
+    def leave(self, job: Job, place: str) -> None:
+        """Give back what was reserved."""
+        for group in job.groups:
+            self._server.link.command("ZREM", self._group(group), place)
+
+    def due(self, limit: int) -> tuple[int, list[str]]:
+        """Drop up to *limit* of those that expired; return how many, and the keys of what else is to be looked at."""
+        _, expired, due = self._run("due", [], limit)
+        return expired, [key.decode() for key in due]
+
+    def newest(self, state: JobState | None, begin: int, count: int) -> list[str]:
+        """Return keys, newest first, among which are all in *state*."""
+        among = {JobState.PENDING: self._keys[1], JobState.RUNNING: self._keys[2]}
+        index = self._keys[0] if state is None else among.get(state, self._keys[0])
+        return [key.decode() for key in self._server.link.command("ZREVRANGE", index, begin, begin + count - 1)]
+
+    def position(self, key: str) -> int:
+        """Return the place of a pending job, from 1; 0 if it is not filed as one."""
+        place = self._server.link.command("ZRANK", self._keys[1], key)
+        return 0 if place is None else int(place) + 1
+
+    def secret(self, new: bytes) -> bytes:
+        """Return the secret of the registry: the *new* one, if there is none yet."""
+        name = f"{self._prefix}:secret"
+        # Asked for each time: a server that was emptied gets a new one, which must be the same for all.
+        stored = self._server.link.command("GET", name)
+        if stored is None:
+            self._server.link.command("SET", name, new, "NX")
+            stored = self._server.link.command("GET", name)
+        if stored is None or len(stored) != len(new):
+            raise RegistryError(f"{self._server.shown}: {name} is no secret of {len(new)} bytes")
+        return bytes(stored)
+
+    def _file(self, key: str, groups: Iterable[str], *args: str) -> None:
+        try:
+            self._run("file", groups, key, *args)
+        except RegistryError as error:
+            _log.warning("the job %s… is filed later: %s", key[:8], error)
+
+    def _run(self, script: str, groups: Iterable[str], *args: Any) -> list[Any]:
+        return self._server.run(script, [*self._keys, *map(self._group, groups)], *args)
+
+    def _group(self, name: str) -> str:
+        # What of the name is no text (a lone surrogate) is written as its number is.
+        return f"{self._prefix}:group:{name}".encode("utf-8", "backslashreplace").decode()
+
+
+def _until(job: Job) -> str:
+    return "+inf" if job.lease_expires_at is None else repr(job.lease_expires_at)

@@ -1,0 +1,262 @@
+"""The way to a Redis server: connections of this process, time-outs, what is tried again, and what an error becomes."""
+
+import hashlib
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from ...errors import ConfigurationError, RegistryError
+
+try:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.connection import parse_url
+    from redis.retry import Retry
+except ImportError as error:
+    raise ImportError("RedisRegistry needs the extra redis: pip install 'bgmiddleware[redis]'") from error
+
+__all__ = ["Address", "Link", "Server"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("bgmiddleware")
+
+_POLL_EVERY = 0.25
+_PARTS = {
+    "create": ("_job",),
+    "look": ("_job", "_found"),
+    "write": ("_job", "_found"),
+    "append": ("_job", "_found", "_bytes"),
+    "read": ("_job", "_found", "_bytes"),
+    "cookies": ("_job", "_found"),
+    "forget": ("_job", "_found"),
+    "enter": ("_index",),
+    "file": ("_index",),
+    "reserve": ("_index",),
+    "due": ("_index",),
+}
+
+
+class _Script(NamedTuple):
+    source: str
+    sha: str
+
+
+def _script(*parts: str) -> _Script:
+    files = resources.files(__package__) / "lua"
+    source = "\n".join((files / f"{part}.lua").read_text("utf-8") for part in parts)
+    return _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+# By their names, each with what comes before it.
+_SCRIPTS = {name: _script(*parts, name) for name, parts in _PARTS.items()}
+
+
+class Address:
+    """Where the server is and how to talk to it, from a URL. What is shown of it has no password."""
+
+    def __init__(self, url: str, *, timeout: float) -> None:
+        self.timeout = timeout
+        try:
+            options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+            self._kind: Callable[..., Any] = options.pop("connection_class", redis.Connection)
+            # The library's own retries are off: they repeat what must not be repeated, and hang for a minute. What is
+            # ours is not for the URL to change.
+            options |= {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2}
+            options |= {"retry": Retry(NoBackoff(), 0), "retry_on_error": [], "retry_on_timeout": False}
+            options |= {"decode_responses": False, "health_check_interval": 0}
+            self._options = options
+            self._kind(**options)  # opens nothing, but refuses what it does not know
+        except (TypeError, ValueError, AttributeError, redis.RedisError):
+            # Neither the URL nor what the library says of it is shown: there may be a password in it.
+            raise ConfigurationError(
+                "url: expected redis://…, rediss://… or unix://…, and what redis-py knows"
+            ) from None
+        self.shown = self._show(urlsplit(url).scheme)
+
+    def _show(self, scheme: str) -> str:
+        options = self._options
+        if "path" in options:
+            return f"unix://{options['path']}"
+        host = options.get("host", "localhost")
+        return f"{scheme}://{host}:{options.get('port', 6379)}/{options.get('db', 0)}"
+
+    def client(self) -> "redis.Redis":
+        """Return a client with connections of its own; none is open yet."""
+        pool = redis.ConnectionPool(self._kind, **self._options)
+        return redis.Redis(connection_pool=pool)
+
+
+class Link:
+    """The connections of one process. Any thread may use them; a forked child makes a link of its own.
+
+    Two clients: one for commands, of which each thread holds a connection for as long as a command takes; and one for
+    those that block until they are woken, of which there are at most *max_waiting*.
+    """
+
+    def __init__(self, address: Address, max_waiting: int) -> None:
+        self.pid = os.getpid()
+        self._shown = address.shown
+        self._commands = address.client()
+        self._waiting = address.client()
+        self._slots = threading.BoundedSemaphore(max_waiting)
+        # What is blocked is never silent for longer than a socket may be, so a dead server is noticed as soon.
+        self._block = address.timeout * 0.8
+        self._checked = False
+
+    def command(self, *parts: Any) -> Any:
+        """Send one command that may safely be repeated, and return the answer."""
+        return self._call(lambda: _execute(self._commands, *parts))
+
+    def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+        """Run a script; all of them may safely be repeated."""
+        script = _SCRIPTS[name]
+
+        def run() -> Any:
+            try:
+                return self._commands.evalsha(script.sha, len(keys), *keys, *args)
+            except redis.exceptions.NoScriptError:  # a new server, or one that was restarted
+                return self._commands.eval(script.source, len(keys), *keys, *args)
+
+        reply: list[Any] = self._call(run)
+        return reply
+
+    def run_each(self, name: str, keys: Sequence[Sequence[str]], *args: Any) -> list[Any]:
+        """Run a script once for each of *keys*, all in one go. An answer that is an error is returned as one."""
+        script = _SCRIPTS[name]
+
+        def run() -> list[Any]:
+            pipeline = self._commands.pipeline(transaction=False)
+            for each in keys:
+                pipeline.evalsha(script.sha, len(each), *each, *args)
+            return list(pipeline.execute(raise_on_error=False))
+
+        replies: list[Any] = self._call(run)
+        if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
+            self.command("SCRIPT", "LOAD", script.source)
+            replies = self._call(run)
+        return replies
+
+    def pause(self, stream: str, after: str, seconds: float) -> None:
+        """Block until *stream* has an entry behind *after*, at most *seconds*; may return before.
+
+        Where all connections for this are taken, or the server takes no more of them, it is a short pause: so who
+        waits looks again and again.
+        """
+        if not self._slots.acquire(timeout=max(0.0, min(seconds, _POLL_EVERY))):
+            return
+        try:
+            milliseconds = math.ceil(1000 * max(0.001, min(seconds, self._block)))
+            _execute(self._waiting, "XREAD", "BLOCK", milliseconds, "STREAMS", stream, after)
+        except (redis.ConnectionError, redis.TimeoutError):
+            time.sleep(max(0.0, min(seconds, _POLL_EVERY)))  # whoever looks next says what is wrong
+        except redis.RedisError as error:
+            raise self._error(error) from error
+        finally:
+            self._slots.release()
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._commands.connection_pool.disconnect()
+        self._waiting.connection_pool.disconnect()
+
+    def _call(self, call: Callable[[], T]) -> T:
+        try:
+            if not self._checked:
+                self._check_policy()
+            try:
+                return call()
+            except redis.AuthenticationError:
+                raise
+            except redis.ConnectionError:
+                # Once more, for the server may have closed a connection that nobody used for a while. After a time-out
+                # never: the next one would take as long.
+                return call()
+        except redis.RedisError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> RegistryError:
+        said = str(error).partition("\n")[0][:200] or type(error).__name__
+        return RegistryError(f"{self._shown}: {said}")
+
+    def _check_policy(self) -> None:
+        """Warn of a server that throws away records of running jobs when it is full."""
+        try:
+            memory = self._commands.info("memory")
+        except redis.ResponseError:  # not everybody may ask
+            memory = {}
+        self._checked = True
+        policy = str(memory.get("maxmemory_policy", ""))
+        if policy.startswith("allkeys") and memory.get("maxmemory"):
+            _log.warning(
+                "%s evicts any key when it is full (maxmemory-policy %s): running jobs can vanish; "
+                "set noeviction or one of volatile-*",
+                self._shown,
+                policy,
+            )
+
+
+class Server:
+    """A server as all processes and threads see it: a link for each process, and the one time that counts.
+
+    That is the server's: machines need not agree. *clock* stands in its place in tests.
+    """
+
+    def __init__(self, address: Address, *, max_waiting: int, clock: Callable[[], float] | None) -> None:
+        self.shown = address.shown
+        self._address = address
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._link: Link | None = None
+        self._ahead: float | None = None  # of this process's monotonic clock
+
+    @property
+    def link(self) -> Link:
+        # Two threads may make one each at the same time: one of the two is let go after its first use.
+        link = self._link
+        if link is None or link.pid != os.getpid():
+            link = self._link = Link(self._address, self._max_waiting)
+        return link
+
+    def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+        """Run a script at this time."""
+        return self.link.run(name, keys, self._now(), *args)
+
+    def run_each(self, name: str, keys: Sequence[Sequence[str]]) -> list[Any]:
+        """Run a script at this time for each of *keys*."""
+        return self.link.run_each(name, keys, self._now())
+
+    def time(self) -> float:
+        """Return the time, as of the last answer."""
+        if self._clock is not None:
+            return self._clock()
+        if self._ahead is None:
+            try:
+                seconds, microseconds = self.link.command("TIME")
+            except RegistryError:
+                return time.time()  # nobody shall fail who only asks for the time
+            self.heard(int(seconds) + int(microseconds) / 1e6)
+        return time.monotonic() + (self._ahead or 0.0)
+
+    def heard(self, now: float) -> None:
+        """Take note of the time that an answer says."""
+        self._ahead = now - time.monotonic()
+
+    def close(self) -> None:
+        """Close the connections of this process; the next call opens new ones."""
+        link, self._link = self._link, None
+        if link is not None and link.pid == os.getpid():
+            link.close()
+
+    def _now(self) -> str:
+        return "" if self._clock is None else repr(self._clock())
+
+
+def _execute(client: "redis.Redis", *parts: Any) -> Any:
+    return client.execute_command(*parts)  # type: ignore[no-untyped-call]

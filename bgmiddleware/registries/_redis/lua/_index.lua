@@ -1,0 +1,12 @@
+-- Before each script of the index. KEYS are always these six, all in the index's slot; behind them, the groups of a job.
+--   jobs     every key, by the order of coming        due    when to look at one that is pending or runs
+--   pending  those that wait, by the same order       ended  those that ended, by when they are forgotten
+--   running  those that run, by the same order        last   the number of the last that came
+-- The record of a job says what is true, and the index follows it: what was not filed, because somebody died between
+-- the two, is filed when it is due.
+local JOBS, PENDING, RUNNING, DUE, ENDED, LAST = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local NOW = tonumber(ARGV[1])
+if not NOW then
+  local time = redis.call('TIME')
+  NOW = time[1] + time[2] / 1000000
+end

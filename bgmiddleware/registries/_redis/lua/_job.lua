@@ -1,0 +1,17 @@
+-- Before each script of one job. KEYS are always the same six, all in the job's slot. ARGV[1]: the time, or '' for the
+-- server's own. A script answers {'ok', …} or {what is wrong, …}.
+local RECORD, GONE, REQUEST, OUTPUT, BODY, WAKE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local NOW = tonumber(ARGV[1])
+if not NOW then
+  local time = redis.call('TIME')
+  NOW = time[1] + time[2] / 1000000
+end
+-- until: when a pending job is lost, or an ended one is forgotten.
+local state, limit, op = unpack(redis.call('HMGET', RECORD, 'state', 'until', 'op'))
+local expired = state and state ~= 'pending' and state ~= 'running' and NOW >= tonumber(limit)
+
+-- Wake who waits, whatever for, and who comes a little later. Not by deleting the stream: that wakes nobody.
+local function wake_for_good()
+  redis.call('XADD', WAKE, 'MAXLEN', 1, '18446744073709551615-1', 'e', '')
+  redis.call('PEXPIRE', WAKE, 60000)
+end

@@ -1,0 +1,32 @@
+-- ARGV: now, key, 'pending', 'running', 'ended' or 'gone', when to look at it, 'anew' if it comes only now,
+-- its place in its groups, until when it takes that. File a job as what its record says.
+local key, where, at, place = ARGV[2], ARGV[3], ARGV[4], ARGV[6]
+-- What takes no memory comes first: see write.lua.
+redis.call('ZREM', PENDING, key)
+redis.call('ZREM', RUNNING, key)
+redis.call('ZREM', DUE, key)
+redis.call('ZREM', ENDED, key)
+if where == 'gone' or ARGV[5] == 'anew' then
+  redis.call('ZREM', JOBS, key)
+end
+if where ~= 'gone' then
+  local number = redis.call('ZSCORE', JOBS, key)
+  if not number then
+    number = redis.call('INCR', LAST)
+    redis.call('ZADD', JOBS, number, key)
+  end
+  if where == 'ended' then
+    redis.call('ZADD', ENDED, at, key)
+  else
+    redis.call('ZADD', where == 'pending' and PENDING or RUNNING, number, key)
+    redis.call('ZADD', DUE, at, key)
+  end
+end
+for group = 7, #KEYS do
+  if where == 'running' then
+    redis.call('ZADD', KEYS[group], ARGV[7], place)
+  else
+    redis.call('ZREM', KEYS[group], place)
+  end
+end
+return {'ok'}

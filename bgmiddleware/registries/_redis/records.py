@@ -1,0 +1,151 @@
+"""The records of jobs and their bytes: each call is one script, on the six keys of one job. See ``lua/_job.lua``."""
+
+import contextlib
+import json
+import logging
+import secrets
+from typing import Any, NamedTuple
+
+from ..._jobs import Channel, Job
+from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
+from .._bounds import Bounds
+from ..base import Piece
+from .link import Server
+
+__all__ = ["Records", "Stored", "nonce"]
+
+_log = logging.getLogger("bgmiddleware")
+
+_LINGER = 2.0  # seconds that the server keeps what has expired
+_APART = ("request", "output_end", "output_dropped", "body_end")  # what is not in the document of a record
+
+
+class Stored(NamedTuple):
+    """A record as it was at *now*; *op* names what was done to it last, *place* what it takes in its groups."""
+
+    job: Job
+    now: float
+    op: str = ""
+    place: str = ""
+
+    @property
+    def seen(self) -> Job:
+        """The job as it reads."""
+        return self.job.as_of(self.now)
+
+
+class Records:
+    """The jobs of a registry, each in a slot of its own."""
+
+    def __init__(self, server: Server, prefix: str) -> None:
+        self._server = server
+        self._prefix = prefix
+
+    def create(self, job: Job, max_output: int) -> bool:
+        """Store a new pending job; false where there is one that has not expired."""
+        args = (nonce(), repr(job.expires_at), _document(job), _json(dict(job.request)), max_output)
+        return bool(self._run("create", job.key, *args)[0] == b"ok")
+
+    def look(self, key: str) -> Stored:
+        """Return a record; the job in it is as it was written, not as it reads."""
+        stored = self._stored(key, self._run("look", key))
+        self._server.heard(stored.now)
+        return stored
+
+    def look_at_each(self, keys: list[str]) -> list[Job]:
+        """Return the jobs of *keys* as they read, without those that are gone or damaged."""
+        found = []
+        replies = self._server.run_each("look", [self._keys(key) for key in keys])
+        for key, reply in zip(keys, replies, strict=True):
+            if isinstance(reply, Exception):
+                _log.warning("%s: the job %s… cannot be read: %s", self._server.shown, key[:8], reply)
+            elif reply[0] == b"ok":
+                with contextlib.suppress(RegistryError):
+                    found.append(self._stored(key, reply).seen)
+        return found
+
+    def write(self, stored: Stored, new: Job, place: str, ttl: float) -> bool:
+        """Replace a record if it is still what was read. One that has ended is kept for *ttl* seconds, and what is
+        left of it is remembered for as long again."""
+        ends = (_milliseconds(ttl + _LINGER), _milliseconds(2 * ttl + _LINGER)) if new.state.ended else ()
+        until = "" if new.expires_at is None else repr(new.expires_at)
+        args = (stored.op, nonce(), new.state.value, until, _text(new.runner), place, _document(new), *ends)
+        return bool(self._run("write", new.key, *args)[0] == b"ok")
+
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str, most: int) -> int:
+        """Add bytes to a channel that may have *most* of them; see :meth:`Registry.append`."""
+        answer, *end = self._run("append", key, channel.value, offset, data, _text(runner), most)
+        match answer:
+            case b"fenced":
+                raise Fenced(key)
+            case b"offset":
+                raise BadOffset(end[0])
+            case b"full":
+                raise RegistryFull("response" if channel is Channel.BODY else channel.value, most)
+        return int(end[0])
+
+    def read(self, key: str, channel: Channel, offset: int, limit: int) -> Piece:
+        """See :meth:`Registry.read`."""
+        _, begin, data = self._run("read", key, channel.value, offset, limit)
+        return Piece(begin, data)
+
+    def pause(self, key: str, offset: int, seconds: float) -> None:
+        """Block until there is output behind *offset* or the job has ended, at most *seconds*, or for less."""
+        self._server.link.pause(self._keys(key)[5], f"{offset}-1", seconds)
+
+    def take_cookies(self, key: str) -> bool:
+        """See :meth:`Registry.take_cookies`."""
+        return bool(self._run("cookies", key, nonce())[1])
+
+    def forget(self, key: str, *, as_expired: bool) -> bool:
+        """Forget a job that does not run, and that it was there; or remember it *as_expired*, if it has ended."""
+        try:
+            return bool(self._run("forget", key, "expired" if as_expired else "")[1])
+        except (JobNotFound, JobExpired):
+            return False
+
+    def _keys(self, key: str) -> list[str]:
+        record = f"{self._prefix}:{{{key}}}"
+        return [record, *(f"{record}:{name}" for name in ("gone", "request", "output", "body", "wake"))]
+
+    def _run(self, script: str, key: str, *args: Any) -> list[Any]:
+        reply = self._server.run(script, self._keys(key), *args)
+        match reply[0]:
+            case b"missing":
+                raise JobNotFound(key)
+            case b"expired":
+                raise JobExpired(key)
+            case b"damaged":
+                raise RegistryError(f"{self._server.shown}: bytes of the job {key[:8]}… are gone: were they evicted?")
+        return reply
+
+    def _stored(self, key: str, reply: list[Any]) -> Stored:
+        _, now, op, document, environ, output, body, max_output, place = reply
+        try:
+            known = json.loads(document) | {"request": json.loads(environ or b"{}")}
+            known |= {"output_end": int(output or 0), "body_end": int(body or 0)}
+            known["output_dropped"] = Bounds.of(int(max_output)).dropped(known["output_end"])
+            return Stored(Job.from_document(known), float(now), op.decode(), (place or b"").decode())
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise RegistryError(f"{self._server.shown}: the record of the job {key[:8]}… is damaged") from None
+
+
+def nonce() -> str:
+    """Return a name that nothing else has: who repeats a call that was done already is recognised by it."""
+    return secrets.token_hex(8)
+
+
+def _document(job: Job) -> str:
+    return _json({name: value for name, value in job.to_document().items() if name not in _APART})
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(1000 * seconds)

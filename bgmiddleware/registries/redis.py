@@ -1,0 +1,261 @@
+"""Jobs in a Redis or Valkey server: for the processes of any number of hosts.
+
+The layout, with the prefix ``bg``. All keys of a job are in one slot of a cluster, and all of the index in another; so
+what concerns both is done in two steps, the record first: it says what is true, and the index is corrected by it.
+
+* ``bg:{KEY}``: a hash, the record. Beside it ``:request``, ``:output``, ``:body``: strings, the channels; ``:wake``: a
+  stream of one entry, whose number is the end of the output, so that a reader who asks for what is behind its offset
+  cannot miss it; ``:gone``: what is left for a while when the job has expired.
+* ``{bg}:jobs``, ``:pending``, ``:running``, ``:due``, ``:ended``: sorted sets of keys (see ``lua/_index.lua``);
+  ``{bg}:group:NAME``: who runs of a group; ``{bg}:secret``.
+
+Only ended jobs have a time to live on the server. It is a little longer than ``ttl``, and each read compares the
+instants exactly: so a job is never found with one half of its keys.
+"""
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
+from . import _changes as changes
+from ._redis.index import Index
+from ._redis.link import Address, Server
+from ._redis.records import Records, Stored, nonce
+from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal
+
+__all__ = ["RedisRegistry"]
+
+_STRING_BYTES = 512 * 1024 * 1024  # the most that a string of Redis holds
+_EVICT_EVERY = 1.0
+_EVICT_AT_ONCE = 10
+_TRIES = 100
+_BATCH = 200
+
+
+class RedisRegistry(Registry):
+    """Jobs in a Redis (5 or newer) or Valkey server, which all processes of a fleet share.
+
+    *url*: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` for TLS, ``unix://path``; options of redis-py
+    may follow as a query. *prefix* is how all keys begin: registries of different prefixes do not see each other.
+    *timeout*: seconds that the server may take for an answer before it is a ``RegistryError``. *max_waiting*: how many
+    connections this process opens to wait for output; who waits beyond that looks four times a second. The server's
+    clock is the one that counts, so machines need not agree; only tests pass *clock*.
+
+    An answer that does not arrive leaves open whether the call was done; it may be repeated. A server that lost a
+    record, for it was restarted without a copy on disk, or evicted it, makes it ``JobNotFound``.
+    """
+
+    shared: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379/0",
+        *,
+        prefix: str = "bg",
+        ttl: float = 3600.0,
+        pending_ttl: float = 3600.0,
+        max_jobs: int = 10_000,
+        max_output: int = 16 * 1024 * 1024,
+        max_result: int = 256 * 1024 * 1024,
+        timeout: float = 5.0,
+        max_waiting: int = 50,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        if not re.fullmatch(r"[\w.:/-]{1,100}", prefix, re.ASCII):
+            raise ConfigurationError.of_setting("prefix", prefix, "1 to 100 letters, digits and .:/_-")
+        for name, value in {"timeout": timeout, "max_waiting": max_waiting}.items():
+            if not value > 0:
+                raise ConfigurationError.of_setting(name, value, "a number above 0")
+        for name, value in {"max_output": max_output, "max_result": max_result}.items():
+            if value > _STRING_BYTES:
+                raise ConfigurationError.of_setting(name, value, f"at most {_STRING_BYTES}, as Redis has it")
+        self._server = Server(Address(url, timeout=timeout), max_waiting=max_waiting, clock=clock)
+        super().__init__(
+            ttl=ttl,
+            pending_ttl=pending_ttl,
+            max_jobs=max_jobs,
+            max_output=max_output,
+            max_result=max_result,
+            clock=self._server.time,
+        )
+        self._prefix = prefix
+        self._records = Records(self._server, prefix)
+        self._index = Index(self._server, prefix)
+        self._evicted_at = -_EVICT_EVERY
+
+    def __repr__(self) -> str:
+        return f"<RedisRegistry {self._server.shown} {self._prefix}>"
+
+    def add(self, job: Job) -> Job:
+        self._evict_now_and_then()
+        known, now = self._enter(job.key)
+        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
+        if not self._records.create(job, self.max_output):
+            if not known:
+                self._file(self._records.look(job.key))  # the index had lost it
+            raise JobExists(job.key)
+        if known:  # of one that has expired
+            self._index.file(job, now, "", anew=True)
+        return job
+
+    def get(self, key: str) -> Job:
+        return self._records.look(key).seen
+
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+        most = self.max_result if channel is Channel.BODY else _STRING_BYTES
+        return self._records.append(key, channel, offset, data, runner=runner, most=most)
+
+    def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
+        return self._records.read(key, channel, offset, min(limit, PAGE_BYTES))
+
+    def wait(self, key: str, offset: int, timeout: float) -> Job:
+        deadline = time.monotonic() + timeout
+        while True:
+            # The look comes first, and what wakes stays: what is appended between the two does not block.
+            stored = self._records.look(key)
+            job = stored.seen
+            left = deadline - time.monotonic()
+            if job.output_end > offset or job.state.ended or left <= 0:
+                return job
+            limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+            if limit is not None:
+                left = min(left, limit - stored.now)
+            self._records.pause(key, min(max(offset, 0), END), left)
+
+    def transition(
+        self,
+        key: str,
+        expect: Collection[JobState],
+        to: JobState,
+        *,
+        runner: str = "",
+        lease: float | None = None,
+        reason: str = "",
+        response: RecordedResponse | None = None,
+        receipt: Mapping[str, str | float] | None = None,
+    ) -> bool:
+        for _ in range(_TRIES):
+            stored = self._records.look(key)
+            job, now = stored.job, stored.now
+            if not changes.may_change(job, now, expect, runner):
+                return False
+            if to is JobState.RUNNING:
+                new = changes.claimed(job, now, runner=runner, lease=lease, receipt=receipt)
+                if not self._index.reserve(new, place := nonce()):
+                    return False
+                if self._write(stored, new, place):
+                    return True
+                self._index.leave(new, place)
+            else:
+                new = changes.ended(job, now, to, ttl=self.ttl, reason=reason, response=response, receipt=receipt)
+                if self._write(stored, new):
+                    return True
+        raise self._too_busy(key)
+
+    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
+        def renewed(stored: Stored) -> Job | None:
+            return changes.renewed(stored.job, stored.now, runner=runner, lease=lease, progress=progress)
+
+        job, ok = self._change(key, renewed)
+        return Renewal(ok, job.cancel_requested_at is not None)
+
+    def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
+        def asked(stored: Stored) -> Job | None:
+            return changes.asked_to_stop(stored.job, stored.now, ttl=self.ttl, reason=reason)
+
+        return self._change(key, asked)[0].state
+
+    def position(self, key: str) -> int:
+        return self._index.position(key) if self.get(key).state is JobState.PENDING else 0
+
+    def take_cookies(self, key: str) -> bool:
+        return self._records.take_cookies(key)
+
+    def discard(self, key: str) -> bool:
+        done = self._records.forget(key, as_expired=False)
+        if done:
+            self._index.drop(key)
+        return done
+
+    def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
+        found: dict[str, Job] = {}  # by key: who comes meanwhile moves the others down
+        begin = 0
+        while len(found) < skip + limit and (keys := self._index.newest(state, begin, _BATCH)):
+            begin += len(keys)
+            found |= {job.key: job for job in self._records.look_at_each(keys) if state in (None, job.state)}
+        return list(found.values())[skip : skip + limit]
+
+    def evict(self, limit: int = 1000) -> Evicted:
+        expired, due = self._index.due(limit)
+        return Evicted(sum(map(self._settle, due)), expired)
+
+    def close(self) -> None:
+        self._server.close()
+
+    def secret(self) -> bytes:
+        return self._index.secret(secrets.token_bytes(32))
+
+    def _enter(self, key: str) -> tuple[bool, float]:
+        """Take a place for a new job; return whether the index has one of this key already, and the time."""
+        entered = self._index.enter(key, self.max_jobs, self.pending_ttl)
+        if entered.full:
+            self.evict(_EVICT_AT_ONCE)  # those that were never started make room too
+            again = self._index.enter(key, self.max_jobs, self.pending_ttl)
+            entered = again._replace(gone=entered.gone + again.gone)
+        for other in entered.gone:
+            self._records.forget(other, as_expired=True)
+        if entered.full:
+            raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
+        return entered.known, entered.now
+
+    def _change(self, key: str, change: Callable[[Stored], Job | None]) -> tuple[Job, bool]:
+        """Change a job unless *change* returns None; return it as it reads, and whether it was changed."""
+        for _ in range(_TRIES):
+            stored = self._records.look(key)
+            new = change(stored)
+            if new is None:
+                return stored.seen, False
+            if self._write(stored, new):
+                return new, True
+        raise self._too_busy(key)
+
+    def _write(self, stored: Stored, new: Job, place: str | None = None) -> bool:
+        """Replace a record that is still what was read, and file the job as what it is now."""
+        place = stored.place if place is None else place
+        if not self._records.write(stored, new, place, self.ttl):
+            return False
+        self._index.file(new, stored.now, place)
+        return True
+
+    def _file(self, stored: Stored) -> None:
+        self._index.file(stored.job, stored.now, stored.place)
+
+    def _too_busy(self, key: str) -> RegistryError:
+        return RegistryError(f"{self._server.shown}: too many change the job {key[:8]}… at once")
+
+    def _evict_now_and_then(self) -> None:
+        now = time.monotonic()
+        if now - self._evicted_at < _EVICT_EVERY:
+            return
+        self._evicted_at = now
+        if sum(self.evict(_EVICT_AT_ONCE)) == _EVICT_AT_ONCE:
+            self._evicted_at = now - _EVICT_EVERY  # there is more: the next one goes on
+
+    def _settle(self, key: str) -> bool:
+        """Look at a job that is due. Make its loss permanent, and return whether this call did; or file it again."""
+        try:
+            stored = self._records.look(key)
+            job, seen = stored.job, stored.seen
+            if job.state.ended or not seen.state.ended:
+                self._file(stored)
+                return False
+            new = changes.ended(job, stored.now, seen.state, ttl=self.ttl, reason=seen.reason, at=seen.ended_at)
+            return self._write(stored, new)
+        except (JobNotFound, JobExpired):
+            self._index.drop(key)
+            return False
