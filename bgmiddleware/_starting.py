@@ -7,6 +7,7 @@ import hmac
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -374,9 +375,16 @@ class _Flights:
 
     def __init__(self, most: int = 10_000) -> None:
         self._most = most
-        self.beginning = threading.Lock()  # held from adding a job that others may join until it is submitted
+        self._beginning: dict[int, threading.Lock] = {}  # by process
         self._lock = threading.Lock()  # guards what follows
         self._last: OrderedDict[str, int] = OrderedDict()
+
+    @property
+    def beginning(self) -> threading.Lock:
+        """A lock that is held from adding a job that others may join until it is submitted."""
+        # Made by its first use in a process. Where gunicorn loads the app before it forks (--preload), gevent comes
+        # after that: who waited for a lock of before would stop all greenlets, the one that holds it too.
+        return self._beginning.setdefault(os.getpid(), threading.Lock())
 
     def last(self, flight: str) -> int:
         """Return the number of the last one, 0 if none was begun."""

@@ -7,6 +7,7 @@ response says in ``Worker`` which process gave it.
 
 import json
 import os
+import random
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,7 +62,31 @@ def _stay(query: str) -> str:
         (_DIRECTORY / "interrupted").touch()
 
 
-_VIEWS = {"/x/count": _count, "/x/wait": _wait, "/x/burn": _burn, "/x/stay": _stay}
+def _lines(query: str) -> str:
+    """Print numbered lines, as fast or slow as it comes."""
+    name, _, number = query.partition("&")
+    chance = random.Random(name)
+    for line in range(int(number)):
+        print(f"{name}: {line}")
+        if not line % 20:
+            time.sleep(chance.random() * 0.05)
+    return f"{name} is done"
+
+
+def _large(query: str) -> str:
+    """Answer with so many bytes, each time the same."""
+    print("making", query)
+    return random.Random(query).randbytes(int(query.partition("&")[0])).hex()
+
+
+_VIEWS = {
+    "/x/lines": _lines,
+    "/x/large": _large,
+    "/x/count": _count,
+    "/x/wait": _wait,
+    "/x/burn": _burn,
+    "/x/stay": _stay,
+}
 
 
 def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
