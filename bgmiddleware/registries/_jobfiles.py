@@ -252,13 +252,8 @@ class Writer:
         os.pwrite(number, _packed(header.ends._replace(floor=ends.floor)), _ENDS_AT)
         if _is_sealed(number):
             raise Sealed
-        # Of a chunk that is larger than the ring only the end is written: the rest would be overwritten at once.
-        head = max(0, bounds.head - end)
-        tail = max(head, len(data) - bounds.tail)
-        for at, stop in ((0, head), (tail, len(data))):
-            for position, room in bounds.places(end + at, stop - at):
-                _write(number, memoryview(data)[at : at + room], _DATA_AT + position)
-                at += room
+        for at, position, room in bounds.writes(end, len(data)):
+            _write(number, memoryview(data)[at : at + room], _DATA_AT + position)
         return ends
 
     def _write_whole(self, number: int, data: bytes, position: int) -> None:
