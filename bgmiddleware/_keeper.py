@@ -14,7 +14,7 @@ from ._jobs import Channel, Progress
 from .errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
 from .registries.base import Registry
 
-__all__ = ["LEASE", "Keeper", "patiently"]
+__all__ = ["LEASE", "RENEW_EVERY", "Keeper", "patiently"]
 
 _T = TypeVar("_T")
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("bgmiddleware")
 LEASE = 15.0
 """Seconds after which the job of a vanished runner reads as lost, where processes share a registry."""
 
-_RENEW_EVERY = 5.0
+RENEW_EVERY = 5.0
 _LOOK_EVERY = 1.0  # for a cancel
 _COLLECT_EVERY = 0.25  # what ends no line
 _GATHER = 0.02
@@ -86,7 +86,7 @@ class Keeper:
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
         self._output = output
-        self._renew_at = time.monotonic() + _RENEW_EVERY
+        self._renew_at = time.monotonic() + RENEW_EVERY
         if not self._registry.attach(self._key, output):
             thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
             with detached():  # it is not the job's
@@ -228,7 +228,7 @@ class Keeper:
                 lease = LEASE if leased else None
                 ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress)
                 if leased:
-                    self._renew_at = now + _RENEW_EVERY
+                    self._renew_at = now + RENEW_EVERY
                 if not ok:
                     self._interrupt("it was given up as lost")
             elif self._thread is not None and now >= self._look_at:

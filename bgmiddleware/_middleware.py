@@ -15,6 +15,7 @@ from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
 from ._runner import Run
 from ._serving import Answer, Authorize, Site, StartResponse, Viewers, answer_dashboard, problem, serve
 from ._starting import Limits, Starter, WSGIApplication
+from ._waiting import Waiting
 from .errors import BadRequestBody, ConfigurationError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
@@ -112,6 +113,7 @@ class BackgroundMiddleware:
             version=version,
             limit_per_owner=limit_per_owner,
             limits=limits,
+            waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )
         self._max_body = max_body

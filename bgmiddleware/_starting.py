@@ -22,6 +22,7 @@ from . import marks
 from ._capture import write_late
 from ._context import entrances
 from ._jobs import Channel, Job, key_of, new_token
+from ._keeper import LEASE
 from ._recording import RecordedRequest, record_request, rewound, title_of
 from ._runner import Run, Work, call_function, replay_request
 from ._serving import (
@@ -39,6 +40,7 @@ from ._serving import (
     retry_after,
     status_answer,
 )
+from ._waiting import Waiting
 from .errors import (
     BadRequestBody,
     ConfigurationError,
@@ -86,6 +88,7 @@ class Starter:
     secret: bytes | None = field(repr=False)
     """From which the tokens of jobs that can be joined are made, so that nobody else can make them; None: the
     registry has one."""
+    waiting: Waiting
     flights: "_Flights" = field(default_factory=lambda: _Flights(), repr=False)
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
@@ -280,7 +283,8 @@ class Starter:
     def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[str], Run]) -> Job:
         """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
         registry = self.site.registry
-        job = registry.add(job)
+        must_hold = registry.shared and self.site.executor.keeps_queue
+        job = registry.add(job, lease=LEASE) if must_hold else registry.add(job)
         try:
             offset = 0
             for chunk in request.chunks() if request else ():
@@ -289,6 +293,8 @@ class Starter:
         except BaseException:
             registry.discard(job.key)
             raise
+        if must_hold:
+            self.waiting.hold(job.key)
         return job
 
     def _begin_or_join(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bgmiddleware import BackgroundMiddleware, ThreadExecutor, _keeper, _runner, marks, owners
+from bgmiddleware import BackgroundMiddleware, ThreadExecutor, _keeper, _runner, _starting, _waiting, marks, owners
 from bgmiddleware.registries import open_registry
 
 WAIT = 60.0  # never reached by a test that passes
@@ -100,8 +100,10 @@ def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
 def _made() -> BackgroundMiddleware:
     lease = os.environ.get("SITE_LEASE")
     if lease is not None:
-        _keeper.LEASE = _runner.LEASE = float(lease)  # type: ignore[attr-defined]
-        _keeper._RENEW_EVERY = float(lease) / 3
+        for module in (_keeper, _runner, _starting, _waiting):
+            for name, seconds in {"LEASE": float(lease), "RENEW_EVERY": float(lease) / 3}.items():
+                if hasattr(module, name):
+                    setattr(module, name, seconds)
     return BackgroundMiddleware(
         answer,
         when=marks.any_of(marks.path("/x/*"), marks.prefers_async),

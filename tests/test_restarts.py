@@ -7,7 +7,8 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def on_the_command_line(directory: Path, registry: str, drain: float) -> Server:
 
 def started(server: Server, path: str, **headers: str) -> str:
     reply = server.request("POST", path, **headers)
-    assert reply.status in (202, 303), reply
+    assert reply.status in (202, 303), (reply, server.log)
     return path.partition("?")[0] + reply["Location"]
 
 
@@ -81,7 +82,9 @@ class Viewer:
         self.state = ""
 
     def __call__(self) -> None:
+        until = time.monotonic() + 3 * LONG
         while not self.state:
+            assert time.monotonic() < until, (self.name, self.target, self.seen[-100:])
             # A worker may be killed with our request in its hands.
             with contextlib.suppress(OSError, http.client.HTTPException):
                 self._go_on()
@@ -98,8 +101,7 @@ class Viewer:
 
 
 JOBS = 50
-LINES = 400
-KILLS = 12
+LINES = 500
 
 
 class Killer:
@@ -109,15 +111,15 @@ class Killer:
         self._server = server
         self._chance = random.Random(seed)
         self._lock = threading.Lock()  # guards these
-        self._left = self._chance.randrange(20, 80)
+        self._left = self._chance.randrange(5, 40)
         self.kills = 0
 
     def saw(self) -> None:
         with self._lock:
             self._left -= 1
-            if self._left or self.kills == KILLS:
+            if self._left:
                 return
-            self._left = self._chance.randrange(20, 80)
+            self._left = self._chance.randrange(5, 40)
             self.kills += 1
             os.kill(self._chance.choice(workers_of(self._server)), signal.SIGKILL)
 
@@ -131,17 +133,17 @@ def workers_of(server: Server) -> list[int]:
 def test_workers_killed_at_random_moments_lose_no_byte_that_was_seen_and_leave_no_job_running(
     registry: str, tmp_path: Path
 ) -> None:
-    with running(on_gunicorn(tmp_path, registry, 0.1)) as server, ThreadPoolExecutor(JOBS) as pool:
+    with running(on_gunicorn(tmp_path, registry, 0.1)) as server, ThreadPoolExecutor(16) as pool:
         killer = Killer(server, seed=5)
         viewers = [Viewer(server, number, killer.saw) for number in range(JOBS)]
         for each in [pool.submit(viewer) for viewer in viewers]:
             each.result(2 * LONG)
-        assert killer.kills == KILLS
+        assert killer.kills >= 5
         for viewer in viewers:
             whole = "".join(f"{viewer.name}: {line}\n" for line in range(LINES)).encode()
             kept = server.request("GET", f"{viewer.target}&_view=log").body
             assert kept.startswith(viewer.seen)
             assert whole.startswith(kept)
-            assert (viewer.state == "finished") == (kept == whole), viewer.state
+            assert kept == whole or viewer.state == "lost", viewer.state
         states = [viewer.state for viewer in viewers]
         assert set(states) == {"finished", "lost"}, states

@@ -29,6 +29,7 @@ class ThreadExecutor(Executor):
     """
 
     in_process = True
+    keeps_queue = True
 
     def __init__(self, *, max_workers: int = 8, max_pending: int = 100, drain: float = 10.0) -> None:
         for name, value, least in (

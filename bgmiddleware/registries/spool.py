@@ -20,6 +20,7 @@ from ..errors import (
     QueueFull,
     RegistryError,
 )
+from . import _changes as changes
 from . import _rows
 from ._directory import Directory
 from ._index import Index
@@ -107,11 +108,11 @@ class SpoolRegistry(Registry):
 
     # The primitives.
 
-    def add(self, job: Job) -> Job:
+    def add(self, job: Job, *, lease: float | None = None) -> Job:
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
         now = self.clock()
-        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
+        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
         with self._changing() as change:
             self._evict_now_and_then(change, now)
             taken = _rows.find(change.database, job.key)
@@ -210,14 +211,14 @@ class SpoolRegistry(Registry):
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
         with self._changing() as change:
             row = self._find(change.database, key)
-            job = row.job
-            cancel = job.cancel_requested_at is not None
-            if job.state is not JobState.RUNNING or job.runner != runner:
+            cancel = row.job.cancel_requested_at is not None
+            job = changes.renewed(
+                row.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+            )
+            if job is None:
                 self._close_writer(key)
                 return Renewal(False, cancel)
             if lease is not None or progress is not None:
-                until = job.lease_expires_at if lease is None else self.clock() + lease
-                job = replace(job, lease_expires_at=until, progress=progress or job.progress)
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
                 _rows.store(change.database, row, job, self._files(row).ends().kept)
                 self._keep_max_bytes(change, row)
