@@ -192,6 +192,15 @@ def test_a_relative_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
     assert (tmp_path / "jobs" / "index.db").exists()
 
 
+@pytest.mark.parametrize("name", ["?mode=memory#x", "100%20", "é ☃", "\udcff", "a'b"])
+def test_a_directory_may_have_any_name(make, tmp_path, name):
+    registry = make(tmp_path / name)
+    registry.check()
+    ended(registry, output=b"output")
+    assert all_of(registry, KEY) == b"output"
+    assert (tmp_path / name / "index.db").exists()
+
+
 @pytest.mark.parametrize(
     "key", ["", "..", "../../../../tmp/x", "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n", "é" * 32]
 )
@@ -861,6 +870,32 @@ def test_a_ring_that_is_overwritten_while_it_is_read_gives_no_wrong_byte(make, d
     stop.set()
     assert done(writing) > 5000
     assert offset > 5000
+
+
+def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(directory):
+    """As uWSGI does: nothing of Python is told before it."""
+    script = """
+        import ctypes, os, sys
+        from bgmiddleware import Channel, Job, JobState
+        from bgmiddleware.registries.spool import SpoolRegistry
+        key = "0" * 32
+        registry = SpoolRegistry(sys.argv[1])
+        registry.add(Job(key, "title"))
+        registry.claim(key, "runner")
+        registry.append(key, Channel.OUTPUT, 0, b"parent ", runner="runner")
+        pid = ctypes.PyDLL(None).fork()
+        if not pid:
+            registry.append(key, Channel.OUTPUT, 7, b"child ", runner="runner")
+            os._exit(0 if registry._store._index._pid == os.getpid() else 1)
+        code = os.waitpid(pid, 0)[1]
+        registry.append(key, Channel.OUTPUT, 13, b"parent", runner="runner")
+        registry.finish(key, "runner", JobState.FINISHED)
+        print(code, registry.read(key, Channel.OUTPUT, 0).data.decode())
+        registry.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(directory)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+    assert (said.stdout, said.stderr) == ("0 parent child parent\n", "")
 
 
 def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory):

@@ -184,7 +184,11 @@ class _Connection:
     def __init__(self, path: str, lock_path: str, patience: float, identity: tuple[int, int]) -> None:
         self.identity = identity
         self.database = sqlite3.connect(
-            f"file:{quote(path)}?mode=rw", uri=True, timeout=patience, isolation_level=None, check_same_thread=False
+            f"file:{quote(os.fsencode(path))}?mode=rw",
+            uri=True,
+            timeout=patience,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -201,16 +201,16 @@ class SpoolRegistry(Registry):
             row = self._find(change.database, key)
             job = row.job
             cancel = job.cancel_requested_at is not None
-            if job.state is not JobState.RUNNING or job.runner != runner:
-                self._store.writers.close(key)
-                return Renewal(False, cancel)
-            if lease is not None or progress is not None:
+            ok = job.state is JobState.RUNNING and job.runner == runner
+            if ok and (lease is not None or progress is not None):
                 until = job.lease_expires_at if lease is None else self.clock() + lease
                 job = replace(job, lease_expires_at=until, progress=progress or job.progress)
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
                 _rows.store(change.database, row, job, self._store.files(row).ends().kept)
                 self._keep_max_bytes(change, row)
-        return Renewal(True, cancel)
+        if not ok:
+            self._store.writers.close(key)
+        return Renewal(ok, cancel)
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._store.changing() as change:
