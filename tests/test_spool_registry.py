@@ -1153,3 +1153,19 @@ def test_eight_threads_that_append_at_one_offset_add_it_once(make):
     for each in [begun(append) for _ in range(8)]:
         done(each)
     assert all_of(registry, KEY) == b"".join(b"%03d" % offset for offset in range(0, 300, 3))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="needs a system that lists the locks of files")
+def test_another_registry_of_the_process_takes_no_lock_of_the_first_ones_connection_away(make, directory):
+    # Closing a file gives up all locks that the process has in it: nothing but SQLite may open its database.
+    def locks_of_index() -> int:
+        number = f":{(directory / 'index.db').stat().st_ino} "
+        lines = Path("/proc/locks").read_text().splitlines()
+        return sum(number in line and f" {os.getpid()} " in line for line in lines)
+
+    first = make(directory)
+    added(first)
+    held = locks_of_index()
+    assert held
+    added(make(directory), "two")
+    assert locks_of_index() >= held

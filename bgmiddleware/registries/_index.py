@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from ..errors import BackgroundError, ConfigurationError, RegistryError
+from ._directory import make_file
 
 __all__ = ["Index"]
 
@@ -75,8 +76,7 @@ class Index:
 
     def prepare(self) -> None:
         """Make the database if there is none, bring an older one up to date; ``ConfigurationError`` for a newer one."""
-        for path in (self._lock_path, self.path):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        make_file(self.path)
         with self._connection() as connection, connection.writing(self._patience):
             _migrate(connection.database, self.path)
 
