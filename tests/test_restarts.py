@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from redis_server import redis_server_of_module  # noqa: F401  # a fixture
 
+from bgmiddleware.registries import open_registry
 from tests.conftest import needs
 from tests.processes import LONG, Server, gunicorn, running
 
@@ -101,7 +102,7 @@ class Viewer:
 
 
 JOBS = 50
-LINES = 500
+LINES = 300
 
 
 class Killer:
@@ -111,7 +112,7 @@ class Killer:
         self._server = server
         self._chance = random.Random(seed)
         self._lock = threading.Lock()  # guards these
-        self._left = self._chance.randrange(5, 40)
+        self._left = self._chance.randrange(40, 160)
         self.kills = 0
 
     def saw(self) -> None:
@@ -119,7 +120,7 @@ class Killer:
             self._left -= 1
             if self._left:
                 return
-            self._left = self._chance.randrange(5, 40)
+            self._left = self._chance.randrange(40, 160)
             self.kills += 1
             os.kill(self._chance.choice(workers_of(self._server)), signal.SIGKILL)
 
@@ -147,3 +148,42 @@ def test_workers_killed_at_random_moments_lose_no_byte_that_was_seen_and_leave_n
             assert kept == whole or viewer.state == "lost", viewer.state
         states = [viewer.state for viewer in viewers]
         assert set(states) == {"finished", "lost"}, states
+
+
+def paused(server: Server, path: str, text: str) -> tuple[str, int]:
+    """Start a job and stop its process, as a laptop that sleeps; return its target and that process when it is lost."""
+    reply = server.request("POST", path)
+    target = path.partition("?")[0] + reply["Location"]
+    runner = int(reply["Worker"])
+    server.begun(target, text)
+    os.kill(runner, signal.SIGSTOP)
+    state = server.ended(target)
+    assert (state["state"], state["reason"]) == ("lost", "its runner vanished")
+    return target, runner
+
+
+def test_a_paused_worker_that_comes_back_goes_on_with_its_job(registry: str, tmp_path: Path) -> None:
+    with running(on_gunicorn(tmp_path, registry, 0.1)) as server:
+        target, runner = paused(server, "/x/wait?gate", "begun\n")
+        os.kill(runner, signal.SIGCONT)
+        server.until(lambda reply: reply.json["state"] == "running", "GET", f"{target}&_view=status")
+        (tmp_path / "gate").touch()
+        assert server.ended(target)["state"] == "finished"
+        assert server.request("GET", f"{target}&_view=log").text == "begun\nended\n"
+        assert server.request("GET", f"{target}&_view=result")["Ran-In"] == str(runner)
+
+
+def test_a_paused_worker_that_comes_back_too_late_leaves_its_job_as_it_is(registry: str, tmp_path: Path) -> None:
+    with running(on_gunicorn(tmp_path, registry, 0.1)) as server:
+        target, runner = paused(server, "/x/stay", "still here\n")
+        with open_registry(registry) as other:
+            assert other.evict().lost == 1
+        state = server.ended(target)
+        kept = server.request("GET", f"{target}&_view=log").body
+        os.kill(runner, signal.SIGCONT)
+        # It hears of it, and stops the job.
+        server.until(lambda _: (tmp_path / "interrupted").exists(), "GET", "/fast")
+        assert server.ended(started(server, "/x/count?1"))["state"] == "finished"
+        assert server.ended(target) == state
+        assert server.request("GET", f"{target}&_view=log").body == kept
+        assert server.request("GET", f"{target}&_view=result").status == 502
