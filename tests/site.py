@@ -1,7 +1,7 @@
 """An app for servers that are real processes; how it is served, its environment variables say.
 
-``SITE_REGISTRY``: where jobs are kept, as an ini file would say it. ``SITE_SETTINGS``: arguments of the middleware, as
-JSON. ``SITE_LEASE``: seconds of a lease. A view that waits for something waits for a file in ``SITE_DIRECTORY``. Each
+``SITE_REGISTRY``: where jobs are kept, as an ini file would say it; ``SITE_REGISTRY_OPTIONS``: more of it, as JSON.
+``SITE_SETTINGS``: arguments of the middleware, as JSON. ``SITE_LEASE``: seconds of a lease. A view that waits for something waits for a file in ``SITE_DIRECTORY``. Each
 response says in ``Worker`` which process gave it.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from bgmiddleware import BackgroundMiddleware, ThreadExecutor, _keeper, _runner, _starting, _waiting, marks, owners
 from bgmiddleware.registries import open_registry
 
+FLOOD_LINE = "%010d " + "x" * 88 + "\n"  # where it is, so that each line says which bytes it is
 WAIT = 60.0  # never reached by a test that passes
 _DIRECTORY = Path(os.environ.get("SITE_DIRECTORY", "."))
 
@@ -79,7 +80,21 @@ def _large(query: str) -> str:
     return random.Random(query).randbytes(int(query.partition("&")[0])).hex()
 
 
+def _flood(query: str) -> str:
+    """Print some lines, wait for ``full``, print 4 MB, say so by a file, wait for ``free``, print some more."""
+    size = 0
+    for name, lines in (("full", 100), ("free", 40_000), ("", 100)):
+        for _ in range(lines):
+            size += len(FLOOD_LINE % size)
+            print(FLOOD_LINE % (size - len(FLOOD_LINE % 0)), end="")
+        (_DIRECTORY / f"printed-{name}").touch()
+        if name:
+            _wait_for(name)
+    return f"{size} bytes"
+
+
 _VIEWS = {
+    "/x/flood": _flood,
     "/x/lines": _lines,
     "/x/large": _large,
     "/x/count": _count,
@@ -107,7 +122,9 @@ def _made() -> BackgroundMiddleware:
     return BackgroundMiddleware(
         answer,
         when=marks.any_of(marks.path("/x/*"), marks.prefers_async),
-        registry=open_registry(os.environ.get("SITE_REGISTRY", "memory:")),
+        registry=open_registry(
+            os.environ.get("SITE_REGISTRY", "memory:"), **json.loads(os.environ.get("SITE_REGISTRY_OPTIONS", "{}"))
+        ),
         executor=ThreadExecutor(drain=float(os.environ.get("SITE_DRAIN", "10"))),
         owner=owners.header("X-User"),
         dashboard="/_jobs",

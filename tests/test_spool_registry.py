@@ -49,7 +49,7 @@ from bgmiddleware._jobs import key_of
 from bgmiddleware.registries import _directory, _index, _jobfiles, _layout, _waking, _writer, spool
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
-from tests.conftest import PROMISED
+from tests.disks import mounted
 
 Make = Callable[..., SpoolRegistry]
 
@@ -291,21 +291,6 @@ def test_a_local_file_system_below_a_network_one_is_fine_and_so_is_not_to_know(m
     added(make(directory))
     monkeypatch.setattr(_directory, "_MOUNTS", str(tmp_path / "missing"))
     added(make(), "two")
-
-
-@contextmanager
-def mounted(point: Path, options: str) -> Iterator[None]:
-    """Mount a small file system; only root can."""
-    point.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(point)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        if PROMISED:
-            pytest.fail("CI=true, and nothing can be mounted")
-        pytest.skip("needs root, to mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(point)], check=True)
 
 
 def test_a_directory_that_is_read_only_is_refused_and_one_that_becomes_so_is_an_error(make, tmp_path):
