@@ -883,7 +883,8 @@ def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(director
     assert (said.stdout, said.stderr) == ("0 parent child parent\n", "")
 
 
-def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory):
+@pytest.mark.parametrize("by", ["evicting", "adding"])
+def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory, monkeypatch, by):
     registry = make(directory)
     kept = [added(registry, f"job {number}") for number in range(5)]
     registry.append(kept[0], Channel.REQUEST, 0, b"request")
@@ -898,9 +899,16 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
         orphan.write_bytes(b"left")
     stranger = directory / key_of("ended")[:2] / "notes.txt"
     stranger.write_bytes(b"not ours")
-    for _ in range(256):  # a part of the directory each
-        registry.evict()
-    assert set(files_in(directory)) == before | {stranger}
+    instant = time.monotonic()
+    for number in range(256):  # a part of the directory each
+        if by == "evicting":
+            registry.evict()
+        else:
+            instant += 10.0
+            monkeypatch.setattr("bgmiddleware.registries.spool.time.monotonic", lambda instant=instant: instant)
+            added(registry, f"another {number}")
+    assert before | {stranger} <= set(files_in(directory))
+    assert not set(orphans) & set(files_in(directory))
 
 
 def test_a_job_that_could_not_be_added_leaves_no_file(make, directory, monkeypatch):

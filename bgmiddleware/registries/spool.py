@@ -35,6 +35,7 @@ __all__ = ["SpoolRegistry"]
 _KEY = re.compile(r"[0-9a-f]{32}")
 _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10  # each may be some files to remove, and a request waits
+_CLEAN_UP_EVERY = 10.0
 _LOOK_EVERY = 5.0
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class SpoolRegistry(Registry):
         self.busy_timeout = busy_timeout
         self._store = Store(directory, busy_timeout)
         self._waking = Waking(look)
-        self._evicted_at = -_EVICT_EVERY  # by the monotonic clock
+        self._evicted_at = self._cleaned_up_at = float("-inf")  # by the monotonic clock
 
     @property
     def directory(self) -> str:
@@ -116,6 +117,7 @@ class SpoolRegistry(Registry):
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file
             # without its row, which is cleaned up.
             self._store.files(row).create(self.max_output)
+        self._clean_up_now_and_then()
         return job
 
     def get(self, key: str) -> Job:
@@ -368,6 +370,13 @@ class SpoolRegistry(Registry):
             sum(self._evict(change, now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE
         ):
             self._evicted_at = instant  # else there is more: the next one goes on
+
+    def _clean_up_now_and_then(self) -> None:
+        instant = time.monotonic()
+        if instant - self._cleaned_up_at >= _CLEAN_UP_EVERY:
+            self._cleaned_up_at = instant
+            with contextlib.suppress(RegistryError):  # the job is stored, whatever comes of this
+                self._store.clean_up()
 
     def _make_room(self, change: Change) -> None:
         """Forget ended jobs until there is room for one more; ``QueueFull`` where there are none left."""
