@@ -246,15 +246,15 @@ class Starter:
             return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(full.retry_after))
         except RegistryFull as full:
             return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(60.0))
-        except RegistryError:
-            _log.exception("a request could not be stored")
+        except RegistryError as error:
+            _log.error("a request could not be stored: %s", error)
             return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
         try:
             return self._answer_begun(environ, token, job, owner, cookie, promote_after)
         except (JobExpired, JobNotFound):  # it ended, and its place was needed before this client was told
             return problem(environ, 410, "expired", "The job ended, and is forgotten already.")
-        except RegistryError:
-            _log.exception("a job could not be read")
+        except RegistryError as error:
+            _log.error("a job could not be read: %s", error)
             return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
 
     def _answer_begun(

@@ -1,8 +1,9 @@
 """An app for servers that are real processes; how it is served, its environment variables say.
 
 ``SITE_REGISTRY``: where jobs are kept, as an ini file would say it; ``SITE_REGISTRY_OPTIONS``: more of it, as JSON.
-``SITE_SETTINGS``: arguments of the middleware, as JSON. ``SITE_LEASE``: seconds of a lease. A view that waits for something waits for a file in ``SITE_DIRECTORY``. Each
-response says in ``Worker`` which process gave it.
+``SITE_SETTINGS``: arguments of the middleware, as JSON. ``SITE_LEASE``: seconds of a lease. ``SITE_DRAIN``: seconds
+that jobs get at the end. A view that waits for something waits for a file in ``SITE_DIRECTORY``. Each response says in
+``Worker`` which process gave it.
 """
 
 import json

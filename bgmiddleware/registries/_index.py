@@ -77,8 +77,10 @@ class Index:
     def prepare(self) -> None:
         """Make the database if there is none, bring an older one up to date; ``ConfigurationError`` for a newer one."""
         make_file(self.path)
-        with self._connection() as connection, connection.writing(self._patience):
-            _migrate(connection.database, self.path)
+        with self._connection() as connection:
+            if _version(connection.database, self.path) < len(_STEPS):  # else nobody needs to wait for a writer
+                with connection.writing(self._patience):
+                    _migrate(connection.database, self.path)
 
     def check(self) -> None:
         """Raise ``ConfigurationError`` where there is a database that this version cannot use. Changes nothing."""
