@@ -97,7 +97,7 @@ class Starter:
         if refused is not None:
             return refused
         try:
-            request = record_request(environ, self.max_body)
+            request = self._recorded(environ)
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
@@ -127,11 +127,17 @@ class Starter:
         if not self._may_join(environ):
             return self._start(environ, None, run, 0.0)
         try:
-            request = _recorded_again(environ, self.max_body)
+            # Again: the app may have read it.
+            request = self._recorded({**environ, "wsgi.input": rewound(environ["wsgi.input"])})
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
         with request.body:
             return self._start(environ, request, run, 0.0)
+
+    def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
+        """Record a request as it may be kept. Raises ``BadRequestBody``."""
+        request = record_request(environ, self.max_body)
+        return replace(request, environ=self.site.without_tokens(request.environ))
 
     def _may_join(self, environ: Mapping[str, Any]) -> bool:
         """Whether this request could be a repetition of another one."""
@@ -404,11 +410,6 @@ class _Flights:
             self._last.move_to_end(flight)
             if len(self._last) > self._most:
                 self._last.popitem(last=False)
-
-
-def _recorded_again(environ: Mapping[str, Any], max_body: int) -> RecordedRequest:
-    """Record a request whose body the app may have read. Raises ``BadRequestBody``."""
-    return record_request({**environ, "wsgi.input": rewound(environ["wsgi.input"])}, max_body)
 
 
 def _credentials(environ: Mapping[str, Any]) -> list[str]:
