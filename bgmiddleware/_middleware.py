@@ -27,6 +27,7 @@ from ._serving import (
     serve,
 )
 from ._starting import Starter, WSGIApplication
+from ._waiting import Waiting
 from .errors import BadRequestBody, ConfigurationError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
@@ -125,6 +126,7 @@ class BackgroundMiddleware:
             version=version,
             limit_per_owner=limit_per_owner,
             limits=limits,
+            waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )
         self._max_body = max_body

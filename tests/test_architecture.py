@@ -22,6 +22,7 @@ LAYERS = (
     ("_jobs", "_loading", "_recording", "_capture", "_exchange"),
     ("registries",),
     ("_keeper", "_channels"),
+    ("_waiting",),
     ("_runner",),
     ("executors",),
     ("marks", "owners", "_options", "_prefer", "_context"),

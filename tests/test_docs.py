@@ -14,6 +14,7 @@ import pytest
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, paste
 from bgmiddleware.__main__ import _parser
 from bgmiddleware.executors.process import ProcessExecutor
+from bgmiddleware.registries.spool import SpoolRegistry
 from tests.clients import ended, served
 from tests.conftest import needs
 from tests.documents import DOCUMENTS, ROOT, SHOP, blocks, get, parsed, run
@@ -67,6 +68,7 @@ def table(section: str) -> dict[str, list[str]]:
     [
         ("The middleware", BackgroundMiddleware),
         ("MemoryRegistry", MemoryRegistry),
+        ("SpoolRegistry", SpoolRegistry),
         ("ThreadExecutor", ThreadExecutor),
         ("ProcessExecutor", ProcessExecutor),
         ("RQExecutor", "rq"),

@@ -8,7 +8,7 @@ from typing import Any
 from webob import Request
 
 from .._jobs import Job
-from ..errors import JobExpired, JobNotFound, RegistryError
+from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .cancel import answer_cancel
 from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
@@ -82,8 +82,8 @@ def _answer(visit: Visit) -> Answer:
         return problem(environ, 410, "expired", "This job has expired; what it said and answered is gone.")
     except JobNotFound:
         return problem(environ, 404, "unknown-job", "There is no such job.")
-    except RegistryError:
-        _log.exception("a job could not be read")
+    except (RegistryError, ConfigurationError) as error:  # the latter where a process finds no disk at its first use
+        _log.error("a job could not be read: %s", error)
         return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
     except BadParameter as error:
         return problem(environ, 400, "bad-parameter", f"{error}.")

@@ -35,15 +35,23 @@ class Viewers:
 
         *gone* tells whether the client that it is for has left, without waiting.
         """
+        slot = object()
+        if not self._hold(slot, gone):
+            # Servers notice only at the next write: nobody shall be turned away for one who left. Not looked at with
+            # the lock held: under gevent a look lets others run, who may want the lock.
+            for other, other_gone in list(self._held.items()):
+                if other_gone():
+                    self.give_back(other)
+            if not self._hold(slot, gone):
+                return None
+        return slot
+
+    def _hold(self, slot: object, gone: Callable[[], bool]) -> bool:
         with self._lock:
             if len(self._held) >= self._slots:
-                # Servers notice only at the next write: nobody shall be turned away for one who left.
-                self._held = {slot: gone for slot, gone in self._held.items() if not gone()}
-            if len(self._held) >= self._slots:
-                return None
-            slot = object()
+                return False
             self._held[slot] = gone
-            return slot
+            return True
 
     def give_back(self, slot: object) -> None:
         """Give a slot back. Does nothing if somebody else was given it meanwhile."""

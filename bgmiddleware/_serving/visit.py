@@ -56,6 +56,20 @@ class Site:
         is_ours = _ours(self.token_name).fullmatch
         return "&".join(part for part in query.split("&") if part and not is_ours(part))
 
+    def without_tokens(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return a recorded environ with no job's token in a URL: where the user comes from, what a proxy adds.
+
+        Who reads a registry, or a backup of it, must not be able to read other jobs through the web.
+        """
+        cleaned = dict(environ)
+        has_token = re.compile(rf"[?&]{re.escape(self.token_name)}=[0-9a-f-]{{36}}(?![^&#])").search
+        for name, value in environ.items():
+            if has_token(value):
+                place, _, query = value.partition("?")
+                query = self.without_ours(query)
+                cleaned[name] = place + ("?" + query if query else "")
+        return cleaned
+
     def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
         """Return what a request about *token* needs, with the owner that it proves."""
         return self.visit_by(None if self.owner is None else self.owner(environ), environ, token)
