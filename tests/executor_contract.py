@@ -100,9 +100,11 @@ class ExecutorContract:
             self.workers(max_workers),
             executor_app.make() as app,
         ):
-            yield Scene(app, stage)
-            stage.close()  # whatever still waits there goes on
-            app.shutdown(0.0)
+            try:
+                yield Scene(app, stage)
+            finally:
+                stage.close()  # whatever still waits there goes on
+                app.shutdown(0.0)
 
     @pytest.fixture
     def site(self, tmp_path: Path) -> Iterator[Scene]:

@@ -1,5 +1,6 @@
 """The documents say what is: their examples run, their tables have every setting, their links lead somewhere."""
 
+import importlib
 import inspect
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, paste
 from bgmiddleware.__main__ import _parser
 from bgmiddleware.executors.process import ProcessExecutor
+from bgmiddleware.registries.spool import SpoolRegistry
 from tests.clients import ended, served
 from tests.conftest import needs
 from tests.documents import DOCUMENTS, ROOT, SHOP, blocks, get, parsed, run
@@ -66,11 +68,19 @@ def table(section: str) -> dict[str, list[str]]:
     [
         ("The middleware", BackgroundMiddleware),
         ("MemoryRegistry", MemoryRegistry),
+        ("SpoolRegistry", SpoolRegistry),
         ("ThreadExecutor", ThreadExecutor),
         ("ProcessExecutor", ProcessExecutor),
+        ("RQExecutor", "rq"),
+        ("CeleryExecutor", "celery"),
     ],
 )
-def test_every_argument_is_in_the_settings_with_its_real_default(section: str, described: Callable[..., Any]) -> None:
+def test_every_argument_is_in_the_settings_with_its_real_default(
+    section: str, described: Callable[..., Any] | str
+) -> None:
+    if isinstance(described, str):
+        needs(described)
+        described = getattr(importlib.import_module(f"bgmiddleware.executors.{described}"), section)
     real = {
         name: parameter.default
         for name, parameter in inspect.signature(described).parameters.items()
@@ -91,7 +101,7 @@ def test_every_key_of_an_ini_file_is_in_the_settings() -> None:
 
 
 def test_the_defaults_of_an_ini_file_are_those_of_the_arguments() -> None:
-    sections = ("The middleware", "MemoryRegistry", "ThreadExecutor", "ProcessExecutor")
+    sections = ("The middleware", "MemoryRegistry", "ThreadExecutor", "ProcessExecutor", "RQExecutor")
     stated = [name for section in sections for name in table(section)]
     own = {"paths", "registry", "executor", "app"}  # which are spelled otherwise than the arguments
     assert set(paste.SETTINGS) - own <= set(stated)
@@ -204,7 +214,7 @@ app = BackgroundMiddleware(app, when=marks.path("/reports/*"))
 """
 
 
-@pytest.mark.parametrize("section", ["Marks", "Executors", "Registries"])
+@pytest.mark.parametrize("section", ["Marks", "Executors", "Registries", "Pages"])
 def test_the_examples_of_your_own_run_reports(section: str, tmp_path: Path) -> None:
     reports, other = run(tmp_path, example("extending.rst", section), ["/reports/2026", "/articles/2026"])
     assert (reports["state"], reports["result"]) == ("finished", "a good year\n")
@@ -250,4 +260,7 @@ def test_the_state_document_is_the_real_one() -> None:
 
 
 def _shape(value: Any) -> Any:
-    return {key: _shape(inner) for key, inner in value.items() if key != "progress"} if isinstance(value, dict) else ""
+    """Return the names in a document, without those of what may be null."""
+    if not isinstance(value, dict):
+        return ""
+    return {key: "" if key in ("progress", "estimate") else _shape(inner) for key, inner in value.items()}

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -46,10 +47,10 @@ from bgmiddleware import (
     RegistryError,
 )
 from bgmiddleware._jobs import key_of
-from bgmiddleware.registries import _directory, _index, _jobfiles, _waking
+from bgmiddleware.registries import _directory, _index, _jobfiles, _layout, _waking, _writer, spool
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
-from tests.conftest import PROMISED
+from tests.disks import mounted
 
 Make = Callable[..., SpoolRegistry]
 
@@ -70,6 +71,12 @@ def make(clock: Clock, tmp_path: Path) -> Iterator[Make]:
             return stack.enter_context(SpoolRegistry(directory, **{"clock": clock, **settings}))
 
         yield make
+
+
+@pytest.fixture(autouse=True)
+def waits_are_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits would look by himself now and then: not in here."""
+    monkeypatch.setattr(spool, "_LOOK_EVERY", 1000.0)
 
 
 @pytest.fixture
@@ -186,6 +193,15 @@ def test_a_relative_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
     assert (tmp_path / "jobs" / "index.db").exists()
 
 
+@pytest.mark.parametrize("name", ["?mode=memory#x", "100%20", "é ☃", "\udcff", "a'b"])
+def test_a_directory_may_have_any_name(make, tmp_path, name):
+    registry = make(tmp_path / name)
+    registry.check()
+    ended(registry, output=b"output")
+    assert all_of(registry, KEY) == b"output"
+    assert (tmp_path / name / "index.db").exists()
+
+
 @pytest.mark.parametrize(
     "key", ["", "..", "../../../../tmp/x", "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n", "é" * 32]
 )
@@ -278,21 +294,6 @@ def test_a_local_file_system_below_a_network_one_is_fine_and_so_is_not_to_know(m
     added(make(), "two")
 
 
-@contextmanager
-def mounted(point: Path, options: str) -> Iterator[None]:
-    """Mount a small file system; only root can."""
-    point.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(point)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        if PROMISED:
-            pytest.fail("CI=true, and nothing can be mounted")
-        pytest.skip("needs root, to mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(point)], check=True)
-
-
 def test_a_directory_that_is_read_only_is_refused_and_one_that_becomes_so_is_an_error(make, tmp_path):
     disk = tmp_path / "disk"
     with mounted(disk, "size=3m"):
@@ -313,26 +314,27 @@ def test_a_directory_that_is_read_only_is_refused_and_one_that_becomes_so_is_an_
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_user_who_is_not_root_has_a_directory_and_is_refused_those_of_others(tmp_path):
+def test_a_user_who_is_not_root_has_a_directory_and_is_refused_those_of_others():
     if os.geteuid():
         pytest.skip("needs root, to become somebody else")
-    (own := tmp_path / "own").mkdir()
-    os.chown(own, 65534, 65534)
-    (closed := tmp_path / "closed").mkdir(0o700)
-    for parent in [tmp_path, *tmp_path.parents][:-2]:
-        parent.chmod(0o755)
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            os.write(writer, "\n".join(said_of(own / "jobs", closed / "jobs", closed)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(pid, 0)
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is below a directory of mode 0700
+        place = Path(name)
+        place.chmod(0o755)
+        (own := place / "own").mkdir()
+        os.chown(own, 65534, 65534)
+        (closed := place / "closed").mkdir(0o700)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                os.write(writer, "\n".join(said_of(own / "jobs", closed / "jobs", closed)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        os.waitpid(pid, 0)
     with open(reader) as pipe:
         lines = pipe.read().splitlines()
     assert [line for line in lines if line == "works"] == ["works", "works"]
@@ -513,7 +515,7 @@ def test_short_writes_are_continued(make, monkeypatch):
     running(registry)
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda number, data, at: whole(number, data[: max(1, len(data) // 2)], at))
-    monkeypatch.setattr(_jobfiles, "_packed", lambda ends, packed=_jobfiles._packed: _Whole(packed(ends)))
+    monkeypatch.setattr(_writer, "packed_ends", lambda ends, packed=_layout.packed_ends: _Whole(packed(ends)))
     write(registry, KEY, b"0123456789")
     monkeypatch.undo()
     assert all_of(registry, KEY) == b"0123456789"
@@ -769,7 +771,7 @@ def test_what_comes_after_the_end_was_written_down_is_not_shown(make, directory)
     before = registry.get(KEY)
     files = _jobfiles.JobFiles(registry.directory, KEY, 1)
     files.unseal()  # a writer that was stopped before it looked at the seal
-    writer = _jobfiles.Writer(files, RUNNER, 1.0)
+    writer = _writer.Writer(files, RUNNER, 1.0)
     writer.append(Channel.BODY, 0, b"late")
     writer.close()
     assert registry.get(KEY) == before
@@ -785,14 +787,14 @@ def test_an_append_that_is_stopped_before_it_looks_at_the_seal_is_refused_and_sp
     registry, other = make(directory, max_output=10), make(directory)
     running(registry)
     write(registry, KEY, b"0123456789abc")
-    look = _jobfiles._is_sealed
+    look = _writer.is_sealed
 
     def ended_just_before(number: int) -> bool:
-        monkeypatch.setattr(_jobfiles, "_is_sealed", look)
+        monkeypatch.setattr(_writer, "is_sealed", look)
         assert other.finish(KEY, RUNNER, JobState.LOST)
         return look(number)
 
-    monkeypatch.setattr(_jobfiles, "_is_sealed", ended_just_before)
+    monkeypatch.setattr(_writer, "is_sealed", ended_just_before)
     with pytest.raises(Fenced):
         registry.append(KEY, Channel.OUTPUT, 13, data, runner=RUNNER)
     job = other.get(KEY)
@@ -804,15 +806,15 @@ def test_an_append_that_is_stopped_before_it_looks_at_the_seal_is_refused_and_sp
 def test_an_append_that_was_written_before_the_seal_is_found_by_who_ends_the_job(make, directory, monkeypatch):
     registry, other = make(directory), make(directory)
     running(registry)
-    look = _jobfiles._is_sealed
+    look = _writer.is_sealed
 
     def ended_just_after(number: int) -> bool:
-        monkeypatch.setattr(_jobfiles, "_is_sealed", look)
+        monkeypatch.setattr(_writer, "is_sealed", look)
         sealed = look(number)
         assert other.finish(KEY, RUNNER, JobState.LOST)
         return sealed
 
-    monkeypatch.setattr(_jobfiles, "_is_sealed", ended_just_after)
+    monkeypatch.setattr(_writer, "is_sealed", ended_just_after)
     assert registry.append(KEY, Channel.OUTPUT, 0, b"acknowledged", runner=RUNNER) == 12
     assert all_of(other, KEY) == b"acknowledged"
 
@@ -820,13 +822,13 @@ def test_an_append_that_was_written_before_the_seal_is_found_by_who_ends_the_job
 def test_a_request_that_comes_while_its_job_is_claimed_is_refused(make, directory, monkeypatch):
     registry, other = make(directory), make(directory)
     added(registry)
-    look = _jobfiles._is_sealed
+    look = _writer.is_sealed
 
     def claimed_just_before(number: int) -> bool:
         assert other.claim(KEY, RUNNER)
         return look(number)
 
-    monkeypatch.setattr(_jobfiles, "_is_sealed", claimed_just_before)
+    monkeypatch.setattr(_writer, "is_sealed", claimed_just_before)
     with pytest.raises(Fenced):
         registry.append(KEY, Channel.REQUEST, 0, b"request")
 
@@ -857,7 +859,34 @@ def test_a_ring_that_is_overwritten_while_it_is_read_gives_no_wrong_byte(make, d
     assert offset > 5000
 
 
-def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory):
+def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(directory):
+    """As uWSGI does: nothing of Python is told before it."""
+    script = """
+        import ctypes, os, sys
+        from bgmiddleware import Channel, Job, JobState
+        from bgmiddleware.registries.spool import SpoolRegistry
+        key = "0" * 32
+        registry = SpoolRegistry(sys.argv[1])
+        registry.add(Job(key, "title"))
+        registry.claim(key, "runner")
+        registry.append(key, Channel.OUTPUT, 0, b"parent ", runner="runner")
+        pid = ctypes.PyDLL(None).fork()
+        if not pid:
+            registry.append(key, Channel.OUTPUT, 7, b"child ", runner="runner")
+            os._exit(0 if registry._store._index._pid == os.getpid() else 1)
+        code = os.waitpid(pid, 0)[1]
+        registry.append(key, Channel.OUTPUT, 13, b"parent", runner="runner")
+        registry.finish(key, "runner", JobState.FINISHED)
+        print(code, registry.read(key, Channel.OUTPUT, 0).data.decode())
+        registry.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(directory)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+    assert (said.stdout, said.stderr) == ("0 parent child parent\n", "")
+
+
+@pytest.mark.parametrize("by", ["evicting", "adding"])
+def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory, monkeypatch, by):
     registry = make(directory)
     kept = [added(registry, f"job {number}") for number in range(5)]
     registry.append(kept[0], Channel.REQUEST, 0, b"request")
@@ -872,9 +901,16 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
         orphan.write_bytes(b"left")
     stranger = directory / key_of("ended")[:2] / "notes.txt"
     stranger.write_bytes(b"not ours")
-    for _ in range(256):  # a part of the directory each
-        registry.evict()
-    assert set(files_in(directory)) == before | {stranger}
+    instant = time.monotonic()
+    for number in range(256):  # a part of the directory each
+        if by == "evicting":
+            registry.evict()
+        else:
+            instant += 10.0
+            monkeypatch.setattr("bgmiddleware.registries.spool.time.monotonic", lambda instant=instant: instant)
+            added(registry, f"another {number}")
+    assert before | {stranger} <= set(files_in(directory))
+    assert not set(orphans) & set(files_in(directory))
 
 
 def test_a_job_that_could_not_be_added_leaves_no_file(make, directory, monkeypatch):
@@ -930,9 +966,10 @@ def test_the_database_of_something_else_is_left_alone(make, directory):
     refused(make(directory), "index.db is the database of something else")
     (directory / "index.db").write_bytes(b"no database at all, but long enough to be looked at" * 100)
     registry = make(directory)
-    for use in (registry.check, registry.jobs):
-        with pytest.raises(RegistryError, match="file is not a database"):
-            use()
+    with pytest.raises(ConfigurationError, match="file is not a database"):
+        registry.check()
+    with pytest.raises(RegistryError, match="file is not a database"):
+        registry.jobs()
 
 
 def test_a_secret_that_was_cut_is_an_error(make, directory):
@@ -1093,9 +1130,9 @@ def test_a_runner_that_was_fenced_off_keeps_no_file_open(make, directory, clock)
     write(registry, KEY, b"x")
     clock.advance(1.0)
     assert other.evict() == (1, 0)
-    assert registry._writers
+    assert registry._store.writers._open
     assert registry.renew(KEY, RUNNER, lease=1.0).ok is False
-    assert registry._writers == {}
+    assert registry._store.writers._open == {}
 
 
 def test_eight_threads_that_append_at_one_offset_add_it_once(make):
@@ -1111,3 +1148,19 @@ def test_eight_threads_that_append_at_one_offset_add_it_once(make):
     for each in [begun(append) for _ in range(8)]:
         done(each)
     assert all_of(registry, KEY) == b"".join(b"%03d" % offset for offset in range(0, 300, 3))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="needs a system that lists the locks of files")
+def test_another_registry_of_the_process_takes_no_lock_of_the_first_ones_connection_away(make, directory):
+    # Closing a file gives up all locks that the process has in it: nothing but SQLite may open its database.
+    def locks_of_index() -> int:
+        number = f":{(directory / 'index.db').stat().st_ino} "
+        lines = Path("/proc/locks").read_text().splitlines()
+        return sum(number in line and f" {os.getpid()} " in line for line in lines)
+
+    first = make(directory)
+    added(first)
+    held = locks_of_index()
+    assert held
+    added(make(directory), "two")
+    assert locks_of_index() >= held
