@@ -24,6 +24,7 @@ _LAST_SECONDS = 5.0
 def main() -> None:
     """Run jobs until the parent has no more."""
     number = int(sys.argv[2])
+    del sys.argv[1:]  # they are not the app's
     os.set_inheritable(number, False)  # else the children of jobs would keep it open
     print_beside_jobs()
     # SIGINT is for a job: it may come when that has just ended.
@@ -66,6 +67,7 @@ def _receive(parent: socket.socket) -> tuple[dict[str, Any], int] | None:
             return None
         line += data
         files = received or files
+    os.set_inheritable(files[0], False)
     return json.loads(line), files[0]
 
 

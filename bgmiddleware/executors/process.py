@@ -223,7 +223,10 @@ class _Child:
         # It is not waited for: then its number might be given to another process, which would be killed in its place.
         if self._process.returncode is not None:
             return True
-        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # somebody waits for all children of this process, or the system does
+            return True
 
     def give(self, message: dict[str, Any], output_file: int) -> None:
         """Let it run a job."""
