@@ -14,9 +14,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .._jobs import JobState
 from .._loading import check_name
 from .._runner import Run
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, JobExpired, JobNotFound
 from ._local import SHUT_DOWN, LocalExecutor
 from ._worker import Remains, Watcher, fail_unloaded, how_it_ended, is_ini, signal_group
 
@@ -119,6 +120,8 @@ class _Seat:
         """Let the child run a job; return whether the job must wait. Raises nothing."""
         try:
             return self._run(run)
+        except (JobNotFound, JobExpired):
+            return False  # it is gone meanwhile
         except Exception as error:
             _log.exception("job %s could not be run", run.key[:8])
             run.abandon(f"it could not be run: {error}")
@@ -161,8 +164,12 @@ class _Seat:
             if due is not None:
                 child.signal(due)
         else:
+            how = child.end()
+            # It was killed while it was idle: the job did not begin, and is for the next one.
+            if child.jobs and run.registry.get(run.key).state is JobState.PENDING:
+                return {"must_wait": True}
             answer = {}
-            self._remains.end(run.registry, run.key, child.end())
+            self._remains.end(run.registry, run.key, how)
         if "unloaded" in answer:
             fail_unloaded(run.registry, run.key, answer["unloaded"])
         elif "failed" in answer:
