@@ -66,13 +66,12 @@ class Keeper:
     a network, unless the job prints faster than the registry takes it. What the registry cannot take because it is
     away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and the output says which bytes.
 
-    *watched*: whether this process does nothing but the job, and its parent renews the lease and interrupts the job
-    when it is asked to stop. Then this thread leaves that to the parent while there is one, and progress is told by the
-    job's own thread. For a registry has locks, and C code that lets no other thread run would have this one hold them
-    against all processes.
+    Where :meth:`leave_to_parent` was called, this thread neither renews nor looks for a cancel while there is a parent,
+    and progress is told by the job's own thread. For a registry has locks, and C code that lets no other thread run
+    would have this one hold them against all processes.
     """
 
-    def __init__(self, registry: Registry, key: str, runner: str, *, watched: bool = False) -> None:
+    def __init__(self, registry: Registry, key: str, runner: str) -> None:
         self._registry = registry
         self._key = key
         self._runner = runner
@@ -89,14 +88,18 @@ class Keeper:
         self._end = 0
         self._ending = False
         self._progress: Progress | None = None
-        self._watcher = os.getppid() if watched else 0  # 0: there is none
+        self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
+
+    def leave_to_parent(self) -> None:
+        """Say that the parent of this process renews the lease, and interrupts the job when it is asked to stop."""
+        self._parent = os.getppid()
 
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
         self._output = output
         self._renew_at = time.monotonic() + RENEW_EVERY
-        if self._watcher:
+        if self._parent:
             self._open()
         if not self._registry.attach(self._key, output):
             thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
@@ -127,7 +130,7 @@ class Keeper:
         """Take how far the job is. Raises nothing: progress that is not told is not missed for long."""
         self._progress = progress
         now = time.monotonic()
-        if self._thread is None or (self._watcher and now >= self._tell_at):
+        if self._thread is None or (self._parent and now >= self._tell_at):
             self._tell_at = now + _TELL_EVERY
             self._look()
             if self._progress is not None:  # it is away: the job does not wait for it again soon
@@ -241,8 +244,8 @@ class Keeper:
         """Renew the lease when it is due, tell what is new, and hear whether a cancel was asked for."""
         now = time.monotonic()
         progress, self._progress = self._progress, None
-        is_watched = self._watcher and self._watcher == os.getppid()
-        leased = self._registry.shared and now >= self._renew_at and not is_watched
+        is_left = self._parent and self._parent == os.getppid()
+        leased = self._registry.shared and now >= self._renew_at and not is_left
         try:
             if leased or progress is not None:
                 lease = LEASE if leased else None
@@ -251,7 +254,7 @@ class Keeper:
                     self._renew_at = now + RENEW_EVERY
                 if not ok:
                     self._interrupt("it was given up as lost")
-            elif self._thread is not None and now >= self._look_at and not is_watched:
+            elif self._thread is not None and now >= self._look_at and not is_left:
                 cancel = self._registry.get(self._key).cancel_requested_at is not None
             else:
                 return

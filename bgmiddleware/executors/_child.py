@@ -76,7 +76,7 @@ def _run(site: Site, asked: dict[str, Any], output_file: int) -> dict[str, Any]:
         # SIGTERM is for the children of the job, and what a service manager sends to all processes of a service at its
         # end: there the parent, which has it too, decides how long jobs go on.
         with _limited(asked["max_memory"]), interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
-            return {"must_wait": run_stored(site, asked["key"], output_file)}
+            return {"must_wait": run_stored(site, asked["key"], output_file, has_watcher=True)}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
 
