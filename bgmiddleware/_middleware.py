@@ -227,6 +227,7 @@ class BackgroundMiddleware:
     def close(self, drain: float | None = None) -> None:
         """The same as :meth:`shutdown`, and let go of all resources. Idempotent."""
         self.shutdown(drain)
+        self._starter.waiting.close()
         self.registry.close()
 
     def __enter__(self) -> Self:

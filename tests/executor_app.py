@@ -16,9 +16,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
-from bgmiddleware import BackgroundMiddleware, Executor, _keeper, _runner, current_job, detached, marks, progress
+from bgmiddleware import (
+    BackgroundMiddleware,
+    Executor,
+    _keeper,
+    _runner,
+    _starting,
+    _waiting,
+    current_job,
+    detached,
+    marks,
+    progress,
+)
 from bgmiddleware._loading import loaded
 from bgmiddleware.executors import _worker
 from bgmiddleware.registries import open_registry
@@ -297,10 +309,16 @@ def configured(**config: Any) -> Iterator[None]:
 
 def shorten_lease(lease: float) -> None:
     """Let a job be lost after *lease* seconds without a word of its process, in this process."""
-    for module in (_keeper, _runner, _worker):
-        module.LEASE = lease  # type: ignore[attr-defined]
-    for module in (_keeper, _worker):
-        module.RENEW_EVERY = lease / 3  # type: ignore[attr-defined]
+    for module, name, seconds in lease_of(lease):
+        setattr(module, name, seconds)
+
+
+def lease_of(lease: float) -> Iterator[tuple[ModuleType, str, float]]:
+    """Yield where it says how long a claim lasts, and what to say there."""
+    for module in (_keeper, _runner, _starting, _waiting, _worker):
+        for name, seconds in {"LEASE": lease, "RENEW_EVERY": lease / 3}.items():
+            if hasattr(module, name):
+                yield module, name, seconds
 
 
 if VARIABLE in os.environ and "pytest" not in sys.modules:

@@ -52,6 +52,14 @@ class Scene:
         return self.app.registry.get(key_of(target.rpartition("_t=")[2]))
 
 
+def await_threads() -> None:
+    """Wait for the threads that run jobs, or look after them: what they still do needs the registry."""
+    for thread in threading.enumerate():
+        if re.fullmatch(r"bgmiddleware-([0-9]+|keeper-.*)", thread.name):
+            thread.join(executor_app.WAIT)
+            assert not thread.is_alive(), thread
+
+
 class ExecutorContract:
     """Subclasses say how the executor is made. Its workers load ``executor_app:app``, as the environment says, and
     begin in :meth:`workers`, if it does not begin them itself."""
@@ -105,6 +113,7 @@ class ExecutorContract:
             finally:
                 stage.close()  # whatever still waits there goes on
                 app.shutdown(0.0)
+                await_threads()
 
     @pytest.fixture
     def site(self, tmp_path: Path) -> Iterator[Scene]:
@@ -356,7 +365,5 @@ a warning
 @pytest.fixture(autouse=True)
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process think as the workers do of how long a claim lasts."""
-    for module in (executor_app._keeper, executor_app._runner, executor_app._worker):
-        monkeypatch.setattr(module, "LEASE", LEASE)
-    for module in (executor_app._keeper, executor_app._worker):
-        monkeypatch.setattr(module, "RENEW_EVERY", LEASE / 3)
+    for module, name, seconds in executor_app.lease_of(LEASE):
+        monkeypatch.setattr(module, name, seconds)
