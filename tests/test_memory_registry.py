@@ -454,11 +454,11 @@ def held_by_us() -> int:
 
 def test_jobs_that_made_room_leave_nothing_behind(make):
     registry = make(max_jobs=5)
-    for number in range(100):
-        ended(registry, f"warm {number}")
-    gc.collect()
     tracemalloc.start(10)
     try:
+        for number in range(400):
+            ended(registry, f"warm {number}")
+        gc.collect()
         before = held_by_us()
         for number in range(400):
             ended(registry, f"job {number}")
