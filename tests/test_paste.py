@@ -129,8 +129,8 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "capture_children": ("on", lambda app: app._starter.capture_children, True),
         "token_name": ("job", lambda app: get(app, "/a/1")[1]["Location"][:5], "?job="),
     }
-    of_processes = {"app", "max_jobs_per_child", "max_memory", "grace"}
-    assert set(settings) == set(SETTINGS) - of_processes
+    of_other_executors = {"app", "max_jobs_per_child", "max_memory", "grace", "queue"}
+    assert set(settings) == set(SETTINGS) - of_other_executors
     app = load(FILTER + "\n".join(f"{name} = {text}" for name, (text, _, _) in settings.items()), APP)
     for name, (_, look, expected) in settings.items():
         assert look(app) == expected, name
