@@ -8,15 +8,17 @@ import ctypes
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from bgmiddleware import BackgroundMiddleware, Executor, _keeper, _runner, current_job, marks, progress
+from bgmiddleware import BackgroundMiddleware, Executor, _keeper, _runner, current_job, detached, marks, progress
 from bgmiddleware._loading import loaded
 from bgmiddleware.executors import _worker
 from bgmiddleware.registries import open_registry
@@ -177,6 +179,79 @@ def view_dies(environ: dict[str, Any]) -> bytes:
         sys.stdout.flush()
         os.kill(os.getpid(), 9)
     return b"never"
+
+
+def view_crashes(environ: dict[str, Any]) -> bytes:
+    """Print a lot, to the last byte before the end, and end in the way that the query says."""
+    way, _, lines = environ["QUERY_STRING"].partition(".")
+    for number in range(int(lines or 1)):
+        print("line", number)
+    os.write(1, b"the last words")
+    match way:
+        case "segv":
+            ctypes.string_at(0)
+        case "exit":
+            os._exit(3)
+        case "hangs-up":
+            os.closerange(3, 1000)
+            time.sleep(1000)
+        case "sys-exit":
+            sys.exit("no more")
+    return b""
+
+
+def view_eats(environ: dict[str, Any]) -> bytes:
+    """Take as many bytes as the query says."""
+    print("hungry")
+    return b"%d" % len(bytearray(int(environ["QUERY_STRING"])))
+
+
+def view_defies(environ: dict[str, Any]) -> bytes:
+    """Go on whatever is raised."""
+    print("defiant")
+    with on_stage("defies"):
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(1000)
+
+
+def view_forks(environ: dict[str, Any]) -> bytes:
+    """Print in children of each kind that Python has."""
+    print("in the job")
+    pid = os.fork()
+    if not pid:
+        print("in a fork")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for kind in ("fork", "spawn"):
+        child = multiprocessing.get_context(kind).Process(target=print, args=(f"in a process by {kind}",))
+        child.start()
+        child.join()
+    return b""
+
+
+def view_lingers(environ: dict[str, Any]) -> bytes:
+    """Leave a thread behind that prints when the job has ended, and one that is nobody's child."""
+    connection = socket.create_connection(("127.0.0.1", _config()["stage"]))
+    connection.sendall(b"lingers")
+
+    def print_late() -> None:
+        with connection:
+            connection.recv(3)
+            print("printed late")
+            sys.stdout.flush()
+            os.write(1, b"written late\n")
+            connection.sendall(b"done")
+
+    with detached():
+        print("printed beside")
+    print("printed in time")
+    threading.Thread(target=print_late, daemon=True).start()
+    return b""
+
+
+def view_stdin(environ: dict[str, Any]) -> bytes:
+    return b"%r %r" % (sys.stdin.read(), os.read(0, 1))
 
 
 def view_surroundings(environ: dict[str, Any]) -> bytes:

@@ -13,6 +13,7 @@ from wsgiref.validate import validator
 import apps
 import pytest
 from clients import UUID, InProcess, OverHTTP, Reply, ended, environ, served, start, target_of
+from readers import EVERYWHERE, in_processes
 
 from bgmiddleware import (
     BackgroundMiddleware,
@@ -88,10 +89,15 @@ def client_of(request: pytest.FixtureRequest) -> Iterator[Any]:
 
         def make(app: Any, **options: Any) -> tuple[BackgroundMiddleware, Client]:
             options.setdefault("when", marks.always)
+            if request.param == "processes":
+                options |= in_processes(stack, app, **options)
             made = stack.enter_context(BackgroundMiddleware(validator(app), **options))
             return made, stack.enter_context(connected(made, request.param))
 
         yield make
+
+
+everywhere = pytest.mark.parametrize("client_of", EVERYWHERE, indirect=True)
 
 
 # What is not marked.
@@ -480,6 +486,7 @@ def test_the_result_can_be_waited_for(client: Client, stage: apps.Stage) -> None
     assert client.request("GET", f"{target}&_view=result&_wait=30").status == 201
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("app", "state", "status", "body"),
     [
@@ -502,6 +509,7 @@ def test_any_response_of_the_app_is_replayed(
         assert reply["Location"] == "/elsewhere"
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("app", "reason"),
     [
@@ -527,6 +535,7 @@ def test_an_app_that_raises_leaves_its_traceback_and_a_500(client_of: Any, app: 
     assert reason in reply.text
 
 
+@everywhere
 def test_odd_output_arrives_as_it_was(client_of: Any) -> None:
     site, client = client_of(apps.prints_odd_things)
     target = start(client, "/")

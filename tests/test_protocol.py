@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from clients import UUID, Reply, ended, start
-from readers import BOTH, UNKNOWN, Client, Clock, Opener, Play, events_of, opened, token_of
+from readers import BOTH, EVERYWHERE, UNKNOWN, Client, Clock, Opener, Play, events_of, opened, token_of
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress
 from bgmiddleware._serving import events, log, visit
@@ -21,6 +21,8 @@ FORM = {"content_type": "application/x-www-form-urlencoded"}
 def opens(request: pytest.FixtureRequest) -> Iterator[Opener]:
     yield from opened(request)
 
+
+everywhere = pytest.mark.parametrize("opens", EVERYWHERE, indirect=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")  # the validator does not know them all
 
@@ -121,6 +123,7 @@ REFUSED = {**ALWAYS, "Location": None, "Job-State": None}
         headers={**AS_JSON, "Preference-Applied": "respond-async, wait=0"},
     ),
 )
+@everywhere
 def test_starting(opens: Opener, row: Row) -> None:
     play = Play()
     site, client = opens(play)
@@ -161,6 +164,7 @@ def test_what_starts_nothing(opens: Opener, row: Row) -> None:
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
+@everywhere
 def test_a_full_queue_starts_nothing_and_says_when_to_come_back(opens: Opener, accept: str) -> None:
     play = Play()
     site, client = opens(play, executor=ThreadExecutor(max_workers=1, max_pending=0, drain=0.0))
@@ -171,6 +175,7 @@ def test_a_full_queue_starts_nothing_and_says_when_to_come_back(opens: Opener, a
     assert len(site.registry.jobs()) == 1
 
 
+@everywhere
 def test_who_waits_long_enough_gets_the_response_itself(opens: Opener) -> None:
     play = Play()
     play.answers(b"made", "201 Created", [("Content-Type", "text/x"), ("X-Own", "1"), ("Location", "/made")])
@@ -275,6 +280,7 @@ PAGED = {**PACED, "Content-Type": TEXT, "Job-Offset": "0", "Job-Next-Offset": "7
         "no slot to follow", headers={**PACED, "Content-Type": TEXT, "Content-Disposition": re.compile(".*slow.log.*")}
     ),
 )
+@everywhere
 def test_with_a_token_while_it_runs(opens: Opener, row: Row) -> None:
     play = Play()
     _, client = opens(play, stream_slots=0 if row.says.startswith("no slot") else 2)
@@ -286,6 +292,7 @@ def test_with_a_token_while_it_runs(opens: Opener, row: Row) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
+@everywhere
 def test_the_log_is_followed_live_to_the_end(opens: Opener, method: str) -> None:
     play = Play()
     _, client = opens(play)
@@ -361,6 +368,7 @@ REPLAYED = {
         for method in ("POST", "PUT", "PATCH", "OPTIONS", "PROPFIND", "QUERY")
     ),
 )
+@everywhere
 def test_with_a_token_when_it_has_ended(opens: Opener, row: Row) -> None:
     play = Play()
     site, client = opens(play)
@@ -373,6 +381,7 @@ def test_with_a_token_when_it_has_ended(opens: Opener, row: Row) -> None:
     assert site.registry.get(before.key) == before, "nothing changes"
 
 
+@everywhere
 def test_events_are_replayed_to_the_end(opens: Opener) -> None:
     play = Play()
     site, client = opens(play)
@@ -395,6 +404,7 @@ def fail() -> None:
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # the validator wants its iterable closed
+@everywhere
 def test_a_result_that_never_was(opens: Opener, how: str, status: int, kind: str) -> None:
     play = Play()
     site, client = opens(play)
@@ -417,6 +427,7 @@ def test_a_result_that_never_was(opens: Opener, how: str, status: int, kind: str
 VIEWS = ("", "&_view=log", "&_view=page", "&_view=status", "&_view=events", "&_view=result", "&_offset=0", "&_view=x")
 
 
+@everywhere
 def test_what_is_unknown_or_expired_is_said_in_every_view(opens: Opener) -> None:
     clock, play = Clock(), Play()
     site, client = opens(play, registry=MemoryRegistry(ttl=100.0, clock=clock))
@@ -434,6 +445,7 @@ def test_what_is_unknown_or_expired_is_said_in_every_view(opens: Opener) -> None
     assert play.calls == 1
 
 
+@everywhere
 def test_a_form_of_the_replayed_document_is_a_fresh_request(opens: Opener) -> None:
     play = Play()
     play.answers()
@@ -549,6 +561,7 @@ def test_a_view_that_is_named_overrides_accept(running: tuple[Client, str], view
     assert (reply.status, reply["Content-Type"]) == (200, TYPES[view])
 
 
+@everywhere
 def test_a_view_can_be_named_before_the_start(opens: Opener) -> None:
     play = Play()
     site, client = opens(play)
@@ -599,6 +612,7 @@ def test_an_odd_preference_is_read_once_from_end_to_end(prefer: str) -> None:
 # Where nothing can be held, nothing is.
 
 
+@everywhere
 def test_a_server_with_one_thread_is_never_held(opens: Opener) -> None:
     play = Play()
     site = opens.site(play)

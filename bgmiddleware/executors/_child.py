@@ -1,4 +1,4 @@
-"""``python -m`` this module: the process that runs jobs for a ``ProcessExecutor``.
+"""The main program of the processes that run jobs for a ``ProcessExecutor``.
 
 It talks to its parent over a socket, in lines of JSON: each says which job to run and how, is sent along with the file
 for the job's output, and is answered when the job has ended. The app is loaded for the first of them. The process ends
@@ -23,10 +23,11 @@ _LAST_SECONDS = 5.0
 
 def main() -> None:
     """Run jobs until the parent has no more."""
-    number = int(sys.argv[1])
+    number = int(sys.argv[2])
     os.set_inheritable(number, False)  # else the children of jobs would keep it open
     print_beside_jobs()
-    with socket.socket(fileno=number) as parent:
+    # SIGINT is for a job: it may come when that has just ended.
+    with socket.socket(fileno=number) as parent, unheard(signal.SIGINT):
         _serve(parent)
     # Threads that the app began may never end.
     last = threading.Timer(_LAST_SECONDS, os._exit, (0,))
@@ -50,7 +51,6 @@ def _serve(parent: socket.socket) -> None:
 
 def _load(asked: dict[str, Any]) -> tuple[Site | None, str]:
     """Return the site, or None and the traceback of what is wrong with it."""
-    sys.path[:] = asked["path"]
     try:
         return load_site(asked["app"]), ""
     except BaseException:  # a module may exit when it is imported, too
@@ -96,7 +96,3 @@ def _limited(max_memory: int | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(kind, (soft, hard))
-
-
-if __name__ == "__main__":
-    main()

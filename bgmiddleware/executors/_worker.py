@@ -195,7 +195,8 @@ class Watcher:
 
     It renews the claim while that process is alive, and says which signal is due where the job was asked to stop or is
     over its deadline: ``SIGINT`` at once, for :func:`interrupted_by`; ``SIGTERM`` a second later, when that is not
-    enough; and ``SIGKILL`` *grace* seconds after the first.
+    enough, and ``SIGINT`` again and again, since the system may give it to a thread that does not wake the job's; and
+    ``SIGKILL`` *grace* seconds after the first.
     """
 
     def __init__(self, registry: Registry, key: str, grace: float) -> None:
@@ -221,22 +222,29 @@ class Watcher:
         alive. Raises nothing: where the registry is away, the next look tells."""
         try:
             self._look()
-        except (RegistryError, JobNotFound, JobExpired) as error:
+        except (JobNotFound, JobExpired):
+            self.stop()
+        except RegistryError as error:
             _log.debug("job %s cannot be looked at: %s", self._key[:8], error)
         if self._asked_at is None:
             return None
         waited = time.monotonic() - self._asked_at
-        due = signal.SIGINT
+        before = self._sent
         if waited >= self._grace:
-            due = signal.SIGKILL
+            self._sent = signal.SIGKILL
         elif waited >= min(_TERMINATE_AFTER, self._grace / 2):
-            due = signal.SIGTERM
-        before, self._sent = self._sent, due
-        return None if due is before else due
+            self._sent = signal.SIGTERM
+        else:
+            self._sent = signal.SIGINT
+        if self._sent is not before:
+            return self._sent
+        return None if before is signal.SIGINT else signal.SIGINT
 
     def _look(self) -> None:
         job = self._registry.get(self._key)
         if job.started_at is None:
+            if job.state.ended:  # cancelled, or given up, before its process was ready for it
+                self.stop()
             return
         if job.cancel_requested_at is not None:
             self.stop()

@@ -1,15 +1,16 @@
 """Jobs in child processes of this process, which load the app by its name and can be killed."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,7 +77,7 @@ class ProcessExecutor(LocalExecutor):
     @property
     def how(self) -> dict[str, Any]:
         """What a child is told with each job."""
-        return {"app": self.app, "path": sys.path, "max_memory": self.max_memory}
+        return {"app": self.app, "max_memory": self.max_memory}
 
     def _reset(self) -> None:
         super()._reset()
@@ -135,9 +136,11 @@ class _Seat:
             self._remains.close()
         if self._watcher.asked:
             child.end(patience=0.0)  # with what the job leaves running
-        if not child.is_alive or "must_wait" not in answer or child.jobs >= self._executor.max_jobs_per_child:
+        must_wait = answer.get("must_wait")
+        child.jobs += not must_wait
+        if must_wait is None or not child.is_alive or child.jobs >= self._executor.max_jobs_per_child:
             self.close()
-        return bool(answer.get("must_wait"))
+        return bool(must_wait)
 
     def _ready_child(self) -> "_Child":
         if self._child is not None and not self._child.is_alive:
@@ -194,35 +197,52 @@ class _Child:
         self._received = b""
         self._hung_up = False
         self.jobs = 0
-        with theirs:
+        _connections.add(self._socket)
+        _close_in_forks()
+        try:
             # Not a fork of this process, which has threads, but a new one. In a session of its own, so that it can be
             # killed with all its children, and Ctrl-C at a terminal is not its business.
             self._process = subprocess.Popen(  # noqa: S603  # our own module, with nothing that a request said
-                [_interpreter(), "-u", "-m", _CHILD, str(theirs.fileno())],
+                [*_python(), "-u", "-c", _MAIN, json.dumps(sys.path), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
 
     @property
     def is_alive(self) -> bool:
-        return not self._hung_up and self._process.returncode is None and not _has_ended(self._process.pid)
+        return not self._hung_up and not self._has_ended
+
+    @property
+    def _has_ended(self) -> bool:
+        # It is not waited for: then its number might be given to another process, which would be killed in its place.
+        if self._process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def give(self, message: dict[str, Any], output_file: int) -> None:
         """Let it run a job."""
-        self.jobs += 1
         data = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError):  # it is dead: that is seen when it is asked for its answer
+            self._socket.settimeout(None)
             sent = socket.send_fds(self._socket, [data], [output_file])
             self._socket.sendall(data[sent:])
 
     def answer(self, timeout: float) -> dict[str, Any] | None:
         """Wait up to *timeout* seconds for its answer."""
-        if not select.select([self._socket], [], [], timeout)[0]:
-            return None
         data = b""
-        with contextlib.suppress(OSError):
+        self._socket.settimeout(timeout)
+        try:
             data = self._socket.recv(65536)
+        except TimeoutError:
+            return None
+        except OSError:  # what it did not read is lost with it
+            pass
         self._hung_up = not data
         self._received += data
         line, newline, rest = self._received.partition(b"\n")
@@ -240,10 +260,12 @@ class _Child:
         """Kill what is left of the process, which gets *patience* seconds if it is about to end, and of its children;
         return how it ended."""
         until = time.monotonic() + patience
-        while not _has_ended(self._process.pid) and time.monotonic() < until:
+        while (lives := not self._has_ended) and time.monotonic() < until:
             time.sleep(0.01)
-        self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
-        return how_it_ended(self._process.wait())
+        if self._process.returncode is None:
+            self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
+        status = self._process.wait()
+        return "its process does not answer any more" if lives else how_it_ended(status)
 
     def close(self) -> None:
         """Let the process end by itself, and wait for that."""
@@ -255,16 +277,29 @@ class _Child:
                 self.end(0.0)
 
 
-_CHILD = "bgmiddleware.executors._child"
+# With the module path of this process, from the first import on.
+_MAIN = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); import bgmiddleware.executors._child as it; it.main()"
 
 
-def _has_ended(pid: int) -> bool:
-    """Whether a child has ended; it is not waited for, so that its number is not given to another."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def _python() -> list[str]:
+    """Return the command of this Python, with its options. Servers that have it built in name themselves."""
+    executable = sys.executable or ""
+    if not os.path.basename(executable).startswith(("python", "pypy")):
+        executable = os.path.join(sys.prefix, "bin", "python3")
+    options: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags", list)
+    return [executable, *options()]
 
 
-def _interpreter() -> str:
-    """Return the path of this Python: servers that have it built in name themselves."""
-    if os.path.basename(sys.executable or "").startswith(("python", "pypy")):
-        return sys.executable
-    return os.path.join(sys.prefix, "bin", "python3")
+_connections: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+
+
+@functools.cache
+def _close_in_forks() -> None:
+    """From now on close the connections to children in a fork of this process: its copies would keep the children from
+    seeing that their parent is gone."""
+
+    def close() -> None:
+        for connection in list(_connections):
+            connection.close()
+
+    os.register_at_fork(after_in_child=close)
