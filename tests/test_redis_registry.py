@@ -1,5 +1,7 @@
 """The registry in Redis: the contract on several servers, and what is particular to it: its keys, times and clients."""
 
+# ruff: noqa: F401, F811  # fixtures are imported by their names
+
 import itertools
 import math
 import os
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis_server import RedisServer, needs_server, redis_server, redis_server_of_module  # noqa: F401  # fixtures
+from redis_server import RedisServer, needs_server, redis_server, redis_server_of_module
 from registry_contract import (
     KEY,
     LONG,
@@ -81,11 +83,11 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 class TestRedisRegistry(SharedRegistryContract):
     @pytest.fixture
-    def location(self, redis_server: RedisServer) -> str:  # noqa: F811
+    def location(self, redis_server: RedisServer) -> str:
         return redis_server.url
 
     @pytest.fixture
-    def make(self, redis_server: RedisServer, clock: Clock) -> Iterator[Make]:  # noqa: F811
+    def make(self, redis_server: RedisServer, clock: Clock) -> Iterator[Make]:
         yield from making(redis_server, clock=clock)
 
 
@@ -127,7 +129,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def make(redis_server: RedisServer) -> Iterator[Make]:  # noqa: F811
+def make(redis_server: RedisServer) -> Iterator[Make]:
     """Registries of one prefix, by the server's clock."""
     yield from making(redis_server, prefix="bg")
 
@@ -138,7 +140,7 @@ def registry(make: Make) -> RedisRegistry:
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[Any]:  # noqa: F811
+def server(redis_server: RedisServer) -> Iterator[Any]:
     """What an operator types at the server."""
     with redis.Redis.from_url(redis_server.url, decode_responses=True) as client:
         yield client
@@ -218,7 +220,7 @@ def test_what_is_shown_of_a_registry_has_no_password(url: str, shown: str) -> No
     assert repr(registry) == f"<RedisRegistry {shown} jobs>"
 
 
-def test_the_options_of_a_url_do_not_change_what_is_ours(make: Make, redis_server: RedisServer) -> None:  # noqa: F811
+def test_the_options_of_a_url_do_not_change_what_is_ours(make: Make, redis_server: RedisServer) -> None:
     options = "decode_responses=true&retry_on_timeout=true&protocol=3&health_check_interval=1&socket_timeout=100"
     registry = make(url=f"{redis_server.url}?{options}", timeout=0.2)
     ended(registry, output=b"\xff")

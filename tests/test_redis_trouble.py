@@ -1,5 +1,7 @@
 """The registry in Redis when its server is full, slow, gone, emptied, guarded, or holds what is not ours."""
 
+# ruff: noqa: F401, F811  # fixtures are imported by their names
+
 import contextlib
 import logging
 import os
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
+from redis_server import RedisServer, redis_server, redis_server_of_module
 from registry_contract import KEY, LONG, RUNNER, added, all_of, begun, blocked_on, done, ended, running, write
 
 from bgmiddleware import Channel, Fenced, Job, JobNotFound, JobState, RegistryError
@@ -43,12 +45,12 @@ Make = Callable[..., RedisRegistry]
 
 
 @pytest.fixture
-def registry(make: Make, redis_server: RedisServer) -> RedisRegistry:  # noqa: F811
+def registry(make: Make, redis_server: RedisServer) -> RedisRegistry:
     return make(redis_server.url)
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[Any]:  # noqa: F811
+def server(redis_server: RedisServer) -> Iterator[Any]:
     """What an operator types at the server. Its settings are as before after the test."""
     with redis.Redis.from_url(redis_server.url, decode_responses=True) as client:
         yield client
@@ -113,7 +115,7 @@ def test_a_server_that_is_restarted_empty_in_mid_job_knows_nothing_of_it(make: M
 def test_a_server_that_was_flushed_in_mid_job_knows_nothing_of_it(
     make: Make,
     redis_server: RedisServer,
-    server: Any,  # noqa: F811
+    server: Any,
 ) -> None:
     registry = make(redis_server.url, timeout=1.0)
     running(registry, lease=15.0)
@@ -148,7 +150,7 @@ def test_a_server_with_a_file_of_what_was_appended_goes_on_where_it_was(make: Ma
 
 def test_a_paused_server_is_a_registry_error_and_the_same_chunk_is_then_stored_once(
     make: Make,
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
 ) -> None:
     registry = make(redis_server.url, timeout=0.3)
     running(registry, lease=LONG)
@@ -276,7 +278,7 @@ class Lossy:
 
 
 @pytest.fixture
-def lossy(redis_server: RedisServer) -> Iterator[Lossy]:  # noqa: F811
+def lossy(redis_server: RedisServer) -> Iterator[Lossy]:
     between = Lossy(redis_server.port)
     yield between
     between.close()
@@ -316,7 +318,7 @@ CHANGES: dict[str, tuple[Callable[[RedisRegistry], object], Callable[[RedisRegis
 def test_a_call_whose_answer_was_lost_is_done_once_and_answered_as_if_nothing_were(
     make: Make,
     lossy: Lossy,
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     prepare: Callable[[RedisRegistry], object],
     change: Callable[[RedisRegistry], object],
     answer: object,
@@ -394,7 +396,7 @@ def test_a_full_server_is_told_how_jobs_stand(registry: RedisRegistry, server: A
 )
 def test_a_server_that_may_evict_running_jobs_is_warned_of_once(
     make: Make,
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
     server: Any,
     caplog: pytest.LogCaptureFixture,
     policy: str,
@@ -414,7 +416,7 @@ def test_a_server_that_may_evict_running_jobs_is_warned_of_once(
 def test_who_may_not_ask_for_the_policy_is_not_kept_from_the_rest(
     make: Make,
     redis_server: RedisServer,
-    server: Any,  # noqa: F811
+    server: Any,
 ) -> None:
     server.acl_setuser("bg", enabled=True, passwords=["+geheim"], keys=["bg:*", "{bg}:*"], commands=["+@all", "-info"])
     registry = make(redis_server.url.replace("//", "//bg:geheim@"))
@@ -530,7 +532,7 @@ def test_a_record_that_changes_all_the_time_is_an_error_and_no_endless_loop(
     registry: RedisRegistry,
     server: Any,
     redis_server: RedisServer,
-    make: Make,  # noqa: F811
+    make: Make,
 ) -> None:
     running(registry)
     stop = threading.Event()
@@ -623,7 +625,7 @@ def test_a_unix_socket_is_as_good(make: Make, tmp_path: Path) -> None:
 # Forks.
 
 
-def test_a_fork_while_others_wait_leaves_the_child_free(make: Make, redis_server: RedisServer) -> None:  # noqa: F811
+def test_a_fork_while_others_wait_leaves_the_child_free(make: Make, redis_server: RedisServer) -> None:
     registry = make(redis_server.url, max_waiting=1)
     running(registry)
     waiting = begun(registry.wait, KEY, 0, LONG)
@@ -639,7 +641,7 @@ def test_a_fork_while_others_wait_leaves_the_child_free(make: Make, redis_server
 
 def test_a_runner_whose_job_was_lost_while_its_server_was_away_is_fenced_off(
     make: Make,
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
 ) -> None:
     registry = make(redis_server.url, timeout=0.2)
     running(registry, lease=0.01)
