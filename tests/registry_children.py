@@ -152,10 +152,10 @@ def run_to_the_end(registry: Registry, seed: int) -> dict[str, Any]:
     return {"job": registry.get(key).to_document(), **contents}
 
 
-def write_until_killed(registry: Registry, name: str, seed: int, largest: int, lease: float) -> None:
-    """Claim the job and say each end that was acknowledged. Who reads them kills this process at some time."""
-    key = key_of(name)
-    assert registry.claim(key, "the killed", lease=lease)
+def write_until_killed(registry: Registry, name: str, seed: int, largest: int) -> None:
+    """Say each end that was acknowledged. Who reads them kills this process at some time."""
+    key = registry.add(Job(key_of(name), name)).key
+    assert registry.claim(key, "the killed", lease=LONG)
     end = 0
     for chunk in itertools.cycle(chunks_of(seed, 100, largest)):
         end = registry.append(key, Channel.OUTPUT, end, chunk, runner="the killed")

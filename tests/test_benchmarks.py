@@ -13,6 +13,7 @@ from tests.documents import ROOT
     ("command", "said"),
     [
         ("unmarked --rounds 2 --calls 10", "with decorators (watched)"),
+        ("registries --jobs 10 20 --calls 20", "evict, for each job"),
         ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
     ],
 )

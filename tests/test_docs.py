@@ -12,6 +12,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, paste
 from bgmiddleware.__main__ import _parser
+from bgmiddleware.registries.spool import SpoolRegistry
 from tests.clients import served
 from tests.conftest import needs
 from tests.documents import DOCUMENTS, ROOT, SHOP, blocks, get, parsed, run
@@ -62,7 +63,12 @@ def table(section: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(
     ("section", "described"),
-    [("The middleware", BackgroundMiddleware), ("MemoryRegistry", MemoryRegistry), ("ThreadExecutor", ThreadExecutor)],
+    [
+        ("The middleware", BackgroundMiddleware),
+        ("MemoryRegistry", MemoryRegistry),
+        ("SpoolRegistry", SpoolRegistry),
+        ("ThreadExecutor", ThreadExecutor),
+    ],
 )
 def test_every_argument_is_in_the_settings_with_its_real_default(section: str, described: Callable[..., Any]) -> None:
     real = {

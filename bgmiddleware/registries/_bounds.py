@@ -29,7 +29,7 @@ class Bounds:
         return None if end <= self.size else (self.head, end - self.tail)
 
     def places(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
-        """Yield where *size* bytes from *offset* lie: positions, and how many bytes are there in a row."""
+        """Yield where *size* bytes from *offset* lie: positions, and how many bytes there are in a row."""
         while size > 0:
             if offset < self.head:
                 position, room = offset, self.head - offset
@@ -39,3 +39,12 @@ class Bounds:
             room = min(room, size)
             yield position, room
             offset, size = offset + room, size - room
+
+    def writes(self, end: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """Yield what of *size* bytes to be added at *end* is to be written: from where in them, to which position, how
+        many. Of what is larger than the ring it is the end only: the rest would be overwritten at once."""
+        head = min(size, max(0, self.head - end))
+        for at, stop in ((0, head), (max(head, size - self.tail), size)):
+            for position, room in self.places(end + at, stop - at):
+                yield at, position, room
+                at += room

@@ -66,9 +66,10 @@ class Index:
         self._lock_path = os.path.join(directory, "index.lock")
         self._patience = patience
         self._pid = os.getpid()
-        self._free = threading.Condition()  # guards the two that follow
+        self._free = threading.Condition()  # guards the three that follow
         self._idle: list[_Connection] = []
         self._busy = 0
+        self._closed = 0  # how often
         with _all_lock:
             _all.add(self)
 
@@ -98,27 +99,29 @@ class Index:
             yield connection.database
 
     def close(self) -> None:
-        """Close the connections that nobody uses just now."""
+        """Close the connections; one that is used just now is closed after that. A later use opens another one."""
         with self._free:
             idle, self._idle = self._idle, []
+            self._closed += 1
         for connection in idle:
             connection.close()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator["_Connection"]:
+        closed = self._closed
         connection = self._take()
-        sound = False
+        keep = False
         try:
             yield connection
-            sound = True
+            keep = True
         except sqlite3.Error as error:
-            sound = isinstance(error, sqlite3.OperationalError)  # locked, or no room
+            keep = isinstance(error, sqlite3.OperationalError)  # locked, or no room
             raise RegistryError(f"{self.path}: {error}") from error
         except BackgroundError:
-            sound = True
+            keep = True
             raise
         finally:
-            self._give_back(connection, sound)
+            self._give_back(connection, keep and closed == self._closed)
 
     def _take(self) -> "_Connection":
         if self._pid != os.getpid():
@@ -144,12 +147,12 @@ class Index:
             raise RegistryError(f"{self.path}: {error.strerror}") from error
         return status.st_dev, status.st_ino
 
-    def _give_back(self, connection: "_Connection | None", sound: bool) -> None:
-        if connection is not None and not sound:
+    def _give_back(self, connection: "_Connection | None", keep: bool) -> None:
+        if connection is not None and not keep:
             connection.close()
         with self._free:
             self._busy -= 1
-            if connection is not None and sound:
+            if connection is not None and keep:
                 self._idle.append(connection)
             self._free.notify_all()
 
@@ -180,11 +183,19 @@ class _Connection:
 
     def __init__(self, path: str, lock_path: str, patience: float, identity: tuple[int, int]) -> None:
         self.identity = identity
-        self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.database = sqlite3.connect(
+            f"file:{quote(os.fsencode(path))}?mode=rw",
+            uri=True,
+            timeout=patience,
+            isolation_level=None,
+            check_same_thread=False,
+        )
         try:
-            self.database = sqlite3.connect(
-                f"file:{quote(path)}?mode=rw", uri=True, timeout=patience, isolation_level=None, check_same_thread=False
-            )
+            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except BaseException:
+            self.database.close()
+            raise
+        try:
             (mode,) = self.database.execute("PRAGMA journal_mode").fetchone()
             if mode != "wal":  # once for a database
                 with self._locked(patience):
@@ -193,7 +204,7 @@ class _Connection:
                 raise ConfigurationError(f"{path}: this file system cannot have a SQLite database with a shared log")
             self.database.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     @contextlib.contextmanager
@@ -270,6 +281,7 @@ def _statements(script: str) -> Iterator[str]:
 
 _all: "weakref.WeakSet[Index]" = weakref.WeakSet()
 _all_lock = threading.Lock()  # guards it, and is held while the process forks: who forks next waits
+_forking: list[Index] = []  # those whose locks the forking thread holds
 _inherited: list[_Connection] = []
 
 
@@ -277,18 +289,22 @@ def _before_fork() -> None:
     _all_lock.acquire()
     for index in _all:
         index._before_fork()
+        _forking.append(index)
 
 
 def _after_fork_in_parent() -> None:
-    for index in _all:
-        index._after_fork()
+    while _forking:
+        _forking.pop()._after_fork()
     _all_lock.release()
 
 
 def _after_fork_in_child() -> None:
+    # uWSGI forks in C, and calls this without the first of the three.
+    global _all_lock
+    _all_lock = threading.Lock()
+    _forking.clear()
     for index in _all:
         index._begin_in_child()
-    _all_lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

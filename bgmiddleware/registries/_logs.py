@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from ..errors import RegistryError
+from ._bounds import Bounds
 from .base import Piece
 
 __all__ = ["Log", "Spool"]
@@ -18,36 +19,29 @@ _LEAST_TAIL = 4096
 
 
 class Log:
-    """An append-only byte log that keeps its first and its last bytes.
+    """An append-only byte log that keeps its first and its last *limit* bytes; without a limit it keeps all."""
 
-    Byte *n* lies at position *n* while n < head, and behind that in a ring of *ring* bytes: so the head stays, and the
-    ring holds the tail. Without a limit there is no ring.
-    """
-
-    __slots__ = ("_file", "_head", "_path", "_ring", "_spool", "end")
+    __slots__ = ("_bounds", "_file", "_path", "_spool", "end")
 
     def __init__(self, spool: "Spool", limit: int | None) -> None:
         self._spool = spool
-        self._head = limit // 2 if limit is not None else 0
-        self._ring = limit - self._head if limit is not None else None
+        self._bounds = None if limit is None else Bounds.of(limit)
         self._file: BinaryIO | None = io.BytesIO()
         self._path: str | None = None
         self.end = 0
 
     @property
     def dropped(self) -> tuple[int, int] | None:
-        if self._ring is None or self.end <= self._head + self._ring:
-            return None
-        return self._head, self.end - self._ring
+        return None if self._bounds is None else self._bounds.dropped(self.end)
 
     @property
     def stored(self) -> int:
         """Bytes kept."""
-        return self.end if self._ring is None else min(self.end, self._head + self._ring)
+        return self.end if self._bounds is None else min(self.end, self._bounds.size)
 
     def growth(self, size: int) -> int:
         """How many bytes more are kept when *size* bytes are added."""
-        return size if self._ring is None else min(size, self._head + self._ring - self.stored)
+        return size if self._bounds is None else min(size, self._bounds.size - self.stored)
 
     def has(self, offset: int, data: bytes) -> bool:
         """Whether *data* is what was added at *offset*, as far as it is still kept."""
@@ -67,33 +61,20 @@ class Log:
         assert self._file is not None  # noqa: S101  # sealed logs are not written to
         if self._path is None and self.stored + self.growth(len(data)) > self._spool.threshold:
             self._file, self._path = self._spool.move(self._file)
-        view = memoryview(data)
-        if self._ring is None:
-            self._write(self.end, view)
+        if self._bounds is None:
+            self._write(self.end, data)
         else:
-            head = max(0, self._head - self.end)
-            self._write(self.end, view[:head])
-            # Of a chunk that is larger than the ring only the end is written: the rest would be overwritten at once.
-            skip = max(head, len(data) - self._ring)
-            self._write(self.end + skip, view[skip:])
+            for at, position, room in self._bounds.writes(self.end, len(data)):
+                self._write(position, memoryview(data)[at : at + room])
         self.end += len(data)
 
-    def _write(self, offset: int, view: memoryview) -> None:
+    def _write(self, position: int, data: bytes | memoryview) -> None:
         assert self._file is not None  # noqa: S101  # sealed logs are not written to
+        view = memoryview(data)
         while view:
-            position, room = self._place(offset)
             self._file.seek(position)
-            written = self._file.write(view[:room])
-            offset, view = offset + written, view[written:]
-
-    def _place(self, offset: int) -> tuple[int, int | None]:
-        """Return where the byte at *offset* lies, and how many follow it there (None: all)."""
-        if self._ring is None:
-            return offset, None
-        if offset < self._head:
-            return offset, self._head - offset
-        within = (offset - self._head) % self._ring
-        return self._head + within, self._ring - within
+            written = self._file.write(view)
+            position, view = position + written, view[written:]
 
     def read(self, offset: int, limit: int) -> Piece:
         dropped = self.dropped
@@ -104,18 +85,10 @@ class Log:
             limit = min(limit, dropped[0] - offset)
         if limit <= 0:
             return Piece(offset, b"")
-        parts = []
+        places = [(offset, limit)] if self._bounds is None else self._bounds.places(offset, limit)
         file = self._file if self._file is not None else self._spool.open(self._path)
         try:
-            at = offset
-            while limit > 0:
-                position, room = self._place(at)
-                file.seek(position)
-                part = file.read(limit if room is None else min(limit, room))
-                if not part:  # an empty piece would say that this is the end
-                    raise RegistryError(f"a file of {self._spool.directory} was cut by somebody else")
-                parts.append(part)
-                at, limit = at + len(part), limit - len(part)
+            parts = [self._read(file, position, room) for position, room in places]
         except OSError as error:
             raise RegistryError(f"cannot read from {self._spool.directory}: {error}") from error
         finally:
@@ -123,12 +96,21 @@ class Log:
                 file.close()
         return Piece(offset, parts[0] if len(parts) == 1 else b"".join(parts))
 
+    def _read(self, file: BinaryIO, position: int, size: int) -> bytes:
+        file.seek(position)
+        data = file.read(size)
+        while len(data) < size:
+            part = file.read(size - len(data))
+            if not part:  # an empty piece would say that this is the end
+                raise RegistryError(f"a file of {self._spool.directory} was cut by somebody else")
+            data += part
+        return data
+
     def stop_growing(self) -> None:
         """From now on keep no more bytes than there are, or a few: new ones replace the older ones of the tail."""
-        if self._ring is not None and self.dropped is None:
-            limit = self._head + self._ring
-            self._head = min(self._head, self.end)
-            self._ring = min(limit - self._head, max(self.end - self._head, _LEAST_TAIL))
+        if self._bounds is not None and self.dropped is None:
+            head = min(self._bounds.head, self.end)
+            self._bounds = Bounds(head, min(self._bounds.size - head, max(self.end - head, _LEAST_TAIL)))
 
     def seal(self) -> None:
         """Keep no file open: there may be thousands of ended jobs."""
