@@ -46,7 +46,7 @@ from bgmiddleware import (
     RegistryError,
 )
 from bgmiddleware._jobs import key_of
-from bgmiddleware.registries import _directory, _index, _jobfiles, _waking
+from bgmiddleware.registries import _directory, _index, _jobfiles, _layout, _waking, _writer, spool
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
 from tests.conftest import PROMISED
@@ -70,6 +70,12 @@ def make(clock: Clock, tmp_path: Path) -> Iterator[Make]:
             return stack.enter_context(SpoolRegistry(directory, **{"clock": clock, **settings}))
 
         yield make
+
+
+@pytest.fixture(autouse=True)
+def waits_are_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits would look by himself now and then: not in here."""
+    monkeypatch.setattr(spool, "_LOOK_EVERY", 1000.0)
 
 
 @pytest.fixture
@@ -184,6 +190,15 @@ def test_a_relative_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
         monkeypatch.chdir("elsewhere")
         added(registry)
     assert (tmp_path / "jobs" / "index.db").exists()
+
+
+@pytest.mark.parametrize("name", ["?mode=memory#x", "100%20", "é ☃", "\udcff", "a'b"])
+def test_a_directory_may_have_any_name(make, tmp_path, name):
+    registry = make(tmp_path / name)
+    registry.check()
+    ended(registry, output=b"output")
+    assert all_of(registry, KEY) == b"output"
+    assert (tmp_path / name / "index.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -513,7 +528,7 @@ def test_short_writes_are_continued(make, monkeypatch):
     running(registry)
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda number, data, at: whole(number, data[: max(1, len(data) // 2)], at))
-    monkeypatch.setattr(_jobfiles, "_packed", lambda ends, packed=_jobfiles._packed: _Whole(packed(ends)))
+    monkeypatch.setattr(_writer, "packed_ends", lambda ends, packed=_layout.packed_ends: _Whole(packed(ends)))
     write(registry, KEY, b"0123456789")
     monkeypatch.undo()
     assert all_of(registry, KEY) == b"0123456789"
@@ -769,7 +784,7 @@ def test_what_comes_after_the_end_was_written_down_is_not_shown(make, directory)
     before = registry.get(KEY)
     files = _jobfiles.JobFiles(registry.directory, KEY, 1)
     files.unseal()  # a writer that was stopped before it looked at the seal
-    writer = _jobfiles.Writer(files, RUNNER, 1.0)
+    writer = _writer.Writer(files, RUNNER, 1.0)
     writer.append(Channel.BODY, 0, b"late")
     writer.close()
     assert registry.get(KEY) == before
@@ -785,14 +800,14 @@ def test_an_append_that_is_stopped_before_it_looks_at_the_seal_is_refused_and_sp
     registry, other = make(directory, max_output=10), make(directory)
     running(registry)
     write(registry, KEY, b"0123456789abc")
-    look = _jobfiles._is_sealed
+    look = _writer.is_sealed
 
     def ended_just_before(number: int) -> bool:
-        monkeypatch.setattr(_jobfiles, "_is_sealed", look)
+        monkeypatch.setattr(_writer, "is_sealed", look)
         assert other.finish(KEY, RUNNER, JobState.LOST)
         return look(number)
 
-    monkeypatch.setattr(_jobfiles, "_is_sealed", ended_just_before)
+    monkeypatch.setattr(_writer, "is_sealed", ended_just_before)
     with pytest.raises(Fenced):
         registry.append(KEY, Channel.OUTPUT, 13, data, runner=RUNNER)
     job = other.get(KEY)
@@ -804,15 +819,15 @@ def test_an_append_that_is_stopped_before_it_looks_at_the_seal_is_refused_and_sp
 def test_an_append_that_was_written_before_the_seal_is_found_by_who_ends_the_job(make, directory, monkeypatch):
     registry, other = make(directory), make(directory)
     running(registry)
-    look = _jobfiles._is_sealed
+    look = _writer.is_sealed
 
     def ended_just_after(number: int) -> bool:
-        monkeypatch.setattr(_jobfiles, "_is_sealed", look)
+        monkeypatch.setattr(_writer, "is_sealed", look)
         sealed = look(number)
         assert other.finish(KEY, RUNNER, JobState.LOST)
         return sealed
 
-    monkeypatch.setattr(_jobfiles, "_is_sealed", ended_just_after)
+    monkeypatch.setattr(_writer, "is_sealed", ended_just_after)
     assert registry.append(KEY, Channel.OUTPUT, 0, b"acknowledged", runner=RUNNER) == 12
     assert all_of(other, KEY) == b"acknowledged"
 
@@ -820,13 +835,13 @@ def test_an_append_that_was_written_before_the_seal_is_found_by_who_ends_the_job
 def test_a_request_that_comes_while_its_job_is_claimed_is_refused(make, directory, monkeypatch):
     registry, other = make(directory), make(directory)
     added(registry)
-    look = _jobfiles._is_sealed
+    look = _writer.is_sealed
 
     def claimed_just_before(number: int) -> bool:
         assert other.claim(KEY, RUNNER)
         return look(number)
 
-    monkeypatch.setattr(_jobfiles, "_is_sealed", claimed_just_before)
+    monkeypatch.setattr(_writer, "is_sealed", claimed_just_before)
     with pytest.raises(Fenced):
         registry.append(KEY, Channel.REQUEST, 0, b"request")
 
@@ -855,6 +870,32 @@ def test_a_ring_that_is_overwritten_while_it_is_read_gives_no_wrong_byte(make, d
     stop.set()
     assert done(writing) > 5000
     assert offset > 5000
+
+
+def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(directory):
+    """As uWSGI does: nothing of Python is told before it."""
+    script = """
+        import ctypes, os, sys
+        from bgmiddleware import Channel, Job, JobState
+        from bgmiddleware.registries.spool import SpoolRegistry
+        key = "0" * 32
+        registry = SpoolRegistry(sys.argv[1])
+        registry.add(Job(key, "title"))
+        registry.claim(key, "runner")
+        registry.append(key, Channel.OUTPUT, 0, b"parent ", runner="runner")
+        pid = ctypes.PyDLL(None).fork()
+        if not pid:
+            registry.append(key, Channel.OUTPUT, 7, b"child ", runner="runner")
+            os._exit(0 if registry._store._index._pid == os.getpid() else 1)
+        code = os.waitpid(pid, 0)[1]
+        registry.append(key, Channel.OUTPUT, 13, b"parent", runner="runner")
+        registry.finish(key, "runner", JobState.FINISHED)
+        print(code, registry.read(key, Channel.OUTPUT, 0).data.decode())
+        registry.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(directory)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+    assert (said.stdout, said.stderr) == ("0 parent child parent\n", "")
 
 
 def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory):
@@ -930,9 +971,10 @@ def test_the_database_of_something_else_is_left_alone(make, directory):
     refused(make(directory), "index.db is the database of something else")
     (directory / "index.db").write_bytes(b"no database at all, but long enough to be looked at" * 100)
     registry = make(directory)
-    for use in (registry.check, registry.jobs):
-        with pytest.raises(RegistryError, match="file is not a database"):
-            use()
+    with pytest.raises(ConfigurationError, match="file is not a database"):
+        registry.check()
+    with pytest.raises(RegistryError, match="file is not a database"):
+        registry.jobs()
 
 
 def test_a_secret_that_was_cut_is_an_error(make, directory):
@@ -1093,9 +1135,9 @@ def test_a_runner_that_was_fenced_off_keeps_no_file_open(make, directory, clock)
     write(registry, KEY, b"x")
     clock.advance(1.0)
     assert other.evict() == (1, 0)
-    assert registry._writers
+    assert registry._store.writers._open
     assert registry.renew(KEY, RUNNER, lease=1.0).ok is False
-    assert registry._writers == {}
+    assert registry._store.writers._open == {}
 
 
 def test_eight_threads_that_append_at_one_offset_add_it_once(make):

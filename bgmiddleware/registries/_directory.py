@@ -65,6 +65,8 @@ class Directory:
         try:
             with open(number, "wb") as file:
                 file.write(secrets.token_bytes(_SECRET_BYTES))
+                file.flush()
+                os.fsync(number)  # it outlives everything else
             with contextlib.suppress(FileExistsError):
                 os.link(own, path)
         finally:

@@ -184,7 +184,11 @@ class _Connection:
     def __init__(self, path: str, lock_path: str, patience: float, identity: tuple[int, int]) -> None:
         self.identity = identity
         self.database = sqlite3.connect(
-            f"file:{quote(path)}?mode=rw", uri=True, timeout=patience, isolation_level=None, check_same_thread=False
+            f"file:{quote(os.fsencode(path))}?mode=rw",
+            uri=True,
+            timeout=patience,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -277,6 +281,7 @@ def _statements(script: str) -> Iterator[str]:
 
 _all: "weakref.WeakSet[Index]" = weakref.WeakSet()
 _all_lock = threading.Lock()  # guards it, and is held while the process forks: who forks next waits
+_forking: list[Index] = []  # those whose locks the forking thread holds
 _inherited: list[_Connection] = []
 
 
@@ -284,18 +289,22 @@ def _before_fork() -> None:
     _all_lock.acquire()
     for index in _all:
         index._before_fork()
+        _forking.append(index)
 
 
 def _after_fork_in_parent() -> None:
-    for index in _all:
-        index._after_fork()
+    while _forking:
+        _forking.pop()._after_fork()
     _all_lock.release()
 
 
 def _after_fork_in_child() -> None:
+    # uWSGI forks in C, and calls this without the first of the three.
+    global _all_lock
+    _all_lock = threading.Lock()
+    _forking.clear()
     for index in _all:
         index._begin_in_child()
-    _all_lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

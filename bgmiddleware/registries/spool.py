@@ -6,7 +6,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import ClassVar, TypeVar
 
@@ -21,21 +21,20 @@ from ..errors import (
     RegistryError,
 )
 from . import _rows
-from ._directory import Directory
-from ._index import Index
-from ._jobfiles import Ends, JobFiles, Sealed, Writer, look
+from ._jobfiles import look
+from ._layout import Ends
 from ._rows import Row
+from ._store import Change, Store, storage_errors, trouble
 from ._waking import Waking
+from ._writer import Sealed, Writer
 from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal
 
 __all__ = ["SpoolRegistry"]
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-_FILE = re.compile(r"[0-9a-f]{32}\.([0-9]+)(?:\.[a-z]+)?")
 _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10  # each may be some files to remove, and a request waits
 _LOOK_EVERY = 5.0
-_ROWS_AT_ONCE = 200
 
 T = TypeVar("T")
 
@@ -84,26 +83,18 @@ class SpoolRegistry(Registry):
                 raise ConfigurationError.of_setting(name, value, "a number above 0")
         self.max_bytes = max_bytes
         self.busy_timeout = busy_timeout
-        self._directory = Directory(directory)
-        self._index = Index(self._directory.path, busy_timeout)
+        self._store = Store(directory, busy_timeout)
         self._waking = Waking(look)
-        self._prepared = False
-        # Those of this process: a forked child has copies of its parent's, whose locks would be its parent's too.
-        self._writers: dict[tuple[int, str], Writer] = {}
         self._evicted_at = -_EVICT_EVERY  # by the monotonic clock
-        self._shards = itertools.cycle(f"{number:02x}" for number in range(256))
 
     @property
     def directory(self) -> str:
         """The absolute path."""
-        return self._directory.path
+        return self._store.path
 
     def check(self) -> None:
         """Raise ``ConfigurationError`` where the directory cannot be used, or made. Makes nothing."""
-        if self._directory.check():
-            with _storage_errors():
-                self._index.check()
-            self._index.close()
+        self._store.check()
 
     # The primitives.
 
@@ -112,7 +103,7 @@ class SpoolRegistry(Registry):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
         now = self.clock()
         job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
-        with self._changing() as change:
+        with self._store.changing() as change:
             self._evict_now_and_then(change, now)
             taken = _rows.find(change.database, job.key)
             if taken is not None:
@@ -123,31 +114,29 @@ class SpoolRegistry(Registry):
             row = _rows.insert(change.database, job)
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file
             # without its row, which is cleaned up.
-            self._files(row).create(self.max_output)
+            self._store.files(row).create(self.max_output)
         return job
 
     def get(self, key: str) -> Job:
         return self._look(key)[1]
 
     def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
-        with _storage_errors():
+        with storage_errors():
             if channel is Channel.REQUEST:
                 return self._append_request(key, offset, data)
             limit = self.max_result if channel is Channel.BODY else None
             while True:
-                writer = self._writers.get((os.getpid(), key))
-                if writer is None or writer.runner != runner:
-                    writer = self._open_writer(key, runner)
+                writer = self._store.writers.get(key, runner) or self._open_writer(key, runner)
                 try:
                     return writer.append(channel, offset, data, limit)
                 except Sealed:
-                    self._close_writer(key)
+                    self._store.writers.close(key)
                     self._unseal(key, runner)
 
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         def read(row: Row) -> Piece:
             ends = Ends.of_job(row.job) if row.job.state.ended else None
-            return self._files(row).read(channel, offset, limit, ends)
+            return self._store.files(row).read(channel, offset, limit, ends)
 
         return self._with_files(key, read)
 
@@ -156,7 +145,7 @@ class SpoolRegistry(Registry):
         row, job = self._look(key)
         if job.output_end > offset or job.state.ended or timeout <= 0:
             return job
-        with self._waking.watch(self._files(row).path) as wait_for_change:
+        with self._waking.watch(self._store.files(row).path) as wait_for_change:
             while True:
                 job = self.get(key)
                 left = deadline - time.monotonic()
@@ -181,8 +170,8 @@ class SpoolRegistry(Registry):
         receipt: Mapping[str, str | float] | None = None,
     ) -> bool:
         if to.ended:
-            self._close_writer(key)
-        with self._changing() as change:
+            self._store.writers.close(key)
+        with self._store.changing() as change:
             now = self.clock()
             row = self._find(change.database, key)
             job = row.job
@@ -208,23 +197,23 @@ class SpoolRegistry(Registry):
         return True
 
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
-        with self._changing() as change:
+        with self._store.changing() as change:
             row = self._find(change.database, key)
             job = row.job
             cancel = job.cancel_requested_at is not None
-            if job.state is not JobState.RUNNING or job.runner != runner:
-                self._close_writer(key)
-                return Renewal(False, cancel)
-            if lease is not None or progress is not None:
+            ok = job.state is JobState.RUNNING and job.runner == runner
+            if ok and (lease is not None or progress is not None):
                 until = job.lease_expires_at if lease is None else self.clock() + lease
                 job = replace(job, lease_expires_at=until, progress=progress or job.progress)
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
-                _rows.store(change.database, row, job, self._files(row).ends().kept)
+                _rows.store(change.database, row, job, self._store.files(row).ends().kept)
                 self._keep_max_bytes(change, row)
-        return Renewal(True, cancel)
+        if not ok:
+            self._store.writers.close(key)
+        return Renewal(ok, cancel)
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
-        with self._changing() as change:
+        with self._store.changing() as change:
             now = self.clock()
             row = self._find(change.database, key)
             job = row.job.as_of(now)
@@ -236,17 +225,17 @@ class SpoolRegistry(Registry):
         return job.state
 
     def position(self, key: str) -> int:
-        with self._reading() as database:
+        with self._store.reading() as database:
             row = self._find(database, key)
             waits = row.job.as_of(self.clock()).state is JobState.PENDING
             return _rows.place(database, row) if waits else 0
 
     def take_cookies(self, key: str) -> bool:
-        with self._changing() as change:
+        with self._store.changing() as change:
             return _rows.take_cookies(change.database, self._find(change.database, key))
 
     def discard(self, key: str) -> bool:
-        with self._changing() as change:
+        with self._store.changing() as change:
             row = _rows.find(change.database, key)
             if row is None or row.job.state is JobState.RUNNING or row.job.has_expired(self.clock()):
                 return False
@@ -255,55 +244,28 @@ class SpoolRegistry(Registry):
 
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         now = self.clock()
-        rows = (row for row in self._newest_first(state) if state in (None, row.job.as_of(now).state))
+        rows = (row for row in self._store.newest_first(state) if state in (None, row.job.as_of(now).state))
         asked_for = (row for row in rows if not row.job.has_expired(now))
         found = []
         for row in itertools.islice(asked_for, skip, skip + limit):
-            with contextlib.suppress(FileNotFoundError):  # it is gone by now
+            with storage_errors(), contextlib.suppress(FileNotFoundError):  # it is gone by now
                 found.append(self._as_read(row, now))
         return found
 
     def evict(self, limit: int = 1000) -> Evicted:
-        with self._changing() as change:
+        with self._store.changing() as change:
             evicted = self._evict(change, self.clock(), limit)
-        self._clean_up(next(self._shards))
+        self._store.clean_up()
         return evicted
 
     def close(self) -> None:
-        for name in list(self._writers):
-            writer = self._writers.pop(name, None)
-            if writer is not None:
-                writer.close()
         self._waking.close()
-        self._index.close()
+        self._store.close()
 
     def secret(self) -> bytes:
-        self._prepare()
-        with _storage_errors():
-            return self._directory.secret()
+        return self._store.secret()
 
     # Looking.
-
-    def _prepare(self) -> None:
-        if not self._prepared:
-            self._directory.prepare()
-            with _storage_errors():
-                self._index.prepare()
-            self._prepared = True
-        elif not os.path.exists(self._index.path):
-            # Somebody removed it all. The directory is not made again: what it is in may be a disk that is not there
-            # just now.
-            with _storage_errors():
-                self._index.prepare()
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        self._prepare()
-        with self._index.reading() as database:
-            yield database
-
-    def _files(self, row: Row) -> JobFiles:
-        return JobFiles(self.directory, row.job.key, row.number)
 
     def _find(self, database: sqlite3.Connection, key: str) -> Row:
         row = _rows.find(database, key)
@@ -319,40 +281,30 @@ class SpoolRegistry(Registry):
 
     def _with_files(self, key: str, look: Callable[[Row], T]) -> T:
         """Return what *look* finds of a job whose row is given to it."""
-        with self._reading() as database:
+        with self._store.reading() as database:
             row = self._find(database, key)
         while True:
             try:
                 return look(row)
             except FileNotFoundError as error:
-                with self._reading() as database:
+                with self._store.reading() as database:
                     again = self._find(database, key)
                 if again == row:
                     raise RegistryError(f"{error.filename} was removed by somebody else") from error
                 row = again  # it ended just now, or made room for another one
             except OSError as error:
-                raise _trouble(error) from error
+                raise trouble(error) from error
 
     def _as_read(self, row: Row, now: float) -> Job:
         # The state was read before the ends are: who sees an end sees everything.
-        job = row.job if row.job.state.ended else _with_ends(row.job, self._files(row).ends())
+        job = row.job if row.job.state.ended else _with_ends(row.job, self._store.files(row).ends())
         return job.as_of(now)
-
-    def _newest_first(self, state: JobState | None) -> Iterator[Row]:
-        before = None
-        while True:
-            with self._reading() as database:
-                rows = _rows.newest(database, state, before, _ROWS_AT_ONCE)
-            if not rows:
-                return
-            yield from rows
-            before = rows[-1].number
 
     # Writing bytes.
 
     def _append_request(self, key: str, offset: int, data: bytes) -> int:
         row = self._find_pending(key)
-        writer = Writer(self._files(row), "", self.busy_timeout)
+        writer = Writer(self._store.files(row), "", self.busy_timeout)
         try:
             end = writer.append(Channel.REQUEST, offset, data)
         except Sealed:
@@ -363,56 +315,33 @@ class SpoolRegistry(Registry):
         return end
 
     def _find_pending(self, key: str) -> Row:
-        with self._reading() as database:
+        with self._store.reading() as database:
             row = self._find(database, key)
         if row.job.as_of(self.clock()).state is not JobState.PENDING:
             raise Fenced(key)
         return row
 
     def _open_writer(self, key: str, runner: str) -> Writer:
-        with self._reading() as database:
+        with self._store.reading() as database:
             row = self._find(database, key)
         if row.job.state is not JobState.RUNNING or row.job.runner != runner:
             raise Fenced(key)
-        writer = Writer(self._files(row), runner, self.busy_timeout)
-        self._close_writer(key)
-        self._writers[os.getpid(), key] = writer
-        return writer
-
-    def _close_writer(self, key: str) -> None:
-        writer = self._writers.pop((os.getpid(), key), None)
-        if writer is not None:
-            writer.close()
+        return self._store.writers.add(Writer(self._store.files(row), runner, self.busy_timeout))
 
     def _unseal(self, key: str, runner: str) -> None:
         """Take away the seal of somebody who was to end the job and did not come to it; ``Fenced`` if he did."""
-        with self._changing() as change:  # nobody else is about to end it now
+        with self._store.changing() as change:  # nobody else is about to end it now
             row = self._find(change.database, key)
             if row.job.state is not JobState.RUNNING or row.job.runner != runner:
                 raise Fenced(key)
-            self._files(row).unseal()
+            self._store.files(row).unseal()
 
     # Changing.
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator["_Change"]:
-        """Change the index; when that is done, the files, and wake who waits."""
-        self._prepare()
-        with _storage_errors(), self._index.writing() as database:
-            change = _Change(database)
-            yield change
-        for row in change.ended:
-            self._close_writer(row.job.key)
-            self._files(row).remove(Channel.REQUEST)
-        for row in change.changed:
-            self._files(row).stamp()
-        for row in change.gone:
-            self._files(row).remove()
-
-    def _end(self, change: "_Change", row: Row, job: Job) -> None:
+    def _end(self, change: Change, row: Row, job: Job) -> None:
         """Write down that a job has ended as *job* says; its TTL begins."""
         try:
-            ends = self._files(row).seal()._replace(request=0)
+            ends = self._store.files(row).seal()._replace(request=0)
         except FileNotFoundError:  # somebody removed it: then nothing is kept, and yet the job must end
             ends = Ends()
         job = _with_ends(job, ends)
@@ -420,7 +349,7 @@ class SpoolRegistry(Registry):
         change.store(row, job, ends.kept)
         change.ended.append(row)
 
-    def _evict(self, change: "_Change", now: float, limit: int) -> Evicted:
+    def _evict(self, change: Change, now: float, limit: int) -> Evicted:
         lost = evicted = 0
         for row in _rows.due(change.database, now, limit):
             if row.job.state.ended:
@@ -431,7 +360,7 @@ class SpoolRegistry(Registry):
                 lost += 1
         return Evicted(lost, evicted)
 
-    def _evict_now_and_then(self, change: "_Change", now: float) -> None:
+    def _evict_now_and_then(self, change: Change, now: float) -> None:
         # By the monotonic clock: when the wall clock is set back, it would be long until the next time.
         instant = time.monotonic()
         is_full = _rows.totals(change.database)[0] >= self.max_jobs
@@ -440,7 +369,7 @@ class SpoolRegistry(Registry):
         ):
             self._evicted_at = instant  # else there is more: the next one goes on
 
-    def _make_room(self, change: "_Change") -> None:
+    def _make_room(self, change: Change) -> None:
         """Forget ended jobs until there is room for one more; ``QueueFull`` where there are none left."""
         while True:
             jobs, kept = _rows.totals(change.database)
@@ -451,50 +380,17 @@ class SpoolRegistry(Registry):
                     raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
                 raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
 
-    def _keep_max_bytes(self, change: "_Change", grown: Row) -> None:
+    def _keep_max_bytes(self, change: Change, grown: Row) -> None:
         """Forget jobs that ended before the one that has *grown*: what ends just now shall be seen."""
         while _rows.totals(change.database)[1] > self.max_bytes and self._forget_first_ended(change, but=grown):
             pass
 
-    def _forget_first_ended(self, change: "_Change", *, but: Row | None = None) -> bool:
+    def _forget_first_ended(self, change: Change, *, but: Row | None = None) -> bool:
         row = _rows.first_ended(change.database)
         if row is None or (but is not None and row.number == but.number):
             return False
         change.forget(row, remembered=self.max_jobs)
         return True
-
-    def _clean_up(self, shard: str) -> None:
-        """Remove files of jobs that are gone, and requests of jobs that have ended: they were left by processes that
-        were killed after they changed the index, or before."""
-        directory = os.path.join(self.directory, shard)
-        with _storage_errors(), contextlib.suppress(FileNotFoundError):
-            names = {name: int(match[1]) for name in os.listdir(directory) if (match := _FILE.fullmatch(name))}
-            with self._reading() as database:
-                left = _left_behind(database, names)
-            if left:
-                with self._index.writing() as database:  # nobody is about to add a job now
-                    for name in _left_behind(database, left):
-                        os.unlink(os.path.join(directory, name))
-
-
-class _Change:
-    """A change of the index, and what is to be done after it."""
-
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self.database = database
-        self.changed: list[Row] = []
-        self.ended: list[Row] = []
-        self.gone: list[Row] = []
-
-    def store(self, row: Row, job: Job, kept: int | None = None) -> None:
-        """Replace a job; who waits for it is to be woken."""
-        _rows.store(self.database, row, job, kept)
-        self.changed.append(row)
-
-    def forget(self, row: Row, *, remembered: int) -> None:
-        """Remove a job; its files are to be removed."""
-        _rows.forget(self.database, row, remembered=remembered)
-        self.gone.append(row)
 
 
 def _with_ends(job: Job, ends: Ends) -> Job:
@@ -508,24 +404,3 @@ def _is_group_full(database: sqlite3.Connection, groups: Mapping[str, int], now:
             for group in counted.keys() & job.groups.keys():
                 counted[group] += 1
     return any(counted[group] >= most for group, most in groups.items())
-
-
-def _left_behind(database: sqlite3.Connection, names: Mapping[str, int]) -> dict[str, int]:
-    states = _rows.states(database, set(names.values()))
-
-    def is_left(name: str, number: int) -> bool:
-        return number not in states or (name.endswith(f".{Channel.REQUEST}") and states[number].ended)
-
-    return {name: number for name, number in names.items() if is_left(name, number)}
-
-
-@contextlib.contextmanager
-def _storage_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _trouble(error) from error
-
-
-def _trouble(error: OSError) -> RegistryError:
-    return RegistryError(f"{error.filename or 'the spool directory'}: {error.strerror}")
