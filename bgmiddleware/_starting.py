@@ -22,6 +22,8 @@ from . import marks
 from ._capture import write_late
 from ._context import entrances
 from ._jobs import Channel, Job, key_of, new_token
+from ._keeper import LEASE
+from ._options import Limits
 from ._recording import RecordedRequest, record_request, rewound, title_of
 from ._runner import Run, Work, call_function, replay_request
 from ._serving import (
@@ -39,6 +41,7 @@ from ._serving import (
     retry_after,
     status_answer,
 )
+from ._waiting import Waiting
 from .errors import (
     BadRequestBody,
     ConfigurationError,
@@ -52,9 +55,8 @@ from .errors import (
 from .owners import CookieOwner
 from .registries.base import END, PAGE_BYTES, Registry
 
-__all__ = ["Limits", "Starter", "WSGIApplication"]
+__all__ = ["Starter", "WSGIApplication"]
 
-Limits = tuple[tuple[str, marks.Mark, int], ...]
 WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
@@ -86,6 +88,7 @@ class Starter:
     secret: bytes | None = field(repr=False)
     """From which the tokens of jobs that can be joined are made, so that nobody else can make them; None: the
     registry has one."""
+    waiting: Waiting
     flights: "_Flights" = field(default_factory=lambda: _Flights(), repr=False)
     dropped: "_Dropped" = field(default_factory=lambda: _Dropped(), repr=False)
 
@@ -95,7 +98,7 @@ class Starter:
         if refused is not None:
             return refused
         try:
-            request = record_request(environ, self.max_body)
+            request = self._recorded(environ)
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
@@ -130,11 +133,17 @@ class Starter:
         if not self._may_join(environ):
             return self._start(environ, None, run, 0.0)
         try:
-            request = _recorded_again(environ, self.max_body)
+            # Again: the app may have read it.
+            request = self._recorded({**environ, "wsgi.input": rewound(environ["wsgi.input"])})
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
         with request.body:
             return self._start(environ, request, run, 0.0)
+
+    def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
+        """Record a request as it may be kept. Raises ``BadRequestBody``."""
+        request = record_request(environ, self.max_body)
+        return replace(request, environ=self.site.without_tokens(request.environ))
 
     def _may_join(self, environ: Mapping[str, Any]) -> bool:
         """Whether this request could be a repetition of another one."""
@@ -249,15 +258,15 @@ class Starter:
             return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(full.retry_after))
         except RegistryFull as full:
             return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(60.0))
-        except RegistryError:
-            _log.exception("a request could not be stored")
+        except RegistryError as error:
+            _log.error("a request could not be stored: %s", error)
             return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
         try:
             return self._answer_begun(environ, token, job, owner, cookie, promote_after)
         except (JobExpired, JobNotFound):  # it ended, and its place was needed before this client was told
             return problem(environ, 410, "expired", "The job ended, and is forgotten already.")
-        except RegistryError:
-            _log.exception("a job could not be read")
+        except RegistryError as error:
+            _log.error("a job could not be read: %s", error)
             return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
 
     def _answer_begun(
@@ -286,7 +295,8 @@ class Starter:
     def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[str], Run]) -> Job:
         """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
         registry = self.site.registry
-        job = registry.add(job)
+        must_hold = registry.shared and self.site.executor.keeps_queue
+        job = registry.add(job, lease=LEASE) if must_hold else registry.add(job)
         try:
             offset = 0
             for chunk in request.chunks() if request else ():
@@ -295,6 +305,8 @@ class Starter:
         except BaseException:
             registry.discard(job.key)
             raise
+        if must_hold:
+            self.waiting.hold(job.key)
         return job
 
     def _begin_or_join(
@@ -381,9 +393,16 @@ class _Flights:
 
     def __init__(self, most: int = 10_000) -> None:
         self._most = most
-        self.beginning = threading.Lock()  # held from adding a job that others may join until it is submitted
+        self._beginning: dict[int, threading.Lock] = {}  # by process
         self._lock = threading.Lock()  # guards what follows
         self._last: OrderedDict[str, int] = OrderedDict()
+
+    @property
+    def beginning(self) -> threading.Lock:
+        """A lock that is held from adding a job that others may join until it is submitted."""
+        # Made by its first use in a process. Where gunicorn loads the app before it forks (--preload), gevent comes
+        # after that: who waited for a lock of before would stop all greenlets, the one that holds it too.
+        return self._beginning.setdefault(os.getpid(), threading.Lock())
 
     def last(self, flight: str) -> int:
         """Return the number of the last one, 0 if none was begun."""
@@ -427,11 +446,6 @@ class _Dropped:
             " BackgroundMiddleware",
             ", ".join(keys),
         )
-
-
-def _recorded_again(environ: Mapping[str, Any], max_body: int) -> RecordedRequest:
-    """Record a request whose body the app may have read. Raises ``BadRequestBody``."""
-    return record_request({**environ, "wsgi.input": rewound(environ["wsgi.input"])}, max_body)
 
 
 def _credentials(environ: Mapping[str, Any]) -> list[str]:

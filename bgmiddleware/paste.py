@@ -83,15 +83,24 @@ def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
     return _imported("authorize", text)
 
 
+def _page(text: str) -> Any:
+    return _named("page", text)  # whether it can be one, the middleware says
+
+
 def _imported(setting: str, text: str) -> Callable[[Mapping[str, Any]], Any]:
     """Return the function of the environ that ``python:MODULE:NAME`` names."""
-    kind, _, name = text.partition(":")
-    if kind != "python":
-        raise ValueError(text)
-    function: Callable[[Mapping[str, Any]], Any] = loaded(setting, name, "python:MODULE:NAME")
+    function: Callable[[Mapping[str, Any]], Any] = _named(setting, text)
     if not callable(function):
         raise ConfigurationError.of_setting(setting, text, "a function of the environ")
     return function
+
+
+def _named(setting: str, text: str) -> Any:
+    """Return what ``python:MODULE:NAME`` names."""
+    kind, _, name = text.partition(":")
+    if kind != "python":
+        raise ValueError(text)
+    return loaded(setting, name, "python:MODULE:NAME")
 
 
 def _marks(text: str) -> list[marks.Mark]:
@@ -131,6 +140,8 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),
     "version": (str, "a text", "middleware"),
     "secret": (str, "at least 16 characters", "middleware"),
+    "page": (_page, "python:MODULE:NAME", "middleware"),
+    "assets": (str, "inline or external", "middleware"),
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
     "token_name": (str, "letters, digits and -._~", "middleware"),

@@ -170,6 +170,14 @@ def view_descriptors(environ: dict[str, Any]) -> bytes:
     return b""
 
 
+def view_alternates(environ: dict[str, Any]) -> bytes:
+    """Print by turns in Python and below it, often enough to meet whoever looks into the output meanwhile."""
+    for number in range(0, 200_000, 2):
+        print(number)
+        os.write(1, b"%d\n" % (number + 1))
+    return b""
+
+
 def view_dies(environ: dict[str, Any]) -> bytes:
     """Be killed together with the process, in mid-line, when the test says so."""
     print("the first words")

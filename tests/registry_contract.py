@@ -295,6 +295,41 @@ class RegistryContract:
             registry.get(KEY)
         assert registry.evict() == (0, 1)
 
+    def test_a_job_that_waits_in_a_process_that_vanished_is_lost_never_started(self, registry, clock):
+        registry.add(Job(KEY, "one"), lease=15.0)
+        clock.advance(14.99)
+        assert registry.get(KEY).state is JobState.PENDING
+        assert registry.evict() == (0, 0)
+        clock.advance(0.01)
+        assert (registry.get(KEY).state, registry.get(KEY).reason) == (JobState.LOST, "never started")
+        assert registry.claim(KEY, RUNNER) is False
+        assert registry.evict() == (1, 0)
+        assert registry.renew(KEY, "", lease=15.0).ok is False
+
+    def test_a_job_waits_as_long_as_its_process_says_that_it_is_there(self, registry, clock):
+        registry.add(Job(KEY, "one"), lease=5.0)
+        clock.advance(4.0)
+        assert registry.renew(KEY, "", lease=5.0) == (True, False)
+        clock.advance(4.99)
+        assert registry.get(KEY).state is JobState.PENDING
+        assert registry.evict() == (0, 0)
+        clock.advance(1.0)
+        assert registry.get(KEY).state is JobState.LOST
+        assert registry.renew(KEY, "", lease=5.0).ok  # late, as of a laptop that slept
+        assert registry.get(KEY).state is JobState.PENDING
+        assert registry.position(KEY) == 1
+        assert registry.claim(KEY, RUNNER, lease=15.0)
+        assert registry.renew(KEY, "", lease=5.0).ok is False
+
+    def test_a_job_waits_no_longer_than_its_pending_ttl_whoever_is_there(self, registry, clock):
+        assert registry.add(Job(KEY, "one"), lease=1000.0).expires_at == clock.now + 20.0
+        clock.advance(19.0)
+        assert registry.renew(KEY, "", lease=5.0).ok
+        clock.advance(0.99)
+        assert registry.get(KEY).state is JobState.PENDING
+        clock.advance(0.01)
+        assert registry.get(KEY).state is JobState.LOST
+
     def test_a_job_that_was_claimed_in_time_outlives_its_pending_ttl(self, registry, clock):
         added(registry)
         clock.advance(19.99)
@@ -687,12 +722,12 @@ class RegistryContract:
     def test_a_wait_notices_by_itself_that_a_lease_ran_out(self, make):
         registry = make(clock=time.time)
         running(registry, lease=0.05)
-        assert registry.wait(KEY, 0, LONG).state is JobState.LOST
+        assert done(begun(registry.wait, KEY, 0, LONG)).state is JobState.LOST
 
     def test_a_wait_notices_by_itself_that_a_job_never_started(self, make):
         registry = make(clock=time.time, pending_ttl=0.05)
         added(registry)
-        assert registry.wait(KEY, 0, LONG).reason == "never started"
+        assert done(begun(registry.wait, KEY, 0, LONG)).reason == "never started"
 
     # States.
 
@@ -1197,6 +1232,16 @@ class RegistryContract:
         assert registry.page(KEY, 4, limit=3).piece == (4, b"456")
         assert registry.page(KEY, 9).piece == (9, b"9")
         assert registry.page(KEY, 9).job.output_end == 10
+
+    def test_a_page_of_a_job_that_was_just_read_does_not_look_at_it_again(self, registry):
+        running(registry)
+        write(registry, KEY, b"0123456789")
+        job = registry.get(KEY)
+        write(registry, KEY, b"abc")
+        page = registry.page(KEY, -2, job=job)
+        assert page.job is job
+        assert page.piece == (8, b"89abc"), "all that there is, but its beginning is that of then"
+        assert registry.page(KEY, 11, job=job).piece == (10, b"abc"), "behind the end of then is at the end of then"
 
     def test_a_page_at_the_end_or_behind_it_is_empty_and_at_the_end(self, registry):
         running(registry)

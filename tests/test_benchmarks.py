@@ -18,6 +18,7 @@ from tests.redis_server import needs_redis_server
         ("executors --jobs 1 --times 2 --lines 10 --kinds thread process", "to the viewer"),
         ("executors --jobs 1 --times 2 --lines 10 --kinds rq celery", "bare engine"),
         ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
+        ("viewers --rounds 1 --viewers 6 --idle 0.1 --arrival 0.1 --seconds 1.2", "Starved viewers: 0"),
     ],
 )
 def test_a_benchmark_prints_its_table(command: str, said: str) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from bgmiddleware import JobCancelled, MemoryRegistry, current_job, detached, progress
 from bgmiddleware._capture import ForegroundOutput, current_output, install, use_output, write_late
-from bgmiddleware._capture._files import OutputFile, collector
+from bgmiddleware._capture._files import OutputFile, collector, open_output_file
 from bgmiddleware._jobs import JobState
 from tests.capturing import LONG, Kept, RunningInThread, in_thread, open_files, run_job, run_python
 
@@ -1023,6 +1023,44 @@ class TestFile:
         kept.output.end()
         assert size == 1600 * 65536
         assert left < 2 * 1024 * 1024
+
+    def test_of_a_file_that_somebody_else_reads_too_the_end_is_kept(self) -> None:
+        size = 8 * 1024 * 1024
+        number = open_output_file()
+        try:
+            file = OutputFile(number)
+            file.append(b"x" * size)
+            file.collect(lambda data: None)
+            assert os.pread(number, 2 * 1024 * 1024, size - 2 * 1024 * 1024) == b"x" * 2 * 1024 * 1024
+            assert os.fstat(number).st_blocks * 512 < 4 * 1024 * 1024
+            file.close(lambda data: None)
+        finally:
+            os.close(number)
+
+    def test_where_others_write_to_the_output_each_line_is_in_its_file_when_it_is_printed(self) -> None:
+        number = open_output_file()
+        kept = Kept()
+        kept.output.share(number)
+
+        def job() -> list[bytes]:
+            contents = []
+            print("a line")
+            contents.append(os.pread(number, 100, 0))
+            print("no ", end="")
+            contents.append(os.pread(number, 100, 0))
+            print("end", end="", flush=True)
+            contents.append(os.pread(number, 100, 0))
+            sys.stdout.buffer.write(b"bytes\n")
+            contents.append(os.pread(number, 100, 0))
+            return contents
+
+        try:
+            contents = kept.run(job)
+            kept.output.end()
+        finally:
+            os.close(number)
+        assert contents == [b"a line\n", b"a line\n", b"a line\nno end", b"a line\nno endbytes\n"]
+        assert b"".join(kept.chunks) == b"a line\nno endbytes\n"
 
     def test_a_drain_does_not_run_after_a_child_that_writes_on(self) -> None:
         """A child may write faster than its output is read: what comes during a drain is the next one's."""

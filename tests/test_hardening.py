@@ -19,6 +19,7 @@ from bgmiddleware import BackgroundMiddleware, JobState, MemoryRegistry, ThreadE
 from bgmiddleware._serving.negotiate import _remembered as remembered_accepts
 from bgmiddleware._serving.negotiate import choose
 from bgmiddleware._serving.visit import Visit
+from bgmiddleware.registries.spool import SpoolRegistry
 
 
 @pytest.fixture
@@ -284,3 +285,35 @@ def test_jobs_of_many_threads_at_once_begin_and_join_without_loss(stage: apps.St
         ended(site, targets[0])
     assert len(set(targets)) == 1
     assert stage.calls == ["/slow"]
+
+
+def test_who_reads_a_registry_finds_no_token_in_it(stage: apps.Stage, tmp_path: Path) -> None:
+    # A form of the replayed document of one job starts another one, behind a proxy that tells where it was sent to.
+    with BackgroundMiddleware(stage, when=marks.path("/slow"), registry=SpoolRegistry(tmp_path / "jobs")) as site:
+        client = InProcess(site)
+        seen = f"{start(client, '/slow?1')}&_view=result"
+        token = seen.partition("_t=")[2].partition("&")[0]
+        request = environ("POST", seen, b"a form")
+        request |= {
+            "REQUEST_URI": seen,
+            "RAW_URI": seen,
+            "HTTP_X_ORIGINAL_URI": seen,
+            "HTTP_COOKIE": f"_t={token[::-1]}",
+        }
+        request |= {"HTTP_REFERER": f"http://localhost{seen}", "HTTP_X_OF_THE_APP": "/slow?_view=own&_t=own"}
+        head: list[Any] = []
+        for _ in site(request, lambda *arguments: head.extend(arguments)):
+            pass
+        stage.entered()
+        stage.entered()
+        other = dict(head[1])["Location"].partition("_t=")[2]
+        kept = b"".join(file.read_bytes() for file in (tmp_path / "jobs").rglob("*") if file.is_file())
+        assert b"/slow?_view=own&_t=own" in kept  # it is where it is looked for
+        assert token.encode() not in kept
+        assert other.encode() not in kept
+        replayed = stage.environs[-1]
+        assert replayed["HTTP_REFERER"] == "http://localhost/slow?1"
+        for name in ("REQUEST_URI", "RAW_URI", "HTTP_X_ORIGINAL_URI"):
+            assert replayed[name] == "/slow?1"
+        assert replayed["HTTP_COOKIE"] == f"_t={token[::-1]}"
+        stage.go(2)

@@ -101,7 +101,7 @@ def registry() -> Iterator[SharedRegistry]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a job does every few seconds it does all the time here."""
-    for name in ("_RENEW_EVERY", "_LOOK_EVERY", "_COLLECT_EVERY"):
+    for name in ("RENEW_EVERY", "_LOOK_EVERY", "_COLLECT_EVERY"):
         monkeypatch.setattr(_keeper, name, 0.01)
     monkeypatch.setattr(_keeper, "_BACK_OFF", (0.001, 0.01))
 
@@ -190,7 +190,7 @@ def is_running(registry: SharedRegistry) -> Job:
 
 
 def test_a_claim_takes_a_lease(registry, monkeypatch):
-    monkeypatch.setattr(_keeper, "_RENEW_EVERY", LONG)
+    monkeypatch.setattr(_keeper, "RENEW_EVERY", LONG)
     go = threading.Event()
     run = started(registry, lambda: go.wait(LONG))
     job = is_running(registry)
@@ -309,7 +309,7 @@ def test_progress_is_told(registry):
 def test_a_registry_that_is_away_for_a_while_costs_nothing(registry, call, after_storing, monkeypatch):
     """Whatever is asked of it meanwhile, and whether or not it was done before the connection broke."""
     if call == "get":  # between two renewals a job is looked at, to hear of a cancel
-        monkeypatch.setattr(_keeper, "_RENEW_EVERY", LONG)
+        monkeypatch.setattr(_keeper, "RENEW_EVERY", LONG)
     registry.after_storing = after_storing
     back = threading.Event()
 

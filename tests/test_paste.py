@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, MemoryRegistry, ThreadExecutor
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, MemoryRegistry, ThreadExecutor, marks
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.paste import SETTINGS, filter_app_factory
 from tests.clients import ended
@@ -98,6 +98,8 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "single_flight": ("yes", lambda app: app._starter.single_flight, True),
         "dashboard": ("/_jobs", lambda app: app._is_dashboard({"PATH_INFO": "/_jobs"}), True),
         "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
+        "page": ("python:bgmiddleware.marks:always", lambda app: app._site.page, marks.always),
+        "assets": ("external", lambda app: app._site.external_assets, True),
         "registry": ("memory:", lambda app: type(app.registry), MemoryRegistry),
         "executor": ("thread", lambda app: type(app.executor), ThreadExecutor),
         "paths": ("/a/* /b", lambda app: [is_marked(app, path) for path in ("/a/1", "/b", "/c")], [True, True, False]),
@@ -190,6 +192,10 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
         ("when", "python:bgmiddleware.marks:__all__"),
         ("owner", "cookie:"),
         ("owner", "python:nosuchmodule:user"),
+        ("page", "python:bgmiddleware.marks:__all__"),
+        ("page", "python:bgmiddleware.marks:nosuchpage"),
+        ("page", "/srv/page.html"),
+        ("assets", "outside"),
         ("promote_after", "-1"),
         ("authorize", "always"),
         ("registry", "mongodb://localhost"),

@@ -413,6 +413,12 @@ def test_the_children_of_a_job_print_to_it_whatever_kind_they_are(scene: Callabl
     assert site.output(target) == b"in the job\nin a fork\nin a process by fork\nin a process by spawn\n"
 
 
+def test_what_is_printed_below_python_is_in_order_with_what_is_printed_in_it(scene: Callable[..., Scene]) -> None:
+    site = scene()
+    target = site.start("/alternates")
+    assert site.output(target) == b"".join(b"%d\n" % number for number in range(200_000))
+
+
 def test_there_is_nothing_to_read_from_stdin(scene: Callable[..., Scene]) -> None:
     site = scene()
     target = site.start("/stdin")

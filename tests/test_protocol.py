@@ -76,6 +76,7 @@ ALWAYS = {
     "X-Robots-Tag": "noindex",
 }
 OF_A_JOB = {**ALWAYS, "Vary": "Accept"}
+PAGE = {"Content-Type": "text/html; charset=utf-8", "Vary": "Accept, Accept-Language"}
 
 
 # Start.
@@ -205,7 +206,7 @@ PAGED = {**PACED, "Content-Type": TEXT, "Job-Offset": "0", "Job-Next-Offset": "7
 
 
 @rows(
-    Row("the page", asks={"accept": BROWSER}, headers={**LIVE, "Content-Type": "text/html; charset=utf-8"}),
+    Row("the page", asks={"accept": BROWSER}, headers={**LIVE, **PAGE}),
     Row("a page of the log", query="&_offset=0", headers=PAGED, text="line 1\n"),
     Row("a page of the log, paced", query="&_offset=0&_every=1.5", headers=PAGED, text="line 1\n"),
     Row(
@@ -238,7 +239,7 @@ PAGED = {**PACED, "Content-Type": TEXT, "Job-Offset": "0", "Job-Next-Offset": "7
     ),
     Row("HEAD of the log", "HEAD", headers={**PACED, "Content-Length": "7", "Content-Type": TEXT}, text=""),
     Row("HEAD of a page of it", "HEAD", "&_offset=0&_wait=30", headers=PAGED, text=""),
-    Row("HEAD of the page", "HEAD", asks={"accept": BROWSER}, headers=LIVE, text=""),
+    Row("HEAD of the page", "HEAD", asks={"accept": BROWSER}, headers={**LIVE, **PAGE}, text=""),
     Row("HEAD of the state", "HEAD", "&_view=status&_wait=30", headers=PACED, text=""),
     Row("HEAD of the result", "HEAD", "&_view=result&_wait=30", status=202, headers=PACED, text=""),
     Row("HEAD of the events", "HEAD", "&_view=events", headers=LIVE, text=""),
@@ -326,7 +327,7 @@ REPLAYED = {
 
 
 @rows(
-    Row("the page", asks={"accept": BROWSER}, headers={**OVER, "Content-Type": "text/html; charset=utf-8"}),
+    Row("the page", asks={"accept": BROWSER}, headers={**OVER, **PAGE}),
     Row("the log", headers={**OVER, "Content-Type": TEXT, "Content-Length": "7"}, text="line 1\n"),
     Row("a page of the log", query="&_offset=0&_every=1", headers=OVER_PAGED, text="line 1\n"),
     Row("nothing new", query="&_offset=7&_wait=30", headers={**OVER_PAGED, "Job-Offset": "7", "Content-Length": "0"}),
@@ -347,7 +348,7 @@ REPLAYED = {
     ),
     Row("HEAD of the log", "HEAD", headers={**OVER, "Content-Length": "7"}, text=""),
     Row("HEAD of the result", "HEAD", "&_view=result", headers=REPLAYED, text=""),
-    Row("HEAD of the page", "HEAD", asks={"accept": BROWSER}, headers=OVER, text=""),
+    Row("HEAD of the page", "HEAD", asks={"accept": BROWSER}, headers={**OVER, **PAGE}, text=""),
     Row("HEAD of the events", "HEAD", "&_view=events", headers=OVER, text=""),
     Row("the state", query="&_wait=30", asks={"accept": "application/json"}, headers=OVER),
     Row("no events are left", query="&_view=events", asks={"last_event_id": "7;done"}, status=204, text=""),
@@ -537,7 +538,7 @@ def test_each_client_gets_what_it_means(running: tuple[Client, str], name: str) 
     accept, view = ACCEPT[name]
     asks = {} if accept is None else {"accept": accept}
     reply = client.request("HEAD", target, **asks)
-    assert reply["Vary"] == "Accept"
+    assert reply["Vary"] == ("Accept, Accept-Language" if view == "page" else "Accept")
     assert reply.status == (200 if view else 406)
     if view:
         assert reply["Content-Type"] == TYPES[view]

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -49,7 +50,7 @@ from bgmiddleware._jobs import key_of
 from bgmiddleware.registries import _directory, _index, _jobfiles, _layout, _waking, _writer, spool
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
-from tests.conftest import PROMISED
+from tests.disks import mounted
 
 Make = Callable[..., SpoolRegistry]
 
@@ -293,21 +294,6 @@ def test_a_local_file_system_below_a_network_one_is_fine_and_so_is_not_to_know(m
     added(make(), "two")
 
 
-@contextmanager
-def mounted(point: Path, options: str) -> Iterator[None]:
-    """Mount a small file system; only root can."""
-    point.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(point)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        if PROMISED:
-            pytest.fail("CI=true, and nothing can be mounted")
-        pytest.skip("needs root, to mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(point)], check=True)
-
-
 def test_a_directory_that_is_read_only_is_refused_and_one_that_becomes_so_is_an_error(make, tmp_path):
     disk = tmp_path / "disk"
     with mounted(disk, "size=3m"):
@@ -328,26 +314,27 @@ def test_a_directory_that_is_read_only_is_refused_and_one_that_becomes_so_is_an_
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_user_who_is_not_root_has_a_directory_and_is_refused_those_of_others(tmp_path):
+def test_a_user_who_is_not_root_has_a_directory_and_is_refused_those_of_others():
     if os.geteuid():
         pytest.skip("needs root, to become somebody else")
-    (own := tmp_path / "own").mkdir()
-    os.chown(own, 65534, 65534)
-    (closed := tmp_path / "closed").mkdir(0o700)
-    for parent in [tmp_path, *tmp_path.parents][:-2]:
-        parent.chmod(0o755)
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            os.write(writer, "\n".join(said_of(own / "jobs", closed / "jobs", closed)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(pid, 0)
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is below a directory of mode 0700
+        place = Path(name)
+        place.chmod(0o755)
+        (own := place / "own").mkdir()
+        os.chown(own, 65534, 65534)
+        (closed := place / "closed").mkdir(0o700)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                os.write(writer, "\n".join(said_of(own / "jobs", closed / "jobs", closed)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        os.waitpid(pid, 0)
     with open(reader) as pipe:
         lines = pipe.read().splitlines()
     assert [line for line in lines if line == "works"] == ["works", "works"]
@@ -898,7 +885,8 @@ def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(director
     assert (said.stdout, said.stderr) == ("0 parent child parent\n", "")
 
 
-def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory):
+@pytest.mark.parametrize("by", ["evicting", "adding"])
+def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory, monkeypatch, by):
     registry = make(directory)
     kept = [added(registry, f"job {number}") for number in range(5)]
     registry.append(kept[0], Channel.REQUEST, 0, b"request")
@@ -913,9 +901,16 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
         orphan.write_bytes(b"left")
     stranger = directory / key_of("ended")[:2] / "notes.txt"
     stranger.write_bytes(b"not ours")
-    for _ in range(256):  # a part of the directory each
-        registry.evict()
-    assert set(files_in(directory)) == before | {stranger}
+    instant = time.monotonic()
+    for number in range(256):  # a part of the directory each
+        if by == "evicting":
+            registry.evict()
+        else:
+            instant += 10.0
+            monkeypatch.setattr("bgmiddleware.registries.spool.time.monotonic", lambda instant=instant: instant)
+            added(registry, f"another {number}")
+    assert before | {stranger} <= set(files_in(directory))
+    assert not set(orphans) & set(files_in(directory))
 
 
 def test_a_job_that_could_not_be_added_leaves_no_file(make, directory, monkeypatch):
@@ -1153,3 +1148,19 @@ def test_eight_threads_that_append_at_one_offset_add_it_once(make):
     for each in [begun(append) for _ in range(8)]:
         done(each)
     assert all_of(registry, KEY) == b"".join(b"%03d" % offset for offset in range(0, 300, 3))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="needs a system that lists the locks of files")
+def test_another_registry_of_the_process_takes_no_lock_of_the_first_ones_connection_away(make, directory):
+    # Closing a file gives up all locks that the process has in it: nothing but SQLite may open its database.
+    def locks_of_index() -> int:
+        number = f":{(directory / 'index.db').stat().st_ino} "
+        lines = Path("/proc/locks").read_text().splitlines()
+        return sum(number in line and f" {os.getpid()} " in line for line in lines)
+
+    first = make(directory)
+    added(first)
+    held = locks_of_index()
+    assert held
+    added(make(directory), "two")
+    assert locks_of_index() >= held

@@ -133,6 +133,7 @@ class JobOutput:
         self._children: dict[int, weakref.ref[subprocess.Popen[Any]]] = {}
         self._file: OutputFile | None = None
         self._is_shared = False  # others write to the file at any time: what is printed goes there line by line
+        self._is_watched = False
         self.pending: list[str | bytes] | None = self._pending
         self.batch = _BATCH
         self.out: Callable[[str], int] = self._write
@@ -164,10 +165,16 @@ class JobOutput:
         """Store what is pending, unless somebody is at it. Never blocks: writers, signal handlers, ``__del__``."""
         if self.batch == 1 and self.job is not None and not self._ends_line():
             return  # a print is two writes; readers take lines, as from a terminal, and what is flushed
-        self.store_soon(blocking=self._is_shared)
+        if self._is_shared:
+            self._store_soon(blocking=True, collecting=self._is_watched)
+        else:
+            self._store_soon()
 
-    def store_soon(self, *, blocking: bool = False) -> None:
-        """Store what was written so far; where it is not *blocking*, only if nobody is at it."""
+    def store_soon(self) -> None:
+        """Store what was written so far, unless somebody is at it. Never blocks."""
+        self._store_soon()
+
+    def _store_soon(self, *, blocking: bool = False, collecting: bool = True) -> None:
         # Who holds the lock looks again when it has given it back: what came meanwhile found it taken. A few times
         # only, or it might work for the other writers for ever. That is enough: 1. each round stored something; 2. so
         # it woke the readers, and they drain themselves before they sleep.
@@ -177,7 +184,7 @@ class JobOutput:
             try:
                 if self._busy:
                     return  # further down this very stack
-                self._drain()
+                self._drain(collecting)
             finally:
                 self._lock.release()
             if len(self._pending) < self.batch:
@@ -195,7 +202,8 @@ class JobOutput:
             return False
         return len(last) > _LARGE or (last[-1:] in ("\n", "\r", b"\n", b"\r") or last[:1] in ("\r", b"\r"))
 
-    def _drain(self) -> None:
+    def _drain(self, collecting: bool = True) -> None:
+        """Store what is pending; where it goes through a file first, leave it there unless *collecting*."""
         if self._busy:
             return
         self._busy = True
@@ -213,7 +221,7 @@ class JobOutput:
                     rest = file.append(data)  # behind what children wrote so far
                 elif data:  # not print("", end="")
                     self._store(data)
-            if file is not None:
+            if file is not None and (collecting or rest):
                 file.collect(self._store)
                 if rest:  # the system had no room for it
                     self._store(rest)
@@ -228,7 +236,7 @@ class JobOutput:
     def flush(self) -> None:
         """Put what is written into the file that children write to, if there is one; show it to who is waiting."""
         if self._file is not None or self.batch == 1:
-            self.store_soon(blocking=self._is_shared)
+            self._store_soon(blocking=self._is_shared)
 
     def fileno(self) -> int | None:
         """Return a descriptor that appends to this output, for children; the first call makes it."""
@@ -263,6 +271,7 @@ class JobOutput:
     def watch(self, watched: bool) -> None:
         """Store each write at once (*watched*), or in batches."""
         if self.job is not None:
+            self._is_watched = watched
             self.batch = 1 if watched or self._is_shared else _BATCH
 
     @contextlib.contextmanager

@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Viewers", "disconnection_of"]
+__all__ = ["FASTEST", "Viewers", "disconnection_of"]
+
+FASTEST = 1.0
+"""Seconds between two polls where there are few: who is told to wait longer is one of a crowd."""
 
 _DECAY = 10.0
 _POLLS_PER_SECOND = 50.0
@@ -25,21 +28,30 @@ class Viewers:
         self._held: dict[object, Callable[[], bool]] = {}
         self._waited = 0.0
         self._counted_at = clock()
+        self._next_turn = clock()
 
     def take_slot(self, gone: Callable[[], bool]) -> object | None:
         """Return a slot, to be given back; None if all are held by clients that are still there.
 
         *gone* tells whether the client that it is for has left, without waiting.
         """
+        slot = object()
+        if not self._hold(slot, gone):
+            # Servers notice only at the next write: nobody shall be turned away for one who left. Not looked at with
+            # the lock held: under gevent a look lets others run, who may want the lock.
+            for other, other_gone in list(self._held.items()):
+                if other_gone():
+                    self.give_back(other)
+            if not self._hold(slot, gone):
+                return None
+        return slot
+
+    def _hold(self, slot: object, gone: Callable[[], bool]) -> bool:
         with self._lock:
             if len(self._held) >= self._slots:
-                # Servers notice only at the next write: nobody shall be turned away for one who left.
-                self._held = {slot: gone for slot, gone in self._held.items() if not gone()}
-            if len(self._held) >= self._slots:
-                return None
-            slot = object()
+                return False
             self._held[slot] = gone
-            return slot
+            return True
 
     def give_back(self, slot: object) -> None:
         """Give a slot back. Does nothing if somebody else was given it meanwhile."""
@@ -59,7 +71,16 @@ class Viewers:
             self._counted_at = now
             self._waited += _DECAY if every == 0 else min(every or 0.0, _SLOWEST)
             pollers = self._waited / _DECAY
-        return min(_SLOWEST, max(1.0, pollers / _POLLS_PER_SECOND))
+        return min(_SLOWEST, max(FASTEST, pollers / _POLLS_PER_SECOND))
+
+    def turn(self) -> float:
+        """Return in how many seconds who is refused a slot should begin to poll: each a fiftieth of a second after the
+        one before, and at once where nobody came just before. Those who come at once would all be back at once."""
+        with self._lock:
+            now = self._clock()
+            turn = max(now, self._next_turn)
+            self._next_turn = min(turn + 1 / _POLLS_PER_SECOND, now + _SLOWEST)
+            return turn - now
 
 
 def disconnection_of(environ: Mapping[str, Any]) -> Callable[[], bool]:

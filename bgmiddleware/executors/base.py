@@ -14,6 +14,9 @@ class Executor(ABC):
     in_process: ClassVar[bool] = False
     """Whether it calls the run in this process; one that does not carries the run's key and nothing else."""
 
+    keeps_queue: ClassVar[bool] = False
+    """Whether jobs wait in the memory of this process, and are lost with it."""
+
     @abstractmethod
     def submit(self, run: Run) -> None:
         """Run it, soon and at most once; again where it says that it must wait.

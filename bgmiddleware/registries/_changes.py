@@ -60,8 +60,16 @@ def ended(
     )
 
 
-def renewed(job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None) -> Job | None:
-    """Return the job with a lease that counts from *now*; None where it is not the runner's."""
+def renewed(
+    job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None, pending_ttl: float
+) -> Job | None:
+    """Return the job with a lease that counts from *now*; None where it is not the runner's.
+
+    A pending job is nobody's: it is renewed for the process that it waits in, and never beyond *pending_ttl*.
+    """
+    if job.state is JobState.PENDING and not runner:
+        until = job.expires_at if lease is None else min(now + lease, job.created_at + pending_ttl)
+        return replace(job, expires_at=until)
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None
     until = job.lease_expires_at if lease is None else now + lease

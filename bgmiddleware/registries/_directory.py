@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from ..errors import ConfigurationError, RegistryError
 
-__all__ = ["Directory"]
+__all__ = ["Directory", "make_file"]
 
 _SECRET_BYTES = 32
 _MOUNTS = "/proc/self/mounts"
@@ -59,18 +59,7 @@ class Directory:
         path = os.path.join(self.path, "secret")
         with contextlib.suppress(FileNotFoundError):
             return _read_secret(path)
-        # Written whole under another name, then linked: of all who do so at once one makes it, and nobody sees half.
-        own = f"{path}.{secrets.token_hex(8)}"
-        number = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(number, "wb") as file:
-                file.write(secrets.token_bytes(_SECRET_BYTES))
-                file.flush()
-                os.fsync(number)  # it outlives everything else
-            with contextlib.suppress(FileExistsError):
-                os.link(own, path)
-        finally:
-            os.unlink(own)
+        make_file(path, secrets.token_bytes(_SECRET_BYTES))
         return _read_secret(path)
 
     def _check_it(self) -> None:
@@ -99,6 +88,23 @@ class Directory:
 
     def _refused(self, reason: str) -> ConfigurationError:
         return ConfigurationError(f"directory = {self.path!r}: {reason}")
+
+
+def make_file(path: str, data: bytes = b"") -> None:
+    """Make a file with *data*, for this user only, unless there is one: of all who do so at once, one does."""
+    if os.path.lexists(path):
+        return
+    # Written whole under another name, then linked, so nobody sees half. And what is there is never opened: to close a
+    # file gives up all that this process has locked in it, SQLite's connections of other threads too.
+    own = f"{path}.{secrets.token_hex(8)}"
+    number = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(number, "wb") as file:
+            file.write(data)
+        with contextlib.suppress(FileExistsError):
+            os.link(own, path)
+    finally:
+        os.unlink(own)
 
 
 def _read_secret(path: str) -> bytes:

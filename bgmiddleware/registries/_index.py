@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from ..errors import BackgroundError, ConfigurationError, RegistryError
+from ._directory import make_file
 
 __all__ = ["Index"]
 
@@ -75,10 +76,11 @@ class Index:
 
     def prepare(self) -> None:
         """Make the database if there is none, bring an older one up to date; ``ConfigurationError`` for a newer one."""
-        for path in (self._lock_path, self.path):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        with self._connection() as connection, connection.writing(self._patience):
-            _migrate(connection.database, self.path)
+        make_file(self.path)
+        with self._connection() as connection:
+            if _version(connection.database, self.path) < len(_STEPS):  # else nobody needs to wait for a writer
+                with connection.writing(self._patience):
+                    _migrate(connection.database, self.path)
 
     def check(self) -> None:
         """Raise ``ConfigurationError`` where there is a database that this version cannot use. Changes nothing."""

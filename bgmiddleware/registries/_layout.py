@@ -93,11 +93,13 @@ def new_header(bounds: Bounds) -> bytes:
 
 
 def packed_ends(ends: Ends) -> bytes:
+    """Return what a header says at ENDS_AT: the ends, and a check of them."""
     packed = _ENDS.pack(ends.request, ends.output, ends.body, ends.floor)
     return packed + _CHECK.pack(zlib.crc32(packed))
 
 
 def read_header(number: int) -> Header:
+    """Return the header of an open file; ``RegistryError`` if it is none."""
     # A read may meet a write half-way: then the check is wrong, and the next one is right.
     for _ in range(TRIES):
         header = os.pread(number, DATA_AT, 0)
@@ -111,10 +113,12 @@ def read_header(number: int) -> Header:
 
 
 def is_sealed(number: int) -> bool:
+    """Whether somebody ended the job of an open file, or began to."""
     return os.pread(number, 1, SEAL_AT) != b"\0"
 
 
 def read_at(number: int, position: int, size: int) -> bytes:
+    """Return *size* bytes, which must be there."""
     data = os.pread(number, size, position)
     while len(data) < size:
         part = os.pread(number, size - len(data), position + len(data))
@@ -125,6 +129,7 @@ def read_at(number: int, position: int, size: int) -> bytes:
 
 
 def write_at(number: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of *data*, or raise ``OSError`` with a part of it written."""
     view = memoryview(data)
     while view:
         written = os.pwrite(number, view, position)  # a part only, where the disk is about to be full
@@ -132,11 +137,13 @@ def write_at(number: int, data: bytes | memoryview, position: int) -> None:
 
 
 def open_file(path: str, flags: int) -> int:
+    """Open a file that is its user's alone; a link is not followed."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 @contextlib.contextmanager
 def opened(path: str, flags: int) -> Iterator[int]:
+    """Open a file for the block."""
     number = open_file(path, flags)
     try:
         yield number

@@ -5,7 +5,6 @@ The document of a job is the truth. Columns beside it repeat what is searched fo
 
 import json
 import sqlite3
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .._jobs import Job, JobState
@@ -21,7 +20,7 @@ __all__ = [
     "newest",
     "place",
     "running",
-    "states",
+    "state_of",
     "store",
     "take_cookies",
     "totals",
@@ -126,11 +125,10 @@ def totals(database: sqlite3.Connection) -> tuple[int, int]:
     return jobs, kept
 
 
-def states(database: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, JobState]:
-    """Return the state that is stored of each job that there is."""
-    statement = "SELECT state FROM jobs WHERE number = ?"
-    found = ((number, database.execute(statement, (number,)).fetchone()) for number in numbers)
-    return {number: JobState(row[0]) for number, row in found if row is not None}
+def state_of(database: sqlite3.Connection, number: int, key: str) -> JobState | None:
+    """Return the state that is stored of the job with this number and key; None: there is none."""
+    row = database.execute("SELECT state FROM jobs WHERE number = ? AND key = ?", (number, key)).fetchone()
+    return None if row is None else JobState(row[0])
 
 
 def _first(cursor: sqlite3.Cursor) -> Row | None:
@@ -141,5 +139,10 @@ def _all(cursor: sqlite3.Cursor) -> list[Row]:
     return [Row(number, kept, Job.from_document(json.loads(document))) for number, kept, document in cursor.fetchall()]
 
 
+_DEFAULTS = Job("", "").to_document()
+
+
 def _document(job: Job) -> str:
-    return json.dumps(job.to_document(), separators=(",", ":"))
+    # Without what every job says: it is a third then.
+    told = {name: value for name, value in job.to_document().items() if value != _DEFAULTS[name]}
+    return json.dumps(told, separators=(",", ":"))

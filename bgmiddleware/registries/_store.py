@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from .._jobs import Channel, Job, JobState
 from ..errors import ConfigurationError, RegistryError
@@ -18,7 +18,7 @@ from ._writer import Writers
 
 __all__ = ["Change", "Store", "storage_errors", "trouble"]
 
-_FILE = re.compile(r"[0-9a-f]{32}\.([0-9]+)(?:\.[a-z]+)?")
+_FILE = re.compile(r"([0-9a-f]{32})\.([0-9]+)(?:\.[a-z]+)?")
 _ROWS_AT_ONCE = 200
 
 
@@ -30,7 +30,8 @@ class Store:
         self._directory = Directory(directory)
         self._index = Index(self._directory.path, patience)
         self._prepared = False
-        self._shards = itertools.cycle([f"{number:02x}" for number in range(256)])
+        first = os.urandom(1)[0]  # each process begins elsewhere
+        self._shards = itertools.cycle([f"{(first + number) % 256:02x}" for number in range(256)])
 
     @property
     def path(self) -> str:
@@ -97,13 +98,14 @@ class Store:
         were killed after they changed the index, or before. Each call looks at one 256th of them."""
         directory = os.path.join(self.path, next(self._shards))
         with storage_errors(), contextlib.suppress(FileNotFoundError):
-            names = {name: int(match[1]) for name in os.listdir(directory) if (match := _FILE.fullmatch(name))}
+            names = [match for name in os.listdir(directory) if (match := _FILE.fullmatch(name))]
             with self.reading() as database:
-                left = _left_behind(database, names)
+                left = [name for name in names if _is_left_behind(database, name)]
             if left:
                 with self._index.writing() as database:  # nobody is about to add a job now
-                    for name in _left_behind(database, left):
-                        os.unlink(os.path.join(directory, name))
+                    for name in left:
+                        if _is_left_behind(database, name):
+                            os.unlink(os.path.join(directory, name[0]))
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -157,10 +159,6 @@ def trouble(error: OSError) -> RegistryError:
     return RegistryError(f"{error.filename or 'the spool directory'}: {error.strerror}")
 
 
-def _left_behind(database: sqlite3.Connection, names: Mapping[str, int]) -> dict[str, int]:
-    states = _rows.states(database, set(names.values()))
-
-    def is_left(name: str, number: int) -> bool:
-        return number not in states or (name.endswith(f".{Channel.REQUEST}") and states[number].ended)
-
-    return {name: number for name, number in names.items() if is_left(name, number)}
+def _is_left_behind(database: sqlite3.Connection, name: re.Match[str]) -> bool:
+    state = _rows.state_of(database, int(name[2]), name[1])
+    return state is None or (state.ended and name[0].endswith(f".{Channel.REQUEST}"))

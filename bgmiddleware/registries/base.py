@@ -110,9 +110,11 @@ class Registry(ABC):
     # The primitives.
 
     @abstractmethod
-    def add(self, job: Job) -> Job:
+    def add(self, job: Job, *, lease: float | None = None) -> Job:
         """Store a new pending job and return it as stored: ``created_at`` and ``expires_at`` are the registry's.
 
+        *lease*: where it waits in the memory of a process, seconds that it may do so before ``renew`` says that this
+        process is still there; None: it waits elsewhere, for ``pending_ttl``.
         Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken.
         Evicts, now and then, what is due.
         """
@@ -171,7 +173,8 @@ class Registry(ABC):
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
         """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is.
 
-        A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false.
+        A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
+        no runner: with none, the process that it waits in says that it is there, for *lease* seconds.
         """
 
     @abstractmethod
@@ -218,6 +221,10 @@ class Registry(ABC):
         return False
 
     # What is the same for all of them.
+
+    def _patience(self, lease: float | None) -> float:
+        """Return how many seconds a job that is added with *lease* may wait for now."""
+        return self.pending_ttl if lease is None else min(lease, self.pending_ttl)
 
     def claim(
         self,
@@ -266,12 +273,16 @@ class Registry(ABC):
                 offset = piece.end
                 piece = self.read(key, Channel.OUTPUT, offset)
 
-    def page(self, key: str, offset: int, *, limit: int = PAGE_BYTES, timeout: float = 0.0) -> Page:
+    def page(
+        self, key: str, offset: int, *, limit: int = PAGE_BYTES, timeout: float = 0.0, job: Job | None = None
+    ) -> Page:
         """Return one page of output from *offset*, or its last ``-offset`` bytes, cut between characters.
 
-        Waits up to *timeout* seconds for more than *offset*. An offset behind the end gives an empty page at the end.
+        Waits up to *timeout* seconds for more than *offset*; or does not look at the job again, where it is given one
+        that was just read. An offset behind the end gives an empty page at the end.
         """
-        job = self.wait(key, offset, timeout) if timeout > 0 and offset >= 0 else self.get(key)
+        if job is None:
+            job = self.wait(key, offset, timeout) if timeout > 0 and offset >= 0 else self.get(key)
         tail = offset < 0
         if tail:
             offset = max(0, job.output_end + offset)

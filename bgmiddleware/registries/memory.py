@@ -19,6 +19,7 @@ from ..errors import (
     RegistryError,
     RegistryFull,
 )
+from . import _changes as changes
 from ._logs import Log, Spool
 from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source
 
@@ -74,7 +75,7 @@ class MemoryRegistry(Registry):
         self._bytes = 0
         self._evicted_at = 0.0
 
-    def add(self, job: Job) -> Job:
+    def add(self, job: Job, *, lease: float | None = None) -> Job:
         with self._lock:
             now = self.clock()
             due = now - self._evicted_at >= _EVICT_EVERY or len(self._records) >= self.max_jobs
@@ -90,7 +91,7 @@ class MemoryRegistry(Registry):
             while self._bytes >= self.max_bytes:
                 if not self._make_room():
                     raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
+            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
             self._records[job.key] = _Record(job)
             self._pending[job.key] = None
             self._expired.pop(job.key, None)
@@ -198,15 +199,13 @@ class MemoryRegistry(Registry):
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
         with self._lock:
             record = self._find(key)
-            job = record.job
-            cancel = job.cancel_requested_at is not None
-            if job.state is not JobState.RUNNING or job.runner != runner:
-                return Renewal(False, cancel)
-            until = job.lease_expires_at
-            if lease is not None:
-                until = self.clock() + lease
-            record.job = replace(job, lease_expires_at=until, progress=progress or job.progress)
-            return Renewal(True, cancel)
+            cancel = record.job.cancel_requested_at is not None
+            job = changes.renewed(
+                record.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+            )
+            if job is not None:
+                record.job = job
+            return Renewal(job is not None, cancel)
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._lock:
@@ -419,15 +418,14 @@ class _Record:
         return log
 
     def snapshot(self) -> Job:
+        """Return the job with the sizes of its logs. It is kept: most who look see what the one before them saw."""
         output, body = self.logs.get(Channel.OUTPUT), self.logs.get(Channel.BODY)
-        if output is None and body is None:
-            return self.job
-        return replace(
-            self.job,
-            output_end=output.end if output else 0,
-            output_dropped=output.dropped if output else None,
-            body_end=body.end if body else 0,
-        )
+        end = output.end if output else 0
+        body_end = body.end if body else 0
+        if (end, body_end) != (self.job.output_end, self.job.body_end):
+            dropped = output.dropped if output else None
+            self.job = replace(self.job, output_end=end, output_dropped=dropped, body_end=body_end)
+        return self.job
 
     def changed(self, lock: threading.Lock) -> threading.Condition:
         if self.condition is None:

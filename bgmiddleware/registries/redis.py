@@ -95,10 +95,11 @@ class RedisRegistry(Registry):
     def __repr__(self) -> str:
         return f"<RedisRegistry {self._server.shown} {self._prefix}>"
 
-    def add(self, job: Job) -> Job:
+    def add(self, job: Job, *, lease: float | None = None) -> Job:
         self._evict_now_and_then()
-        known, now = self._enter(job.key)
-        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
+        patience = self._patience(lease)
+        known, now = self._enter(job.key, patience)
+        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
         if not self._records.create(job, self.max_output):
             if not known:
                 self._file(self._records.look(job.key))  # the index had lost it
@@ -163,7 +164,9 @@ class RedisRegistry(Registry):
 
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
         def renewed(stored: Stored) -> Job | None:
-            return changes.renewed(stored.job, stored.now, runner=runner, lease=lease, progress=progress)
+            return changes.renewed(
+                stored.job, stored.now, runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+            )
 
         job, ok = self._change(key, renewed)
         return Renewal(ok, job.cancel_requested_at is not None)
@@ -209,12 +212,12 @@ class RedisRegistry(Registry):
     def secret(self) -> bytes:
         return self._index.secret(secrets.token_bytes(32))
 
-    def _enter(self, key: str) -> tuple[bool, float]:
+    def _enter(self, key: str, patience: float) -> tuple[bool, float]:
         """Take a place for a new job; return whether the index has one of this key already, and the time."""
-        entered = self._index.enter(key, self.max_jobs, self.pending_ttl)
+        entered = self._index.enter(key, self.max_jobs, patience)
         if entered.full:
             self.evict(_EVICT_AT_ONCE)  # those that were never started make room too
-            again = self._index.enter(key, self.max_jobs, self.pending_ttl)
+            again = self._index.enter(key, self.max_jobs, patience)
             entered = again._replace(gone=entered.gone + again.gone)
         for other in entered.gone:
             with contextlib.suppress(JobNotFound, JobExpired):

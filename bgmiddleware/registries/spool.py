@@ -20,6 +20,7 @@ from ..errors import (
     QueueFull,
     RegistryError,
 )
+from . import _changes as changes
 from . import _rows
 from ._jobfiles import look
 from ._layout import Ends
@@ -34,6 +35,7 @@ __all__ = ["SpoolRegistry"]
 _KEY = re.compile(r"[0-9a-f]{32}")
 _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10  # each may be some files to remove, and a request waits
+_CLEAN_UP_EVERY = 10.0
 _LOOK_EVERY = 5.0
 
 T = TypeVar("T")
@@ -85,7 +87,7 @@ class SpoolRegistry(Registry):
         self.busy_timeout = busy_timeout
         self._store = Store(directory, busy_timeout)
         self._waking = Waking(look)
-        self._evicted_at = -_EVICT_EVERY  # by the monotonic clock
+        self._evicted_at = self._cleaned_up_at = float("-inf")  # by the monotonic clock
 
     @property
     def directory(self) -> str:
@@ -98,11 +100,11 @@ class SpoolRegistry(Registry):
 
     # The primitives.
 
-    def add(self, job: Job) -> Job:
+    def add(self, job: Job, *, lease: float | None = None) -> Job:
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
         now = self.clock()
-        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
+        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
         with self._store.changing() as change:
             self._evict_now_and_then(change, now)
             taken = _rows.find(change.database, job.key)
@@ -115,6 +117,7 @@ class SpoolRegistry(Registry):
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file
             # without its row, which is cleaned up.
             self._store.files(row).create(self.max_output)
+        self._clean_up_now_and_then()
         return job
 
     def get(self, key: str) -> Job:
@@ -199,18 +202,17 @@ class SpoolRegistry(Registry):
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
         with self._store.changing() as change:
             row = self._find(change.database, key)
-            job = row.job
-            cancel = job.cancel_requested_at is not None
-            ok = job.state is JobState.RUNNING and job.runner == runner
-            if ok and (lease is not None or progress is not None):
-                until = job.lease_expires_at if lease is None else self.clock() + lease
-                job = replace(job, lease_expires_at=until, progress=progress or job.progress)
+            cancel = row.job.cancel_requested_at is not None
+            job = changes.renewed(
+                row.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+            )
+            if job is not None and (lease is not None or progress is not None):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
                 _rows.store(change.database, row, job, self._store.files(row).ends().kept)
                 self._keep_max_bytes(change, row)
-        if not ok:
+        if job is None:
             self._store.writers.close(key)
-        return Renewal(ok, cancel)
+        return Renewal(job is not None, cancel)
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._store.changing() as change:
@@ -368,6 +370,13 @@ class SpoolRegistry(Registry):
             sum(self._evict(change, now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE
         ):
             self._evicted_at = instant  # else there is more: the next one goes on
+
+    def _clean_up_now_and_then(self) -> None:
+        instant = time.monotonic()
+        if instant - self._cleaned_up_at >= _CLEAN_UP_EVERY:
+            self._cleaned_up_at = instant
+            with contextlib.suppress(RegistryError):  # the job is stored, whatever comes of this
+                self._store.clean_up()
 
     def _make_room(self, change: Change) -> None:
         """Forget ended jobs until there is room for one more; ``QueueFull`` where there are none left."""

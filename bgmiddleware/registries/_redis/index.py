@@ -34,9 +34,9 @@ class Index:
         self._prefix = f"{{{prefix}}}"
         self._keys = [f"{self._prefix}:{name}" for name in _NAMES]
 
-    def enter(self, key: str, max_jobs: int, pending_ttl: float) -> Entered:
-        """Take a place for a new job, which is pending."""
-        answer, now, *gone = self._run("enter", [], key, max_jobs, pending_ttl)
+    def enter(self, key: str, max_jobs: int, patience: float) -> Entered:
+        """Take a place for a new job, which is pending, for *patience* seconds."""
+        answer, now, *gone = self._run("enter", [], key, max_jobs, patience)
         return Entered(answer == b"full", answer == b"known", float(now), [other.decode() for other in gone])
 
     def file(self, job: Job, now: float, place: str, *, anew: bool = False) -> None:

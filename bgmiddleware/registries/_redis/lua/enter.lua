@@ -1,4 +1,4 @@
--- ARGV: now, key, max_jobs, pending_ttl. Take a place for a new job. Return the time, and the jobs that made room.
+-- ARGV: now, key, max_jobs, how long it may be pending. Take a place for a new job. Return the time, and the jobs that made room.
 local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
 if redis.call('ZSCORE', JOBS, key) then
   return {'known', now}

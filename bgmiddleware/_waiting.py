@@ -1,0 +1,67 @@
+"""What a process does for jobs that wait in its memory: it says that it is still there, so that nobody waits for what
+was killed with it."""
+
+import contextlib
+import os
+import threading
+import time
+from contextvars import Context
+
+from ._keeper import LEASE, RENEW_EVERY
+from .errors import JobExpired, JobNotFound, RegistryError
+from .registries.base import Registry
+
+__all__ = ["Waiting"]
+
+
+class Waiting:
+    """The jobs of one registry that wait in this process. Any thread may call; a forked child has none."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._held: dict[int, _Held] = {}  # by process
+
+    def hold(self, key: str) -> None:
+        """Renew the lease of a job until it has begun, or is gone."""
+        self._held.setdefault(os.getpid(), _Held(self._registry)).add(key)
+
+
+class _Held:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()  # guards what follows
+        self._keys: set[str] = set()
+        self._has_thread = False
+
+    def add(self, key: str) -> None:
+        with self._lock:
+            self._keys.add(key)
+            if self._has_thread:
+                return
+            self._has_thread = True
+        thread = threading.Thread(target=self._renew, name="bgmiddleware-waiting", daemon=True)
+        try:
+            Context().run(thread.start)  # it inherits nothing of the request that happened to need it
+        except RuntimeError:  # the system has no room for it; the next job tries again
+            self._has_thread = False
+
+    def _renew(self) -> None:
+        """Run in a thread as long as there are jobs that wait."""
+        while True:
+            time.sleep(RENEW_EVERY)
+            with self._lock:
+                keys = list(self._keys)
+                if not keys:
+                    self._has_thread = False
+                    return
+            with contextlib.suppress(RegistryError):  # it is away; the next time
+                for key in keys:
+                    if not self._still_waits(key):
+                        with self._lock:
+                            self._keys.remove(key)
+
+    def _still_waits(self, key: str) -> bool:
+        try:
+            return self._registry.renew(key, "", lease=LEASE).ok
+        except (JobNotFound, JobExpired):
+            return False

@@ -1,0 +1,189 @@
+"""What outlives a server: stopped and started again, killed, paused; with jobs in registries that processes share."""
+
+import contextlib
+import http.client
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from redis_server import redis_server_of_module  # noqa: F401  # a fixture
+
+from bgmiddleware.registries import open_registry
+from tests.conftest import needs
+from tests.processes import LONG, Server, gunicorn, running
+
+LEASE = 2.0
+
+
+@pytest.fixture(params=["spool", "redis"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        return f"{request.getfixturevalue('redis_server_of_module').url}"
+    return f"spool:{tmp_path}/jobs"
+
+
+def on_gunicorn(directory: Path, registry: str, drain: float) -> Server:
+    needs("gunicorn")
+    options = ("-k", "gthread", "--threads", "4")
+    return gunicorn(directory, *options, SITE_REGISTRY=registry, SITE_DRAIN=str(drain), SITE_LEASE=str(LEASE))
+
+
+def on_the_command_line(directory: Path, registry: str, drain: float) -> Server:
+    options = ["--background", "/x/*", "--port", "0", "--registry", registry, "--drain", str(drain)]
+    command = [sys.executable, "-m", "bgmiddleware", "serve", "tests.site:answer", *options]
+    return Server(command, r"Serving on http://127\.0\.0\.1:(\d+)", directory, SITE_LEASE=str(LEASE))
+
+
+def started(server: Server, path: str, **headers: str) -> str:
+    reply = server.request("POST", path, **headers)
+    assert reply.status in (202, 303), (reply, server.log)
+    return path.partition("?")[0] + reply["Location"]
+
+
+@pytest.mark.parametrize("serve", [on_gunicorn, on_the_command_line])
+def test_a_server_that_is_started_again_has_the_jobs_of_before(
+    serve: Callable[[Path, str, float], Server], registry: str, tmp_path: Path
+) -> None:
+    with running(serve(tmp_path, registry, 0.1)) as server:
+        done = [started(server, path) for path in ("/x/large?1000000", "/x/count?20000", "/x/nothing")]
+        interrupted = started(server, "/x/wait?never")
+        states = [server.ended(target) for target in done]
+        kept = [server.request("GET", f"{target}&_view={view}") for target in done for view in ("log", "result")]
+        server.begun(interrupted)
+        assert server.end() == 0
+    with running(serve(tmp_path, registry, 0.1)) as server:
+        for target, state in zip(done, states, strict=True):
+            assert server.ended(target) == state
+        again = [server.request("GET", f"{target}&_view={view}") for target in done for view in ("log", "result")]
+        assert [each.body for each in again] == [each.body for each in kept]
+        assert len(again[1].body) > 2_000_000
+        state = server.ended(interrupted)
+        assert (state["state"], state["reason"]) == ("lost", "server shut down")
+        assert server.request("GET", f"{interrupted}&_view=log").text == "begun\n"
+        assert server.request("GET", f"{interrupted}&_view=result").status == 502
+
+
+class Viewer:
+    """Follows a job through whichever worker answers, whatever happens to the others; keeps all that it saw."""
+
+    def __init__(self, server: Server, number: int, saw: Callable[[], None]) -> None:
+        self._server = server
+        self._saw = saw
+        self.name = f"job-{number}"
+        self.path = f"/x/lines?{self.name}&{LINES}"
+        self.target = ""
+        self.seen = b""
+        self.state = ""
+
+    def __call__(self) -> None:
+        until = time.monotonic() + 3 * LONG
+        while not self.state:
+            assert time.monotonic() < until, (self.name, self.target, self.seen[-100:])
+            # A worker may be killed with our request in its hands.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self._go_on()
+
+    def _go_on(self) -> None:
+        if not self.target:
+            self.target = started(self._server, self.path, Idempotency_Key=self.name)
+        reply = self._server.request("GET", f"{self.target}&_view=log&_offset={len(self.seen)}&_wait=1")
+        assert (reply.status, int(reply["Job-Offset"])) == (200, len(self.seen)), reply
+        self.seen += reply.body
+        if reply["Job-State"] not in ("pending", "running") and not reply.body:
+            self.state = reply["Job-State"]
+        self._saw()
+
+
+JOBS = 50
+LINES = 300
+
+
+class Killer:
+    """Kills a worker, again and again, each time after some more looks of the viewers."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self._server = server
+        self._chance = random.Random(seed)
+        self._lock = threading.Lock()  # guards these
+        self._left = self._chance.randrange(40, 160)
+        self.kills = 0
+
+    def saw(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+            self._left = self._chance.randrange(40, 160)
+            self.kills += 1
+            os.kill(self._chance.choice(workers_of(self._server)), signal.SIGKILL)
+
+
+def workers_of(server: Server) -> list[int]:
+    """Return the workers that live now."""
+    pid = server.process.pid
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_workers_killed_at_random_moments_lose_no_byte_that_was_seen_and_leave_no_job_running(
+    registry: str, tmp_path: Path
+) -> None:
+    with running(on_gunicorn(tmp_path, registry, 0.1)) as server, ThreadPoolExecutor(16) as pool:
+        killer = Killer(server, seed=5)
+        viewers = [Viewer(server, number, killer.saw) for number in range(JOBS)]
+        for each in [pool.submit(viewer) for viewer in viewers]:
+            each.result(2 * LONG)
+        assert killer.kills >= 5
+        for viewer in viewers:
+            whole = "".join(f"{viewer.name}: {line}\n" for line in range(LINES)).encode()
+            kept = server.request("GET", f"{viewer.target}&_view=log").body
+            assert kept.startswith(viewer.seen)
+            assert whole.startswith(kept)
+            assert kept == whole or viewer.state == "lost", viewer.state
+        states = [viewer.state for viewer in viewers]
+        assert set(states) == {"finished", "lost"}, states
+
+
+def paused(server: Server, path: str, text: str) -> tuple[str, int]:
+    """Start a job and stop its process, as a laptop that sleeps; return its target and that process when it is lost."""
+    reply = server.request("POST", path)
+    target = path.partition("?")[0] + reply["Location"]
+    runner = int(reply["Worker"])
+    server.begun(target, text)
+    os.kill(runner, signal.SIGSTOP)
+    state = server.ended(target)
+    assert (state["state"], state["reason"]) == ("lost", "its runner vanished")
+    return target, runner
+
+
+def test_a_paused_worker_that_comes_back_goes_on_with_its_job(registry: str, tmp_path: Path) -> None:
+    with running(on_gunicorn(tmp_path, registry, 0.1)) as server:
+        target, runner = paused(server, "/x/wait?gate", "begun\n")
+        os.kill(runner, signal.SIGCONT)
+        server.until(lambda reply: reply.json["state"] == "running", "GET", f"{target}&_view=status")
+        (tmp_path / "gate").touch()
+        assert server.ended(target)["state"] == "finished"
+        assert server.request("GET", f"{target}&_view=log").text == "begun\nended\n"
+        assert server.request("GET", f"{target}&_view=result")["Ran-In"] == str(runner)
+
+
+def test_a_paused_worker_that_comes_back_too_late_leaves_its_job_as_it_is(registry: str, tmp_path: Path) -> None:
+    with running(on_gunicorn(tmp_path, registry, 0.1)) as server:
+        target, runner = paused(server, "/x/stay", "still here\n")
+        with open_registry(registry) as other:
+            assert other.evict().lost == 1
+        state = server.ended(target)
+        kept = server.request("GET", f"{target}&_view=log").body
+        os.kill(runner, signal.SIGCONT)
+        # It hears of it, and stops the job.
+        server.until(lambda _: (tmp_path / "interrupted").exists(), "GET", "/fast")
+        assert server.ended(started(server, "/x/count?1"))["state"] == "finished"
+        assert server.ended(target) == state
+        assert server.request("GET", f"{target}&_view=log").body == kept
+        assert server.request("GET", f"{target}&_view=result").status == 502
