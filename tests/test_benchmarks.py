@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import needs
 from tests.documents import ROOT
-from tests.redis_server import needs_redis_server
+from tests.redis_server import needs_server
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_benchmark_prints_its_table(command: str, said: str) -> None:
     if "rq" in command:
         needs("rq")
         needs("celery")
-        needs_redis_server()
+        needs_server()
     name, *arguments = command.split()
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60

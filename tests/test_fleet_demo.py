@@ -9,7 +9,7 @@ import sys
 import pytest
 from clients import OverHTTP, start
 from documents import ROOT
-from redis_server import needs_redis_server
+from redis_server import needs_server
 
 from tests.conftest import needs
 
@@ -17,7 +17,7 @@ from tests.conftest import needs
 @pytest.fixture(autouse=True)
 def _promised() -> None:
     needs("rq")
-    needs_redis_server()
+    needs_server()
 
 
 def test_a_job_is_lost_with_its_process_and_ctrl_c_ends_everything() -> None:

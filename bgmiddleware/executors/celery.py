@@ -60,6 +60,8 @@ class CeleryExecutor(Executor):
         version = tuple(int(part) for part in __version__.split(".")[:2])
         if version < _OLDEST:
             raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {__version__}")
+        self.queue = queue
+        self.max_pending = max_pending
         self.grace = grace
         self._given = celery
         self._queue = Queue(queue, Exchange(queue), routing_key=queue)  # type: ignore[no-untyped-call]
@@ -210,18 +212,21 @@ class _Request(Request):  # type: ignore[misc]
     def on_failure(self, exc_info: Any, *arguments: Any, **named: Any) -> None:
         super().on_failure(exc_info, *arguments, **named)
         error = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(error, Ignore):
+        if isinstance(error, Ignore):  # see _run
             self.task.waiting.append(self.id)
             return
-        if isinstance(error, WorkerLostError | Terminated):
+        if isinstance(error, WorkerLostError | Terminated) and self.worker_pid:
             signal_group(self.worker_pid, signal.SIGKILL)  # children that it left behind
         self.end(_how(error))
 
     def end(self, how: str) -> None:
         """Write down its end, unless its process did so."""
         path = self.task.output_path(self.id, self.worker_pid)
-        with contextlib.suppress(FileNotFoundError), contextlib.closing(Remains(os.open(path, os.O_RDWR))) as remains:
+        output_file = None
+        with contextlib.suppress(FileNotFoundError):  # it came not so far
+            output_file = os.open(path, os.O_RDWR)
             os.unlink(path)
+        with contextlib.closing(Remains(output_file)) as remains:
             remains.end_if_left(self.task.site.registry, self.id, self.worker_pid, how)
 
 
