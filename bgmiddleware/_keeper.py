@@ -1,7 +1,9 @@
 """What keeps the registry and a running job in step: output and progress go there, a cancel comes from there, and a
 lease is renewed while the job's process is alive."""
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -25,6 +27,7 @@ LEASE = 15.0
 
 RENEW_EVERY = 5.0
 _LOOK_EVERY = 1.0  # for a cancel
+_TELL_EVERY = 0.1
 _COLLECT_EVERY = 0.25  # what ends no line
 _GATHER = 0.02
 _ENOUGH = 64 * 1024
@@ -63,12 +66,12 @@ class Keeper:
     a network, unless the job prints faster than the registry takes it. What the registry cannot take because it is
     away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and the output says which bytes.
 
-    *watched*: whether somebody outside of this process renews the lease too, and interrupts the job when it is asked to
-    stop. Then this is done rarely, as long as that one may be gone: a registry has locks, and a thread of a process
-    that C code does not let go on would hold them against everybody.
+    Where :meth:`leave_to_parent` was called, this thread neither renews nor looks for a cancel while there is a parent,
+    and progress is told by the job's own thread. For a registry has locks, and C code that lets no other thread run
+    would have this one hold them against all processes.
     """
 
-    def __init__(self, registry: Registry, key: str, runner: str, *, watched: bool = False) -> None:
+    def __init__(self, registry: Registry, key: str, runner: str) -> None:
         self._registry = registry
         self._key = key
         self._runner = runner
@@ -85,20 +88,28 @@ class Keeper:
         self._end = 0
         self._ending = False
         self._progress: Progress | None = None
-        self._renew_every = 2 * RENEW_EVERY if watched else RENEW_EVERY
-        self._look_every = self._renew_every if watched else _LOOK_EVERY
-        self._renew_at = self._look_at = 0.0
+        self._parent = 0  # who does our work; 0: nobody
+        self._renew_at = self._look_at = self._tell_at = 0.0
+
+    def leave_to_parent(self) -> None:
+        """Say that the parent of this process renews the lease, and interrupts the job when it is asked to stop."""
+        self._parent = os.getppid()
 
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
         self._output = output
-        now = time.monotonic()
-        self._renew_at, self._look_at = now + self._renew_every, now + self._look_every
+        self._renew_at = time.monotonic() + RENEW_EVERY
+        if self._parent:
+            self._open()
         if not self._registry.attach(self._key, output):
             thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
             with detached():  # it is not the job's
                 thread.start()
             self._thread = thread
+
+    def _open(self) -> None:
+        with contextlib.suppress(RegistryError):  # what comes will tell
+            self._registry.append(self._key, Channel.OUTPUT, 0, b"", runner=self._runner)
 
     def store(self, data: bytes) -> None:
         """Take a piece of output. Called with the output's lock held, so by one thread at a time."""
@@ -118,8 +129,12 @@ class Keeper:
     def report(self, progress: Progress) -> None:
         """Take how far the job is. Raises nothing: progress that is not told is not missed for long."""
         self._progress = progress
-        if self._thread is None:
+        now = time.monotonic()
+        if self._thread is None or (self._parent and now >= self._tell_at):
+            self._tell_at = now + _TELL_EVERY
             self._look()
+            if self._progress is not None:  # it is away: the job does not wait for it again soon
+                self._tell_at = now + RENEW_EVERY
 
     def flush(self) -> None:
         """Send what was stored so far, if the registry takes it now. Any thread may call."""
@@ -229,20 +244,21 @@ class Keeper:
         """Renew the lease when it is due, tell what is new, and hear whether a cancel was asked for."""
         now = time.monotonic()
         progress, self._progress = self._progress, None
-        leased = self._registry.shared and now >= self._renew_at
+        is_left = self._parent and self._parent == os.getppid()
+        leased = self._registry.shared and now >= self._renew_at and not is_left
         try:
             if leased or progress is not None:
                 lease = LEASE if leased else None
                 ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress)
                 if leased:
-                    self._renew_at = now + self._renew_every
+                    self._renew_at = now + RENEW_EVERY
                 if not ok:
                     self._interrupt("it was given up as lost")
-            elif self._thread is not None and now >= self._look_at:
+            elif self._thread is not None and now >= self._look_at and not is_left:
                 cancel = self._registry.get(self._key).cancel_requested_at is not None
             else:
                 return
-            self._look_at = now + self._look_every
+            self._look_at = now + _LOOK_EVERY
             if cancel and self._thread is not None:
                 self._interrupt(self._registry.get(self._key).reason)
         except (JobNotFound, JobExpired):

@@ -65,8 +65,8 @@ class Run:
     An executor of this process calls it; one of another process carries its *key* and nothing else. *deadline*: seconds
     after which it is asked to stop. *version*: which version of the app this process runs. *output_file*: a descriptor
     of an empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the
-    file descriptors 1 and 2 too; who gave it can read there what this process wrote before it died, renews the claim,
-    and interrupts the job when it is asked to stop. The CPU time is that of the process and its children then.
+    file descriptors 1 and 2 too; who gave it can read there what this process wrote before it died. The CPU time is
+    that of the process and its children then.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Run:
         self._output_file = output_file
         self._cpu_clock = time.thread_time if output_file is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner, watched=output_file is not None)
+        self._keeper = Keeper(registry, key, self._runner)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._abandoned = False
@@ -122,6 +122,10 @@ class Run:
                 self.registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
             _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
         return False
+
+    def leave_to_parent(self) -> None:
+        """Say, before it is called, that the parent of this process renews the claim and hears of a cancel."""
+        self._keeper.leave_to_parent()
 
     def _claim(self) -> bool:
         receipt = {"runner": f"{socket.gethostname()}:{self._pid}", "version": self._version}

@@ -24,6 +24,7 @@ _LAST_SECONDS = 5.0
 def main() -> None:
     """Run jobs until the parent has no more."""
     number = int(sys.argv[2])
+    del sys.argv[1:]  # they are not the app's
     os.set_inheritable(number, False)  # else the children of jobs would keep it open
     print_beside_jobs()
     # SIGINT is for a job: it may come when that has just ended.
@@ -66,6 +67,7 @@ def _receive(parent: socket.socket) -> tuple[dict[str, Any], int] | None:
             return None
         line += data
         files = received or files
+    os.set_inheritable(files[0], False)
     return json.loads(line), files[0]
 
 
@@ -74,7 +76,7 @@ def _run(site: Site, asked: dict[str, Any], output_file: int) -> dict[str, Any]:
         # SIGTERM is for the children of the job, and what a service manager sends to all processes of a service at its
         # end: there the parent, which has it too, decides how long jobs go on.
         with _limited(asked["max_memory"]), interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
-            return {"must_wait": run_stored(site, asked["key"], output_file)}
+            return {"must_wait": run_stored(site, asked["key"], output_file, has_watcher=True)}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
 

@@ -100,15 +100,19 @@ def _inside(app: Any) -> Iterator[Any]:
             left.extend((inner[name], depth + 1) for name in _INNER if name in inner)
 
 
-def run_stored(site: Site, key: str, output_file: int) -> bool:
+def run_stored(site: Site, key: str, output_file: int, *, has_watcher: bool = False) -> bool:
     """Run the job *key* in this process, which does nothing else meanwhile; return whether it must wait.
 
     It must where one of its groups is full: then it is still pending, and is to be tried again when a job has ended, or
     a second later. Does nothing for a job that somebody else runs, or that has ended. *output_file*, an empty one, is
-    where its output goes first: see :class:`Remains`. Raises ``JobNotFound``, ``JobExpired``, and ``RegistryError``
-    where the registry cannot be asked.
+    where its output goes first: see :class:`Remains`. *has_watcher*: whether the parent of this process has a
+    :class:`Watcher` at work in a thread that nothing else can hold up. Raises ``JobNotFound``, ``JobExpired``, and
+    ``RegistryError`` where the registry cannot be asked.
     """
-    return patiently(site.registry, lambda: site.stored_run(key, output_file=output_file))()
+    run = patiently(site.registry, lambda: site.stored_run(key, output_file=output_file))
+    if has_watcher:
+        run.leave_to_parent()
+    return run()
 
 
 def run_message(site: Site, key: str, output_file: int) -> bool:

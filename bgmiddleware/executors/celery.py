@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from celery import Celery, Task, __version__, bootsteps, signals
@@ -221,13 +221,7 @@ class _Request(Request):  # type: ignore[misc]
 
     def end(self, how: str) -> None:
         """Write down its end, unless its process did so."""
-        path = self.task.output_path(self.id, self.worker_pid)
-        output_file = None
-        with contextlib.suppress(FileNotFoundError):  # it came not so far
-            output_file = os.open(path, os.O_RDWR)
-            os.unlink(path)
-        with contextlib.closing(Remains(output_file)) as remains:
-            remains.end_if_left(self.task.site.registry, self.id, self.worker_pid, how)
+        self.task.end(self.id, self.worker_pid, how)
 
 
 def _how(error: BaseException) -> str:
@@ -251,6 +245,22 @@ class _Task(Task):  # type: ignore[misc]
         """Return the path of the file for the output of a job that a process runs."""
         return os.path.join(self.directory, f"{key}-{pid}")
 
+    def end(self, key: str, pid: int, how: str) -> None:
+        """Write down the end of a job that a process ran, unless that did so."""
+        path, output_file = self.output_path(key, pid), None
+        with contextlib.suppress(FileNotFoundError):  # it came not so far
+            output_file = os.open(path, os.O_RDWR)
+            os.unlink(path)
+        with contextlib.closing(Remains(output_file)) as remains:
+            remains.end_if_left(self.site.registry, key, pid, how)
+
+    def end_all(self, pids: Collection[int], how: str) -> None:
+        """The same of all jobs that these processes ran, also where Celery was not told yet that they do."""
+        for name in os.listdir(self.directory):
+            key, _, pid = name.rpartition("-")
+            if int(pid) in pids:
+                self.end(key, int(pid), how)
+
 
 class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
     """Looks each second after the jobs that the pool runs, in its parent."""
@@ -263,7 +273,6 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             raise ConfigurationError(
                 f"worker_pool = {worker.pool_cls.__module__}: expected prefork: threads cannot be killed"
             )
-        self._running: dict[str, _Request] = {}
         self._watchers: dict[str, Watcher] = {}
 
     def start(self, worker: Any) -> None:
@@ -276,16 +285,16 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
     def terminate(self, worker: Any) -> None:
         """Kill what runs, since the worker shall not wait for it."""
         self.stop(worker)
-        for pid in worker.pool.info["processes"]:
+        pids = worker.pool.info["processes"]
+        for pid in pids:
             signal_group(pid, signal.SIGKILL)
-        for request in self._running.values():
-            request.end("its worker was shut down")
+        worker.app.tasks[_TASK].end_all(pids, "its worker was shut down")
 
     def _look(self, worker: Any) -> None:
         task = worker.app.tasks[_TASK]
         self._deliver_again(task)
         active = [request for request in list(state.active_requests) if isinstance(request, _Request)]
-        running = self._running = {request.id: request for request in active}
+        running = {request.id: request for request in active}
         known = self._watchers
         self._watchers = {key: known.get(key) or Watcher(task.site.registry, key, task.grace) for key in running}
         for key, watcher in self._watchers.items():

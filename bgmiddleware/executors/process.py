@@ -14,9 +14,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .._jobs import JobState
 from .._loading import check_name
 from .._runner import Run
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, JobExpired, JobNotFound
 from ._local import SHUT_DOWN, LocalExecutor
 from ._worker import Remains, Watcher, fail_unloaded, how_it_ended, is_ini, signal_group
 
@@ -119,6 +120,8 @@ class _Seat:
         """Let the child run a job; return whether the job must wait. Raises nothing."""
         try:
             return self._run(run)
+        except (JobNotFound, JobExpired):
+            return False  # it is gone meanwhile
         except Exception as error:
             _log.exception("job %s could not be run", run.key[:8])
             run.abandon(f"it could not be run: {error}")
@@ -161,8 +164,12 @@ class _Seat:
             if due is not None:
                 child.signal(due)
         else:
+            how = child.end()
+            # It was killed while it was idle: the job did not begin, and is for the next one.
+            if child.jobs and run.registry.get(run.key).state is JobState.PENDING:
+                return {"must_wait": True}
             answer = {}
-            self._remains.end(run.registry, run.key, child.end())
+            self._remains.end(run.registry, run.key, how)
         if "unloaded" in answer:
             fail_unloaded(run.registry, run.key, answer["unloaded"])
         elif "failed" in answer:
@@ -223,7 +230,10 @@ class _Child:
         # It is not waited for: then its number might be given to another process, which would be killed in its place.
         if self._process.returncode is not None:
             return True
-        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # somebody waits for all children of this process, or the system does
+            return True
 
     def give(self, message: dict[str, Any], output_file: int) -> None:
         """Let it run a job."""
