@@ -15,8 +15,8 @@ from tests.redis_server import needs_server
     [
         ("unmarked --rounds 2 --calls 10", "with decorators (watched)"),
         ("registries --jobs 10 20 --calls 20", "evict, for each job"),
-        ("executors --jobs 1 --times 2 --lines 10 --kinds thread process", "to the viewer"),
-        ("executors --jobs 1 --times 2 --lines 10 --kinds rq celery", "bare engine"),
+        ("executors --jobs 2 --times 2 --lines 10 --kinds thread process", "to the viewer"),
+        ("executors --jobs 2 --times 2 --lines 10 --kinds rq celery", "bare engine"),
         ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
         ("viewers --rounds 1 --viewers 6 --idle 0.1 --arrival 0.1 --seconds 1.2", "Starved viewers: 0"),
     ],
