@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -315,9 +316,8 @@ class ProcessContract(ExecutorContract):
         target = site.start("/dies")
         go(site.arrival())
         job = site.ended(target)
-        assert job.state is JobState.LOST
-        assert "SIGKILL" in job.reason or "vanished" in job.reason
-        assert site.output(target).startswith(b"the first words\n")
+        assert (job.state, job.reason) == (JobState.LOST, "its process was killed by SIGKILL")
+        assert site.output(target) == b"the first words\nthe last words"
         target = site.start("/demo")
         assert site.ended(target).state is JobState.FINISHED
 
@@ -335,6 +335,14 @@ class ProcessContract(ExecutorContract):
         children = site.arrival("children")
         assert site.client.request("DELETE", target).status == 202
         assert site.ended(target).state is JobState.CANCELLED
+        assert children.recv(1) == b""  # the last of them is gone
+
+    def test_what_a_job_began_is_killed_when_its_process_dies(self, site: Scene) -> None:
+        target = site.start("/children")
+        children = site.arrival("children")
+        runner = str(site.running(target).receipt["runner"])
+        os.kill(int(runner.rpartition(":")[2]), signal.SIGKILL)
+        assert site.ended(target).state is JobState.LOST
         assert children.recv(1) == b""  # the last of them is gone
 
     def test_a_job_that_is_over_its_deadline_and_does_not_look_is_killed(self, tmp_path: Path) -> None:

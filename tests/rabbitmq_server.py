@@ -21,6 +21,9 @@ SECONDS = 60.0
 
 _PROGRAM = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # of Debian; the one in the path wants to be another user
 
+# Runs a command; when our end of the pipe is closed, which it is too when the tests are killed, all of its group end.
+_GUARDED = '"$@" </dev/null & read -r _; kill -KILL 0'
+
 
 def needs_rabbitmq_server() -> str:
     """Return the path of the server; without one skip the calling test, or fail where it was promised."""
@@ -78,10 +81,10 @@ class RabbitMQServer:
     def _run(self, command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
         with open(Path(self._directory, "said"), "ab") as said:
             process = subprocess.Popen(
-                command,
+                ["sh", "-c", _GUARDED, "sh", *command],
                 cwd=self._directory,
                 env=environ,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,
                 start_new_session=True,  # it begins others, which end with it
@@ -101,7 +104,7 @@ class RabbitMQServer:
             process = self._processes.pop()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(SECONDS)
+            process.communicate(timeout=SECONDS)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 

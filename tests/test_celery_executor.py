@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import importlib
 import itertools
 import json
 import signal
@@ -27,7 +28,7 @@ needs("redis")
 from celery import Celery  # noqa: E402
 from redis import Redis  # noqa: E402
 
-from bgmiddleware.executors.celery import CeleryExecutor  # noqa: E402
+from bgmiddleware.executors.celery import CeleryExecutor, _force  # noqa: E402
 from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
 from bgmiddleware.registries.spool import SpoolRegistry  # noqa: E402
 
@@ -96,6 +97,16 @@ class TestCeleryExecutor(ProcessContract):
             go(step)
         assert site.ended(target).state is JobState.FINISHED
         assert site.output(target) == b"line 1\nline 2\nline 3\n"
+
+    def test_a_message_is_acknowledged_when_its_job_begins(self, site: Scene) -> None:
+        """Whatever a broker does with messages that are held for hours, it does not do it to those of running jobs."""
+        target = site.start("/steps")
+        step = site.arrival()
+        with Redis.from_url(self.server.url) as client:
+            self.shared_worker.until(lambda: client.hlen("unacked") == 0)
+        for _ in range(3):
+            go(step)
+        assert site.ended(target).state is JobState.FINISHED
 
     def test_where_a_worker_and_its_processes_are_killed_the_lease_tells(self, tmp_path: Path) -> None:
         with self.scene(tmp_path, max_workers=1) as site:
@@ -237,7 +248,29 @@ def test_after_its_shutdown_it_takes_no_more(redis_server: RedisServer) -> None:
         assert InProcess(app).request("POST", "/reports").status == 503
 
 
-# What is refused.
+# What is forced, and what is refused.
+
+
+def test_a_worker_sets_what_jobs_need_whatever_was_set_before() -> None:
+    conf = importlib.import_module("celery_app").app.conf
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("celery_app.app.conf.changes", dict(conf.changes))
+        queue = object()
+        _force(conf, queue)
+        assert {name: conf[name] for name in FORCED} == FORCED
+        assert conf.task_queues == [queue]
+        assert conf.broker_transport_options["visibility_timeout"] == 86_400
+
+
+FORCED = {
+    "accept_content": ["json"],
+    "worker_pool": "prefork",
+    "worker_disable_prefetch": True,
+    "worker_prefetch_multiplier": 1,
+    "worker_redirect_stdouts": False,
+    "task_time_limit": None,
+    "task_soft_time_limit": None,
+}
 
 
 def test_a_celery_that_runs_its_tasks_at_once_is_refused(redis_server: RedisServer) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -266,6 +267,49 @@ def test_a_process_executor_without_a_file_must_be_told_what_to_load(tmp_path: P
 def test_a_process_executor_is_refused_with_a_registry_that_processes_do_not_share(load: Load) -> None:
     with pytest.raises(ConfigurationError, match=r"other processes, which cannot see"):
         load(FILTER + "executor = process", APP)
+
+
+def test_an_engine_is_chosen_by_one_line(load: Load) -> None:
+    needs("rq")
+    needs("celery")
+    from bgmiddleware.executors.celery import CeleryExecutor
+    from bgmiddleware.executors.rq import RQExecutor
+
+    shared = FILTER + "registry = spool:%(here)s/jobs\nqueue = shop\nmax_pending = 3\ngrace = 0.5\n"
+    for text, kind in (
+        ("rq", RQExecutor),
+        ("rq:redis://127.0.0.1:1/2", RQExecutor),
+        ("celery:shop:app", CeleryExecutor),
+    ):
+        executor: Any = load(shared + f"executor = {text}", APP).executor
+        assert type(executor) is kind
+        assert (executor.grace, executor.max_pending) == (0.5, 3)
+        assert executor.queue == "shop"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("celery", "executor = 'celery': expected thread, process, rq, rq:REDIS-URL, celery:MODULE:NAME"),
+        ("thread:1", "executor = 'thread:1': expected thread"),
+        ("kafka", "executor = 'kafka': expected thread"),
+        ("kafka://me:secret@host", "executor = 'kafka': expected thread"),
+        ("rq:http://localhost", "the URL of RQ's Redis begins with one of redis://"),
+        ("thread\nqueue = shop", "queue = 'shop': executor = thread has no such setting"),
+        ("rq\nmax_workers = 2", "max_workers = 2: executor = rq has no such setting"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(load: Load, text: str, message: str) -> None:
+    needs("rq")
+    needs("celery")
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        load(FILTER + f"registry = spool:%(here)s/jobs\nexecutor = {text}", APP)
+
+
+def test_an_engine_without_its_library_names_the_extra(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bgmiddleware.executors.rq", None)
+    with pytest.raises(ConfigurationError, match="executor = rq needs the extra rq: "):
+        load(FILTER + "registry = spool:%(here)s/jobs\nexecutor = rq", APP)
 
 
 SERVER = "\n[server:main]\nuse = egg:waitress#main\nhost = 127.0.0.1\nport = {port}\n"

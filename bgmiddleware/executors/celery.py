@@ -60,6 +60,8 @@ class CeleryExecutor(Executor):
         version = tuple(int(part) for part in __version__.split(".")[:2])
         if version < _OLDEST:
             raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {__version__}")
+        self.queue = queue
+        self.max_pending = max_pending
         self.grace = grace
         self._given = celery
         self._queue = Queue(queue, Exchange(queue), routing_key=queue)  # type: ignore[no-untyped-call]
@@ -210,10 +212,10 @@ class _Request(Request):  # type: ignore[misc]
     def on_failure(self, exc_info: Any, *arguments: Any, **named: Any) -> None:
         super().on_failure(exc_info, *arguments, **named)
         error = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(error, Ignore):
+        if isinstance(error, Ignore):  # see _run
             self.task.waiting.append(self.id)
             return
-        if isinstance(error, WorkerLostError | Terminated):
+        if isinstance(error, WorkerLostError | Terminated) and self.worker_pid:
             signal_group(self.worker_pid, signal.SIGKILL)  # children that it left behind
         self.end(_how(error))
 
@@ -245,9 +247,11 @@ class _Task(Task):  # type: ignore[misc]
 
     def end(self, key: str, pid: int, how: str) -> None:
         """Write down the end of a job that a process ran, unless that did so."""
-        path = self.output_path(key, pid)
-        with contextlib.suppress(FileNotFoundError), contextlib.closing(Remains(os.open(path, os.O_RDWR))) as remains:
+        path, output_file = self.output_path(key, pid), None
+        with contextlib.suppress(FileNotFoundError):  # it came not so far
+            output_file = os.open(path, os.O_RDWR)
             os.unlink(path)
+        with contextlib.closing(Remains(output_file)) as remains:
             remains.end_if_left(self.site.registry, key, pid, how)
 
     def end_all(self, pids: Collection[int], how: str) -> None:

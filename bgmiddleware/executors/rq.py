@@ -58,6 +58,7 @@ class RQExecutor(Executor):
         for name, value, least in (("max_pending", max_pending, 1), ("grace", grace, 0)):
             if not value >= least:
                 raise ConfigurationError.of_setting(name, value, f"a number from {least}")
+        self.queue = queue
         self.max_pending = max_pending
         self.grace = grace
         self._url = url
@@ -101,7 +102,7 @@ class RQExecutor(Executor):
         parser.add_argument("--name", help="the worker's name, unique; default: a random one")
         chosen = parser.parse_args(options)
         worker = _Worker(
-            [self._queue.name],
+            [self.queue],
             chosen.name,
             connection=Redis.from_url(self._url),
             serializer="json",
