@@ -17,6 +17,7 @@ from tests.documents import ROOT
 
 TRIES = 400
 LONG = 30.0
+_OWN = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 class Server(OverHTTP):
@@ -29,7 +30,7 @@ class Server(OverHTTP):
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "SITE_DIRECTORY": str(cwd), **environ},
+            env={**os.environ, **_OWN, "HOME": str(cwd), "SITE_DIRECTORY": str(cwd), **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
