@@ -33,3 +33,4 @@ def benchmarks(session: nox.Session) -> None:
     session.install("-e", ".", "Werkzeug>=3")
     session.run("python", "-m", "benchmarks.unmarked")
     session.run("python", "-m", "benchmarks.printing")
+    session.run("python", "-m", "benchmarks.viewers")

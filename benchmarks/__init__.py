@@ -1,1 +1,1 @@
-"""What the middleware costs, beside what it may cost: ``python -m benchmarks.unmarked``, ``… .printing``."""
+"""What it costs, beside what it may cost: ``python -m benchmarks.unmarked``, ``….printing``, ``….viewers``."""

@@ -10,6 +10,7 @@ from ._context import background, backgrounder, current_job, progress, track
 from ._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from ._middleware import BackgroundMiddleware
 from ._runner import Run, RunningJob
+from ._serving import PageParts
 from .errors import (
     BackgroundError,
     BadOffset,
@@ -47,6 +48,7 @@ __all__ = [
     "JobNotFound",
     "JobState",
     "MemoryRegistry",
+    "PageParts",
     "Progress",
     "QueueFull",
     "RecordedResponse",

@@ -11,6 +11,7 @@ from ._admin import add_jobs_command, run_jobs_command
 from ._loading import loaded
 from ._middleware import BackgroundMiddleware
 from ._server import serve
+from ._work import add_work_command, run_work_command
 from .errors import ConfigurationError
 from .executors.thread import ThreadExecutor
 from .registries import open_registry
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "jobs":
         return run_jobs_command(options)
+    if options.command == "work":
+        return run_work_command(options)
     try:
         app = _wrapped(options)
     except ConfigurationError as error:
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--drain", type=float, default=10.0, help="seconds that jobs get to end at the end (default: %(default)s)"
     )
+    add_work_command(commands)
     add_jobs_command(commands)
     return parser
 

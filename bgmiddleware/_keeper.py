@@ -62,9 +62,13 @@ class Keeper:
     thread that stores. Elsewhere a thread per job gathers it for 20 ms or 64 KiB, and sends it: a print never waits for
     a network, unless the job prints faster than the registry takes it. What the registry cannot take because it is
     away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and the output says which bytes.
+
+    *watched*: whether somebody outside of this process renews the lease too, and interrupts the job when it is asked to
+    stop. Then this is done rarely, as long as that one may be gone: a registry has locks, and a thread of a process
+    that C code does not let go on would hold them against everybody.
     """
 
-    def __init__(self, registry: Registry, key: str, runner: str) -> None:
+    def __init__(self, registry: Registry, key: str, runner: str, *, watched: bool = False) -> None:
         self._registry = registry
         self._key = key
         self._runner = runner
@@ -81,12 +85,15 @@ class Keeper:
         self._end = 0
         self._ending = False
         self._progress: Progress | None = None
+        self._renew_every = 2 * RENEW_EVERY if watched else RENEW_EVERY
+        self._look_every = self._renew_every if watched else _LOOK_EVERY
         self._renew_at = self._look_at = 0.0
 
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
         self._output = output
-        self._renew_at = time.monotonic() + RENEW_EVERY
+        now = time.monotonic()
+        self._renew_at, self._look_at = now + self._renew_every, now + self._look_every
         if not self._registry.attach(self._key, output):
             thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
             with detached():  # it is not the job's
@@ -205,7 +212,7 @@ class Keeper:
             # Told to store each line at once, then asked for what it has: what is printed from here on wakes us. Not
             # while much is printed: then it is gathered where it is, which costs the job nothing.
             output.watch(True)
-            output.flush()
+            output.store_soon()
             with self._changed:
                 self._changed.wait_for(lambda: self._size or self._ending, _COLLECT_EVERY)
             output.watch(False)
@@ -228,14 +235,14 @@ class Keeper:
                 lease = LEASE if leased else None
                 ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress)
                 if leased:
-                    self._renew_at = now + RENEW_EVERY
+                    self._renew_at = now + self._renew_every
                 if not ok:
                     self._interrupt("it was given up as lost")
             elif self._thread is not None and now >= self._look_at:
                 cancel = self._registry.get(self._key).cancel_requested_at is not None
             else:
                 return
-            self._look_at = now + _LOOK_EVERY
+            self._look_at = now + self._look_every
             if cancel and self._thread is not None:
                 self._interrupt(self._registry.get(self._key).reason)
         except (JobNotFound, JobExpired):

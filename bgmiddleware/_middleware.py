@@ -1,9 +1,9 @@
 """The middleware: look, decide, delegate."""
 
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import copy_context
+from string import Template
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl
@@ -11,10 +11,22 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
+from ._options import check_functions, check_numbers, check_texts, limits_of
 from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
 from ._runner import Run
-from ._serving import Answer, Authorize, Site, StartResponse, Viewers, answer_dashboard, problem, serve
-from ._starting import Limits, Starter, WSGIApplication
+from ._serving import (
+    Answer,
+    Authorize,
+    PageMaker,
+    Site,
+    StartResponse,
+    Viewers,
+    answer_dashboard,
+    page_maker,
+    problem,
+    serve,
+)
+from ._starting import Starter, WSGIApplication
 from ._waiting import Waiting
 from .errors import BadRequestBody, ConfigurationError
 from .executors.base import Executor
@@ -26,7 +38,6 @@ from .registries.memory import MemoryRegistry
 __all__ = ["BackgroundMiddleware", "WSGIApplication"]
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_SHORTEST_SECRET = 16
 _BODIED = ("POST", "PUT", "PATCH")
 
 
@@ -44,8 +55,11 @@ class BackgroundMiddleware:
     request joins an identical one of the same owner that still runs. *max_body*: bytes of a request body, beyond it
     413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is,
     and a pace. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
-    lets in. *capture_logging*: whether log records of a job reach its output where no handler writes them to the
-    console. *capture_children*: whether subprocesses that a job gives no streams print to its output too.
+    lets in. *page*: makes the page of a job for a site with looks of its own: a function of
+    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: where the page's script and
+    style are: ``inline``, in the page, or ``external``, at URLs of their own. *capture_logging*: whether log records of
+    a job reach its output where no handler writes them to the console. *capture_children*: whether subprocesses that a
+    job gives no streams print to its output too.
     *token_name*: the query parameter that bears the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
@@ -70,26 +84,16 @@ class BackgroundMiddleware:
         limit_per_mark: Mapping[str, int] | None = None,
         version: str = "",
         secret: str | None = None,
+        page: PageMaker | Template | None = None,
+        assets: str = "inline",
         capture_logging: bool = True,
         capture_children: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
-        least = {"max_body": max_body, "stream_slots": stream_slots, "promote_after": promote_after}
-        for name, number in least.items():
-            if not number >= 0:
-                raise ConfigurationError.of_setting(name, number, "a number from 0")
-        for name, function in {"when": when, "owner": owner, "authorize": authorize}.items():
-            if not (callable(function) or (function is None and name != "when")):
-                raise ConfigurationError.of_setting(name, function, "a function of the environ")
-        if deadline is not None and not deadline > 0:
-            raise ConfigurationError.of_setting("deadline", deadline, "a number above 0")
-        limits = _limits(limit_per_owner, limit_per_mark or {})
-        if secret is not None and len(secret) < _SHORTEST_SECRET:
-            raise ConfigurationError.of_setting("secret", "…", f"at least {_SHORTEST_SECRET} characters")
-        if not re.fullmatch(r"[A-Za-z0-9_.~-]+", token_name):
-            raise ConfigurationError.of_setting("token_name", token_name, "letters, digits and -._~")
-        if dashboard is not None and not dashboard.startswith("/"):
-            raise ConfigurationError.of_setting("dashboard", dashboard, "a path that begins with '/'")
+        check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
+        check_functions(when=when, owner=owner, authorize=authorize)
+        check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets)
+        limits = limits_of(limit_per_owner, limit_per_mark)
         if (dashboard is None) != (authorize is None):
             raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
         if isinstance(app, BackgroundMiddleware):
@@ -101,7 +105,16 @@ class BackgroundMiddleware:
         self.executor = ThreadExecutor() if executor is None else executor
         if not self.executor.in_process and not self.registry.shared:
             raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
-        self._site = Site(self.registry, self.executor, Viewers(stream_slots), token_name, owner)
+        self._site = Site(
+            self.registry,
+            self.executor,
+            Viewers(stream_slots),
+            token_name,
+            owner,
+            page_maker(page),
+            own_page=page is not None,
+            external_assets=assets == "external",
+        )
         self._starter = Starter(
             self._site,
             max_body=max_body,
@@ -198,12 +211,13 @@ class BackgroundMiddleware:
                 stripped[name] = environ[name].partition("?")[0] + ("?" + query if query else "")
         return stripped
 
-    def stored_run(self, key: str, cpu_clock: Callable[[], float] = time.thread_time) -> Run:
+    def stored_run(self, key: str, *, output_file: int | None = None) -> Run:
         """Return the run of the job *key*, which another process recorded: what executors call in their workers.
 
-        *cpu_clock* gives the seconds of a processor that were used for it. Raises ``JobNotFound`` or ``JobExpired``.
+        *output_file*: for a process that does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises
+        ``JobNotFound`` or ``JobExpired``.
         """
-        return self._starter.stored_run(self.app, key, cpu_clock)
+        return self._starter.stored_run(self.app, key, output_file)
 
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does
@@ -225,15 +239,6 @@ class BackgroundMiddleware:
 
 
 _context.entrances.update({BackgroundMiddleware.__call__.__code__, BackgroundMiddleware._watch.__code__})
-
-
-def _limits(per_owner: int | None, per_mark: Mapping[str, int]) -> Limits:
-    """Return the limits by mark, and refuse what is none."""
-    if per_owner is not None and not per_owner >= 1:
-        raise ConfigurationError.of_setting("limit_per_owner", per_owner, "a number from 1")
-    if not all(most >= 1 for most in per_mark.values()):
-        raise ConfigurationError.of_setting("limit_per_mark", per_mark, "for each glob a number from 1")
-    return tuple((glob, marks.path(glob), most) for glob, most in per_mark.items())
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

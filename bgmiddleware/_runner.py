@@ -16,7 +16,7 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ._capture import JobOutput, detached, error_stream, install, use_output, write_late
+from ._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
 from ._channels import BodyStore, open_request_body
 from ._exchange import Exchange
 from ._jobs import JobState, Progress, RecordedResponse
@@ -25,7 +25,7 @@ from ._recording import replay_environ
 from .errors import JobCancelled, JobExpired, JobNotFound, RegistryError
 from .registries.base import Registry
 
-__all__ = ["Run", "RunningJob", "Work", "call_function", "replay_request"]
+__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request"]
 
 _log = logging.getLogger("bgmiddleware")
 
@@ -63,8 +63,10 @@ class Run:
     """One job, ready to be run once in this process, by whatever thread an executor has.
 
     An executor of this process calls it; one of another process carries its *key* and nothing else. *deadline*: seconds
-    after which it is asked to stop. *version*: which version of the app this process runs. *cpu_clock* gives the
-    seconds of a processor that the job's thread, or process, used.
+    after which it is asked to stop. *version*: which version of the app this process runs. *output_file*: a descriptor
+    of an empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the
+    file descriptors 1 and 2 too; who gave it can read there what this process wrote before it died, renews the claim,
+    and interrupts the job when it is asked to stop. The CPU time is that of the process and its children then.
     """
 
     def __init__(
@@ -80,10 +82,10 @@ class Run:
         takes_children: bool = False,
         deadline: float | None = None,
         version: str = "",
-        cpu_clock: Callable[[], float] = time.thread_time,
+        output_file: int | None = None,
     ) -> None:
         self.key = key
-        self._registry = registry
+        self.registry = registry
         self._work = work
         self._context = context
         self._preface = preface
@@ -93,9 +95,10 @@ class Run:
         self._takes_children = takes_children
         self._deadline = deadline
         self._version = version
-        self._cpu_clock = cpu_clock
+        self._output_file = output_file
+        self._cpu_clock = time.thread_time if output_file is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner)
+        self._keeper = Keeper(registry, key, self._runner, watched=output_file is not None)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._abandoned = False
@@ -107,26 +110,26 @@ class Run:
         True: it must wait, since one of its groups is full. Then call again, when a job has ended or a second later.
         """
         try:
-            if patiently(self._registry, self._claim):
+            if patiently(self.registry, self._claim):
                 self._context.run(self._run)
             else:
-                return self._registry.get(self.key).state is JobState.PENDING
+                return self.registry.get(self.key).state is JobState.PENDING
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before it began", self.key[:8])
         except BaseException:  # a worker thread must live on, whatever it was
             # First, since a log handler may raise; and in this process it has no lease: nobody else would ever end it.
             with contextlib.suppress(Exception):
-                self._registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
+                self.registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
             _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
         return False
 
     def _claim(self) -> bool:
         receipt = {"runner": f"{socket.gethostname()}:{self._pid}", "version": self._version}
-        lease = LEASE if self._registry.shared else None
+        lease = LEASE if self.registry.shared else None
         try:
-            claimed = self._registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
+            claimed = self.registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
             # Where a connection broke before the answer came, it is ours already.
-            claimed = claimed or (self._is_unsure and self._registry.get(self.key).runner == self._runner)
+            claimed = claimed or (self._is_unsure and self.registry.get(self.key).runner == self._runner)
         except RegistryError:
             self._is_unsure = True
             raise
@@ -140,13 +143,13 @@ class Run:
         """
         self._abandoned = True
         try:
-            if self._registry.transition(self.key, {JobState.PENDING}, JobState.LOST, reason=reason):
+            if self.registry.transition(self.key, {JobState.PENDING}, JobState.LOST, reason=reason):
                 return
             output = self._output
             if output is not None:
                 output.drain()
                 self._keeper.flush()
-            if self._registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
+            if self.registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
                 output.interrupt(reason)
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before it was abandoned", self.key[:8])
@@ -171,7 +174,7 @@ class Run:
         begun = self._cpu_clock()
         try:
             keeper.begin(output)
-            with self._limited(output), use_output(output):
+            with self._limited(output), self._descriptors(output), use_output(output):
                 if self._preface:
                     output.note(self._preface)
                 state, reason = self._outcome(output)
@@ -181,11 +184,16 @@ class Run:
             keeper.end()
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
             patiently(
-                self._registry,
-                lambda: self._registry.finish(
+                self.registry,
+                lambda: self.registry.finish(
                     self.key, self._runner, state, reason=reason, response=self._response, receipt=receipt
                 ),
             )
+
+    def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
+        if self._output_file is None:
+            return contextlib.nullcontext()
+        return own_descriptors(output, self._output_file)
 
     @contextlib.contextmanager
     def _limited(self, output: JobOutput) -> Iterator[None]:
@@ -193,11 +201,11 @@ class Run:
         if self._deadline is None:
             yield
             return
-        reason = f"it ran longer than its deadline of {self._deadline:g} s"
+        reason = over_deadline(self._deadline)
 
         def stop() -> None:
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
-                self._registry.request_cancel(self.key, reason)
+                self.registry.request_cancel(self.key, reason)
             output.interrupt(reason)
 
         timer = threading.Timer(self._deadline, stop)
@@ -212,7 +220,7 @@ class Run:
 
     def _outcome(self, output: JobOutput) -> tuple[JobState, str]:
         try:
-            body = BodyStore(self._registry, self.key, self._runner, output)
+            body = BodyStore(self.registry, self.key, self._runner, output)
             try:
                 self._work(self._take_head, body.write)
             finally:
@@ -222,7 +230,7 @@ class Run:
             if self._response is not None:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
-                return JobState.CANCELLED, error.reason
+                return JobState.CANCELLED, self._asked_for() or error.reason
             if self._abandoned:  # nobody will read what is written of it
                 return JobState.LOST, "abandoned"
             # Text, not the exception: its frames would be kept for a whole TTL.
@@ -233,6 +241,13 @@ class Run:
         if self._response is not None and self._response.code >= 500:
             return JobState.FAILED, f"the app answered {self._response.status}"
         return JobState.FINISHED, ""
+
+    def _asked_for(self) -> str:
+        """Return why the job was asked to stop, as its registry knows: a signal that interrupts it does not."""
+        try:
+            return self.registry.get(self.key).reason
+        except (RegistryError, JobNotFound, JobExpired):
+            return ""
 
     def _end_forked_child(self, output: JobOutput) -> None:
         """End a child that the job forked and that came back to here: it would live on as a worker without a server,
@@ -254,6 +269,16 @@ class Run:
             return  # a forked child has a copy of the registry, which nobody looks at
         with self._output.held():
             self._keeper.report(progress)
+
+
+def over_deadline(deadline: float) -> str:
+    """Return the reason of a job that ran longer than *deadline* seconds."""
+    return f"it ran longer than its deadline of {deadline:g} s"
+
+
+def _process_time() -> float:
+    """Return the seconds of a processor that this process and its children, as far as they ended, used."""
+    return sum(os.times()[:4])
 
 
 def _say(message: str, *arguments: str, exc_info: Any) -> None:

@@ -39,6 +39,8 @@ def serve(app: Served, *, host: str = "127.0.0.1", port: int = 8080, threads: in
         channel_request_lookahead=1,
         # By default a hundred, idle ones included: as many viewers would lock everybody else out.
         connection_limit=1000,
+        # select() raises at the 1024th descriptor, which ends the server, and every job with it.
+        asyncore_use_poll=True,
     )
     stop = _Stop(app)
     # By default SIGTERM ends the process at once, and every job with it.

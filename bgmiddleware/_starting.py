@@ -23,6 +23,7 @@ from ._capture import write_late
 from ._context import entrances
 from ._jobs import Channel, Job, key_of, new_token
 from ._keeper import LEASE
+from ._options import Limits
 from ._recording import RecordedRequest, record_request, rewound, title_of
 from ._runner import Run, Work, call_function, replay_request
 from ._serving import (
@@ -54,9 +55,8 @@ from .errors import (
 from .owners import CookieOwner
 from .registries.base import END, PAGE_BYTES, Registry
 
-__all__ = ["Limits", "Starter", "WSGIApplication"]
+__all__ = ["Starter", "WSGIApplication"]
 
-Limits = tuple[tuple[str, marks.Mark, int], ...]
 WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
@@ -90,6 +90,7 @@ class Starter:
     registry has one."""
     waiting: Waiting
     flights: "_Flights" = field(default_factory=lambda: _Flights(), repr=False)
+    dropped: "_Dropped" = field(default_factory=lambda: _Dropped(), repr=False)
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
@@ -101,8 +102,13 @@ class Starter:
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
+        kept = request.kept
+        if not self.site.executor.in_process:
+            self.dropped.tell(kept)
+            kept = {}
+
         def run(key: str) -> Run:
-            work = replay_request(app, self.site.registry, key, request.environ, request.kept)
+            work = replay_request(app, self.site.registry, key, request.environ, kept)
             return self._run(key, environ, work, context)
 
         with request.body:
@@ -157,7 +163,7 @@ class Starter:
             version=self.version,
         )
 
-    def stored_run(self, app: WSGIApplication, key: str, cpu_clock: Callable[[], float]) -> Run:
+    def stored_run(self, app: WSGIApplication, key: str, output_file: int | None) -> Run:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
@@ -171,7 +177,7 @@ class Starter:
             takes_children=self.capture_children,
             deadline=job.deadline,
             version=self.version,
-            cpu_clock=cpu_clock,
+            output_file=output_file,
         )
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
@@ -410,6 +416,36 @@ class _Flights:
             self._last.move_to_end(flight)
             if len(self._last) > self._most:
                 self._last.popitem(last=False)
+
+
+# What servers tell of themselves, beside what crosses.
+_OF_SERVERS = frozenset(
+    """CONTEXT_DOCUMENT_ROOT CONTEXT_PREFIX DOCUMENT_ROOT PATH_TRANSLATED SCRIPT_FILENAME SCRIPT_URI SCRIPT_URL
+    SERVER_ADDR SERVER_ADMIN SERVER_SIGNATURE UNIQUE_ID""".split()
+)
+
+
+class _Dropped:
+    """What was said already of values in environs that do not reach jobs in other processes. Any thread."""
+
+    def __init__(self, most: int = 100) -> None:
+        self._most = most
+        self._lock = threading.Lock()  # guards what follows
+        self._told: set[tuple[str, ...]] = set()
+
+    def tell(self, kept: Mapping[str, Any]) -> None:
+        """Warn of the keys of *kept*, once for each set of them."""
+        # Some servers put all of os.environ in: the other processes have that by themselves.
+        keys = tuple(sorted(key for key in kept.keys() - _OF_SERVERS if kept[key] != os.environ.get(key)))
+        with self._lock:
+            if not keys or keys in self._told or len(self._told) >= self._most:
+                return
+            self._told.add(keys)
+        _log.warning(
+            "not seen by jobs, which run in other processes: %s; put there by the server or a middleware outside of the"
+            " BackgroundMiddleware",
+            ", ".join(keys),
+        )
 
 
 def _credentials(environ: Mapping[str, Any]) -> list[str]:

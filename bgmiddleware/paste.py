@@ -7,8 +7,8 @@ from . import marks, owners
 from ._loading import loaded
 from ._middleware import BackgroundMiddleware, WSGIApplication
 from .errors import ConfigurationError
+from .executors import EXECUTORS, open_executor
 from .executors.base import Executor
-from .executors.thread import ThreadExecutor
 from .registries import REGISTRY_URLS, open_registry
 
 __all__ = ["SETTINGS", "filter_app_factory"]
@@ -83,15 +83,24 @@ def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
     return _imported("authorize", text)
 
 
+def _page(text: str) -> Any:
+    return _named("page", text)  # whether it can be one, the middleware says
+
+
 def _imported(setting: str, text: str) -> Callable[[Mapping[str, Any]], Any]:
     """Return the function of the environ that ``python:MODULE:NAME`` names."""
-    kind, _, name = text.partition(":")
-    if kind != "python":
-        raise ValueError(text)
-    function: Callable[[Mapping[str, Any]], Any] = loaded(setting, name, "python:MODULE:NAME")
+    function: Callable[[Mapping[str, Any]], Any] = _named(setting, text)
     if not callable(function):
         raise ConfigurationError.of_setting(setting, text, "a function of the environ")
     return function
+
+
+def _named(setting: str, text: str) -> Any:
+    """Return what ``python:MODULE:NAME`` names."""
+    kind, _, name = text.partition(":")
+    if kind != "python":
+        raise ValueError(text)
+    return loaded(setting, name, "python:MODULE:NAME")
 
 
 def _marks(text: str) -> list[marks.Mark]:
@@ -104,7 +113,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "when": (_marks, "prefers_async, always, query:NAME, header:NAME[=VALUE], python:MODULE:NAME", "marks"),
     "promote_after": (_number, "seconds", "middleware"),
     "registry": (str, REGISTRY_URLS, "kind"),
-    "executor": (str, "thread", "kind"),
+    "executor": (str, EXECUTORS, "kind"),
     "ttl": (_number, "seconds", "registry"),
     "pending_ttl": (_number, "seconds", "registry"),
     "max_jobs": (_integer, "a whole number", "registry"),
@@ -115,6 +124,11 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "max_workers": (_integer, "a whole number", "executor"),
     "max_pending": (_integer, "a whole number", "executor"),
     "drain": (_number, "seconds", "executor"),
+    "app": (str, "MODULE:APP, FILE.ini, FILE.ini#NAME", "executor"),
+    "max_jobs_per_child": (_integer, "a whole number", "executor"),
+    "max_memory": (_size, "bytes, also as 64k, 16M, 1G", "executor"),
+    "grace": (_number, "seconds", "executor"),
+    "queue": (str, "a text", "executor"),
     "owner": (_owner, "remote_user, header:NAME, cookie:SECRET, python:MODULE:NAME", "middleware"),
     "single_flight": (_boolean, "true or false", "middleware"),
     "max_body": (_size, "bytes, also as 64k, 16M, 1G", "middleware"),
@@ -126,6 +140,8 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),
     "version": (str, "a text", "middleware"),
     "secret": (str, "at least 16 characters", "middleware"),
+    "page": (_page, "python:MODULE:NAME", "middleware"),
+    "assets": (str, "inline or external", "middleware"),
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
     "token_name": (str, "letters, digits and -._~", "middleware"),
@@ -133,12 +149,12 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
 
 
 def filter_app_factory(
-    app: WSGIApplication, global_conf: Mapping[str, str] | None, **settings: str
+    app: WSGIApplication, global_conf: Mapping[str, str] | None, /, **settings: str
 ) -> BackgroundMiddleware:
     """Wrap *app* as the section of an ini file says: ``use = egg:bgmiddleware``.
 
-    *global_conf* is not used: what others put into ``[DEFAULT]`` is not meant for us. Raises ``ConfigurationError`` for
-    a setting that is unknown or has a value that it cannot have, by name.
+    Of *global_conf* only the name of the file is used: what others put into ``[DEFAULT]`` is not meant for us. Raises
+    ``ConfigurationError`` for a setting that is unknown or has a value that it cannot have, by name.
     """
     arguments: dict[str, dict[str, Any]] = {"marks": {}, "kind": {}, "registry": {}, "executor": {}, "middleware": {}}
     for name, text in settings.items():
@@ -155,7 +171,7 @@ def filter_app_factory(
         app,
         when=_when(**arguments["marks"]),
         registry=open_registry(arguments["kind"].get("registry", "memory:"), **arguments["registry"]),
-        executor=_executor(arguments["kind"].get("executor", "thread"), arguments["executor"]),
+        executor=_executor(arguments["kind"].get("executor", "thread"), arguments["executor"], global_conf or {}),
         **arguments["middleware"],
     )
 
@@ -168,7 +184,7 @@ def _when(paths: list[str] | None = None, when: list[marks.Mark] | None = None) 
     return marks.any_of(*chosen) if chosen else marks.prefers_async
 
 
-def _executor(kind: str, options: dict[str, Any]) -> Executor:
-    if kind != "thread":
-        raise ConfigurationError.of_setting("executor", kind, SETTINGS["executor"][1])
-    return ThreadExecutor(**options)
+def _executor(name: str, options: dict[str, Any], global_conf: Mapping[str, str]) -> Executor:
+    if name == "process" and "__file__" in global_conf:
+        options.setdefault("app", global_conf["__file__"])  # the children load what is loaded here
+    return open_executor(name, **options)

@@ -130,17 +130,18 @@ class OverHTTP:
 
 
 @contextlib.contextmanager
-def served(app: Any, **options: Any) -> Iterator[OverHTTP]:
-    """Serve *app* on waitress on a free port."""
-    options = {"threads": 8, "channel_request_lookahead": 1, **options}
+def served(app: Any, *, patience: float = 10.0, **options: Any) -> Iterator[OverHTTP]:
+    """Serve *app* on waitress, on a free port if none is given; in the end wait up to *patience* seconds for what is
+    still being answered."""
+    options = {"port": 0, "threads": 8, "channel_request_lookahead": 1, **options}
     sockets: dict[int, Any] = {}
-    server: Any = create_server(app, sockets, host="127.0.0.1", port=0, **options)
+    server: Any = create_server(app, sockets, host="127.0.0.1", **options)
     stopping = threading.Event()
 
     def run() -> None:
         while not stopping.is_set():
             wasyncore.loop(timeout=30, map=sockets, count=1)
-        server.task_dispatcher.shutdown(cancel_pending=True, timeout=10)
+        server.task_dispatcher.shutdown(cancel_pending=True, timeout=patience)
         wasyncore.close_all(sockets)
 
     thread = threading.Thread(target=run, name="waitress")

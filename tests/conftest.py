@@ -17,6 +17,8 @@ with warnings.catch_warnings():
             importlib.import_module(_name)
 
 
+pytest.register_assert_rewrite("executor_contract")
+
 PROMISED = os.environ.get("CI") == "true"
 
 

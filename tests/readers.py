@@ -7,6 +7,7 @@ import queue
 import re
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +18,15 @@ from wsgiref.validate import validator
 import pytest
 from apps import WAIT
 from clients import InProcess, OverHTTP, served
+from far_play import NAME, far_away
 
-from bgmiddleware import BackgroundMiddleware, ThreadExecutor, marks
+from bgmiddleware import BackgroundMiddleware, MemoryRegistry, Registry, ThreadExecutor, marks
+from bgmiddleware.executors.process import ProcessExecutor
+from bgmiddleware.registries import open_registry
 
 Client = InProcess | OverHTTP
 BOTH = ("in-process", "waitress")
+EVERYWHERE = (*BOTH, "processes")  # the first as it is, with jobs in processes of their own
 UNKNOWN = "6b9f2e1c-0000-4000-8000-000000000000"
 PLAIN = [("Content-Type", "text/plain")]
 
@@ -67,14 +72,18 @@ class Play:
         self._steps.put((status, list(headers), body))
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        status, headers, body = self.directs(environ, lambda step: step())
+        start_response(status, headers)
+        return [body] if body else []
+
+    def directs(self, environ: dict[str, Any], do: Callable[[Any], object]) -> Any:
+        """Let a view take its steps, by *do*; return its answer."""
         self.calls += 1
         self.environs.append(environ)
         while callable(step := self._steps.get(timeout=WAIT)):
-            step()
+            do(step)
             self._done.release()
-        status, headers, body = step
-        start_response(status, headers)
-        return [body] if body else []
+        return step
 
 
 def print_bytes(data: bytes) -> None:
@@ -111,12 +120,32 @@ class Opener:
 
     def site(self, app: Any, **options: Any) -> BackgroundMiddleware:
         options = {"when": marks.always, "executor": ThreadExecutor(drain=0.0), **options}
+        if self.how == "processes":
+            options |= in_processes(self._stack, app, **options)
         if isinstance(app, Play):  # whatever it waits for: an end
             self._stack.callback(lambda: [app.answers() for _ in range(20)])
         return self._stack.enter_context(BackgroundMiddleware(validator(app), **options))
 
     def client(self, app: Any, **server: Any) -> Client:
         return self._stack.enter_context(served(app, **server)) if self.how == "waitress" else InProcess(app)
+
+
+def in_processes(
+    stack: contextlib.ExitStack,
+    app: Any,
+    executor: ThreadExecutor | None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the executor and the registry with which jobs of *app* run in processes, in numbers like those given."""
+    threads, like = executor or ThreadExecutor(drain=0.0), registry or MemoryRegistry()
+    url = f"spool:{stack.enter_context(tempfile.TemporaryDirectory())}/jobs"
+    stack.enter_context(far_away(app, like, url))
+    numbers = {"max_workers": threads.max_workers, "max_pending": threads.max_pending, "drain": threads.drain}
+    return {
+        "registry": open_registry(url, ttl=like.ttl, clock=like.clock),
+        "executor": ProcessExecutor(NAME, **numbers),
+    }
 
 
 def opened(request: pytest.FixtureRequest) -> Iterator[Opener]:

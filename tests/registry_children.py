@@ -162,6 +162,16 @@ def write_until_killed(registry: Registry, name: str, seed: int, largest: int) -
         say(end)
 
 
+def run_jobs_until_killed(registry: Registry, name: str, seed: int) -> None:
+    """Run one job after another, and say which have ended."""
+    for number in itertools.count():
+        own = f"{name}, {number}"
+        registry.add(Job(key_of(own), own))
+        for _ in written(registry, own, chunks_of(seed, 3, 5000), own):
+            registry.renew(key_of(own), own, lease=LONG)
+        say(own)
+
+
 def leave_unfinished(registry: Registry, name: str, text: str, lease: float) -> None:
     key = registry.add(Job(key_of(name), name)).key
     registry.claim(key, "the gone", lease=lease)

@@ -1233,6 +1233,16 @@ class RegistryContract:
         assert registry.page(KEY, 9).piece == (9, b"9")
         assert registry.page(KEY, 9).job.output_end == 10
 
+    def test_a_page_of_a_job_that_was_just_read_does_not_look_at_it_again(self, registry):
+        running(registry)
+        write(registry, KEY, b"0123456789")
+        job = registry.get(KEY)
+        write(registry, KEY, b"abc")
+        page = registry.page(KEY, -2, job=job)
+        assert page.job is job
+        assert page.piece == (8, b"89abc"), "all that there is, but its beginning is that of then"
+        assert registry.page(KEY, 11, job=job).piece == (10, b"abc"), "behind the end of then is at the end of then"
+
     def test_a_page_at_the_end_or_behind_it_is_empty_and_at_the_end(self, registry):
         running(registry)
         write(registry, KEY, b"abc")

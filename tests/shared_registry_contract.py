@@ -351,7 +351,7 @@ class SharedRegistryContract(RegistryContract):
         writers = [
             child("write_until_killed", name=name, seed=seed, largest=largest) for seed, name in enumerate(names)
         ]
-        acknowledged = [self.kill(writer.go(), chance) for writer in writers]
+        acknowledged = [self.kill(writer.go(), chance)[-1] for writer in writers]
         self.let_leases_run_out(registry, names, "the killed")
         made_permanent = []
         for _ in range(2):
@@ -363,16 +363,42 @@ class SharedRegistryContract(RegistryContract):
         assert made_permanent == [len(names), 0]
         assert registry.jobs(JobState.RUNNING) == []
 
-    def kill(self, writer: Child, chance: random.Random) -> int:
-        """Kill it at a random moment; return the last end that it knew of."""
-        ends = [writer.said() for _ in range(chance.randrange(1, 150))]
+    def test_processes_that_are_killed_at_any_moment_leave_each_job_in_a_true_state(self, opened, child):
+        chance = random.Random(1)
+        names = [f"process {number}" for number in range(8)]
+        processes = [child("run_jobs_until_killed", name=name, seed=3).go() for name in names]
+        ended = {title for process in processes for title in self.kill(process, chance, 9)}
+        registry = opened()
+        for job in registry.jobs(JobState.RUNNING, limit=100_000):
+            assert registry.renew(job.key, job.runner, lease=0.01).ok
+            assert registry.wait(job.key, END, LONG).state is JobState.LOST
+        content = b"".join(chunks_of(3, 3, 5000))
+        jobs = {job.title: job for job in registry.jobs(limit=100_000)}
+        assert ended <= jobs.keys()
+        for title, job in jobs.items():
+            output, body = read_all(registry, job.key), read_all(registry, job.key, Channel.BODY)
+            assert content.startswith(output)
+            assert (job.output_end, job.body_end) == (len(output), len(body))
+            if title in ended:
+                assert job.state is JobState.FINISHED
+            if job.state is JobState.FINISHED:
+                assert (len(output), len(body)) == (len(content), len(content))
+        unfinished = [job for job in jobs.values() if job.state is not JobState.FINISHED]
+        assert len(unfinished) <= len(names)
+        assert {job.state for job in unfinished} <= {JobState.LOST, JobState.PENDING}
+        assert registry.evict().lost == sum(job.state is JobState.LOST for job in unfinished)
+        assert registry.evict().lost == 0
+
+    def kill(self, writer: Child, chance: random.Random, most: int = 150) -> list[Any]:
+        """Kill it at a random moment, after it said at most so many things; return all that it said."""
+        ends = [writer.said() for _ in range(chance.randrange(1, most))]
         at = time.perf_counter() + chance.random() * 0.002
         while time.perf_counter() < at:
             pass
         writer.process.send_signal(signal.SIGKILL)
         while (end := writer.said()) is not None:
             ends.append(end)
-        return ends[-1]
+        return ends
 
     def check_prefix(self, data: bytes, chunks: list[bytes], acknowledged: int) -> None:
         """It is all that was acknowledged, and at most one chunk more, which is whole."""

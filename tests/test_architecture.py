@@ -25,17 +25,22 @@ LAYERS = (
     ("_waiting",),
     ("_runner",),
     ("executors",),
-    ("marks", "owners", "_prefer", "_context"),
+    ("marks", "owners", "_options", "_prefer", "_context"),
     ("_serving",),
     ("_starting",),
     ("_middleware",),
-    ("paste", "_admin", "_server", "__init__"),
+    ("paste", "_admin", "_server", "_work", "__init__"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # What is not of the standard library, and who may use it.
-FOREIGN = {"webob": {"owners", "_serving", "_middleware"}, "waitress": {"_server"}, "redis": {"registries"}}
+FOREIGN = {
+    "webob": {"owners", "_serving", "_middleware"},
+    "waitress": {"_server"},
+    "redis": {"registries", "executors"},
+    **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
+}
 
 MAX_LINES = 600
 MAX_FUNCTION_LINES = 80

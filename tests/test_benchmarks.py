@@ -15,6 +15,7 @@ from tests.documents import ROOT
         ("unmarked --rounds 2 --calls 10", "with decorators (watched)"),
         ("registries --jobs 10 20 --calls 20", "evict, for each job"),
         ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
+        ("viewers --rounds 1 --viewers 6 --idle 0.1 --arrival 0.1 --seconds 1.2", "Starved viewers: 0"),
     ],
 )
 def test_a_benchmark_prints_its_table(command: str, said: str) -> None:

@@ -1,6 +1,7 @@
 """``python -m bgmiddleware``, as a real process."""
 
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from tests.documents import ROOT
 
 APPS = """
 import os, sys, time
+
+kept = []
 
 
 def app(environ, start_response):
@@ -35,6 +38,8 @@ def app(environ, start_response):
                 print("still here")
         finally:
             sys.__stderr__.write("the job was interrupted\\n")
+    elif path == "/opens-many":
+        kept.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(1100))
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"done\\n"]
 
@@ -111,6 +116,15 @@ def test_it_serves_the_app_and_its_slow_paths_in_the_background(serve: Callable[
     url, log = served.get("/x/quick")
     assert url.startswith(f"{served.address}/x/quick?_t=")
     assert log == ""
+
+
+def test_descriptors_of_any_number_are_served(serve: Callable[..., Served]) -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1200:
+        pytest.skip("needs more descriptors")
+    served = serve()
+    assert served.get("/opens-many")[1] == "done\n"
+    with socket.create_connection(("127.0.0.1", int(served.address.rpartition(":")[2]))):  # has the last small one
+        assert served.get("/fast")[1] == "done\n", "select() refuses such a number, and the server would have ended"
 
 
 def test_a_request_that_prefers_it_goes_to_the_background(serve: Callable[..., Served]) -> None:

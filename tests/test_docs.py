@@ -1,5 +1,6 @@
 """The documents say what is: their examples run, their tables have every setting, their links lead somewhere."""
 
+import importlib
 import inspect
 import io
 import json
@@ -12,6 +13,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, paste
 from bgmiddleware.__main__ import _parser
+from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries.spool import SpoolRegistry
 from tests.clients import ended, served
 from tests.conftest import needs
@@ -68,9 +70,17 @@ def table(section: str) -> dict[str, list[str]]:
         ("MemoryRegistry", MemoryRegistry),
         ("SpoolRegistry", SpoolRegistry),
         ("ThreadExecutor", ThreadExecutor),
+        ("ProcessExecutor", ProcessExecutor),
+        ("RQExecutor", "rq"),
+        ("CeleryExecutor", "celery"),
     ],
 )
-def test_every_argument_is_in_the_settings_with_its_real_default(section: str, described: Callable[..., Any]) -> None:
+def test_every_argument_is_in_the_settings_with_its_real_default(
+    section: str, described: Callable[..., Any] | str
+) -> None:
+    if isinstance(described, str):
+        needs(described)
+        described = getattr(importlib.import_module(f"bgmiddleware.executors.{described}"), section)
     real = {
         name: parameter.default
         for name, parameter in inspect.signature(described).parameters.items()
@@ -91,8 +101,9 @@ def test_every_key_of_an_ini_file_is_in_the_settings() -> None:
 
 
 def test_the_defaults_of_an_ini_file_are_those_of_the_arguments() -> None:
-    stated = [name for section in ("The middleware", "MemoryRegistry", "ThreadExecutor") for name in table(section)]
-    own = {"paths", "registry", "executor"}  # which are spelled otherwise than the arguments
+    sections = ("The middleware", "MemoryRegistry", "ThreadExecutor", "ProcessExecutor", "RQExecutor")
+    stated = [name for section in sections for name in table(section)]
+    own = {"paths", "registry", "executor", "app"}  # which are spelled otherwise than the arguments
     assert set(paste.SETTINGS) - own <= set(stated)
 
 
@@ -203,11 +214,19 @@ app = BackgroundMiddleware(app, when=marks.path("/reports/*"))
 """
 
 
-@pytest.mark.parametrize("section", ["Marks", "Executors", "Registries"])
+@pytest.mark.parametrize("section", ["Marks", "Executors", "Registries", "Pages"])
 def test_the_examples_of_your_own_run_reports(section: str, tmp_path: Path) -> None:
     reports, other = run(tmp_path, example("extending.rst", section), ["/reports/2026", "/articles/2026"])
     assert (reports["state"], reports["result"]) == ("finished", "a good year\n")
     assert other["status"] == "200 OK"
+
+
+def test_the_example_of_a_process_per_job_captures_and_answers_as_in_a_thread(tmp_path: Path) -> None:
+    text = example("executors.rst", "A process per job").replace("/var/lib/shop", str(tmp_path))
+    text = text.replace('"shop.wsgi:app"', '"example:app"').replace("from shop.wsgi import", "from shop import")
+    (answer,) = run(tmp_path, text, ["/reports/2026"])
+    assert (answer["state"], answer["result"]) == ("finished", "a good year\n")
+    assert answer["log"] == "adding up /reports/2026\n"
 
 
 def test_the_python_client_follows_a_job_and_gets_its_result() -> None:
@@ -241,4 +260,7 @@ def test_the_state_document_is_the_real_one() -> None:
 
 
 def _shape(value: Any) -> Any:
-    return {key: _shape(inner) for key, inner in value.items() if key != "progress"} if isinstance(value, dict) else ""
+    """Return the names in a document, without those of what may be null."""
+    if not isinstance(value, dict):
+        return ""
+    return {key: "" if key in ("progress", "estimate") else _shape(inner) for key, inner in value.items()}

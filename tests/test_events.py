@@ -227,7 +227,7 @@ def test_without_a_slot_a_client_is_sent_to_poll(opens: Opener) -> None:
     reply = client.request("GET", target, **EVENTS)
     assert (reply.status, reply["Content-Type"]) == (503, "application/problem+json")
     assert reply.json["type"] == "urn:bgmiddleware:problem:no-slot"
-    assert (reply["Retry-After"], reply["Job-Poll"]) == ("1", "1")
+    assert (reply["Retry-After"], reply["Job-Poll"]) == ("1", "0")
     play.answers()
     ended(site, target)
     assert len(events_of(client.request("GET", target, **EVENTS).body)) == 2, "what has ended needs no slot"

@@ -13,6 +13,7 @@ from wsgiref.validate import validator
 import apps
 import pytest
 from clients import UUID, InProcess, OverHTTP, Reply, ended, environ, served, start, target_of
+from readers import EVERYWHERE, in_processes
 
 from bgmiddleware import (
     BackgroundMiddleware,
@@ -88,10 +89,15 @@ def client_of(request: pytest.FixtureRequest) -> Iterator[Any]:
 
         def make(app: Any, **options: Any) -> tuple[BackgroundMiddleware, Client]:
             options.setdefault("when", marks.always)
+            if request.param == "processes":
+                options |= in_processes(stack, app, **options)
             made = stack.enter_context(BackgroundMiddleware(validator(app), **options))
             return made, stack.enter_context(connected(made, request.param))
 
         yield make
+
+
+everywhere = pytest.mark.parametrize("client_of", EVERYWHERE, indirect=True)
 
 
 # What is not marked.
@@ -414,6 +420,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "progress": None,
         "cancel_requested_at": None,
         "output": {"start": 0, "end": 7, "dropped": None},
+        "estimate": None,
         "status_code": 201,
         "links": {
             "self": f"?1&_t={token}",
@@ -451,8 +458,8 @@ def test_progress_is_in_the_state_and_the_headers(client_of: Any) -> None:
     assert reply.json["progress"] == {"done": 1, "total": 4, "percent": 25.0, "message": "sorting <rows>"}
     assert reply["Job-Progress"] == "25.0"
     page = client.request("GET", target, accept="text/html").text
-    assert '<progress max="100" value="25.0"' in page
-    assert "sorting &lt;rows&gt; 1 of 4" in page
+    assert re.search(r'<progress [^>]* value="25.0">', page)
+    assert ">sorting &lt;rows&gt; 1 of 4<" in page
     go_on.set()
 
 
@@ -480,6 +487,7 @@ def test_the_result_can_be_waited_for(client: Client, stage: apps.Stage) -> None
     assert client.request("GET", f"{target}&_view=result&_wait=30").status == 201
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("app", "state", "status", "body"),
     [
@@ -502,6 +510,7 @@ def test_any_response_of_the_app_is_replayed(
         assert reply["Location"] == "/elsewhere"
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("app", "reason"),
     [
@@ -527,6 +536,7 @@ def test_an_app_that_raises_leaves_its_traceback_and_a_500(client_of: Any, app: 
     assert reason in reply.text
 
 
+@everywhere
 def test_odd_output_arrives_as_it_was(client_of: Any) -> None:
     site, client = client_of(apps.prints_odd_things)
     target = start(client, "/")
@@ -536,7 +546,7 @@ def test_odd_output_arrives_as_it_was(client_of: Any) -> None:
     assert reply.body == head + b"x" * 10_000_000 + b"\n"
     page = client.request("GET", target, accept="text/html")
     assert page.status == 200
-    assert len(page.body) < 100_000
+    assert len(page.body) < 40_000 + 64 * 1024, "the page, and the end of the output"
 
 
 def test_pages_are_cut_between_characters(client_of: Any) -> None:
@@ -594,7 +604,7 @@ def test_each_client_gets_the_view_it_names(client: Client, accept: str | None, 
     headers = {} if accept is None else {"accept": accept}
     reply = client.request("HEAD", target, **headers)
     assert reply["Content-Type"].partition(";")[0] == content_type
-    assert reply["Vary"] == "Accept"
+    assert reply["Vary"] == ("Accept, Accept-Language" if content_type == "text/html" else "Accept")
 
 
 def test_who_takes_nothing_of_ours_gets_406(client: Client) -> None:
@@ -715,64 +725,6 @@ def test_another_site_cannot_cancel(client: Client, stage: apps.Stage, headers: 
     asked = client.request("GET", f"{target}&_view=status").json["cancel_requested_at"] is not None
     assert asked is allowed
     assert client.request("DELETE", target, **headers).status == (202 if allowed else 403)
-
-
-# The page.
-
-
-def test_the_page_works_without_a_script(client: Client, site: BackgroundMiddleware, stage: apps.Stage) -> None:
-    target = start(client, "/slow?2")
-    token = target.rpartition("=")[2]
-    stage.go()
-    client.request("GET", f"{target}&_offset=0&_wait=30")
-    running = client.request("GET", target, accept="text/html")
-    assert running["Content-Type"] == "text/html; charset=utf-8"
-    assert "default-src 'none'" in running["Content-Security-Policy"]
-    assert '<meta http-equiv="refresh" content="3">' in running.text
-    assert '<span class="state running">▶ running</span>' in running.text
-    assert ">line 1\n</pre>" in running.text
-    assert f'action="?2&amp;_t={token}"' in running.text
-    assert '<button name="_action" value="cancel">' in running.text
-    assert "_view=result" not in running.text
-    stage.go()
-    ended(site, target)
-    page = client.request("GET", target, accept="text/html").text
-    assert "refresh" not in page
-    assert "<form" not in page
-    assert "✓ finished" in page
-    assert f'<a href="?2&amp;_t={token}&amp;_view=result">Result</a>' in page
-    assert "<script" not in page
-
-
-def test_the_style_of_the_page_is_what_its_policy_allows(client: Client) -> None:
-    import base64
-    import hashlib
-
-    page = client.request("GET", start(client, "/slow"), accept="text/html")
-    style = page.text.partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"style-src 'sha256-{digest}'" in page["Content-Security-Policy"]
-
-
-def test_hostile_output_is_only_text(client_of: Any) -> None:
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        print("</pre><script>alert(1)</script><img src=x onerror=alert(2)>")
-        print("\x1b[31mred\x1b[0m \x1b]8;;javascript:alert(3)\x07link\x1b]8;;\x07 \x1b]52;c;aGk=\x07")
-        print("10%\r50%\r100%")
-        print("\u202egnp.exe")
-        raise RuntimeError("<b>&")
-
-    site, client = client_of(app)
-    target = start(client, "/%3Cscript%3E")
-    ended(site, target)
-    page = client.request("GET", target, accept="text/html").text
-    assert "<script" not in page
-    assert "<img" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "red link \n100%\n[U+202E]gnp.exe\n" in page
-    assert "RuntimeError: &lt;b&gt;&amp;" in page
-    assert "\x1b" not in page
-    assert "POST /&lt;script&gt;" in page
 
 
 # Trouble.

@@ -1,6 +1,7 @@
 """The ini file: loaded by PasteDeploy, and served by the servers that people start with one."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from urllib.request import urlopen
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, MemoryRegistry, ThreadExecutor
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, MemoryRegistry, ThreadExecutor, marks
+from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.paste import SETTINGS, filter_app_factory
+from tests.clients import ended
 from tests.conftest import needs
 from tests.documents import ROOT, SHOP, get
 
@@ -95,6 +98,8 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "single_flight": ("yes", lambda app: app._starter.single_flight, True),
         "dashboard": ("/_jobs", lambda app: app._is_dashboard({"PATH_INFO": "/_jobs"}), True),
         "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
+        "page": ("python:bgmiddleware.marks:always", lambda app: app._site.page, marks.always),
+        "assets": ("external", lambda app: app._site.external_assets, True),
         "registry": ("memory:", lambda app: type(app.registry), MemoryRegistry),
         "executor": ("thread", lambda app: type(app.executor), ThreadExecutor),
         "paths": ("/a/* /b", lambda app: [is_marked(app, path) for path in ("/a/1", "/b", "/c")], [True, True, False]),
@@ -124,7 +129,8 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "capture_children": ("on", lambda app: app._starter.capture_children, True),
         "token_name": ("job", lambda app: get(app, "/a/1")[1]["Location"][:5], "?job="),
     }
-    assert set(settings) == set(SETTINGS)
+    of_processes = {"app", "max_jobs_per_child", "max_memory", "grace"}
+    assert set(settings) == set(SETTINGS) - of_processes
     app = load(FILTER + "\n".join(f"{name} = {text}" for name, (text, _, _) in settings.items()), APP)
     for name, (_, look, expected) in settings.items():
         assert look(app) == expected, name
@@ -175,7 +181,7 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
         *(
             (name, "many")
             for name in SETTINGS
-            if name not in ("when", "token_name", "paths", "registry", "executor", "version")
+            if name not in ("when", "token_name", "paths", "registry", "executor", "version", "app")
         ),
         ("paths", "reports/*"),
         ("when", "sometimes"),
@@ -186,6 +192,10 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
         ("when", "python:bgmiddleware.marks:__all__"),
         ("owner", "cookie:"),
         ("owner", "python:nosuchmodule:user"),
+        ("page", "python:bgmiddleware.marks:__all__"),
+        ("page", "python:bgmiddleware.marks:nosuchpage"),
+        ("page", "/srv/page.html"),
+        ("assets", "outside"),
         ("promote_after", "-1"),
         ("authorize", "always"),
         ("registry", "mongodb://localhost"),
@@ -198,7 +208,11 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
         ("limit_per_mark", "reindex=1"),
         ("limit_per_mark", "/reindex=0"),
         ("secret", "short"),
-        ("executor", "process"),
+        ("executor", "fibre"),
+        ("app", "shop:app"),
+        ("grace", "1.0"),
+        ("max_memory", "1G"),
+        ("max_jobs_per_child", "10"),
         ("ttl", "0"),
         ("ttl", "-1"),
         ("ttl", "nan"),
@@ -218,6 +232,40 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
 def test_a_bad_value_is_refused_by_the_name_of_its_key(name: str, text: str, load: Load) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name} = "):
         load(FILTER + f"{name} = {text}", APP)
+
+
+PROCESS = "registry = spool:%(here)s/jobs\nexecutor = process\npaths = /reports/*\n"
+
+
+def test_with_a_process_executor_children_load_the_same_file(load: Load, tmp_path: Path) -> None:
+    app = load(FILTER + PROCESS + "max_workers = 1\nmax_jobs_per_child = 2\nmax_memory = 1G\ngrace = 0.5", APP)
+    executor = app.executor
+    assert isinstance(executor, ProcessExecutor)
+    assert executor.app == str(tmp_path / "app.ini")
+    settings = executor.max_workers, executor.max_jobs_per_child, executor.max_memory, executor.grace
+    assert settings == (1, 2, 1024**3, 0.5)
+    status, headers, _ = get(app, "/reports/2026")
+    assert status == "303 See Other"
+    job = ended(app, headers["Location"])
+    assert job.state is JobState.FINISHED
+    assert not job.receipt["runner"].endswith(f":{os.getpid()}")
+    assert get(app, f"/reports/2026{headers['Location']}&_view=log")[2] == "adding up /reports/2026\n"
+
+
+def test_a_process_executor_loads_what_it_is_told_to(load: Load, tmp_path: Path) -> None:
+    app = load(FILTER + PROCESS + "app = %(here)s/app.ini#other", APP, "[pipeline:other]\npipeline = background shop")
+    assert app.executor.app == f"{tmp_path / 'app.ini'}#other"
+    assert ended(app, get(app, "/reports/2026")[1]["Location"]).state is JobState.FINISHED
+
+
+def test_a_process_executor_without_a_file_must_be_told_what_to_load(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"^app is missing: executor = process needs it"):
+        filter_app_factory(lambda *_: [], None, executor="process", registry=f"spool:{tmp_path}/jobs")
+
+
+def test_a_process_executor_is_refused_with_a_registry_that_processes_do_not_share(load: Load) -> None:
+    with pytest.raises(ConfigurationError, match=r"other processes, which cannot see"):
+        load(FILTER + "executor = process", APP)
 
 
 SERVER = "\n[server:main]\nuse = egg:waitress#main\nhost = 127.0.0.1\nport = {port}\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from clients import UUID, Reply, ended, start
-from readers import BOTH, UNKNOWN, Client, Clock, Opener, Play, events_of, opened, token_of
+from readers import BOTH, EVERYWHERE, UNKNOWN, Client, Clock, Opener, Play, events_of, opened, token_of
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress
 from bgmiddleware._serving import events, log, visit
@@ -21,6 +21,8 @@ FORM = {"content_type": "application/x-www-form-urlencoded"}
 def opens(request: pytest.FixtureRequest) -> Iterator[Opener]:
     yield from opened(request)
 
+
+everywhere = pytest.mark.parametrize("opens", EVERYWHERE, indirect=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")  # the validator does not know them all
 
@@ -74,6 +76,7 @@ ALWAYS = {
     "X-Robots-Tag": "noindex",
 }
 OF_A_JOB = {**ALWAYS, "Vary": "Accept"}
+PAGE = {"Content-Type": "text/html; charset=utf-8", "Vary": "Accept, Accept-Language"}
 
 
 # Start.
@@ -121,6 +124,7 @@ REFUSED = {**ALWAYS, "Location": None, "Job-State": None}
         headers={**AS_JSON, "Preference-Applied": "respond-async, wait=0"},
     ),
 )
+@everywhere
 def test_starting(opens: Opener, row: Row) -> None:
     play = Play()
     site, client = opens(play)
@@ -161,6 +165,7 @@ def test_what_starts_nothing(opens: Opener, row: Row) -> None:
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
+@everywhere
 def test_a_full_queue_starts_nothing_and_says_when_to_come_back(opens: Opener, accept: str) -> None:
     play = Play()
     site, client = opens(play, executor=ThreadExecutor(max_workers=1, max_pending=0, drain=0.0))
@@ -171,6 +176,7 @@ def test_a_full_queue_starts_nothing_and_says_when_to_come_back(opens: Opener, a
     assert len(site.registry.jobs()) == 1
 
 
+@everywhere
 def test_who_waits_long_enough_gets_the_response_itself(opens: Opener) -> None:
     play = Play()
     play.answers(b"made", "201 Created", [("Content-Type", "text/x"), ("X-Own", "1"), ("Location", "/made")])
@@ -200,7 +206,7 @@ PAGED = {**PACED, "Content-Type": TEXT, "Job-Offset": "0", "Job-Next-Offset": "7
 
 
 @rows(
-    Row("the page", asks={"accept": BROWSER}, headers={**LIVE, "Content-Type": "text/html; charset=utf-8"}),
+    Row("the page", asks={"accept": BROWSER}, headers={**LIVE, **PAGE}),
     Row("a page of the log", query="&_offset=0", headers=PAGED, text="line 1\n"),
     Row("a page of the log, paced", query="&_offset=0&_every=1.5", headers=PAGED, text="line 1\n"),
     Row(
@@ -233,7 +239,7 @@ PAGED = {**PACED, "Content-Type": TEXT, "Job-Offset": "0", "Job-Next-Offset": "7
     ),
     Row("HEAD of the log", "HEAD", headers={**PACED, "Content-Length": "7", "Content-Type": TEXT}, text=""),
     Row("HEAD of a page of it", "HEAD", "&_offset=0&_wait=30", headers=PAGED, text=""),
-    Row("HEAD of the page", "HEAD", asks={"accept": BROWSER}, headers=LIVE, text=""),
+    Row("HEAD of the page", "HEAD", asks={"accept": BROWSER}, headers={**LIVE, **PAGE}, text=""),
     Row("HEAD of the state", "HEAD", "&_view=status&_wait=30", headers=PACED, text=""),
     Row("HEAD of the result", "HEAD", "&_view=result&_wait=30", status=202, headers=PACED, text=""),
     Row("HEAD of the events", "HEAD", "&_view=events", headers=LIVE, text=""),
@@ -275,6 +281,7 @@ PAGED = {**PACED, "Content-Type": TEXT, "Job-Offset": "0", "Job-Next-Offset": "7
         "no slot to follow", headers={**PACED, "Content-Type": TEXT, "Content-Disposition": re.compile(".*slow.log.*")}
     ),
 )
+@everywhere
 def test_with_a_token_while_it_runs(opens: Opener, row: Row) -> None:
     play = Play()
     _, client = opens(play, stream_slots=0 if row.says.startswith("no slot") else 2)
@@ -286,6 +293,7 @@ def test_with_a_token_while_it_runs(opens: Opener, row: Row) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
+@everywhere
 def test_the_log_is_followed_live_to_the_end(opens: Opener, method: str) -> None:
     play = Play()
     _, client = opens(play)
@@ -319,7 +327,7 @@ REPLAYED = {
 
 
 @rows(
-    Row("the page", asks={"accept": BROWSER}, headers={**OVER, "Content-Type": "text/html; charset=utf-8"}),
+    Row("the page", asks={"accept": BROWSER}, headers={**OVER, **PAGE}),
     Row("the log", headers={**OVER, "Content-Type": TEXT, "Content-Length": "7"}, text="line 1\n"),
     Row("a page of the log", query="&_offset=0&_every=1", headers=OVER_PAGED, text="line 1\n"),
     Row("nothing new", query="&_offset=7&_wait=30", headers={**OVER_PAGED, "Job-Offset": "7", "Content-Length": "0"}),
@@ -340,7 +348,7 @@ REPLAYED = {
     ),
     Row("HEAD of the log", "HEAD", headers={**OVER, "Content-Length": "7"}, text=""),
     Row("HEAD of the result", "HEAD", "&_view=result", headers=REPLAYED, text=""),
-    Row("HEAD of the page", "HEAD", asks={"accept": BROWSER}, headers=OVER, text=""),
+    Row("HEAD of the page", "HEAD", asks={"accept": BROWSER}, headers={**OVER, **PAGE}, text=""),
     Row("HEAD of the events", "HEAD", "&_view=events", headers=OVER, text=""),
     Row("the state", query="&_wait=30", asks={"accept": "application/json"}, headers=OVER),
     Row("no events are left", query="&_view=events", asks={"last_event_id": "7;done"}, status=204, text=""),
@@ -361,6 +369,7 @@ REPLAYED = {
         for method in ("POST", "PUT", "PATCH", "OPTIONS", "PROPFIND", "QUERY")
     ),
 )
+@everywhere
 def test_with_a_token_when_it_has_ended(opens: Opener, row: Row) -> None:
     play = Play()
     site, client = opens(play)
@@ -373,6 +382,7 @@ def test_with_a_token_when_it_has_ended(opens: Opener, row: Row) -> None:
     assert site.registry.get(before.key) == before, "nothing changes"
 
 
+@everywhere
 def test_events_are_replayed_to_the_end(opens: Opener) -> None:
     play = Play()
     site, client = opens(play)
@@ -395,6 +405,7 @@ def fail() -> None:
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # the validator wants its iterable closed
+@everywhere
 def test_a_result_that_never_was(opens: Opener, how: str, status: int, kind: str) -> None:
     play = Play()
     site, client = opens(play)
@@ -417,6 +428,7 @@ def test_a_result_that_never_was(opens: Opener, how: str, status: int, kind: str
 VIEWS = ("", "&_view=log", "&_view=page", "&_view=status", "&_view=events", "&_view=result", "&_offset=0", "&_view=x")
 
 
+@everywhere
 def test_what_is_unknown_or_expired_is_said_in_every_view(opens: Opener) -> None:
     clock, play = Clock(), Play()
     site, client = opens(play, registry=MemoryRegistry(ttl=100.0, clock=clock))
@@ -434,6 +446,7 @@ def test_what_is_unknown_or_expired_is_said_in_every_view(opens: Opener) -> None
     assert play.calls == 1
 
 
+@everywhere
 def test_a_form_of_the_replayed_document_is_a_fresh_request(opens: Opener) -> None:
     play = Play()
     play.answers()
@@ -525,7 +538,7 @@ def test_each_client_gets_what_it_means(running: tuple[Client, str], name: str) 
     accept, view = ACCEPT[name]
     asks = {} if accept is None else {"accept": accept}
     reply = client.request("HEAD", target, **asks)
-    assert reply["Vary"] == "Accept"
+    assert reply["Vary"] == ("Accept, Accept-Language" if view == "page" else "Accept")
     assert reply.status == (200 if view else 406)
     if view:
         assert reply["Content-Type"] == TYPES[view]
@@ -549,6 +562,7 @@ def test_a_view_that_is_named_overrides_accept(running: tuple[Client, str], view
     assert (reply.status, reply["Content-Type"]) == (200, TYPES[view])
 
 
+@everywhere
 def test_a_view_can_be_named_before_the_start(opens: Opener) -> None:
     play = Play()
     site, client = opens(play)
@@ -599,6 +613,7 @@ def test_an_odd_preference_is_read_once_from_end_to_end(prefer: str) -> None:
 # Where nothing can be held, nothing is.
 
 
+@everywhere
 def test_a_server_with_one_thread_is_never_held(opens: Opener) -> None:
     play = Play()
     site = opens.site(play)

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -313,26 +314,27 @@ def test_a_directory_that_is_read_only_is_refused_and_one_that_becomes_so_is_an_
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_user_who_is_not_root_has_a_directory_and_is_refused_those_of_others(tmp_path):
+def test_a_user_who_is_not_root_has_a_directory_and_is_refused_those_of_others():
     if os.geteuid():
         pytest.skip("needs root, to become somebody else")
-    (own := tmp_path / "own").mkdir()
-    os.chown(own, 65534, 65534)
-    (closed := tmp_path / "closed").mkdir(0o700)
-    for parent in [tmp_path, *tmp_path.parents][:-2]:
-        parent.chmod(0o755)
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            os.write(writer, "\n".join(said_of(own / "jobs", closed / "jobs", closed)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(pid, 0)
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is below a directory of mode 0700
+        place = Path(name)
+        place.chmod(0o755)
+        (own := place / "own").mkdir()
+        os.chown(own, 65534, 65534)
+        (closed := place / "closed").mkdir(0o700)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                os.write(writer, "\n".join(said_of(own / "jobs", closed / "jobs", closed)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        os.waitpid(pid, 0)
     with open(reader) as pipe:
         lines = pipe.read().splitlines()
     assert [line for line in lines if line == "works"] == ["works", "works"]

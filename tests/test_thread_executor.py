@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
 
 import pytest
+from executor_contract import ExecutorContract, short_lease  # noqa: F401  # a fixture
 from registry_contract import LONG, all_of
 
 from bgmiddleware import (
@@ -583,3 +584,10 @@ def test_a_shutdown_waits_for_jobs_of_a_full_group_too_or_loses_them(make, regis
     executor.shutdown(drain)
     assert state_of(registry, "second") is (JobState.FINISHED if drain else JobState.LOST)
     gate.open.set()
+
+
+class TestThreadExecutor(ExecutorContract):
+    kind = "bgmiddleware:ThreadExecutor"
+
+    def options(self, *, max_workers: int, max_pending: int, grace: float) -> dict[str, int]:
+        return {"max_workers": max_workers, "max_pending": max_pending}

@@ -2,6 +2,7 @@
 
 import fcntl
 import heapq
+import http.client
 import resource
 import select
 import socket
@@ -113,7 +114,7 @@ def test_without_a_slot_nobody_is_held(opens: Opener, viewers: list[Watched], wa
         assert reply.status == {"events": 503, "the result, waited for": 202, "the result, preferred": 202}.get(
             way, 200
         )
-        assert (reply["Job-Poll"], reply["Retry-After"]) == ("1", "1")
+        assert (reply["Job-Poll"], reply["Retry-After"]) == ("0" if way == "events" else "1", "1")
         if way == "follow":
             assert reply.text == "abc", "what there is"
         if way == "the result, preferred":
@@ -152,7 +153,7 @@ def test_a_server_with_one_thread_gives_no_slot(viewers: list[Watched], way: str
         given["wsgi.multithread"] = False
         heads: list[Any] = []
         list(site(given, lambda *head: heads.append(head)))  # at once, or the test hangs
-        assert ("Job-Poll", "1") in heads[0][1]
+        assert ("Job-Poll", "0" if way == "events" else "1") in heads[0][1]
         assert viewers[0].free == 5
         play.answers()
 
@@ -294,6 +295,43 @@ def test_nobody_can_slow_the_others_down_at_will() -> None:
     viewers = Viewers(2, clock=Hand())
     assert viewers.pace(float("inf")) == 1.0
     assert viewers.pace(1e300) == 1.0
+
+
+def test_who_is_refused_begins_to_poll_in_turn() -> None:
+    hand = Hand()
+    viewers = Viewers(2, clock=hand)
+    at_once = [viewers.turn() for _ in range(200)]
+    assert at_once == pytest.approx([number / 50 for number in range(200)])
+    hand.now += 1
+    assert viewers.turn() == pytest.approx(3.0), "behind those who came before"
+    hand.now += 10
+    assert viewers.turn() == 0, "nobody is before it any more"
+    assert [viewers.turn() for _ in range(10_000)][-1] == 30.0
+
+
+@pytest.mark.parametrize("query", ["&_offset=0", "&_offset=3", "&_view=status", "&_view=events"])
+@pytest.mark.parametrize("crowd", [40, 100])
+def test_waitress_keeps_the_connections_of_few_and_not_of_a_crowd(
+    viewers: list[Watched], crowd: int, query: str
+) -> None:
+    play = Play()
+    with BackgroundMiddleware(play, when=marks.always, stream_slots=0) as site, served(site) as client:
+        target = start(client, "/")
+        play.prints("abc")
+        for _ in range(crowd):
+            viewers[0].pace(10.0)
+            viewers[0].turn()
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=WAIT)
+        connection.request("GET", target + query)
+        with connection.getresponse() as response:
+            body = response.read()
+            assert body == {"&_offset=0": b"abc", "&_offset=3": b""}.get(query, body), "whole, whether it has a length"
+            kept = crowd == 40
+            assert (response.getheader("Content-Length") == str(len(body))) is kept
+            assert response.will_close is not kept
+        connection.close()
+        play.answers()
+        ended(site, target)
 
 
 @pytest.mark.parametrize("every", ["x", "", "-1", "nan", "1s", "1,5"])

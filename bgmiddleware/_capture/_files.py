@@ -12,24 +12,29 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Protocol
 
-__all__ = ["OutputFile", "collector"]
+__all__ = ["OutputFile", "collector", "open_output_file", "refuse_more"]
 
 _log = logging.getLogger("bgmiddleware")
 
 _COLLECT_EVERY = 0.05
 _COLLECT_BYTES = 256 * 1024
 _PUNCH_BYTES = 1024 * 1024
+_PUNCH_BEHIND = 2 * 1024 * 1024  # more than may be collected and not be in the registry yet
 
 
 class OutputFile:
-    """A file without a name that children append to; what is in it is moved to the job's output."""
+    """A file without a name that children append to; what is in it is moved to the job's output.
 
-    def __init__(self) -> None:
-        self.number = _open_unnamed()
+    *number*: an empty one of whoever wants to read the rest of it when this process is gone; None: a new one.
+    """
+
+    def __init__(self, number: int | None = None) -> None:
+        self.number = open_output_file() if number is None else os.dup(number)
         self.is_parents = False
         """Whether this is a forked child's copy: then it only appends, its parent collects."""
         self._collected = 0
         self._punched = 0
+        self._behind = 0 if number is None else _PUNCH_BEHIND
 
     def append(self, data: bytes) -> bytes:
         """Add *data* behind what children wrote so far; return what the system has no room for."""
@@ -55,21 +60,23 @@ class OutputFile:
                 break  # somebody truncated it
             self._collected += len(data)
             store(data)
-            if self._collected - self._punched >= _PUNCH_BYTES:
+            until = self._collected - self._behind
+            if until - self._punched >= _PUNCH_BYTES:
                 # From the page where the last hole ended: it was freed in part only.
                 begin = self._punched & -4096
-                _give_back(self.number, begin, self._collected - begin)
-                self._punched = self._collected
+                _give_back(self.number, begin, until - begin)
+                self._punched = until
 
     def close(self, store: Callable[[bytes], None]) -> None:
         """Collect the rest. Children that live on cannot write any more: it would fill the memory, read by nobody."""
         if not self.is_parents:
-            _refuse_more(self.number)
+            refuse_more(self.number)
             self.collect(store)
         os.close(self.number)
 
 
-def _open_unnamed() -> int:
+def open_output_file() -> int:
+    """Return a descriptor of a new file without a name, which writes at its end."""
     if hasattr(os, "memfd_create"):
         number = os.memfd_create("bgmiddleware-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         import fcntl  # where there is memfd_create, there is fcntl
@@ -80,7 +87,8 @@ def _open_unnamed() -> int:
         return os.open(file.name, os.O_RDWR | os.O_APPEND)
 
 
-def _refuse_more(number: int) -> None:
+def refuse_more(number: int) -> None:
+    """Let nobody write behind the end of the file from now on, whoever has it open (Linux)."""
     with contextlib.suppress(ImportError, AttributeError, OSError):  # no memfd: a file on disk, which may grow
         import fcntl
 

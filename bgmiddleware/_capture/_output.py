@@ -132,6 +132,7 @@ class JobOutput:
         self._due = False  # an interrupt is to be delivered
         self._children: dict[int, weakref.ref[subprocess.Popen[Any]]] = {}
         self._file: OutputFile | None = None
+        self._is_shared = False  # others write to the file at any time: what is printed goes there line by line
         self.pending: list[str | bytes] | None = self._pending
         self.batch = _BATCH
         self.out: Callable[[str], int] = self._write
@@ -163,14 +164,15 @@ class JobOutput:
         """Store what is pending, unless somebody is at it. Never blocks: writers, signal handlers, ``__del__``."""
         if self.batch == 1 and self.job is not None and not self._ends_line():
             return  # a print is two writes; readers take lines, as from a terminal, and what is flushed
-        self._store_soon()
+        self.store_soon(blocking=self._is_shared)
 
-    def _store_soon(self) -> None:
+    def store_soon(self, *, blocking: bool = False) -> None:
+        """Store what was written so far; where it is not *blocking*, only if nobody is at it."""
         # Who holds the lock looks again when it has given it back: what came meanwhile found it taken. A few times
         # only, or it might work for the other writers for ever. That is enough: 1. each round stored something; 2. so
         # it woke the readers, and they drain themselves before they sleep.
         for _ in range(_ROUNDS):
-            if not self._lock.acquire(blocking=False):
+            if not self._lock.acquire(blocking=blocking):
                 break
             try:
                 if self._busy:
@@ -226,17 +228,28 @@ class JobOutput:
     def flush(self) -> None:
         """Put what is written into the file that children write to, if there is one; show it to who is waiting."""
         if self._file is not None or self.batch == 1:
-            self._store_soon()
+            self.store_soon(blocking=self._is_shared)
 
     def fileno(self) -> int | None:
         """Return a descriptor that appends to this output, for children; the first call makes it."""
+        return self._open_file(None)
+
+    def share(self, number: int) -> None:
+        """Use the file *number*, an empty one, for this output: somebody else reads it, and others of this process
+        write to it. From now on each line that is printed is in it when the print returns, and so comes in order with
+        what they write. To be called before anything is written."""
+        self._is_shared = True
+        self.batch = 1
+        self._open_file(number)
+
+    def _open_file(self, number: int | None) -> int | None:
         with self._lock:
             if self.job is None:
                 return None
             self._drain()
             file = self._file
             if file is None:
-                file = self._file = OutputFile()
+                file = self._file = OutputFile(number)
                 collector.add(self)
         self._look_again()
         return file.number
@@ -250,7 +263,7 @@ class JobOutput:
     def watch(self, watched: bool) -> None:
         """Store each write at once (*watched*), or in batches."""
         if self.job is not None:
-            self.batch = 1 if watched else _BATCH
+            self.batch = 1 if watched or self._is_shared else _BATCH
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -277,6 +290,11 @@ class JobOutput:
     def begin(self) -> None:
         """Say that the calling thread is the job's own: the one to interrupt."""
         self._thread = threading.get_ident()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was interrupted once."""
+        return bool(self._reason)
 
     def interrupt(self, reason: str) -> None:
         """Make the next print of the job's own thread raise ``JobCancelled``, once; terminate its children."""

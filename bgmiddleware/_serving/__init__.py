@@ -12,9 +12,11 @@ from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .cancel import answer_cancel
 from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
+from .external import answer_asset
 from .log import answer_log
 from .negotiate import OFFERED, View, choose, names_json
 from .page import answer_page
+from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, problem, retry_after
 from .result import answer_ended, answer_result
 from .status import answer_status, status_answer
@@ -27,6 +29,8 @@ __all__ = [
     "Answer",
     "Authorize",
     "Headers",
+    "PageMaker",
+    "PageParts",
     "Site",
     "StartResponse",
     "Stored",
@@ -36,6 +40,7 @@ __all__ = [
     "answer_dashboard",
     "answer_ended",
     "names_json",
+    "page_maker",
     "problem",
     "retry_after",
     "serve",
@@ -50,6 +55,9 @@ _VIEWS = {
     View.PAGE: answer_page,
     View.EVENTS: answer_events,
     View.RESULT: answer_result,
+    View.SCRIPT: answer_asset,
+    View.STYLE: answer_asset,
+    View.ICON: answer_asset,
 }
 _MAX_FORM = 64 * 1024
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")

@@ -10,9 +10,12 @@ from urllib.parse import parse_qsl
 
 from .._jobs import Job
 from ..registries.base import Registry
+from . import assets
+from .icons import SYMBOLS
 from .negotiate import View, choose
-from .page import STYLE, SYMBOLS, policy, readable
+from .policies import style_policy
 from .problems import UNSTORED, Answer, Headers, problem
+from .readable import readable
 
 __all__ = ["Authorize", "answer_dashboard"]
 
@@ -28,7 +31,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <title>Jobs</title>
 <style>$style</style>
 </head>
-<body>
+<body class="job job-list">
 <h1>Jobs</h1>
 <table>
 <thead><tr><th>State</th><th>Job</th><th>Owner</th><th>Begun</th><th>Ran for</th><th>Output</th></tr></thead>
@@ -87,14 +90,18 @@ def _row(job: Job, now: float) -> dict[str, Any]:
 
 def _answer_html(jobs: Iterable[Job], now: float, links: str) -> Answer:
     rows = "".join(_html_row(job, now) for job in jobs) or '<tr><td colspan="6">There are no jobs.</td></tr>\n'
-    body = _PAGE.substitute(style=STYLE, rows=rows, links=links).encode("utf-8", "backslashreplace")
-    return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", policy(STYLE)))
+    body = _PAGE.substitute(style=_style(), rows=rows, links=links).encode("utf-8", "backslashreplace")
+    return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", style_policy(_style())))
+
+
+def _style() -> str:
+    return assets.style() + assets.stripped_style(assets.static("dashboard.css"))
 
 
 def _html_row(job: Job, now: float) -> str:
     begun = datetime.fromtimestamp(job.created_at, UTC)
     cells = (
-        f'<span class="state {job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
+        f'<span class="job-badge" data-job="{job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
         html.escape(readable(job.title)),
         html.escape(job.owner or "–"),
         f'<time datetime="{begun.isoformat(timespec="seconds")}">{_ago(now - job.created_at)} ago</time>',

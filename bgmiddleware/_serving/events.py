@@ -38,7 +38,7 @@ def answer_events(visit: Visit, job: Job) -> Answer:
         return Answer("200 OK", headers, _Events(visit, offset, lambda: None))
     give_back = visit.take_slot()
     if give_back is None:
-        return problem(visit.environ, 503, "no-slot", "Too many viewers: ask for the log instead.", *visit.pace())
+        return visit.refused(problem(visit.environ, 503, "no-slot", "Too many viewers: ask for the log instead."))
     return Answer("200 OK", headers, _Events(visit, offset, give_back))
 
 

@@ -51,17 +51,16 @@ def _length(size: int) -> tuple[str, str]:
 
 def _answer_page(visit: Visit, job: Job, offset: int) -> Answer:
     if offset >= 0:
-        visit.hold(job, offset, visit.wait)
-    job, piece = visit.registry.page(visit.key, offset)
+        job = visit.hold(job, offset, visit.wait)
+    job, piece = visit.registry.page(visit.key, offset, job=job)
     headers = (
         *_head(job),
         _length(len(piece.data)),
         ("Job-Offset", str(piece.offset)),
         ("Job-Next-Offset", str(piece.end)),
     )
-    if not job.state.ended:
-        headers += visit.pace()
-    return Answer("200 OK", headers, [piece.data])
+    answer = Answer("200 OK", headers, [piece.data])
+    return answer if job.state.ended else visit.polled(answer)
 
 
 def _answer_whole(visit: Visit, job: Job) -> Answer:

@@ -28,6 +28,15 @@ class View(StrEnum):
     RESULT = "result"
     """The app's own response. Never negotiated: only asked for by name."""
 
+    SCRIPT = "app.js"
+    """The page's script, the same for all jobs. Never negotiated either."""
+
+    STYLE = "app.css"
+    """The page's style."""
+
+    ICON = "icon.svg"
+    """The page's icon, for each state one."""
+
 
 # In the order of what a client gets that does not say: curl, wget and fetch() read text.
 _OFFERS = {

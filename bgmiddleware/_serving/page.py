@@ -1,174 +1,163 @@
-"""A job for a person: its state, its output so far, and what can be done with it, without any script."""
+"""A job for a person: its state, its output so far, and what can be done with it. A script keeps it up to date; without
+one it is all there too, and asks for itself again."""
 
-import base64
-import hashlib
 import html
-import re
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from string import Template
+from typing import Any
 
 from .._jobs import Job, JobState
+from . import assets
+from .external import asset_link
+from .icons import ICON, LOOKS, SYMBOLS, icon
+from .negotiate import View
+from .parts import PageParts
+from .policies import page_policy
 from .problems import Answer
+from .readable import readable
+from .status import status_document
 from .visit import Visit, about
 
-__all__ = ["STYLE", "SYMBOLS", "answer_page", "policy", "readable"]
+__all__ = ["answer_page"]
 
 _TAIL_BYTES = 64 * 1024
 _REFRESH_SECONDS = 3
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; --bad: #b3261e; --good: #1a7f37; }
-@media (prefers-color-scheme: dark) { :root { --bad: #ff8a80; --good: #7ee787; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 72rem; }
-header { display: flex; flex-wrap: wrap; gap: .25rem 1rem; align-items: baseline; }
-h1 { font-size: 1.25rem; margin: 0; overflow-wrap: anywhere; }
-.state { border: 1px solid currentColor; border-radius: 1rem; padding: 0 .75rem; white-space: nowrap; }
-.finished { color: var(--good); }
-.failed, .lost, .cancelled { color: var(--bad); }
-.reason { overflow-wrap: anywhere; }
-progress { width: 100%; height: 1rem; }
-pre { border: 1px solid var(--line); border-radius: .25rem; padding: .75rem; overflow: auto; max-height: 70vh;
-  font: .875rem/1.4 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 8; }
-nav { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; }
-form { margin: 0 0 0 auto; }
-table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; margin: 1rem 0; }
-th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); }
-button { font: inherit; padding: .25rem 1rem; }
-"""
-
-
-def policy(style: str) -> str:
-    """Return the content security policy of a page that has this one style, forms to its own site, and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
-    )
-
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-$refresh<title>$symbol $title</title>
-<style>$style</style>
-</head>
-<body>
-<header>
-<h1>$title</h1>
-<span class="state $state">$symbol $state</span>
-<span>$times</span>
-</header>
-$reason$progress$cut<pre tabindex="0" aria-label="Output">$output</pre>
-<nav>$links$cancel</nav>
-</body>
-</html>
-""")
-
-SYMBOLS = {
-    JobState.PENDING: "…",
-    JobState.RUNNING: "▶",
-    JobState.FINISHED: "✓",
-    JobState.FAILED: "✗",
-    JobState.CANCELLED: "■",
-    JobState.LOST: "?",
-}
-
-
-_NOTHING = {True: "(No output yet.)", False: "(There was no output.)"}
-
 
 def answer_page(visit: Visit, job: Job) -> Answer:
-    """Answer with the page; while the job runs it asks for itself again every three seconds."""
+    """Answer with the page; without a script it asks for itself again every three seconds while the job runs."""
     job, piece = visit.registry.page(visit.key, -_TAIL_BYTES)
-    live = not job.state.ended
-    body = _PAGE.substitute(
-        refresh=f'<meta http-equiv="refresh" content="{_REFRESH_SECONDS}">\n' if live else "",
-        style=STYLE,
-        title=html.escape(readable(job.title)),
-        state=job.state.value,
-        symbol=SYMBOLS[job.state],
-        times=_times(visit, job),
-        reason=f'<p class="reason">{html.escape(readable(_reason(job)))}</p>\n' if _reason(job) else "",
-        progress=_progress(job),
-        cut=f"<p>The first {piece.offset} bytes are not shown here.</p>\n" if piece.offset else "",
-        output=html.escape(readable(piece.data.decode("utf-8", "replace"))) or _NOTHING[live],
-        links=_links(visit, job),
-        cancel=_cancel(visit) if live and job.cancel_requested_at is None else "",
-    ).encode("utf-8", "backslashreplace")
+    language = assets.language_of(visit.environ.get("HTTP_ACCEPT_LANGUAGE"))
+    status = status_document(visit, job)
+    output = readable(piece.data.decode("utf-8", "replace"))
+    values = _values(visit, job, language, status)
+    values["output"] = html.escape(output)
+    values["earlier"] = assets.words(language)["page"]["earlier"].format(bytes=f"{piece.offset:,}")
+    values["no_earlier"] = _hidden(not piece.offset)
+    parts = PageParts(
+        assets.template("head.html").substitute(values),
+        assets.template("body.html").substitute(values),
+        language,
+        status,
+        output,
+    )
+    site = visit.site
+    body = site.page(parts).encode("utf-8", "backslashreplace")
+    policy = page_policy(of_the_site=site.own_page, external=site.external_assets)
     headers = [
         ("Content-Type", "text/html; charset=utf-8"),
         ("Content-Length", str(len(body))),
-        ("Content-Security-Policy", policy(STYLE)),
-        *about(job),
+        ("Content-Security-Policy", policy),
+        *about(job, "Accept, Accept-Language"),
     ]
     return Answer("200 OK", tuple(headers), [body])
 
 
-def _times(visit: Visit, job: Job) -> str:
+# The parts.
+
+
+def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the templates are filled with, as HTML."""
+    said = assets.words(language)
+    live = not job.state.ended
+    links = {name: html.escape(link) for name, link in status["links"].items()}
+    times, note = _times(visit, job, said["page"]), readable(_note(job, said["page"]))
+    return {
+        **{f"w_{name}": html.escape(word) for name, word in said["page"].items()},
+        **links,
+        "refresh": _refresh() if live else "",
+        "symbol": SYMBOLS[job.state],
+        "title": html.escape(readable(job.title)),
+        "icon": html.escape(icon(_icon(visit), job.state), quote=False),
+        "state": job.state.value,
+        "state_word": said["states"][job.state],
+        "times": times,
+        "note": html.escape(note),
+        "percent": _percent(job),
+        "nothing": said["page"]["nothing" if live else "empty"],
+        "no_nothing": _hidden(job.output_end > 0),
+        "no_result": _hidden(not _has_result(job)),
+        "no_cancel": _hidden(not live or job.cancel_requested_at is not None),
+        "data": _data(visit, said, status),
+        "style": _style(visit),
+        "script": _script(visit),
+    }
+
+
+def _hidden(is_so: bool) -> str:
+    return " hidden" if is_so else ""
+
+
+def _percent(job: Job) -> str:
+    """Return the attribute of the progress bar; without one it only says that something goes on."""
+    percent = job.progress.percent if job.progress else None
+    if job.state.ended:
+        percent = 100.0 if job.state is JobState.FINISHED else percent or 0.0
+    return "" if percent is None else f' value="{percent:.1f}"'
+
+
+def _refresh() -> str:
+    return f'<noscript><meta http-equiv="refresh" content="{_REFRESH_SECONDS}"></noscript>\n'
+
+
+def _has_result(job: Job) -> bool:
+    return job.state.ended and job.response is not None and job.response.complete
+
+
+def _icon(visit: Visit) -> str:
+    if visit.site.external_assets:
+        return asset_link(visit, View.ICON)
+    return f"data:image/svg+xml,{ICON}"
+
+
+def _data(visit: Visit, said: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    data = {
+        # Its links are all made of one.
+        "job": {name: value for name, value in status.items() if name not in ("token", "links")},
+        "self": status["links"]["self"],
+        "words": said["script"],
+        "looks": {state: (*look, said["states"][state]) for state, look in LOOKS.items()},
+        "icon": _icon(visit),
+    }
+    # Nothing in there can end the element that it is in, nor begin a comment.
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _style(visit: Visit) -> str:
+    if visit.site.external_assets:
+        return f'<link rel="stylesheet" href="{html.escape(asset_link(visit, View.STYLE))}">'
+    return f"<style>{assets.style()}</style>"
+
+
+def _script(visit: Visit) -> str:
+    if visit.site.external_assets:
+        return f'<script type="module" src="{html.escape(asset_link(visit, View.SCRIPT))}"></script>'
+    return f'<script type="module">{assets.script()}</script>'
+
+
+def _times(visit: Visit, job: Job, said: Mapping[str, str]) -> str:
     begun = job.started_at if job.started_at is not None else job.created_at
     at = datetime.fromtimestamp(begun, UTC)
-    word = "started" if job.started_at is not None else "queued"
+    word = said["started" if job.started_at is not None else "queued"]
     elapsed = job.elapsed(visit.registry.clock())
     return (
         f'{word} <time datetime="{at.isoformat(timespec="seconds")}">{at:%Y-%m-%d %H:%M:%S} UTC</time>, {elapsed:.1f} s'
     )
 
 
-def _reason(job: Job) -> str:
-    if job.cancel_requested_at is not None and job.state in (JobState.RUNNING, JobState.FINISHED, JobState.FAILED):
-        asked = "A cancel was asked for" + ("." if job.state.ended else "; it stops at its next print.")
-        return f"{asked} {job.reason}".strip()
-    return job.reason
-
-
-def _progress(job: Job) -> str:
+def _note(job: Job, said: Mapping[str, str]) -> str:
+    """Return the line below the title: how far it is, or why it ended."""
+    if job.state.ended:
+        asked = job.cancel_requested_at is not None and job.state is not JobState.CANCELLED
+        return " ".join([said["asked"], job.reason] if asked else [job.reason])
+    if job.cancel_requested_at is not None:
+        return said["cancelling"]
     if job.progress is None:
         return ""
-    percent = job.progress.percent
-    value = "" if percent is None else f' value="{percent:.1f}"'
-    of = "" if job.progress.total is None else f" of {_count(job.progress.total)}"
-    text = f"{job.progress.message} {_count(job.progress.done)}{of}".strip()
-    return f'<p><progress max="100"{value} aria-label="Progress"></progress> {html.escape(readable(text))}</p>\n'
+    of = "" if job.progress.total is None else f" {said['of']} {_count(job.progress.total)}"
+    return f"{job.progress.message} {_count(job.progress.done)}{of}".strip()
 
 
 def _count(number: float) -> str:
     return f"{number:,.2f}".removesuffix(".00")
-
-
-def _links(visit: Visit, job: Job) -> str:
-    links = [(visit.link(_view="log"), "Output as text")]
-    if not job.state.ended:
-        links.insert(0, (visit.link(), "Refresh"))
-    elif job.response is not None and job.response.complete:
-        links.insert(0, (visit.link(_view="result"), "Result"))
-    return "".join(f'<a href="{html.escape(target)}">{text}</a>\n' for target, text in links)
-
-
-def _cancel(visit: Visit) -> str:
-    return (
-        f'<form method="post" action="{html.escape(visit.link())}">'
-        '<button name="_action" value="cancel">Cancel the job</button></form>\n'
-    )
-
-
-# CSI, OSC and the other string sequences, and the two-character escapes (ECMA-48 §5).
-_ESCAPES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"
-    r"|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\|(?=\n)|$)"
-    r"|\x1b[ -/]*[0-~]?"
-)
-_OVERWRITTEN = re.compile(r"^[^\n]*\r(?!\n|$)", re.MULTILINE)
-_CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127, *range(128, 160)))
-_BIDI = {code: f"[U+{code:04X}]" for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-_SHOWN = {**_CONTROLS, **_BIDI}
-
-
-def readable(text: str) -> str:
-    """Return terminal output as the text that a person would see: without escapes and controls, of a line that was
-    written over with carriage returns only the last state, and with bidirectional overrides made visible."""
-    text = _ESCAPES.sub("", text)
-    text = text.replace("\r\n", "\n")
-    text = _OVERWRITTEN.sub("", text)
-    return text.replace("\r", "").translate(_SHOWN)

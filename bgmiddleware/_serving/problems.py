@@ -54,6 +54,17 @@ class Answer:
                 close()
         return self.body if begun else []
 
+    def unkept(self) -> "Answer":
+        """Return the answer without its length, to one of a crowd that comes back much later.
+
+        Browsers keep their connections, and waitress closes one only after an answer without a length. A crowd's are
+        not for keeping: 1. waitress looks at each that is open, one by one, whenever anything happens on any of them;
+        2. with a hundred of them, by default, it lets nobody else in.
+        """
+        # No list: of one that has a single element, servers find out the length by themselves.
+        headers = tuple(header for header in self.headers if header[0] != "Content-Length")
+        return Answer(self.status, headers, iter(self.body))
+
 
 def status_line(code: int) -> str:
     """Return the status line of a code: ``404 Not Found``."""

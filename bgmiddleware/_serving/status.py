@@ -14,6 +14,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     """Return what scripts are told of a job: instants in seconds since the epoch, durations in seconds, bytes."""
     progress = job.progress
     dropped = job.output_dropped
+    here = visit.link()
     return {
         "token": visit.token,
         "title": job.title,
@@ -34,15 +35,13 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "elapsed": job.elapsed(visit.registry.clock()),
         "queue": _queue(visit, job),
         "output": {"start": 0, "end": job.output_end, "dropped": list(dropped) if dropped else None},
+        "estimate": _estimate(visit, job),
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
         "receipt": _receipt(job),
         "links": {
-            "self": visit.link(),
-            "log": visit.link(_view="log"),
-            "events": visit.link(_view="events"),
-            "status": visit.link(_view="status"),
-            "result": visit.link(_view="result"),
-            "cancel": visit.link(),
+            "self": here,
+            **{view: f"{here}&_view={view}" for view in ("log", "events", "status", "result")},
+            "cancel": here,
         },
     }
 
@@ -65,13 +64,20 @@ def _receipt(job: Job) -> dict[str, Any] | None:
     }
 
 
+def _estimate(visit: Visit, job: Job) -> dict[str, Any] | None:
+    """Return how long a running job may take; None where nothing like it has finished yet."""
+    if job.state is not JobState.RUNNING:
+        return None  # to start one shall cost no look at others
+    estimate = visit.site.estimates.of(visit.registry, job)
+    return None if estimate is None else estimate._asdict()
+
+
 def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str], vary: str = "Accept") -> Answer:
     """Return the state of *job* as the body of an answer with this *status* line."""
     body = json.dumps(status_document(visit, job)).encode()
     content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
-    if not job.state.ended:
-        headers += visit.pace()
-    return Answer(status, (*content, *about(job, vary), *headers), [body])
+    answer = Answer(status, (*content, *about(job, vary), *headers), [body])
+    return answer if job.state.ended else visit.polled(answer)
 
 
 def answer_status(visit: Visit, job: Job) -> Answer:

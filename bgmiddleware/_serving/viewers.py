@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Viewers", "disconnection_of"]
+__all__ = ["FASTEST", "Viewers", "disconnection_of"]
+
+FASTEST = 1.0
+"""Seconds between two polls where there are few: who is told to wait longer is one of a crowd."""
 
 _DECAY = 10.0
 _POLLS_PER_SECOND = 50.0
@@ -25,6 +28,7 @@ class Viewers:
         self._held: dict[object, Callable[[], bool]] = {}
         self._waited = 0.0
         self._counted_at = clock()
+        self._next_turn = clock()
 
     def take_slot(self, gone: Callable[[], bool]) -> object | None:
         """Return a slot, to be given back; None if all are held by clients that are still there.
@@ -67,7 +71,16 @@ class Viewers:
             self._counted_at = now
             self._waited += _DECAY if every == 0 else min(every or 0.0, _SLOWEST)
             pollers = self._waited / _DECAY
-        return min(_SLOWEST, max(1.0, pollers / _POLLS_PER_SECOND))
+        return min(_SLOWEST, max(FASTEST, pollers / _POLLS_PER_SECOND))
+
+    def turn(self) -> float:
+        """Return in how many seconds who is refused a slot should begin to poll: each a fiftieth of a second after the
+        one before, and at once where nobody came just before. Those who come at once would all be back at once."""
+        with self._lock:
+            now = self._clock()
+            turn = max(now, self._next_turn)
+            self._next_turn = min(turn + 1 / _POLLS_PER_SECOND, now + _SLOWEST)
+            return turn - now
 
 
 def disconnection_of(environ: Mapping[str, Any]) -> Callable[[], bool]:

@@ -3,8 +3,8 @@
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -14,8 +14,10 @@ from ..errors import JobNotFound
 from ..executors.base import Executor
 from ..owners import Owner
 from ..registries.base import END, Registry
-from .problems import UNSTORED, Headers, retry_after
-from .viewers import Viewers, disconnection_of
+from .estimates import Estimates
+from .parts import PageMaker, page_maker
+from .problems import UNSTORED, Answer, Headers, retry_after
+from .viewers import FASTEST, Viewers, disconnection_of
 
 __all__ = ["LOOK_EVERY", "MAX_WAIT", "BadParameter", "Site", "Visit", "about", "job_headers"]
 
@@ -28,6 +30,11 @@ class BadParameter(Exception):
     """A parameter of ours is not what it should be; the message says what it should."""
 
 
+@cache  # a few sites have as many names
+def _ours(token_name: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(token_name)}=[0-9a-f-]{{36}}|_(?:view|wait|offset|every)=.*", re.DOTALL)
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """What all requests of one middleware have in common."""
@@ -37,11 +44,17 @@ class Site:
     viewers: Viewers
     token_name: str
     owner: Owner | None
+    page: PageMaker = field(default_factory=lambda: page_maker(None))
+    own_page: bool = False
+    """Whether the site has looks of its own."""
+    external_assets: bool = False
+    """Whether the page's script and style are at URLs of their own."""
+    estimates: Estimates = field(default_factory=Estimates)
 
     def without_ours(self, query: str) -> str:
         """Return a query string without our parameters: what the app's URL had before there was a job."""
-        ours = re.compile(rf"{re.escape(self.token_name)}=[0-9a-f-]{{36}}|_(?:view|wait|offset|every)=.*", re.DOTALL)
-        return "&".join(part for part in query.split("&") if part and not ours.fullmatch(part))
+        is_ours = _ours(self.token_name).fullmatch
+        return "&".join(part for part in query.split("&") if part and not is_ours(part))
 
     def without_tokens(self, environ: Mapping[str, str]) -> dict[str, str]:
         """Return a recorded environ with no job's token in a URL: where the user comes from, what a proxy adds.
@@ -140,8 +153,15 @@ class Visit:
 
     def pace(self) -> Headers:
         """Return when a client that polls should ask again: exactly for ours, in whole seconds for others."""
-        seconds = self.site.viewers.pace(self.seconds("_every"))
-        return ("Job-Poll", f"{seconds:.3g}"), retry_after(seconds)
+        return _ask_again(self.site.viewers.pace(self.seconds("_every")))
+
+    def polled(self, answer: Answer) -> Answer:
+        """Return the answer to a client that will ask again, with when it should."""
+        return _told(answer, self.site.viewers.pace(self.seconds("_every")))
+
+    def refused(self, answer: Answer) -> Answer:
+        """Return the answer to a client for which no slot is free, with when it should begin to poll."""
+        return _told(answer, self.site.viewers.turn())
 
     def number(self, name: str) -> int | None:
         """Return a parameter as a whole number; None if it is not there. Raises ``BadParameter``."""
@@ -182,6 +202,15 @@ class Visit:
         # The app's own query stays: a form of the replayed document is sent to the URL that it was seen at.
         query = self.site.without_ours(self.environ.get("QUERY_STRING") or "")
         return f"?{query}{'&' if query else ''}{urlencode({self.site.token_name: self.token, **parameters})}"
+
+
+def _ask_again(seconds: float) -> Headers:
+    return ("Job-Poll", f"{seconds:.3g}"), retry_after(seconds)
+
+
+def _told(answer: Answer, seconds: float) -> Answer:
+    told = Answer(answer.status, answer.headers + _ask_again(seconds), answer.body)
+    return told.unkept() if seconds > FASTEST else told
 
 
 def job_headers(job: Job) -> Headers:

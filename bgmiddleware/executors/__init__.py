@@ -1,1 +1,54 @@
-"""Where jobs run: the contract in ``base``, one module for each kind of executor."""
+"""Where jobs run: the contract in ``base``, one module for each kind of executor, and an executor by its name."""
+
+import inspect
+from typing import Any
+
+from ..errors import ConfigurationError
+from .base import Executor
+from .thread import ThreadExecutor
+
+__all__ = ["EXECUTORS", "open_executor"]
+
+EXECUTORS = "thread, process, rq, rq:REDIS-URL, celery:MODULE:NAME"
+
+
+def open_executor(name: str, **options: Any) -> Executor:
+    """Return the executor that *name* names, with *options* of its class. Begins nothing yet.
+
+    Raises ``ConfigurationError`` for any other name, for an option that it lacks or does not have, and where the
+    library that it needs is not installed.
+    """
+    word, _, rest = name.partition(":")
+    kind = _kind(word, name)
+    if rest:
+        options = {"url" if word == "rq" else "celery": rest, **options}
+    known = inspect.signature(kind).parameters
+    for option, value in options.items():
+        if option not in known:
+            raise ConfigurationError(f"{option} = {value!r}: executor = {word} has no such setting")
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ConfigurationError(f"{option} is missing: executor = {word} needs it")
+    return kind(**options)
+
+
+def _kind(word: str, name: str) -> type[Executor]:
+    try:
+        match word:
+            case "thread" if word == name:
+                return ThreadExecutor
+            case "process" if word == name:
+                from .process import ProcessExecutor
+
+                return ProcessExecutor
+            case "rq":
+                from .rq import RQExecutor
+
+                return RQExecutor
+            case "celery" if word != name:
+                from .celery import CeleryExecutor
+
+                return CeleryExecutor
+    except ImportError as error:
+        raise ConfigurationError(f"executor = {word} needs the extra {word}: {error}") from error
+    raise ConfigurationError.of_setting("executor", word if "@" in name else name, EXECUTORS)

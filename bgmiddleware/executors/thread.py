@@ -1,27 +1,15 @@
 """Jobs in threads of this process."""
 
-import atexit
-import concurrent.futures.thread  # noqa: F401  # at the end of a process it is left after us, for jobs that use pools
-import os
-import threading
-import weakref
 from collections.abc import Callable
-from contextvars import Context
-from heapq import heapify, heappop, heappush
+from contextlib import AbstractContextManager, nullcontext
 
 from .._runner import Run
-from ..errors import ConfigurationError, QueueFull
-from .base import Executor
+from ._local import LocalExecutor
 
 __all__ = ["ThreadExecutor"]
 
-_SHUT_DOWN = "server shut down"
-_GRACE = 1.0
-_LOOK_EVERY = 1.0
-_forked = threading.Lock()  # guards the first use of an executor in a forked child
 
-
-class ThreadExecutor(Executor):
+class ThreadExecutor(LocalExecutor):
     """Runs up to *max_workers* jobs at a time in threads of this process, named ``bgmiddleware-N``.
 
     The threads begin when jobs need them, and again after a fork. Up to *max_pending* jobs wait; then ``submit`` raises
@@ -32,156 +20,7 @@ class ThreadExecutor(Executor):
     keeps_queue = True
 
     def __init__(self, *, max_workers: int = 8, max_pending: int = 100, drain: float = 10.0) -> None:
-        for name, value, least in (
-            ("max_workers", max_workers, 1),
-            ("max_pending", max_pending, 0),
-            ("drain", drain, 0),
-        ):
-            if not value >= least:
-                raise ConfigurationError.of_setting(name, value, f"a number from {least}")
-        self.max_workers = max_workers
-        self.max_pending = max_pending
-        self.drain = drain
-        self._reset()
+        super().__init__(max_workers=max_workers, max_pending=max_pending, drain=drain)
 
-    def _reset(self) -> None:
-        self._lock = threading.Lock()  # guards all of these
-        self._work = threading.Condition(self._lock)  # there is a run to take, or the end
-        self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
-        self._pending: list[tuple[int, Run]] = []  # a heap, by the number in the order of their coming
-        self._parked: list[tuple[int, Run]] = []  # their groups were full when they were tried
-        self._submitted = 0
-        self._running: dict[str, Run] = {}
-        self._abandoned: set[str] = set()
-        self._workers = 0
-        self._waiting = 0
-        self._closed = False
-        self._pid = os.getpid()  # the last: it says that the others are this process's
-
-    def submit(self, run: Run) -> None:
-        if self._pid != os.getpid():
-            with _forked:
-                if self._pid != os.getpid():
-                    self._reset()  # the threads, and the runs they had, are the parent's
-        with self._lock:
-            if self._closed:
-                raise QueueFull("the server is shutting down")
-            waiting = len(self._pending) + len(self._parked)
-            if waiting + len(self._running) >= self.max_workers + self.max_pending:
-                raise QueueFull(f"{self.max_workers} jobs are running and {self.max_pending} are waiting")
-            self._submitted += 1
-            entry = self._submitted, run
-            heappush(self._pending, entry)
-            if self._waiting >= len(self._pending):
-                self._work.notify()
-                return
-            if self._workers >= self.max_workers:
-                return
-            self._workers += 1
-            number = self._workers
-        self._begin(number, entry)
-
-    def _begin(self, number: int, entry: tuple[int, Run]) -> None:
-        if number == 1:
-            _at_exit(self)
-        thread = threading.Thread(target=self._run_jobs, name=f"bgmiddleware-{number}", daemon=True)
-        try:
-            # In an empty context: a worker inherits nothing of the request that happened to need it.
-            Context().run(thread.start)
-        except RuntimeError:
-            with self._lock:
-                self._workers -= 1
-                if self._workers or entry not in self._pending:
-                    return
-                self._pending.remove(entry)  # nobody is there to take it, ever
-                heapify(self._pending)
-            raise QueueFull("the system has no room for another thread") from None
-
-    def _run_jobs(self) -> None:
-        while (taken := self._take()) is not None:
-            _, run = taken
-            must_wait = False
-            try:
-                must_wait = run()
-            finally:
-                with self._lock:
-                    del self._running[run.key]
-                    if must_wait:
-                        self._parked.append(taken)
-                    else:
-                        self._unpark()
-            del taken, run  # the request and what it holds are not needed while waiting for the next
-
-    def _take(self) -> tuple[int, Run] | None:
-        """Wait for a run that is to be run now; None at the end."""
-        with self._lock:
-            while not self._pending:
-                if not self._running:
-                    self._idle.notify_all()
-                if self._closed and not self._parked:
-                    return None
-                self._waiting += 1
-                # Jobs of other processes end without a word.
-                in_time = self._work.wait(_LOOK_EVERY if self._parked else None)
-                self._waiting -= 1
-                if not in_time:
-                    self._unpark()
-            taken = heappop(self._pending)
-            self._running[taken[1].key] = taken[1]
-            return taken
-
-    def _unpark(self) -> None:
-        """Try again those whose groups were full. Called with the lock held."""
-        self._work.notify(len(self._parked))
-        for entry in self._parked:
-            heappush(self._pending, entry)
-        self._parked.clear()
-
-    def stop(self, key: str) -> None:
-        if self._pid != os.getpid():
-            return
-        with self._lock:
-            for queue in (self._pending, self._parked):
-                queue[:] = [entry for entry in queue if entry[1].key != key]
-                heapify(queue)
-
-    def shutdown(self, drain: float | None = None) -> None:
-        if self._pid != os.getpid():
-            return
-        with self._lock:
-            self._closed = True
-            # What was given up before is not waited for again, at the end of the process say.
-            timeout = min(self.drain if drain is None else drain, threading.TIMEOUT_MAX)
-            self._idle.wait_for(self._is_drained, timeout)
-            queued = (run for _, run in (*self._parked, *self._pending))
-            left = [run for run in (*queued, *self._running.values()) if run.key not in self._abandoned]
-            self._abandoned.update(run.key for run in left)
-            self._pending.clear()
-            self._parked.clear()
-            self._work.notify_all()
-            self._idle.notify_all()  # who shuts down besides us has nothing to wait for any more
-        for run in left:
-            run.abandon(_SHUT_DOWN)
-        with self._lock:  # what is interrupted may clean up
-            self._idle.wait_for(lambda: not self._running, min(timeout, _GRACE) if left else 0.0)
-
-    def _is_drained(self) -> bool:
-        return not self._pending and not self._parked and self._running.keys() <= self._abandoned
-
-
-def _at_exit(executor: ThreadExecutor) -> None:
-    """Shut *executor* down when the process ends, unless it is gone by then."""
-    reference = weakref.ref(executor)
-
-    def shutdown() -> None:
-        alive = reference()
-        if alive is not None:
-            alive.shutdown()
-
-    # Daemon threads, so that no job can keep a process from ending; and so they need somebody who gives them time.
-    # The private hook runs before other threads are joined, while all still works; atexit runs only after that.
-    register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
-    try:
-        register(shutdown)
-    except RuntimeError:
-        atexit.register(shutdown)  # the process ends already
+    def _worker(self) -> AbstractContextManager[Callable[[Run], bool]]:
+        return nullcontext(lambda run: run())

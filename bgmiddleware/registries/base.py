@@ -273,12 +273,16 @@ class Registry(ABC):
                 offset = piece.end
                 piece = self.read(key, Channel.OUTPUT, offset)
 
-    def page(self, key: str, offset: int, *, limit: int = PAGE_BYTES, timeout: float = 0.0) -> Page:
+    def page(
+        self, key: str, offset: int, *, limit: int = PAGE_BYTES, timeout: float = 0.0, job: Job | None = None
+    ) -> Page:
         """Return one page of output from *offset*, or its last ``-offset`` bytes, cut between characters.
 
-        Waits up to *timeout* seconds for more than *offset*. An offset behind the end gives an empty page at the end.
+        Waits up to *timeout* seconds for more than *offset*; or does not look at the job again, where it is given one
+        that was just read. An offset behind the end gives an empty page at the end.
         """
-        job = self.wait(key, offset, timeout) if timeout > 0 and offset >= 0 else self.get(key)
+        if job is None:
+            job = self.wait(key, offset, timeout) if timeout > 0 and offset >= 0 else self.get(key)
         tail = offset < 0
         if tail:
             offset = max(0, job.output_end + offset)

@@ -418,15 +418,14 @@ class _Record:
         return log
 
     def snapshot(self) -> Job:
+        """Return the job with the sizes of its logs. It is kept: most who look see what the one before them saw."""
         output, body = self.logs.get(Channel.OUTPUT), self.logs.get(Channel.BODY)
-        if output is None and body is None:
-            return self.job
-        return replace(
-            self.job,
-            output_end=output.end if output else 0,
-            output_dropped=output.dropped if output else None,
-            body_end=body.end if body else 0,
-        )
+        end = output.end if output else 0
+        body_end = body.end if body else 0
+        if (end, body_end) != (self.job.output_end, self.job.body_end):
+            dropped = output.dropped if output else None
+            self.job = replace(self.job, output_end=end, output_dropped=dropped, body_end=body_end)
+        return self.job
 
     def changed(self, lock: threading.Lock) -> threading.Condition:
         if self.condition is None:

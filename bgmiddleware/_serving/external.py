@@ -1,0 +1,45 @@
+"""The page's script, style and icons at URLs of their own: for sites whose own policy allows nothing inside a page."""
+
+from .._jobs import Job
+from . import assets
+from .icons import ICON, LOOKS, icon
+from .negotiate import View
+from .problems import Answer
+from .visit import BadParameter, Visit
+
+__all__ = ["answer_asset", "asset_link"]
+
+_FOR_A_YEAR = ("Cache-Control", "private, max-age=31536000, immutable")
+_NOT_KEPT = ("Cache-Control", "no-store")
+_TYPES = {View.SCRIPT: "text/javascript", View.STYLE: "text/css", View.ICON: "image/svg+xml"}
+
+
+def asset_link(visit: Visit, view: View) -> str:
+    """Return a relative reference to what is the same for all jobs; to icons with STATE for the state."""
+    return visit.link(_view=view, _version="STATE" if view is View.ICON else _content(view)[1])
+
+
+def answer_asset(visit: Visit, job: Job) -> Answer:
+    """Answer with a part of the page that says nothing of the job, and that a browser may keep, and nobody else: the
+    URL has the token."""
+    view = View(visit.parameters["_view"])
+    asked = visit.parameters.get("_version", "")
+    if view is View.ICON and asked not in LOOKS:
+        raise BadParameter("_version of an icon must be a state")
+    text, version = _content(view, asked)
+    body = text.encode()
+    headers = (
+        ("Content-Type", f"{_TYPES[view]}; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        _FOR_A_YEAR if asked == version else _NOT_KEPT,
+        ("X-Content-Type-Options", "nosniff"),
+    )
+    return Answer("200 OK", headers, [body])
+
+
+def _content(view: View, state: str = "") -> tuple[str, str]:
+    """Return a text and its version: a new one is at a new URL, since it may be kept for good."""
+    if view is View.ICON:
+        return icon(ICON, state), state
+    text = assets.script() if view is View.SCRIPT else assets.style()
+    return text, assets.digest(text)[:12]

@@ -1,0 +1,28 @@
+"""How the states of a job look: a symbol each, so that colour is never the only sign."""
+
+__all__ = ["ICON", "LOOKS", "SYMBOLS", "icon"]
+
+LOOKS = {
+    "pending": ("…", "gray"),
+    "running": ("▶", "royalblue"),
+    "finished": ("✓", "green"),
+    "failed": ("✗", "firebrick"),
+    "cancelled": ("■", "gray"),
+    "lost": ("?", "firebrick"),
+    "expired": ("–", "gray"),
+}
+"""The symbol and the colour of each state. ``expired`` is what a page says whose job is forgotten."""
+
+SYMBOLS = {state: symbol for state, (symbol, _) in LOOKS.items()}
+
+ICON = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='-8 -8 16 16'><circle r='8' fill='COLOUR'/>"
+    "<text y='4' font-size='11' fill='white' text-anchor='middle'>SYMBOL</text></svg>"
+)
+"""An icon as SVG, without the two words in capitals; nothing in it has to be escaped in a URL."""
+
+
+def icon(template: str, state: str) -> str:
+    """Return the icon of a state: *template* is ``ICON``, or a URL of or with it, which may have the STATE."""
+    symbol, colour = LOOKS[state]
+    return template.replace("STATE", state).replace("COLOUR", colour).replace("SYMBOL", symbol)

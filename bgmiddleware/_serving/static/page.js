@@ -1,0 +1,520 @@
+// The live page of a job. The document says all of it without a script too; this keeps it up to date.
+const $ = new Proxy({}, {get: (_, name) => document.getElementById("job-" + name)});
+const root = document.getElementById("job");
+const given = JSON.parse($.data.textContent);
+const {self, looks, words} = given;
+let {job} = given;
+const over = () => job.ended_at !== null;
+let finished = over();
+const view = (name) => `${self}&_view=${name}`;
+
+// What is said.
+
+const say = (name, values) => words[name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
+const count = (number) => number.toLocaleString();
+const SIZE = {notation: "compact", style: "unit", unit: "byte", unitDisplay: "narrow"};
+const size = (bytes) => bytes.toLocaleString(undefined, SIZE);
+const moment = (at) => new Date(at * 1000).toLocaleString();
+
+function span(seconds, digits = 1) {
+  if (seconds < 10) return `${seconds.toFixed(digits)} s`;
+  const all = Math.round(seconds);
+  const [hours, minutes] = [Math.floor(all / 3600), Math.floor(all / 60) % 60];
+  return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min ${all % 60} s` : `${all} s`;
+}
+
+// What turns the direction of text is shown, as in the output: "gpj.exe" is not to be read as "exe.jpg".
+const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const plain = (text) => text.replace(TURNING, (mark) => `[U+${mark.charCodeAt().toString(16)}]`);
+
+function made(tag, text, properties) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.textContent = plain(text);
+  return element;
+}
+
+// Asking the server. Who waits can be woken: when the network is there again, when the reader comes or goes.
+
+class Gone extends Error {}
+
+async function ask(url, options) {
+  const headers = {Accept: "application/json"};
+  const answer = await fetch(url, {headers, signal: AbortSignal.timeout(30000), ...options});
+  // Only our own word counts: what stands in for a server that restarts may say 404 to everything.
+  const ours = answer.headers.get("Content-Type")?.includes("problem+json");
+  if (ours && /404|410/.test(answer.status)) throw new Gone();
+  if (!answer.ok) throw new Error(answer.status);
+  return answer;
+}
+
+let wake = () => {};
+addEventListener("online", () => wake());
+document.addEventListener("visibilitychange", () => wake());
+
+function pause(seconds) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, seconds * 1000);
+    wake = () => resolve(clearTimeout(timer));
+  });
+}
+
+// The output: one offset in bytes, whichever way they come.
+
+const screen = made("div", "", {id: "job-text"});
+const terminal = new Terminal(screen, {
+  onprogress: (read) => show(job, read),
+  earlier: (lines) => say("lines", {lines: count(lines)}),
+});
+let offset, midline;
+
+function begin(at) {
+  terminal.clear();
+  offset = at;
+  midline = at > 0;
+  $.earlier.hidden = !at;
+  $.earlier.replaceChildren(say("earlier", {bytes: size(at)}), " ", made("button", words.load, {onclick: loadAll}));
+}
+
+// What begins behind the offset tells of bytes that are not there any more.
+function write(at, text) {
+  if (midline) text = text.slice(text.indexOf("\n") + 1);
+  else if (at > offset) {
+    const gap = say("dropped", {bytes: size(at - offset), begin: count(offset), end: count(at)});
+    text = `\n\x1b[0;2m[${gap}]\x1b[0m\n${text}`;
+  }
+  midline = false;
+  terminal.write(text);
+}
+
+async function read() {
+  if (offset > job.output.end) begin(0);
+  while (offset < job.output.end) {
+    const answer = await ask(`${view("log")}&_offset=${offset}`);
+    // The server cuts between characters.
+    write(+answer.headers.get("Job-Offset"), await answer.text());
+    const next = +answer.headers.get("Job-Next-Offset");
+    // Half of a character waits for its other half.
+    if (next <= offset) break;
+    offset = next;
+  }
+  terminal.drawn.then(takeOver);
+}
+
+// From now on the terminal shows the output, not what the server made of it.
+function takeOver() {
+  if (screen.isConnected) return;
+  $.text.replaceWith(screen);
+  root.classList.add("job-live");
+  toEnd();
+}
+
+let whole = false;
+
+function loadAll() {
+  whole = true;
+  if (over()) live();
+  else wake();
+}
+
+// The end stays in sight until the reader scrolls away from it, and again when they come back to it.
+
+const pane = $.output;
+let following = true;
+let lastTop = 0;
+
+function toEnd() {
+  if (following && !$.search.value) pane.scrollTop = pane.scrollHeight;
+}
+
+function follow(wanted) {
+  following = $.follow.checked = $.end.hidden = wanted;
+  toEnd();
+}
+
+pane.onscroll = () => {
+  const {scrollTop: top, scrollHeight, clientHeight} = pane;
+  const near = scrollHeight - top - clientHeight < 30;
+  if (near && top > lastTop) follow(true);
+  // Not where the output only became shorter.
+  if (!near && top < lastTop) follow(false);
+  lastTop = top;
+};
+for (const box of [screen, pane]) new ResizeObserver(toEnd).observe(box);
+$.follow.onchange = () => follow($.follow.checked);
+$.end.onclick = () => {
+  follow(true);
+  pane.focus();
+};
+
+// The keys that scroll do so wherever the reader is, but for the places that need them.
+addEventListener("keydown", ({key}) => {
+  if (!/^(Arrow(Up|Down)|Page|Home|End)/.test(key)) return;
+  if (document.activeElement === document.body) pane.focus({preventScroll: true});
+  if (key === "End" && document.activeElement === pane) follow(true);
+});
+
+// Transport: a stream while there is one to have, else looks at the pace that the server sets.
+
+let waited = 0;
+let pace = 1;
+let quiet = 0;
+let streamAfter = 0;
+
+async function look() {
+  const answer = await ask(view("status") + (waited === null ? "" : `&_every=${waited.toFixed(2)}`));
+  pace = +answer.headers.get("Job-Poll") || pace;
+  const before = job.output.end;
+  show(await answer.json());
+  quiet = job.output.end > before ? 0 : quiet + 1;
+}
+
+function interval() {
+  const calm = Math.max(pace, Math.min(5, pace * 1.3 ** quiet), document.hidden ? 5 : 0);
+  return calm * (0.9 + Math.random() / 5);
+}
+
+function stream() {
+  return new Promise((resolve) => {
+    const begun = performance.now();
+    const source = new EventSource(`${view("events")}&_offset=${offset}`);
+    let heard = false;
+    const hear = (event) => {
+      heard = true;
+      return JSON.parse(event.data);
+    };
+    const after = (seconds, act) => setTimeout(act, seconds * 1000);
+    const timers = [
+      // The state comes at once, unless something between the server and us keeps all until the end.
+      after(5, () => heard || wake((streamAfter = Infinity))),
+      // The server ends a stream after 20 seconds; this is for a connection that died without a word.
+      after(30, () => wake()),
+    ];
+    wake = () => {
+      source.close();
+      timers.forEach(clearTimeout);
+      resolve(heard);
+    };
+    source.onmessage = (event) => {
+      const {offset: at, text} = hear(event);
+      write(at, text);
+      offset = +event.lastEventId;
+    };
+    source.addEventListener("status", (event) => show(hear(event)));
+    source.addEventListener("done", wake);
+    source.onerror = () => {
+      // Refused, or cut off at once.
+      if (performance.now() < begun + 1000) streamAfter = begun + 15000;
+      wake();
+    };
+  });
+}
+
+// One for all tabs of a browser, which has six connections to a host in all. Plain http knows no locks.
+async function streamed() {
+  if (document.hidden || performance.now() < streamAfter) return false;
+  if (!navigator.locks) return stream();
+  return navigator.locks.request("bgmiddleware", {ifAvailable: true}, (lock) => lock && stream());
+}
+
+async function live() {
+  for (let failures = 0; ; ) {
+    try {
+      await look();
+      if (whole && !$.earlier.hidden) begin(0);
+      await read();
+      failures = 0;
+      sign();
+      if (over()) return finish();
+      waited = (await streamed()) ? null : interval();
+      if (waited) await pause(waited);
+    } catch (error) {
+      if (error instanceof Gone) return gone();
+      sign(words.reconnecting);
+      await pause(Math.min(20, 2 ** failures++) * (0.75 + Math.random() / 2));
+    }
+  }
+}
+
+// What is known of the job, shown.
+
+let bar = null;
+let shownAt = performance.now();
+let base = {at: 0, percent: 0};
+let announced = 0;
+
+const percent = () => (job.progress ? job.progress.percent : (bar?.percent ?? null));
+const elapsed = () => job.elapsed + (over() || job.started_at === null ? 0 : (performance.now() - shownAt) / 1000);
+
+function show(news, read = bar) {
+  const before = percent();
+  if (news !== job) shownAt = performance.now();
+  [job, bar] = [news, read];
+  const now = percent();
+  // What begins anew, a second bar say, is estimated anew.
+  if (now < before || before === null) base = job.progress ? {at: 0, percent: 0} : {at: elapsed(), percent: now};
+  const {state, status_code: code} = job;
+  const [symbol, colour, word] = looks[state];
+  root.dataset.job = state;
+  $.badge.textContent = `${symbol} ${word}`;
+  $.icon.href = given.icon.replace("STATE", state).replace("COLOUR", colour).replace("SYMBOL", symbol);
+  $.cancel.hidden = over() || job.cancel_requested_at !== null;
+  $.result.hidden = state !== "finished" && !(state === "failed" && code >= 500);
+  $.notify.parentElement.hidden = over() || !window.Notification;
+  const part = state === "finished" ? 100 : over() ? (now ?? 0) : now;
+  if (part === null) $.progress.removeAttribute("value");
+  else $.progress.value = part;
+  $.nothing.hidden = job.output.end > 0;
+  $.nothing.textContent = over() ? words.empty : words.nothing;
+  tick();
+  details();
+  const step = over() ? 100 : Math.min(75, Math.floor(now / 25) * 25);
+  if (!finished && step > announced) {
+    announced = step;
+    $.status.textContent = over() ? word : `${step} %`;
+  }
+}
+
+function sign(...said) {
+  $.sign.replaceChildren(...said);
+  $.sign.hidden = !said.length;
+}
+
+function tick() {
+  const now = percent();
+  document.title = plain(`${over() || now === null ? looks[job.state][0] : `${Math.floor(now)}%`} ${job.title}`);
+  $.time.textContent = job.started_at === null ? "" : span(elapsed());
+  $.note.textContent = plain(note(now).filter(Boolean).join(" · "));
+}
+
+setInterval(() => over() || tick(), 1000);
+
+function note(now) {
+  if (over()) return [job.cancel_requested_at && job.state !== "cancelled" && words.asked, job.reason];
+  if (job.cancel_requested_at !== null) return [words.cancelling];
+  const {done, total, message} = job.progress ?? {};
+  return [
+    now !== null && `${Math.floor(now)} %`,
+    message,
+    total ? say("of", {done: count(done), total: count(total)}) : done !== undefined && count(done),
+    job.queue?.position && say("queue", job.queue),
+    now === null ? usual() : left(now),
+  ];
+}
+
+function left(now) {
+  const [gained, took] = [now - base.percent, elapsed() - base.at];
+  return gained >= 1 && took >= 2 && now < 100 && say("left", {time: span((took * (100 - now)) / gained, 0)});
+}
+
+function usual() {
+  if (!job.estimate) return "";
+  const {low, high, runs} = job.estimate;
+  const rest = (low + high) / 2 - elapsed();
+  const now = rest > 0 ? say("left", {time: span(rest, 0)}) : elapsed() > high && words.longer;
+  const last = runs > 1 && say("last", {runs, low: span(low), high: span(high)});
+  return [now, last].filter(Boolean).join("; ");
+}
+
+function details() {
+  const {started_at: started, ended_at: ended, receipt = {}} = job;
+  const rows = {
+    started: started && moment(started),
+    ended: ended && moment(ended),
+    queued: started && span(started - job.created_at),
+    took: started && span(elapsed()),
+    size: size(job.output.end),
+    code: job.status_code && `${job.status_code}`,
+    ...receipt,
+  };
+  const text = (value) => (typeof value === "number" ? span(value) : `${value}`);
+  const pairs = Object.entries(rows).filter(([, value]) => value != null);
+  $.rows.replaceChildren(...pairs.flatMap(([name, value]) => [made("dt", words[name] ?? name), made("dd", text(value))]));
+}
+
+// The end.
+
+function finish() {
+  remember(job.state);
+  if (finished) return;
+  finished = true;
+  const {state, status_code: code} = job;
+  if (state === "finished" && code < 400 && code !== 204) openSoon(5);
+  if (!document.hidden || !$.notify.checked) return;
+  new Notification(document.title, {body: looks[state][2], tag: self}).onclick = () => focus();
+}
+
+// Who reads, selects or searches is not to be carried away.
+const undisturbed = () => following && getSelection().isCollapsed && !$.search.value;
+
+async function openSoon(seconds) {
+  let stays = false;
+  const stay = made("button", words.stay, {onclick: () => wake((stays = true))});
+  while (seconds > 0 && !stays && undisturbed()) {
+    sign(say("opens", {seconds}), stay);
+    await pause(1);
+    if (!document.hidden) seconds--;
+  }
+  sign();
+  if (!stays && undisturbed()) location.replace(view("result"));
+}
+
+function gone() {
+  sign(words.gone);
+  show({...job, state: "expired", elapsed: elapsed(), ended_at: job.ended_at ?? undefined});
+  remember("expired");
+}
+
+// What the reader can do.
+
+$.wrap.onchange = () => screen.classList.toggle("nowrap", !$.wrap.checked);
+
+$.notify.onchange = async () => {
+  if ($.notify.checked) $.notify.checked = (await Notification.requestPermission()) === "granted";
+};
+
+$.copy.onclick = async () => {
+  const link = new URL(self, location).href;
+  try {
+    await navigator.clipboard.writeText(link);
+    $.copy.textContent = words.copied;
+  } catch {
+    prompt($.copy.textContent, link);
+  }
+};
+
+$.cancel.onsubmit = (event) => {
+  event.preventDefault();
+  $.ask.returnValue = "";
+  $.ask.showModal();
+};
+
+$.ask.onclose = async () => {
+  if (!$.ask.returnValue) return;
+  try {
+    const answer = await ask(self, {method: "POST", body: new URLSearchParams({_action: "cancel"})});
+    show(await answer.json());
+    wake();
+  } catch {
+    sign(words.not_cancelled);
+  }
+};
+
+// Search: the browser paints what is found, and no element is made for it.
+
+let found = [];
+let here = 0;
+
+function paint(name, ranges) {
+  CSS.highlights?.set(name, new Highlight(...ranges));
+}
+
+$.search.oninput = () => {
+  const wanted = $.search.value.toLowerCase();
+  found = [];
+  if (wanted) for (const chunk of screen.children) find(chunk, wanted);
+  paint("job-found", found);
+  // The last one first: that is what the reader has in sight.
+  here = 0;
+  step(-1);
+};
+
+function find(chunk, wanted) {
+  const text = chunk.textContent.toLowerCase();
+  const nodes = document.createTreeWalker(chunk, NodeFilter.SHOW_TEXT);
+  let [node, start] = [nodes.nextNode(), 0];
+  const place = (at) => {
+    while (at > start + node.length) {
+      start += node.length;
+      node = nodes.nextNode();
+    }
+    return [node, at - start];
+  };
+  for (let at = -1; (at = text.indexOf(wanted, at + 1)) >= 0 && found.length < 5000; at += wanted.length - 1) {
+    const range = new Range();
+    range.setStart(...place(at));
+    range.setEnd(...place(at + wanted.length));
+    found.push(range);
+  }
+}
+
+function step(by) {
+  const total = found.length;
+  here = total && (here + by + total) % total;
+  $.matches.textContent = $.search.value && `${total && here + 1}/${total}`;
+  paint("job-here", found.slice(here, here + 1));
+  if (!total) return;
+  const top = (it) => it.getBoundingClientRect().top;
+  // Twice: what is far away is laid out only when it comes near.
+  for (let times = 2; times--; ) pane.scrollTop += top(found[here]) - top(pane) - pane.clientHeight / 3;
+}
+
+$.search.onkeydown = ({key, shiftKey}) => {
+  if (key === "Enter") step(shiftKey ? -1 : 1);
+};
+$.previous.onclick = () => step(-1);
+$.next.onclick = () => step(1);
+
+// The jobs of this browser, by their paths on this site: it keeps the list, no server does.
+
+const KEPT = "bgmiddleware-jobs";
+const own = location.pathname + self;
+
+function kept() {
+  try {
+    return new Map(JSON.parse(localStorage[KEPT]).filter(([path]) => /^\/(?!\/)/.test(path)));
+  } catch {
+    return new Map();
+  }
+}
+
+function remember(state, path = own) {
+  const jobs = kept();
+  const {title, at} = jobs.get(path) ?? {title: job.title, at: job.created_at};
+  jobs.delete(path);
+  if (state !== "expired") jobs.set(path, {title, at, state});
+  try {
+    localStorage[KEPT] = JSON.stringify([...jobs].slice(-20));
+  } catch {
+    // No room, or not allowed: the list is a convenience.
+  }
+}
+
+const others = () => [...kept()].filter(([path]) => path !== own);
+
+function listJobs() {
+  const rows = others().map(([href, {title, at, state}]) => {
+    const row = made("li", `${looks[state][0]} `);
+    row.append(made("a", title, {href}), made("span", moment(at)));
+    return row;
+  });
+  $.others.replaceChildren(...(rows.length ? rows.reverse() : [made("li", words.none)]));
+}
+
+$.mine.ontoggle = async () => {
+  listJobs();
+  if (!$.mine.open) return;
+  for (const [path] of others()) {
+    try {
+      const answer = await ask(`${path}&_view=status`);
+      remember((await answer.json()).state, path);
+    } catch (error) {
+      if (error instanceof Gone) remember("expired", path);
+    }
+  }
+  listJobs();
+};
+
+// Begin.
+
+const wide = matchMedia("(min-width: 44rem)");
+wide.onchange = () => ($.menu.open = wide.matches);
+wide.onchange();
+addEventListener("click", (event) => {
+  for (const fold of [$.mine, $.details]) if (!fold.contains(event.target)) fold.open = false;
+});
+root.classList.add("job-scripted");
+$.wrap.onchange();
+remember(job.state);
+begin(Math.max(0, job.output.end - 2 ** 20));
+show(job);
+live();

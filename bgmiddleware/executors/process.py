@@ -1,0 +1,305 @@
+"""Jobs in child processes of this process, which load the app by its name and can be killed."""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .._loading import check_name
+from .._runner import Run
+from ..errors import ConfigurationError
+from ._local import SHUT_DOWN, LocalExecutor
+from ._worker import Remains, Watcher, fail_unloaded, how_it_ended, is_ini, signal_group
+
+__all__ = ["ProcessExecutor"]
+
+_log = logging.getLogger("bgmiddleware")
+
+_LOOK_EVERY = 1.0
+_LOOK_OFTEN = 0.1
+_LAST_SECONDS = 6.0  # more than a child waits for the threads of its app
+
+
+class ProcessExecutor(LocalExecutor):
+    """Runs up to *max_workers* jobs at a time, each in a child process that loads *app*.
+
+    For views that need a processor of their own, that must be killable, or whose C code and subprocesses print: all
+    that a child and its children write to their file descriptors 1 and 2 during a job is the job's output. Needs a
+    registry that processes share. POSIX only.
+
+    *app* is ``module:attribute``, or an ini file of PasteDeploy, ``path.ini`` or ``path.ini#name``, in which the same
+    middleware is. The children begin when jobs need them, and again after a fork; each runs up to *max_jobs_per_child*
+    jobs and is then replaced, as one that died is. A job that was asked to stop, or is over its deadline, has *grace*
+    seconds to end by itself; then it is killed with all its children. *max_memory*: bytes of memory that a child, app
+    included, may have while it runs a job, and each of its children; None: as many as there are. Up to *max_pending*
+    jobs wait; then ``submit`` raises ``QueueFull``. At the end of this process running jobs get *drain* seconds; where
+    it is killed, they are run to their end.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        *,
+        max_workers: int = 4,
+        max_pending: int = 100,
+        max_jobs_per_child: int = 100,
+        max_memory: int | None = None,
+        grace: float = 5.0,
+        drain: float = 10.0,
+    ) -> None:
+        super().__init__(max_workers=max_workers, max_pending=max_pending, drain=drain)
+        if not max_jobs_per_child >= 1:
+            raise ConfigurationError.of_setting("max_jobs_per_child", max_jobs_per_child, "a number from 1")
+        if max_memory is not None and not max_memory >= 1:
+            raise ConfigurationError.of_setting("max_memory", max_memory, "a number from 1")
+        if not grace >= 0:
+            raise ConfigurationError.of_setting("grace", grace, "a number from 0")
+        if os.name != "posix":
+            raise ConfigurationError("a ProcessExecutor needs a POSIX system")
+        if not is_ini(app):
+            check_name("app", app, "MODULE:APP or a file FILE.ini")
+            if app.startswith("__main__:"):
+                raise ConfigurationError.of_setting("app", app, "a module that other processes can import")
+        self.app = os.path.abspath(app) if is_ini(app) else app
+        self.max_jobs_per_child = max_jobs_per_child
+        self.max_memory = max_memory
+        self.grace = grace
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What a child is told with each job."""
+        return {"app": self.app, "max_memory": self.max_memory}
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._seats: dict[str, _Seat] = {}  # by the keys of their jobs
+
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[Callable[[Run], bool]]:
+        seat = _Seat(self, self._seats)
+        with contextlib.closing(seat):
+            yield seat.run
+
+    def _abandon(self, run: Run) -> None:
+        seat = self._seats.get(run.key)
+        if seat is None:
+            run.abandon(SHUT_DOWN)
+        else:
+            seat.abandon(run)
+
+    def shutdown(self, drain: float | None = None) -> None:
+        super().shutdown(drain)
+        if self._pid != os.getpid():
+            return
+        for seat in list(self._seats.values()):
+            seat.kill()
+        with self._lock:
+            self._idle.wait_for(lambda: not self._workers, _LAST_SECONDS)
+
+
+class _Seat:
+    """A place for one child, which is replaced when it died or has run enough jobs. Of one thread, except for
+    :meth:`abandon` and :meth:`kill`. Those that have a job are in *seats*, by its key."""
+
+    def __init__(self, executor: ProcessExecutor, seats: "dict[str, _Seat]") -> None:
+        self._executor = executor
+        self._seats = seats
+        self._child: _Child | None = None
+
+    def run(self, run: Run) -> bool:
+        """Let the child run a job; return whether the job must wait. Raises nothing."""
+        try:
+            return self._run(run)
+        except Exception as error:
+            _log.exception("job %s could not be run", run.key[:8])
+            run.abandon(f"it could not be run: {error}")
+            return False
+
+    def _run(self, run: Run) -> bool:
+        child = self._ready_child()
+        self._watcher = Watcher(run.registry, run.key, self._executor.grace)
+        self._remains = Remains()
+        self._seats[run.key] = self
+        try:
+            answer = self._hand_over(child, run)
+        finally:
+            del self._seats[run.key]
+            self._remains.close()
+        if self._watcher.asked:
+            child.end(patience=0.0)  # with what the job leaves running
+        must_wait = answer.get("must_wait")
+        child.jobs += not must_wait
+        if must_wait is None or not child.is_alive or child.jobs >= self._executor.max_jobs_per_child:
+            self.close()
+        return bool(must_wait)
+
+    def _ready_child(self) -> "_Child":
+        if self._child is not None and not self._child.is_alive:
+            self.close()
+        if self._child is None:
+            self._child = _Child()
+        return self._child
+
+    def _hand_over(self, child: "_Child", run: Run) -> dict[str, Any]:
+        """Give a job to the child and look after it; write down how it ended if the child cannot. Return its answer."""
+        executor = self._executor
+        child.give({**executor.how, "key": run.key}, self._remains.output_file)
+        while child.is_alive:
+            answer = child.answer(_LOOK_OFTEN if self._watcher.asked else _LOOK_EVERY)
+            if answer is not None:
+                break
+            due = self._watcher.look()
+            if due is not None:
+                child.signal(due)
+        else:
+            answer = {}
+            self._remains.end(run.registry, run.key, child.end())
+        if "unloaded" in answer:
+            fail_unloaded(run.registry, run.key, answer["unloaded"])
+        elif "failed" in answer:
+            self._remains.end(run.registry, run.key, f"its process could not run it: {answer['failed']}")
+        return answer
+
+    def abandon(self, run: Run) -> None:
+        """Write down that the job *run* is lost, and interrupt it."""
+        with contextlib.suppress(OSError):  # the file is closed: the job has just ended
+            self._remains.end(run.registry, run.key, SHUT_DOWN)
+        self._watcher.stop()
+        if self._child is not None:
+            self._child.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the child, at once."""
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let the child end, if there is one."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
+
+class _Child:
+    """A process that runs jobs, one at a time, and the socket to talk to it."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._received = b""
+        self._hung_up = False
+        self.jobs = 0
+        _connections.add(self._socket)
+        _close_in_forks()
+        try:
+            # Not a fork of this process, which has threads, but a new one. In a session of its own, so that it can be
+            # killed with all its children, and Ctrl-C at a terminal is not its business.
+            self._process = subprocess.Popen(  # noqa: S603  # our own module, with nothing that a request said
+                [*_python(), "-u", "-c", _MAIN, json.dumps(sys.path), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._hung_up and not self._has_ended
+
+    @property
+    def _has_ended(self) -> bool:
+        # It is not waited for: then its number might be given to another process, which would be killed in its place.
+        if self._process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def give(self, message: dict[str, Any], output_file: int) -> None:
+        """Let it run a job."""
+        data = json.dumps(message).encode() + b"\n"
+        with contextlib.suppress(OSError):  # it is dead: that is seen when it is asked for its answer
+            self._socket.settimeout(None)
+            sent = socket.send_fds(self._socket, [data], [output_file])
+            self._socket.sendall(data[sent:])
+
+    def answer(self, timeout: float) -> dict[str, Any] | None:
+        """Wait up to *timeout* seconds for its answer."""
+        data = b""
+        self._socket.settimeout(timeout)
+        try:
+            data = self._socket.recv(65536)
+        except TimeoutError:
+            return None
+        except OSError:  # what it did not read is lost with it
+            pass
+        self._hung_up = not data
+        self._received += data
+        line, newline, rest = self._received.partition(b"\n")
+        if not newline:
+            return None
+        self._received = rest
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def signal(self, number: signal.Signals) -> None:
+        """Interrupt the job (SIGINT), end all its children (SIGTERM), or kill the process and them (SIGKILL)."""
+        signal_group(self._process.pid, number)
+
+    def end(self, patience: float = 0.5) -> str:
+        """Kill what is left of the process, which gets *patience* seconds if it is about to end, and of its children;
+        return how it ended."""
+        until = time.monotonic() + patience
+        while (lives := not self._has_ended) and time.monotonic() < until:
+            time.sleep(0.01)
+        if self._process.returncode is None:
+            self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
+        status = self._process.wait()
+        return "its process does not answer any more" if lives else how_it_ended(status)
+
+    def close(self) -> None:
+        """Let the process end by itself, and wait for that."""
+        self._socket.close()
+        if self._process.returncode is None:
+            try:
+                self._process.wait(_LAST_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.end(0.0)
+
+
+# With the module path of this process, from the first import on.
+_MAIN = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); import bgmiddleware.executors._child as it; it.main()"
+
+
+def _python() -> list[str]:
+    """Return the command of this Python, with its options. Servers that have it built in name themselves."""
+    executable = sys.executable or ""
+    if not os.path.basename(executable).startswith(("python", "pypy")):
+        executable = os.path.join(sys.prefix, "bin", "python3")
+    options: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags", list)
+    return [executable, *options()]
+
+
+_connections: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+
+
+@functools.cache
+def _close_in_forks() -> None:
+    """From now on close the connections to children in a fork of this process: its copies would keep the children from
+    seeing that their parent is gone."""
+
+    def close() -> None:
+        for connection in list(_connections):
+            connection.close()
+
+    os.register_at_fork(after_in_child=close)
