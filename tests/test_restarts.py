@@ -17,7 +17,7 @@ from redis_server import redis_server_of_module  # noqa: F401  # a fixture
 
 from bgmiddleware.registries import open_registry
 from tests.conftest import needs
-from tests.processes import LONG, Server, gunicorn, running
+from tests.processes import LONG, TRIES, Server, gunicorn, running
 
 LEASE = 2.0
 
@@ -29,10 +29,11 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"spool:{tmp_path}/jobs"
 
 
-def on_gunicorn(directory: Path, registry: str, drain: float) -> Server:
+def on_gunicorn(directory: Path, registry: str, drain: float, **more: str) -> Server:
     needs("gunicorn")
     options = ("-k", "gthread", "--threads", "4")
-    return gunicorn(directory, *options, SITE_REGISTRY=registry, SITE_DRAIN=str(drain), SITE_LEASE=str(LEASE))
+    site = {"SITE_REGISTRY": registry, "SITE_DRAIN": str(drain), "SITE_LEASE": str(LEASE), **more}
+    return gunicorn(directory, *options, **site)
 
 
 def on_the_command_line(directory: Path, registry: str, drain: float) -> Server:
@@ -148,6 +149,27 @@ def test_workers_killed_at_random_moments_lose_no_byte_that_was_seen_and_leave_n
             assert kept == whole or viewer.state == "lost", viewer.state
         states = [viewer.state for viewer in viewers]
         assert set(states) == {"finished", "lost"}, states
+
+
+def test_what_waited_in_a_worker_that_is_killed_is_lost_and_what_waits_in_another_goes_on(
+    registry: str, tmp_path: Path
+) -> None:
+    with running(on_gunicorn(tmp_path, registry, 0.1, SITE_WORKERS="1")) as server:
+        jobs: dict[str, list[str]] = {}
+        # At most one a worker runs, the others wait; until two workers have some that wait.
+        while sum(len(targets) >= 2 for targets in jobs.values()) < 2:
+            assert sum(map(len, jobs.values())) < TRIES
+            reply = server.request("POST", "/x/wait?gate")
+            jobs.setdefault(reply["Worker"], []).append(f"/x/wait{reply['Location']}")
+        (killed, *waited), (_, *others) = sorted(jobs.values(), key=len)[-2:]
+        server.begun(killed)
+        os.kill(int(server.request("GET", f"{killed}&_view=status").json["receipt"]["runner"].partition(":")[2]), 9)
+        assert server.ended(killed)["reason"] == "its runner vanished"
+        assert [server.ended(target)["reason"] for target in waited] == ["never started"] * len(waited)
+        with open_registry(registry) as other:
+            assert other.evict().lost == 1 + len(waited)
+        (tmp_path / "gate").touch()
+        assert {server.ended(target)["state"] for target in others} == {"finished"}
 
 
 def paused(server: Server, path: str, text: str) -> tuple[str, int]:

@@ -30,6 +30,8 @@ class LocalExecutor(Executor):
     ``QueueFull``. At the end of the process running jobs get *drain* seconds.
     """
 
+    keeps_queue = True
+
     def __init__(self, *, max_workers: int, max_pending: int, drain: float) -> None:
         for name, value, least in (
             ("max_workers", max_workers, 1),

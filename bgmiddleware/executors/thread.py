@@ -17,7 +17,6 @@ class ThreadExecutor(LocalExecutor):
     """
 
     in_process = True
-    keeps_queue = True
 
     def __init__(self, *, max_workers: int = 8, max_pending: int = 100, drain: float = 10.0) -> None:
         super().__init__(max_workers=max_workers, max_pending=max_pending, drain=drain)
