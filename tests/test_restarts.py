@@ -195,6 +195,18 @@ def test_a_paused_worker_that_comes_back_goes_on_with_its_job(registry: str, tmp
         assert server.request("GET", f"{target}&_view=result")["Ran-In"] == str(runner)
 
 
+def test_under_gevent_a_job_that_computes_for_longer_than_its_lease_reads_as_lost_until_it_is_done(
+    registry: str, tmp_path: Path
+) -> None:
+    needs("gevent")
+    with running(gunicorn(tmp_path, "-k", "gevent", SITE_REGISTRY=registry, SITE_LEASE=str(LEASE))) as server:
+        target = started(server, "/x/burn?gate")
+        assert server.ended(target)["reason"] == "its runner vanished"
+        (tmp_path / "gate").touch()
+        server.until(lambda reply: reply.status == 200, "GET", f"{target}&_view=result&_wait=1")
+        assert server.ended(target)["state"] == "finished"
+
+
 def test_a_paused_worker_that_comes_back_too_late_leaves_its_job_as_it_is(registry: str, tmp_path: Path) -> None:
     with running(on_gunicorn(tmp_path, registry, 0.1)) as server:
         target, runner = paused(server, "/x/stay", "still here\n")
