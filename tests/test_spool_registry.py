@@ -1081,6 +1081,20 @@ def test_adding_a_job_evicts_what_is_due_a_few_at_a_time(make, clock, monkeypatc
     assert counts == [17, 8, 4, 5]
 
 
+def test_a_key_that_expired_and_was_used_again_is_unknown_when_that_job_is_discarded_and_may_expire_again(make, clock):
+    registry = make(ttl=60.0)
+    for _ in range(2):
+        ended(registry)
+        clock.advance(60.0)
+        assert registry.evict() == (0, 1)
+        with pytest.raises(JobExpired):
+            registry.get(KEY)
+    added(registry)
+    assert registry.discard(KEY)
+    with pytest.raises(JobNotFound):
+        registry.get(KEY)
+
+
 def test_what_is_remembered_of_expired_jobs_is_bounded(make, clock):
     registry = make(max_jobs=3, ttl=60.0)
     for name in "abcde":
