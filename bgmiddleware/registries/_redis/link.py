@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("RedisRegistry needs the extra redis: pip install 'bgmiddleware[redis]'") from error
 
-__all__ = ["Address", "Link", "Server"]
+__all__ = ["Address", "Damaged", "Link", "Server"]
 
 T = TypeVar("T")
 
@@ -56,6 +56,10 @@ def _script(*parts: str) -> _Script:
 
 # By their names, each with what comes before it.
 _SCRIPTS = {name: _script(*parts, name) for name, parts in _PARTS.items()}
+
+
+class Damaged(RegistryError):
+    """What is stored under a name of ours is not ours, or not whole."""
 
 
 class Address:
@@ -183,7 +187,8 @@ class Link:
 
     def _error(self, error: Exception) -> RegistryError:
         said = str(error).partition("\n")[0][:200] or type(error).__name__
-        return RegistryError(f"{self._shown}: {said}")
+        kind = Damaged if "WRONGTYPE" in said else RegistryError
+        return kind(f"{self._shown}: {said}")
 
     def _check_policy(self) -> None:
         """Warn of a server that throws away records of running jobs when it is full."""

@@ -7,10 +7,10 @@ import secrets
 from typing import Any, NamedTuple
 
 from ..._jobs import Channel, Job
-from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
+from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryFull
 from .._bounds import Bounds
 from ..base import Piece
-from .link import Server
+from .link import Damaged, Server
 
 __all__ = ["Records", "Stored", "nonce"]
 
@@ -60,7 +60,7 @@ class Records:
             if isinstance(reply, Exception):
                 _log.warning("%s: the job %s… cannot be read: %s", self._server.shown, key[:8], reply)
             elif reply[0] == b"ok":
-                with contextlib.suppress(RegistryError):
+                with contextlib.suppress(Damaged):
                     found.append(self._stored(key, reply).seen)
         return found
 
@@ -99,10 +99,7 @@ class Records:
 
     def forget(self, key: str, *, as_expired: bool) -> bool:
         """Forget a job that does not run, and that it was there; or remember it *as_expired*, if it has ended."""
-        try:
-            return bool(self._run("forget", key, "expired" if as_expired else "")[1])
-        except (JobNotFound, JobExpired):
-            return False
+        return bool(self._run("forget", key, "expired" if as_expired else "")[1])
 
     def _keys(self, key: str) -> list[str]:
         record = f"{self._prefix}:{{{key}}}"
@@ -116,7 +113,7 @@ class Records:
             case b"expired":
                 raise JobExpired(key)
             case b"damaged":
-                raise RegistryError(f"{self._server.shown}: bytes of the job {key[:8]}… are gone: were they evicted?")
+                raise Damaged(f"{self._server.shown}: bytes of the job {key[:8]}… are gone: were they evicted?")
         return reply
 
     def _stored(self, key: str, reply: list[Any]) -> Stored:
@@ -127,7 +124,7 @@ class Records:
             known["output_dropped"] = Bounds.of(int(max_output)).dropped(known["output_end"])
             return Stored(Job.from_document(known), float(now), op.decode(), (place or b"").decode())
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise RegistryError(f"{self._server.shown}: the record of the job {key[:8]}… is damaged") from None
+            raise Damaged(f"{self._server.shown}: the record of the job {key[:8]}… is damaged") from None
 
 
 def nonce() -> str:
