@@ -25,6 +25,10 @@ class Waiting:
         """Renew the lease of a job until it has begun, or is gone."""
         self._held.setdefault(os.getpid(), _Held(self._registry)).add(key)
 
+    def forget(self) -> None:
+        """Renew nothing any more: no job waits in this process."""
+        self._held.pop(os.getpid(), _Held(self._registry)).forget()
+
 
 class _Held:
     def __init__(self, registry: Registry) -> None:
@@ -45,6 +49,10 @@ class _Held:
         except RuntimeError:  # the system has no room for it; the next job tries again
             self._has_thread = False
 
+    def forget(self) -> None:
+        with self._lock:
+            self._keys.clear()
+
     def _renew(self) -> None:
         """Run in a thread as long as there are jobs that wait."""
         while True:
@@ -58,7 +66,7 @@ class _Held:
                 for key in keys:
                     if not self._still_waits(key):
                         with self._lock:
-                            self._keys.remove(key)
+                            self._keys.discard(key)
 
     def _still_waits(self, key: str) -> bool:
         try:

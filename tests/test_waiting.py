@@ -1,5 +1,6 @@
 """Jobs that wait in the memory of a process, where processes share the registry."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,13 @@ def renewals(site: BackgroundMiddleware, target: str, number: int) -> None:
         seen.add(job.expires_at)
 
 
+def renewing(site: BackgroundMiddleware) -> threading.Thread:
+    """Return the thread that renews waits; those of other tests may end yet."""
+    held = site._starter.waiting._held[os.getpid()]
+    (thread,) = [thread for thread in threading.enumerate() if getattr(thread, "_target", None) == held._renew]
+    return thread
+
+
 def test_a_job_may_wait_for_many_leases(site: BackgroundMiddleware) -> None:
     client = InProcess(site)
     first, second = (start(client, f"/slow?{number}") for number in (1, 2))
@@ -53,7 +61,7 @@ def test_nobody_is_renewed_when_nobody_waits(site: BackgroundMiddleware) -> None
     for _ in range(2):
         first, second = (start(client, f"/slow?{number}") for number in (1, 1))
         renewals(site, second, 2)
-        (thread,) = [thread for thread in threading.enumerate() if thread.name == "bgmiddleware-waiting"]
+        thread = renewing(site)
         site.app.go(2)  # type: ignore[attr-defined]
         for target in (first, second):
             assert ended(site, target).state is JobState.FINISHED
@@ -66,7 +74,7 @@ def test_a_registry_that_is_away_is_asked_again(site: BackgroundMiddleware, tmp_
     _, second = (start(client, "/slow?1") for _ in range(2))
     renewals(site, second, 1)
     (tmp_path / "jobs").rename(tmp_path / "elsewhere")
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "bgmiddleware-waiting"]
+    thread = renewing(site)
     thread.join(LEASE / 5)
     assert thread.is_alive()
     (tmp_path / "elsewhere").rename(tmp_path / "jobs")
@@ -79,10 +87,22 @@ def test_a_job_that_nobody_claims_and_nobody_holds_any_more_is_let_go(site: Back
     client = InProcess(site)
     first, second = (start(client, "/slow?1") for _ in range(2))
     renewals(site, second, 1)
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "bgmiddleware-waiting"]
+    thread = renewing(site)
     site.registry.request_cancel(key(second))
     site.registry.discard(key(second))
     site.app.go(1)  # type: ignore[attr-defined]
     ended(site, first)
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_at_the_end_nobody_is_renewed_any_more(site: BackgroundMiddleware, tmp_path: Path) -> None:
+    client = InProcess(site)
+    _, second = (start(client, "/slow?1") for _ in range(2))
+    renewals(site, second, 1)
+    thread = renewing(site)
+    (tmp_path / "jobs").rename(tmp_path / "elsewhere")  # nor is it asked whether that is so
+    site.shutdown(0.0)
+    site.app.go(1)  # type: ignore[attr-defined]
     thread.join(30)
     assert not thread.is_alive()
