@@ -113,6 +113,8 @@ def gunicorn(directory: Path, *options: str, **environ: str) -> Server:
     command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", "4", *options]
     server = Server([*command, "tests.site:app"], r"Listening at: http://127\.0\.0\.1:(\d+)", directory, **environ)
     try:
+        # Not before: a worker that was just forked does not hear of SIGTERM.
+        server.said("the app is there", 1 if "--preload" in options else 4)
         server.said("Booting worker with pid", 4)
     except BaseException:
         server.kill()

@@ -144,3 +144,6 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         return start_response(status, [*headers, ("Worker", str(os.getpid()))], exc_info)
 
     return middleware(environ, start)
+
+
+print("the app is there", flush=True)

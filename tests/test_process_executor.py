@@ -425,7 +425,7 @@ def test_there_is_nothing_to_read_from_stdin(scene: Callable[..., Scene]) -> Non
 WEB = """
 import sys
 import executor_app
-from clients import environ
+from clients import InProcess, ended, start
 
 for line in sys.stdin:
     kind, path = line.split()
