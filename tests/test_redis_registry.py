@@ -616,6 +616,12 @@ def test_who_makes_room_and_has_come_again_meanwhile_stays(make: Make, server: A
     assert registry.get(KEY).state is JobState.PENDING
 
 
+def test_a_wait_ends_with_the_lease_and_not_at_the_next_look(make: Make) -> None:
+    registry = make(timeout=1000.0)  # so nobody looks before that
+    running(registry, lease=0.05)
+    assert done(begun(registry.wait, KEY, 0, 1000.0)).state is JobState.LOST
+
+
 def test_a_discard_wakes_at_once_and_not_at_the_next_look(registry: RedisRegistry, server: Any) -> None:
     added(registry)
     registry.discard(KEY)
