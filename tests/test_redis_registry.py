@@ -468,6 +468,17 @@ def test_many_who_wait_share_few_connections_and_are_all_woken(make: Make, serve
     assert [done(each).output_end for each in waiting] == [1] * 12
 
 
+def test_a_connection_to_wait_with_is_given_back(make: Make, server: Any) -> None:
+    registry = make(max_waiting=1)
+    running(registry)
+    for _ in range(3):
+        registry.wait(KEY, 0, 0.001)
+    waiting = begun(registry.wait, KEY, 0, LONG)
+    eventually(lambda: any(client["cmd"] == "xread" and "b" in client["flags"] for client in server.client_list()))
+    write(registry, KEY, b"x")
+    assert done(waiting).output_end == 1
+
+
 def test_a_child_of_a_fork_has_connections_of_its_own(make: Make, server: Any) -> None:
     registry = make()
     running(registry)
