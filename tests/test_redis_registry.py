@@ -468,6 +468,17 @@ def test_many_who_wait_share_few_connections_and_are_all_woken(make: Make, serve
     assert [done(each).output_end for each in waiting] == [1] * 12
 
 
+def test_a_connection_to_wait_with_is_given_back(make: Make, server: Any) -> None:
+    registry = make(max_waiting=1)
+    running(registry)
+    for _ in range(3):
+        registry.wait(KEY, 0, 0.001)
+    waiting = begun(registry.wait, KEY, 0, LONG)
+    eventually(lambda: any(client["cmd"] == "xread" and "b" in client["flags"] for client in server.client_list()))
+    write(registry, KEY, b"x")
+    assert done(waiting).output_end == 1
+
+
 def test_a_child_of_a_fork_has_connections_of_its_own(make: Make, server: Any) -> None:
     registry = make()
     running(registry)
@@ -614,6 +625,12 @@ def test_who_makes_room_and_has_come_again_meanwhile_stays(make: Make, server: A
     server.zadd("{bg}:ended", {KEY: 1})  # as it was when it was chosen to make room
     added(registry, "two")
     assert registry.get(KEY).state is JobState.PENDING
+
+
+def test_a_wait_ends_with_the_lease_and_not_at_the_next_look(make: Make) -> None:
+    registry = make(timeout=1000.0)  # so nobody looks before that
+    running(registry, lease=0.05)
+    assert done(begun(registry.wait, KEY, 0, 1000.0)).state is JobState.LOST
 
 
 def test_a_discard_wakes_at_once_and_not_at_the_next_look(registry: RedisRegistry, server: Any) -> None:
