@@ -109,9 +109,11 @@ class Server(OverHTTP):
 
 
 def gunicorn(directory: Path, *options: str, **environ: str) -> Server:
-    """Serve ``tests.site`` on gunicorn with four workers; return when all of them are there."""
+    """Serve ``tests.served_site`` on gunicorn with four workers; return when all of them are there."""
     command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", "4", *options]
-    server = Server([*command, "tests.site:app"], r"Listening at: http://127\.0\.0\.1:(\d+)", directory, **environ)
+    server = Server(
+        [*command, "tests.served_site:app"], r"Listening at: http://127\.0\.0\.1:(\d+)", directory, **environ
+    )
     try:
         # Not before: a worker that was just forked does not hear of SIGTERM.
         server.said("the app is there", 1 if "--preload" in options else 4)

@@ -48,7 +48,7 @@ def uwsgi(directory: Path, **site: str) -> Server:
         pytest.skip("needs pyuwsgi")
     options = ["--http-socket", "127.0.0.1:0", "--master", "--processes", "4", "--threads", "4", "--die-on-term"]
     server = Server(
-        [str(command), *options, "--need-app", "--module", "tests.site:app"],
+        [str(command), *options, "--need-app", "--module", "tests.served_site:app"],
         r"bound to TCP address 127\.0\.0\.1:(\d+)",
         directory,
         **site,
@@ -59,7 +59,7 @@ def uwsgi(directory: Path, **site: str) -> Server:
 
 WAITRESS = """
 import signal, sys
-from tests.site import app
+from tests.served_site import app
 from waitress.server import create_server
 
 def stop(*_):
@@ -91,7 +91,7 @@ LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
 LoadModule wsgi_module {modules}/mod_wsgi.so
 WSGIDaemonProcess site processes=2 threads=8 python-path={directory}/python
-WSGIScriptAlias / {directory}/python/tests/site.py process-group=site application-group=%{{GLOBAL}}
+WSGIScriptAlias / {directory}/python/tests/served_site.py process-group=site application-group=%{{GLOBAL}}
 WSGICallableObject app
 <Directory />
 Require all granted
@@ -112,7 +112,7 @@ def mod_wsgi(directory: Path, **site: str) -> Server:
             source = Path(package.__path__[0])
             shutil.copytree(source, python / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         (python / "tests").mkdir()
-        shutil.copy(ROOT / "tests" / "site.py", python / "tests")
+        shutil.copy(ROOT / "tests" / "served_site.py", python / "tests")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     configuration = directory / f"apache-{port}.conf"

@@ -38,7 +38,7 @@ def on_gunicorn(directory: Path, registry: str, drain: float, **more: str) -> Se
 
 def on_the_command_line(directory: Path, registry: str, drain: float) -> Server:
     options = ["--background", "/x/*", "--port", "0", "--registry", registry, "--drain", str(drain)]
-    command = [sys.executable, "-m", "bgmiddleware", "serve", "tests.site:answer", *options]
+    command = [sys.executable, "-m", "bgmiddleware", "serve", "tests.served_site:answer", *options]
     return Server(command, r"Serving on http://127\.0\.0\.1:(\d+)", directory, SITE_LEASE=str(LEASE))
 
 

@@ -13,7 +13,7 @@ from tests.clients import Reply
 from tests.conftest import needs
 from tests.disks import mounted
 from tests.processes import Server, gunicorn, running
-from tests.site import FLOOD_LINE
+from tests.served_site import FLOOD_LINE
 
 needs("gunicorn")
 
