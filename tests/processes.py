@@ -71,6 +71,12 @@ class Server(OverHTTP):
             assert time.monotonic() < deadline, (reply, self.log)
         return reply
 
+    def started(self, path: str, **headers: str) -> str:
+        """Start a job; return its target."""
+        reply = self.request("POST", path, **headers)
+        assert reply.status in (202, 303), (reply, self.log)
+        return path.partition("?")[0] + reply["Location"]
+
     def ended(self, target: str, **headers: str) -> Any:
         """Wait until the job of *target* has ended; return its state document."""
 

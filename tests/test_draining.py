@@ -20,12 +20,6 @@ from tests.processes import Server, gunicorn, running
 Serve = Callable[..., Server]
 
 
-def started(server: Server, path: str) -> str:
-    reply = server.request("POST", path)
-    assert reply.status == 303, (reply, server.log)
-    return path.partition("?")[0] + reply["Location"]
-
-
 def sync(directory: Path, **site: str) -> Server:
     needs("gunicorn")
     return gunicorn(directory, "-k", "sync", **site)
@@ -154,7 +148,7 @@ def end_of(serve: Serve, directory: Path, target: str) -> tuple[str, str, str]:
 def test_a_running_job_gets_time_to_end(serve: Serve, directory: Path) -> None:
     drain = "2" if serve is mod_wsgi else "20"
     with running(serve(directory, SITE_REGISTRY=f"spool:{directory}/jobs", SITE_DRAIN=drain)) as server:
-        target = started(server, "/x/wait?gate")
+        target = server.started("/x/wait?gate")
         server.begun(target)
         server.send(signal.SIGTERM)
         server.said(SERVERS[serve])
@@ -165,7 +159,7 @@ def test_a_running_job_gets_time_to_end(serve: Serve, directory: Path) -> None:
 
 def test_a_job_that_does_not_end_in_time_is_lost_and_what_it_printed_is_kept(serve: Serve, directory: Path) -> None:
     with running(serve(directory, SITE_REGISTRY=f"spool:{directory}/jobs", SITE_DRAIN="0.1")) as server:
-        target = started(server, "/x/wait?never")
+        target = server.started("/x/wait?never")
         server.begun(target)
         assert server.end() == 0
     assert end_of(serve, directory, target) == ("lost", "server shut down", "begun\n")

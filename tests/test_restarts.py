@@ -42,19 +42,13 @@ def on_the_command_line(directory: Path, registry: str, drain: float) -> Server:
     return Server(command, r"Serving on http://127\.0\.0\.1:(\d+)", directory, SITE_LEASE=str(LEASE))
 
 
-def started(server: Server, path: str, **headers: str) -> str:
-    reply = server.request("POST", path, **headers)
-    assert reply.status in (202, 303), (reply, server.log)
-    return path.partition("?")[0] + reply["Location"]
-
-
 @pytest.mark.parametrize("serve", [on_gunicorn, on_the_command_line])
 def test_a_server_that_is_started_again_has_the_jobs_of_before(
     serve: Callable[[Path, str, float], Server], registry: str, tmp_path: Path
 ) -> None:
     with running(serve(tmp_path, registry, 0.1)) as server:
-        done = [started(server, path) for path in ("/x/large?1000000", "/x/count?20000", "/x/nothing")]
-        interrupted = started(server, "/x/wait?never")
+        done = [server.started(path) for path in ("/x/large?1000000", "/x/count?20000", "/x/nothing")]
+        interrupted = server.started("/x/wait?never")
         states = [server.ended(target) for target in done]
         kept = [server.request("GET", f"{target}&_view={view}") for target in done for view in ("log", "result")]
         server.begun(interrupted)
@@ -93,7 +87,7 @@ class Viewer:
 
     def _go_on(self) -> None:
         if not self.target:
-            self.target = started(self._server, self.path, Idempotency_Key=self.name)
+            self.target = self._server.started(self.path, Idempotency_Key=self.name)
         reply = self._server.request("GET", f"{self.target}&_view=log&_offset={len(self.seen)}&_wait=1")
         assert (reply.status, int(reply["Job-Offset"])) == (200, len(self.seen)), reply
         self.seen += reply.body
@@ -200,7 +194,7 @@ def test_under_gevent_a_job_that_computes_for_longer_than_its_lease_reads_as_los
 ) -> None:
     needs("gevent")
     with running(gunicorn(tmp_path, "-k", "gevent", SITE_REGISTRY=registry, SITE_LEASE=str(LEASE))) as server:
-        target = started(server, "/x/burn?gate")
+        target = server.started("/x/burn?gate")
         assert server.ended(target)["reason"] == "its runner vanished"
         (tmp_path / "gate").touch()
         server.until(lambda reply: reply.status == 200, "GET", f"{target}&_view=result&_wait=1")
@@ -217,7 +211,7 @@ def test_a_paused_worker_that_comes_back_too_late_leaves_its_job_as_it_is(regist
         os.kill(runner, signal.SIGCONT)
         # It hears of it, and stops the job.
         server.until(lambda _: (tmp_path / "interrupted").exists(), "GET", "/fast")
-        assert server.ended(started(server, "/x/count?1"))["state"] == "finished"
+        assert server.ended(server.started("/x/count?1"))["state"] == "finished"
         assert server.ended(target) == state
         assert server.request("GET", f"{target}&_view=log").body == kept
         assert server.request("GET", f"{target}&_view=result").status == 502
