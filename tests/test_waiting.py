@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apps import Stage
@@ -11,6 +12,7 @@ from clients import InProcess, ended, start
 
 from bgmiddleware import BackgroundMiddleware, JobState, ThreadExecutor, _starting, _waiting, marks
 from bgmiddleware._jobs import key_of
+from bgmiddleware.registries.base import Renewal
 from bgmiddleware.registries.spool import SpoolRegistry
 
 LEASE = 0.5
@@ -96,13 +98,21 @@ def test_a_job_that_nobody_claims_and_nobody_holds_any_more_is_let_go(site: Back
     assert not thread.is_alive()
 
 
-def test_at_the_end_nobody_is_renewed_any_more(site: BackgroundMiddleware, tmp_path: Path) -> None:
+def test_at_the_end_nobody_is_renewed_any_more(site: BackgroundMiddleware, monkeypatch: pytest.MonkeyPatch) -> None:
     client = InProcess(site)
-    _, second = (start(client, "/slow?1") for _ in range(2))
+    first, second = (start(client, "/slow?1") for _ in range(2))
     renewals(site, second, 1)
     thread = renewing(site)
-    (tmp_path / "jobs").rename(tmp_path / "elsewhere")  # nor is it asked whether that is so
     site.shutdown(0.0)
-    site.app.go(1)  # type: ignore[attr-defined]
+    renew, asked = site.registry.renew, []
+
+    def noting(key: str, runner: str, **more: Any) -> Renewal:
+        asked.append(runner)
+        return renew(key, runner, **more)
+
+    monkeypatch.setattr(site.registry, "renew", noting)
     thread.join(30)
     assert not thread.is_alive()
+    assert "" not in asked
+    site.app.go(1)  # type: ignore[attr-defined]
+    assert [ended(site, target).reason for target in (first, second)] == ["server shut down"] * 2
