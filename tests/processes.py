@@ -17,6 +17,7 @@ from tests.documents import ROOT
 
 TRIES = 400
 LONG = 30.0
+_OWN = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 class Server(OverHTTP):
@@ -29,7 +30,7 @@ class Server(OverHTTP):
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "SITE_DIRECTORY": str(cwd), **environ},
+            env={**os.environ, **_OWN, "HOME": str(cwd), "SITE_DIRECTORY": str(cwd), **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -70,6 +71,12 @@ class Server(OverHTTP):
             assert time.monotonic() < deadline, (reply, self.log)
         return reply
 
+    def started(self, path: str, **headers: str) -> str:
+        """Start a job; return its target."""
+        reply = self.request("POST", path, **headers)
+        assert reply.status in (202, 303), (reply, self.log)
+        return path.partition("?")[0] + reply["Location"]
+
     def ended(self, target: str, **headers: str) -> Any:
         """Wait until the job of *target* has ended; return its state document."""
 
@@ -108,10 +115,14 @@ class Server(OverHTTP):
 
 
 def gunicorn(directory: Path, *options: str, **environ: str) -> Server:
-    """Serve ``tests.site`` on gunicorn with four workers; return when all of them are there."""
+    """Serve ``tests.served_site`` on gunicorn with four workers; return when all of them are there."""
     command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", "4", *options]
-    server = Server([*command, "tests.site:app"], r"Listening at: http://127\.0\.0\.1:(\d+)", directory, **environ)
+    server = Server(
+        [*command, "tests.served_site:app"], r"Listening at: http://127\.0\.0\.1:(\d+)", directory, **environ
+    )
     try:
+        # Not before: a worker that was just forked does not hear of SIGTERM.
+        server.said("the app is there", 1 if "--preload" in options else 4)
         server.said("Booting worker with pid", 4)
     except BaseException:
         server.kill()

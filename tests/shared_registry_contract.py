@@ -112,9 +112,10 @@ class SharedRegistryContract(RegistryContract):
         assert other.append(KEY, Channel.BODY, 0, b"body", runner=RUNNER) == 4
         assert one.append(KEY, Channel.OUTPUT, 12, b", by the one", runner=RUNNER) == 24  # no twice
         assert one.finish(KEY, RUNNER, JobState.FINISHED)
-        with pytest.raises(Fenced):
-            other.append(KEY, Channel.OUTPUT, 24, b"x", runner=RUNNER)
-        assert other.get(KEY) == one.get(KEY)
+        for offset, data in ((0, b"by"), (24, b""), (24, b"x")):
+            with pytest.raises(Fenced):
+                other.append(KEY, Channel.OUTPUT, offset, data, runner=RUNNER)
+            assert other.get(KEY) == one.get(KEY)
         assert read_all(other, KEY) == b"by the other, by the one"
         assert read_all(one, KEY, Channel.BODY) == b"body"
         assert [job.key for job in other.jobs()] == [KEY]

@@ -468,6 +468,17 @@ def test_many_who_wait_share_few_connections_and_are_all_woken(make: Make, serve
     assert [done(each).output_end for each in waiting] == [1] * 12
 
 
+def test_a_connection_to_wait_with_is_given_back(make: Make, server: Any) -> None:
+    registry = make(max_waiting=1)
+    running(registry)
+    for _ in range(3):
+        registry.wait(KEY, 0, 0.001)
+    waiting = begun(registry.wait, KEY, 0, LONG)
+    eventually(lambda: any(client["cmd"] == "xread" and "b" in client["flags"] for client in server.client_list()))
+    write(registry, KEY, b"x")
+    assert done(waiting).output_end == 1
+
+
 def test_a_child_of_a_fork_has_connections_of_its_own(make: Make, server: Any) -> None:
     registry = make()
     running(registry)
@@ -595,6 +606,41 @@ def test_the_name_of_a_group_may_be_any_string(registry: RedisRegistry) -> None:
         assert registry.claim(again, RUNNER, lease=15.0)
 
 
+def test_an_expired_key_that_comes_again_comes_last(make: Make, clock: Clock) -> None:
+    registry = make(clock=clock, ttl=60.0)
+    ended(registry)
+    clock.advance(30.0)
+    added(registry, "two")
+    clock.advance(30.0)
+    added(registry)
+    assert [job.title for job in registry.jobs()] == ["one", "two"]
+    assert [registry.position(key) for key in (KEY, key_of("two"))] == [2, 1]
+    clock.advance(60.0)
+    assert registry.evict() == (0, 0)  # nothing is left of what it was
+
+
+def test_who_makes_room_and_has_come_again_meanwhile_stays(make: Make, server: Any) -> None:
+    registry = make(max_jobs=1)
+    added(registry)
+    server.zadd("{bg}:ended", {KEY: 1})  # as it was when it was chosen to make room
+    added(registry, "two")
+    assert registry.get(KEY).state is JobState.PENDING
+
+
+def test_a_wait_ends_with_the_lease_and_not_at_the_next_look(make: Make) -> None:
+    registry = make(timeout=1000.0)  # so nobody looks before that
+    running(registry, lease=0.05)
+    assert done(begun(registry.wait, KEY, 0, 1000.0)).state is JobState.LOST
+
+
+def test_a_discard_wakes_at_once_and_not_at_the_next_look(registry: RedisRegistry, server: Any) -> None:
+    added(registry)
+    registry.discard(KEY)
+    ((entry, _),) = server.xrange(record_of(KEY) + ":wake")
+    assert entry == "18446744073709551615-1"
+    assert 0 < server.pttl(record_of(KEY) + ":wake") <= 60_000
+
+
 # What fits.
 
 
@@ -613,6 +659,13 @@ def test_offsets_beyond_what_fourteen_digits_hold_are_exact(registry: RedisRegis
     write(registry, KEY, b"d")
     assert done(waiting).output_end == end + 4
     assert registry.get(KEY).output_dropped == (most // 2, end + 4 - most // 2)
+
+
+def test_what_wakes_readers_does_not_grow_with_the_output(registry: RedisRegistry, server: Any) -> None:
+    running(registry)
+    for offset in range(300):
+        registry.append(KEY, Channel.OUTPUT, offset, b"x", runner=RUNNER)
+    assert server.xlen(record_of(KEY) + ":wake") == 1
 
 
 def test_a_read_is_no_longer_than_a_page(registry: RedisRegistry) -> None:

@@ -194,6 +194,33 @@ def test_a_timed_out_call_is_not_tried_again_by_itself(make: Make) -> None:
         each.close()
 
 
+def test_a_call_that_timed_out_is_done_once(make: Make, redis_server: RedisServer, server: Any) -> None:
+    registry = make(redis_server.url, timeout=0.2)
+    running(registry)
+    server.config_resetstat()
+    redis_server.pause()
+    try:
+        with pytest.raises(RegistryError):
+            registry.get(KEY)
+    finally:
+        redis_server.resume()
+    eventually(lambda: "cmdstat_evalsha" in server.info("commandstats"))
+    assert server.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
+
+
+def test_an_index_that_cannot_be_written_fails_no_claim_and_no_end(
+    registry: RedisRegistry, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    added(registry)
+    server.delete("{bg}:running")
+    server.set("{bg}:running", "what is this?")
+    assert registry.claim(KEY, RUNNER, lease=LONG)
+    assert registry.finish(KEY, RUNNER, JobState.FINISHED)
+    assert "is filed later" in caplog.text
+    server.delete("{bg}:running")
+    assert registry.get(KEY).state is JobState.FINISHED
+
+
 def test_connections_that_the_server_closed_are_opened_anew(registry: RedisRegistry, server: Any) -> None:
     running(registry)
     waiting = [begun(registry.wait, KEY, 0, LONG) for _ in range(3)]
@@ -206,18 +233,18 @@ def test_connections_that_the_server_closed_are_opened_anew(registry: RedisRegis
     assert [done(each).output_end for each in waiting] == [1] * 3
 
 
-def test_a_server_that_takes_no_more_connections_is_looked_at_by_those_there_are(
-    registry: RedisRegistry, server: Any
+def test_who_gets_no_connection_to_wait_with_looks_again_and_again(
+    make: Make, registry: RedisRegistry, redis_server: RedisServer, server: Any
 ) -> None:
     running(registry)
+    other = make(redis_server.url)
+    other.get(KEY)  # connects
     most = server.config_get("maxclients")["maxclients"]
     server.config_set("maxclients", len(server.client_list()))
     try:
+        assert registry.wait(KEY, 0, 0.02).output_end == 0
         waiting = begun(registry.wait, KEY, 0, LONG)
-        written = 0
-        while written == 0:
-            with contextlib.suppress(RegistryError):  # where the other has the only connection at this moment
-                written = write(registry, KEY, b"x")
+        write(other, KEY, b"x")
         assert done(waiting).output_end == 1
     finally:
         server.config_set("maxclients", most)

@@ -17,7 +17,7 @@ from redis_server import redis_server_of_module  # noqa: F401  # a fixture
 
 from bgmiddleware.registries import open_registry
 from tests.conftest import needs
-from tests.processes import LONG, Server, gunicorn, running
+from tests.processes import LONG, TRIES, Server, gunicorn, running
 
 LEASE = 2.0
 
@@ -29,22 +29,17 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"spool:{tmp_path}/jobs"
 
 
-def on_gunicorn(directory: Path, registry: str, drain: float) -> Server:
+def on_gunicorn(directory: Path, registry: str, drain: float, **more: str) -> Server:
     needs("gunicorn")
     options = ("-k", "gthread", "--threads", "4")
-    return gunicorn(directory, *options, SITE_REGISTRY=registry, SITE_DRAIN=str(drain), SITE_LEASE=str(LEASE))
+    site = {"SITE_REGISTRY": registry, "SITE_DRAIN": str(drain), "SITE_LEASE": str(LEASE), **more}
+    return gunicorn(directory, *options, **site)
 
 
 def on_the_command_line(directory: Path, registry: str, drain: float) -> Server:
     options = ["--background", "/x/*", "--port", "0", "--registry", registry, "--drain", str(drain)]
-    command = [sys.executable, "-m", "bgmiddleware", "serve", "tests.site:answer", *options]
+    command = [sys.executable, "-m", "bgmiddleware", "serve", "tests.served_site:answer", *options]
     return Server(command, r"Serving on http://127\.0\.0\.1:(\d+)", directory, SITE_LEASE=str(LEASE))
-
-
-def started(server: Server, path: str, **headers: str) -> str:
-    reply = server.request("POST", path, **headers)
-    assert reply.status in (202, 303), (reply, server.log)
-    return path.partition("?")[0] + reply["Location"]
 
 
 @pytest.mark.parametrize("serve", [on_gunicorn, on_the_command_line])
@@ -52,8 +47,8 @@ def test_a_server_that_is_started_again_has_the_jobs_of_before(
     serve: Callable[[Path, str, float], Server], registry: str, tmp_path: Path
 ) -> None:
     with running(serve(tmp_path, registry, 0.1)) as server:
-        done = [started(server, path) for path in ("/x/large?1000000", "/x/count?20000", "/x/nothing")]
-        interrupted = started(server, "/x/wait?never")
+        done = [server.started(path) for path in ("/x/large?1000000", "/x/count?20000", "/x/nothing")]
+        interrupted = server.started("/x/wait?never")
         states = [server.ended(target) for target in done]
         kept = [server.request("GET", f"{target}&_view={view}") for target in done for view in ("log", "result")]
         server.begun(interrupted)
@@ -92,7 +87,7 @@ class Viewer:
 
     def _go_on(self) -> None:
         if not self.target:
-            self.target = started(self._server, self.path, Idempotency_Key=self.name)
+            self.target = self._server.started(self.path, Idempotency_Key=self.name)
         reply = self._server.request("GET", f"{self.target}&_view=log&_offset={len(self.seen)}&_wait=1")
         assert (reply.status, int(reply["Job-Offset"])) == (200, len(self.seen)), reply
         self.seen += reply.body
@@ -150,6 +145,27 @@ def test_workers_killed_at_random_moments_lose_no_byte_that_was_seen_and_leave_n
         assert set(states) == {"finished", "lost"}, states
 
 
+def test_what_waited_in_a_worker_that_is_killed_is_lost_and_what_waits_in_another_goes_on(
+    registry: str, tmp_path: Path
+) -> None:
+    with running(on_gunicorn(tmp_path, registry, 0.1, SITE_WORKERS="1")) as server:
+        jobs: dict[str, list[str]] = {}
+        # At most one a worker runs, the others wait; until two workers have some that wait.
+        while sum(len(targets) >= 2 for targets in jobs.values()) < 2:
+            assert sum(map(len, jobs.values())) < TRIES
+            reply = server.request("POST", "/x/wait?gate")
+            jobs.setdefault(reply["Worker"], []).append(f"/x/wait{reply['Location']}")
+        (killed, *waited), (_, *others) = sorted(jobs.values(), key=len)[-2:]
+        server.begun(killed)
+        os.kill(int(server.request("GET", f"{killed}&_view=status").json["receipt"]["runner"].partition(":")[2]), 9)
+        assert server.ended(killed)["reason"] == "its runner vanished"
+        assert [server.ended(target)["reason"] for target in waited] == ["never started"] * len(waited)
+        with open_registry(registry) as other:
+            assert other.evict().lost == 1 + len(waited)
+        (tmp_path / "gate").touch()
+        assert {server.ended(target)["state"] for target in others} == {"finished"}
+
+
 def paused(server: Server, path: str, text: str) -> tuple[str, int]:
     """Start a job and stop its process, as a laptop that sleeps; return its target and that process when it is lost."""
     reply = server.request("POST", path)
@@ -173,6 +189,18 @@ def test_a_paused_worker_that_comes_back_goes_on_with_its_job(registry: str, tmp
         assert server.request("GET", f"{target}&_view=result")["Ran-In"] == str(runner)
 
 
+def test_under_gevent_a_job_that_computes_for_longer_than_its_lease_reads_as_lost_until_it_is_done(
+    registry: str, tmp_path: Path
+) -> None:
+    needs("gevent")
+    with running(gunicorn(tmp_path, "-k", "gevent", SITE_REGISTRY=registry, SITE_LEASE=str(LEASE))) as server:
+        target = server.started("/x/burn?gate")
+        assert server.ended(target)["reason"] == "its runner vanished"
+        (tmp_path / "gate").touch()
+        server.until(lambda reply: reply.status == 200, "GET", f"{target}&_view=result&_wait=1")
+        assert server.ended(target)["state"] == "finished"
+
+
 def test_a_paused_worker_that_comes_back_too_late_leaves_its_job_as_it_is(registry: str, tmp_path: Path) -> None:
     with running(on_gunicorn(tmp_path, registry, 0.1)) as server:
         target, runner = paused(server, "/x/stay", "still here\n")
@@ -183,7 +211,7 @@ def test_a_paused_worker_that_comes_back_too_late_leaves_its_job_as_it_is(regist
         os.kill(runner, signal.SIGCONT)
         # It hears of it, and stops the job.
         server.until(lambda _: (tmp_path / "interrupted").exists(), "GET", "/fast")
-        assert server.ended(started(server, "/x/count?1"))["state"] == "finished"
+        assert server.ended(server.started("/x/count?1"))["state"] == "finished"
         assert server.ended(target) == state
         assert server.request("GET", f"{target}&_view=log").body == kept
         assert server.request("GET", f"{target}&_view=result").status == 502

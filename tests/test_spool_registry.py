@@ -504,6 +504,7 @@ def test_what_was_written_after_a_full_disk_is_whole(make, tmp_path):
         with pytest.raises(RegistryError):
             registry.append(KEY, Channel.OUTPUT, 0, data, runner=RUNNER)
         assert registry.get(KEY).output_end == 0
+        assert [file.stat().st_size for file in files_in(tmp_path / "disk" / "jobs")] == [128]  # a part was written
         filler.unlink()
         assert registry.append(KEY, Channel.OUTPUT, 0, data, runner=RUNNER) == 1_000_000
         assert all_of(registry, KEY, limit=100_000) == data
@@ -833,6 +834,21 @@ def test_a_request_that_comes_while_its_job_is_claimed_is_refused(make, director
         registry.append(KEY, Channel.REQUEST, 0, b"request")
 
 
+def test_bytes_that_are_overwritten_just_before_they_are_read_are_dropped_and_not_wrong(make, directory, monkeypatch):
+    registry = make(directory, max_output=10)
+    running(registry)
+    write(registry, KEY, b"0123456789")
+    read = _jobfiles.read_at
+
+    def overwritten_just_before(number: int, position: int, size: int) -> bytes:
+        monkeypatch.setattr(_jobfiles, "read_at", read)
+        registry.append(KEY, Channel.OUTPUT, 10, b"abc", runner=RUNNER)
+        return read(number, position, size)
+
+    monkeypatch.setattr(_jobfiles, "read_at", overwritten_just_before)
+    assert registry.read(KEY, Channel.OUTPUT, 6) == (8, b"89abc")
+
+
 def test_a_ring_that_is_overwritten_while_it_is_read_gives_no_wrong_byte(make, directory):
     registry = make(directory, max_output=5000)
     running(registry)
@@ -1048,6 +1064,20 @@ def test_adding_a_job_evicts_what_is_due_a_few_at_a_time(make, clock, monkeypatc
         added(registry, f"looks {number}")
         counts.append(_index_total(registry)[0])
     assert counts == [17, 8, 4, 5]
+
+
+def test_a_key_that_expired_and_was_used_again_is_unknown_when_that_job_is_discarded_and_may_expire_again(make, clock):
+    registry = make(ttl=60.0)
+    for _ in range(2):
+        ended(registry)
+        clock.advance(60.0)
+        assert registry.evict() == (0, 1)
+        with pytest.raises(JobExpired):
+            registry.get(KEY)
+    added(registry)
+    assert registry.discard(KEY)
+    with pytest.raises(JobNotFound):
+        registry.get(KEY)
 
 
 def test_what_is_remembered_of_expired_jobs_is_bounded(make, clock):

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.clients import Reply
 from tests.conftest import needs
 from tests.disks import mounted
 from tests.processes import Server, gunicorn, running
-from tests.site import FLOOD_LINE
+from tests.served_site import FLOOD_LINE
 
 needs("gunicorn")
 
@@ -24,12 +25,6 @@ ROOM = 1024 * 1024  # what a job keeps for a registry that is away
 def serve(directory: Path, registry: str, options: str = "{}") -> Server:
     site = {"SITE_REGISTRY": registry, "SITE_REGISTRY_OPTIONS": options}
     return gunicorn(directory, "-k", "gthread", "--threads", "4", **site)
-
-
-def started(server: Server, path: str) -> str:
-    reply = server.request("POST", path)
-    assert reply.status == 303, (reply, server.log)
-    return path.partition("?")[0] + reply["Location"]
 
 
 def printed(server: Server, directory: Path, name: str) -> None:
@@ -68,7 +63,7 @@ def missing_of(server: Server, target: str) -> int:
 def test_a_disk_that_is_full_in_mid_job_and_free_again(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with mounted(disk, "size=6m,mode=700"), running(serve(tmp_path, f"spool:{disk}/jobs")) as server:
-        target = started(server, "/x/flood")
+        target = server.started("/x/flood")
         server.begun(target, FLOOD_LINE % 9900)
         fill(disk)
         (tmp_path / "full").touch()
@@ -80,7 +75,7 @@ def test_a_disk_that_is_full_in_mid_job_and_free_again(tmp_path: Path) -> None:
         (disk / "ballast").unlink()
         (tmp_path / "free").touch()
         assert 0 < missing_of(server, target) < len(FLOOD) - ROOM
-        assert server.ended(started(server, "/x/count?1"))["state"] == "finished"
+        assert server.ended(server.started("/x/count?1"))["state"] == "finished"
 
 
 def fill(disk: Path) -> None:
@@ -92,7 +87,7 @@ def fill(disk: Path) -> None:
 def test_an_index_that_another_process_keeps_locked_for_a_while(tmp_path: Path) -> None:
     jobs = tmp_path / "jobs"
     with running(serve(tmp_path, f"spool:{jobs}", '{"busy_timeout": 0.3}')) as server:
-        target = started(server, "/x/flood")
+        target = server.started("/x/flood")
         server.begun(target, FLOOD_LINE % 9900)
         with (jobs / "index.lock").open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -112,7 +107,7 @@ def test_a_directory_that_is_gone_for_a_while(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     with running(serve(tmp_path, f"spool:{disk}/jobs")) as server:
-        target = started(server, "/x/flood")
+        target = server.started("/x/flood")
         server.begun(target, FLOOD_LINE % 9900)
         disk.rename(tmp_path / "elsewhere")
         (tmp_path / "full").touch()
@@ -128,6 +123,8 @@ def test_a_directory_that_is_gone_for_a_while(tmp_path: Path) -> None:
 
 # In Redis.
 
+KEEPING = ("--appendonly", "yes", "--appendfsync", "always")
+
 
 @pytest.fixture
 def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
@@ -135,40 +132,36 @@ def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
         yield server
 
 
-def command(redis: RedisServer, *parts: str) -> None:
+def set_room(size: str, server: RedisServer) -> None:
     import redis as library
 
-    with library.Redis.from_url(redis.url) as client:
-        client.execute_command(*parts)
+    with library.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", size)
 
 
 @pytest.mark.parametrize(
-    ("redis", "fault"),
+    ("redis", "fail", "mend", "answers"),
     [
-        ((), (RedisServer.pause, RedisServer.resume)),
-        (("--appendonly", "yes", "--appendfsync", "always"), (RedisServer.kill, RedisServer.start)),
-        (
-            (),
-            (
-                lambda redis: command(redis, "CONFIG", "SET", "maxmemory", "1"),
-                lambda redis: command(redis, "CONFIG", "SET", "maxmemory", "0"),
-            ),
-        ),
+        pytest.param((), RedisServer.pause, RedisServer.resume, False, id="paused"),
+        pytest.param(KEEPING, RedisServer.kill, RedisServer.start, False, id="killed and started again"),
+        pytest.param((), partial(set_room, "1"), partial(set_room, "0"), True, id="full"),
     ],
     indirect=["redis"],
-    ids=["paused", "killed and started again", "full"],
 )
 def test_a_redis_server_that_is_away_for_a_while(
-    redis: RedisServer, fault: tuple[Callable[[RedisServer], object], Callable[[RedisServer], object]], tmp_path: Path
+    redis: RedisServer,
+    fail: Callable[[RedisServer], object],
+    mend: Callable[[RedisServer], object],
+    answers: bool,
+    tmp_path: Path,
 ) -> None:
-    fail, mend = fault
     with running(serve(tmp_path, redis.url, '{"timeout": 0.5}')) as server:
-        target = started(server, "/x/flood")
+        target = server.started("/x/flood")
         server.begun(target, FLOOD_LINE % 9900)
         fail(redis)
         (tmp_path / "full").touch()
         printed(server, tmp_path, "free")
-        if "CONFIG" not in fail.__code__.co_consts:  # type: ignore[attr-defined]
+        if not answers:
             for view in ("log", "status", "page", "result", "events"):
                 assert_away(server.request("GET", f"{target}&_view={view}"))
             assert_away(server.request("DELETE", target))
@@ -176,16 +169,16 @@ def test_a_redis_server_that_is_away_for_a_while(
         mend(redis)
         (tmp_path / "free").touch()
         assert 0 < missing_of(server, target) < len(FLOOD) - ROOM
-        assert server.ended(started(server, "/x/count?1"))["state"] == "finished"
+        assert server.ended(server.started("/x/count?1"))["state"] == "finished"
 
 
 def test_a_redis_server_that_is_started_again_without_its_memory(redis: RedisServer, tmp_path: Path) -> None:
     with running(serve(tmp_path, redis.url)) as server:
-        target = started(server, "/x/stay")
+        target = server.started("/x/stay")
         server.begun(target, "still here\n")
         redis.kill()
         redis.start()
         # Nobody knows of it any more, so it need not go on.
         server.until(lambda _: (tmp_path / "interrupted").exists(), "GET", "/fast")
         assert server.request("GET", f"{target}&_view=log").status == 404
-        assert server.ended(started(server, "/x/count?1"))["state"] == "finished"
+        assert server.ended(server.started("/x/count?1"))["state"] == "finished"

@@ -176,8 +176,6 @@ class Link:
                 self._check_policy()
             try:
                 return call()
-            except redis.AuthenticationError:
-                raise
             except redis.ConnectionError:
                 # Once more, for the server may have closed a connection that nobody used for a while. After a time-out
                 # never: the next one would take as long.

@@ -2,8 +2,8 @@
 
 ``SITE_REGISTRY``: where jobs are kept, as an ini file would say it; ``SITE_REGISTRY_OPTIONS``: more of it, as JSON.
 ``SITE_SETTINGS``: arguments of the middleware, as JSON. ``SITE_LEASE``: seconds of a lease. ``SITE_DRAIN``: seconds
-that jobs get at the end. A view that waits for something waits for a file in ``SITE_DIRECTORY``. Each response says in
-``Worker`` which process gave it.
+that jobs get at the end. ``SITE_WORKERS``: how many run at a time. A view that waits for something waits for a file in
+``SITE_DIRECTORY``. Each response says in ``Worker`` which process gave it.
 """
 
 import json
@@ -126,7 +126,9 @@ def _made() -> BackgroundMiddleware:
         registry=open_registry(
             os.environ.get("SITE_REGISTRY", "memory:"), **json.loads(os.environ.get("SITE_REGISTRY_OPTIONS", "{}"))
         ),
-        executor=ThreadExecutor(drain=float(os.environ.get("SITE_DRAIN", "10"))),
+        executor=ThreadExecutor(
+            drain=float(os.environ.get("SITE_DRAIN", "10")), max_workers=int(os.environ.get("SITE_WORKERS", "8"))
+        ),
         owner=owners.header("X-User"),
         dashboard="/_jobs",
         authorize=lambda environ: environ.get("HTTP_X_USER") == "admin",
@@ -142,3 +144,6 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         return start_response(status, [*headers, ("Worker", str(os.getpid()))], exc_info)
 
     return middleware(environ, start)
+
+
+print("the app is there", flush=True)
