@@ -43,7 +43,7 @@ const Terminal = (() => {
   // Controls that turn the order of text about, and so can make it say what it does not: shown by their names.
   const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
 
-  const widthOf = (character) => NARROW.test(character) ? 1 : WIDE.test(character) ? 2 : ZERO.test(character) ? 0 : 1;
+  const widthOf = (character) => NARROW.test(character) ? 1 : ZERO.test(character) ? 0 : WIDE.test(character) ? 2 : 1;
 
   // ------------------------------------------------------------------------------------------------------------ styles
 
@@ -161,6 +161,7 @@ const Terminal = (() => {
         while (at < edge || cells[at] === null) cells[at++] = BLANK;
       }
       cells.splice(column, count, ...put);
+      while (cells.at(-1) === BLANK) cells.pop();
       this.width = cells.length;
     }
 
@@ -220,6 +221,7 @@ const Terminal = (() => {
   function createScreen(onscrolled, onprogress) {
     // From the top down to the lowest that was ever written to.
     const lines = [];
+    let scrolled = 0;
     let row, column, style, saved;
     // What the next write goes on with: half of a character or of an escape; the string that we are within.
     let rest = '';
@@ -277,13 +279,18 @@ const Terminal = (() => {
       else if (line()) scroll(1);
     }
 
-    const scroll = (count) => lines.splice(0, count).forEach(onscrolled);
+    function scroll(count) {
+      lines.splice(0, count).forEach(onscrolled);
+      scrolled += count;
+    }
 
     function move(toRow, toColumn) {
       row = Math.min(Math.max(toRow, 0), ROWS - 1);
       // Text may have gone further to the right than the cursor can be moved.
       column = Math.min(Math.max(toColumn, 0), Math.max(COLUMNS - 1, column));
     }
+
+    const goTo = (n, first, second) => move(n - 1, (second || 1) - 1);
 
     function erase(mode) {
       // Clearing the whole screen does not take away what was said: it scrolls off.
@@ -302,8 +309,13 @@ const Terminal = (() => {
       line().erase(Math.max(width, COLUMNS));
     }
 
-    const save = () => saved = [row, column, style];
-    const restore = () => [row, column, style] = saved;
+    // The place that is saved scrolls with the lines.
+    const save = () => saved = {at: row + scrolled, column, style};
+
+    function restore() {
+      row = Math.max(saved.at - scrolled, 0);
+      ({column, style} = saved);
+    }
 
     function reset() {
       row = column = 0;
@@ -327,7 +339,7 @@ const Terminal = (() => {
       E: (n) => move(row + n, 0),
       F: (n) => move(row - n, 0),
       G: (n) => move(row, n - 1),
-      H: (n, first, second) => move(n - 1, (second || 1) - 1),
+      H: goTo, f: goTo,
       J: (n, mode) => erase(mode),
       K: (n, mode) => eraseColumns(mode),
       P: (n) => shift(n, 0),
