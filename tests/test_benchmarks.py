@@ -14,10 +14,12 @@ from tests.documents import ROOT
     [
         ("unmarked --rounds 2 --calls 10", "with decorators (watched)"),
         ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
+        ("page --rounds 1 --lines 20000", "page without the output"),
     ],
 )
 def test_a_benchmark_prints_its_table(command: str, said: str) -> None:
     needs("werkzeug")
+    needs("playwright")
     name, *arguments = command.split()
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
