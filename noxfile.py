@@ -30,7 +30,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Print the figures and their budgets."""
-    session.install("-e", ".", "Werkzeug>=3", "playwright>=1.49")
+    session.install("-e", ".", "playwright>=1.49", "Werkzeug>=3")
     session.run("python", "-m", "benchmarks.unmarked")
     session.run("python", "-m", "benchmarks.printing")
+    session.run("python", "-m", "benchmarks.terminal")
     session.run("python", "-m", "benchmarks.page")

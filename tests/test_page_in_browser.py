@@ -431,7 +431,7 @@ def test_hostile_input_is_only_text(stage: Stage) -> None:
     play.does(lambda: progress(1, 2, MARKUP + "\u202e"))
     expect(output(tab)).to_contain_text(MARKUP)
     expect(output(tab)).to_contain_text("end")
-    expect(page.locator("#job-note")).to_contain_text(MARKUP + "[U+202e]")
+    expect(page.locator("#job-note")).to_contain_text(MARKUP + "[U+202E]")
     expect(page).to_have_title("50% POST /</title><script>alert(0)</script>")
     assert set(page.evaluate(made).split(",")) - set(before.split(",")) <= {"span"}
     assert page.evaluate("document.querySelectorAll('#job-text a, #job-text [style*=url]').length") == 0

@@ -86,7 +86,8 @@ def stage(browser: Any) -> Iterator[Stage]:
         start_response("200 OK", [*headers, ("Content-Security-Policy", POLICY)])
         return [found]
 
-    with served(app) as client:
+    # waitress would put what is longer into a file, and leave that open.
+    with served(app, outbuf_overflow=64 << 20) as client:
         tab = Tab(browser)
         try:
             stage = Stage(tab, f"http://127.0.0.1:{client.port}/", outputs)

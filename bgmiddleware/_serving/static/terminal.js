@@ -593,7 +593,9 @@ const Terminal = (() => {
     function drawScreen(deadline) {
       const end = screen.lines.findLastIndex((line) => line.width) + 1;
       screen.lines.slice(end).forEach(undraw);
-      for (const line of screen.lines.slice(0, end).filter((line) => line.dirty)) {
+      for (const line of screen.lines.slice(0, end)) {
+        // A long line is not drawn again and again while there is more to come.
+        if (!line.dirty || queue.length && line.weight > MAX_WIDTH) continue;
         draw(line);
         if (performance.now() > deadline) return false;
       }
@@ -614,7 +616,7 @@ const Terminal = (() => {
       nodes?.forEach((node) => node.remove());
       line.nodes = made;
       // How much is in a chunk, roughly: a change of style weighs as much as some characters.
-      const weight = line.width + 20 * line.runs.length;
+      const weight = line.runs.reduce((sum, run) => sum + run.text.length + 20, 0);
       chunks.at(-1).weight += weight - line.weight;
       line.weight = weight;
     }
