@@ -127,7 +127,11 @@ def test_any_division_of_the_output_gives_the_same() -> None:
     outputs = [
         *RECORDINGS.values(),
         *(output for output, *_ in DIFFERENCES.values()),
-        *(utf16("👨‍👩‍👧 🎉" * 300), "\x1b]8;;https://example.com/\x1b\\link\x1b]8;;\x07 \x1bP1;2q###\x1b\\ after" * 50),
+        *(
+            "👨‍👩‍👧 🎉" * 300,
+            "𝐀𝐀𝐀\x1b[1D🎉\x1b[1Dx\r\n" * 50,
+            "\x1b]8;;https://example.com/\x1b\\link\x1b]8;;\x07 \x1bP1;2q###\x1b\\ after" * 50,
+        ),
     ]
     whole = ours(*([output] for output in outputs))
     for _ in range(4):

@@ -23,6 +23,9 @@ const told = [];
 const terminal = new Terminal(document.querySelector('main'), {
   onprogress: (progress) => told.push(progress), earlier: (count) => `${count} are not shown`,
 });
+// One that is never drawn should not keep the tests for ever.
+const late = (resolve, reject) => setTimeout(reject, 120_000, 'not drawn');
+const drawn = () => Promise.race([terminal.drawn, new Promise(late)]);
 """
 )
 
@@ -60,7 +63,7 @@ class Stage:
     def draw(self, output: str | bytes) -> str:
         """Return the text of the page after this output is in it."""
         self._outputs["/output"] = output.encode() if isinstance(output, str) else output
-        script = "async () => { terminal.write(await (await fetch('output')).text()); await terminal.drawn }"
+        script = "async () => { terminal.write(await (await fetch('output')).text()); await drawn() }"
         self.page.evaluate(script)
         return str(self.page.evaluate("terminal.text()"))
 
@@ -164,9 +167,9 @@ def test_each_recording_becomes_the_same_text_however_it_comes(stage: Stage) -> 
           terminal.clear();
           for (const [index, part] of parts.entries()) {
             terminal.write(part);
-            if (waits[index]) await terminal.drawn;
+            if (waits[index]) await drawn();
           }
-          await terminal.drawn;
+          await drawn();
           return terminal.text();
         }"""
         text = stage.page.evaluate(script, [parts, waits])
@@ -275,7 +278,7 @@ def test_in_a_hidden_page_it_goes_on(stage: Stage) -> None:
     stage.evaluate("terminal.write('begun while it was seen\\n')")
     # It is hidden before the frame that it was given comes.
     stage.evaluate("() => { window.hidden = true; document.dispatchEvent(new Event('visibilitychange')) }")
-    stage.evaluate("terminal.drawn")
+    stage.evaluate("drawn()")
     assert stage.draw("line\n" * 50_000).endswith("line")
     assert stage.evaluate("terminal.text()").startswith("begun while it was seen\nline")
 
