@@ -136,7 +136,7 @@ def test_who_stays_stays(stage: Stage) -> None:
     assert tab.wrong == []
 
 
-@pytest.mark.parametrize("disturbed", ["selects", "searches", "scrolls"])
+@pytest.mark.parametrize("disturbed", ["selects", "searches", "looks at a list", "scrolls"])
 def test_who_reads_is_not_carried_away(stage: Stage, disturbed: str) -> None:
     tab = stage.open().shown(stage.begun())
     stage.play.prints("some line\n" * 200)
@@ -145,6 +145,8 @@ def test_who_reads_is_not_carried_away(stage: Stage, disturbed: str) -> None:
         tab.page.evaluate("getSelection().selectAllChildren(document.getElementById('job-text'))")
     elif disturbed == "searches":
         tab.page.get_by_role("searchbox").fill("line")
+    elif disturbed == "looks at a list":
+        tab.page.locator("#job-mine summary").click()
     else:
         tab.page.mouse.move(600, 500)
         tab.page.mouse.wheel(0, -2000)
@@ -260,7 +262,8 @@ def test_a_server_that_knows_the_job_no_more_leaves_what_was_read(stage: Stage) 
         expect(badge(tab)).to_have_text("– expired")
     expect(tab.page.locator("#job-sign")).to_contain_text("does not know this job any more")
     expect(output(tab)).to_have_text("before")
-    expect(tab.page.locator("#job-cancel")).to_be_hidden()
+    for gone in ("cancel", "result", "download"):
+        assert tab.page.locator(f"#job-{gone}").is_hidden()
     assert (tab.wrong, tab.dialogs) == ([], [])
 
 

@@ -344,8 +344,9 @@ function finish() {
   new Notification(document.title, {body: looks[state][2], tag: self}).onclick = () => focus();
 }
 
-// Who reads, selects or searches is not to be carried away.
-const undisturbed = () => following && getSelection().isCollapsed && !$.search.value;
+// Who reads, selects, searches or looks at a list is not to be carried away.
+const listing = () => $.mine.open || $.details.open;
+const undisturbed = () => following && getSelection().isCollapsed && !$.search.value && !listing();
 
 async function openSoon(seconds) {
   let stays = false;
@@ -362,6 +363,7 @@ async function openSoon(seconds) {
 function gone() {
   sign(words.gone);
   show({...job, state: "expired", elapsed: elapsed(), ended_at: job.ended_at ?? undefined});
+  $.download.hidden = true;
   remember("expired");
 }
 
