@@ -80,7 +80,7 @@ def _app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
 @contextmanager
 def _server() -> Iterator[int]:
     command = [sys.executable, "-m", "benchmarks.page", "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
             yield int(process.stdout.readline().rpartition(":")[2].partition("/")[0])
