@@ -35,3 +35,4 @@ def benchmarks(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.printing")
     session.run("python", "-m", "benchmarks.viewers")
     session.run("python", "-m", "benchmarks.terminal")
+    session.run("python", "-m", "benchmarks.page")

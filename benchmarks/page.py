@@ -5,9 +5,7 @@ second, first as the server sent it, then as the terminal draws it. "Load all" a
 """
 
 import argparse
-import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from bgmiddleware import BackgroundMiddleware, marks
 from bgmiddleware._server import serve
 from bgmiddleware._serving import assets
 
+from ._chromium import chromium
 from ._measure import header, verdict
 
 __all__ = ["main"]
@@ -28,10 +27,6 @@ __all__ = ["main"]
 _MOST_BYTES = 40_000
 _MOST_MS = 1000.0
 _LINE = "\x1b[3{colour}m{number:07}\x1b[0m the quick brown fox jumps over the lazy dog, again and again and again …"
-_CHROMIUM = (
-    "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-    " --disable-sync"
-).split()
 
 # What a page would not measure by itself: when its terminal has drawn the end of the output, and what kept it busy.
 _WATCH = """
@@ -64,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         url = _finished(port, options.lines)
         print(header(f"The live page, and a finished log of {options.lines:,} lines"))
         _report_size(url)
-        found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        if found is None:
-            print("no Chromium here: what it would see is not measured")
-            return 0
-        _report_times(found, url, options.lines, options.rounds)
+        with chromium() as browser:
+            if browser is None:
+                print("no Chromium here, or no playwright: what a person would see is not measured")
+            else:
+                _report_times(browser, url, options.lines, options.rounds)
     return 0
 
 
@@ -85,7 +80,7 @@ def _app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
 @contextmanager
 def _server() -> Iterator[int]:
     command = [sys.executable, "-m", "benchmarks.page", "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
             yield int(process.stdout.readline().rpartition(":")[2].partition("/")[0])
@@ -121,15 +116,9 @@ def _terminal() -> str:
     return assets.stripped_script(assets.static("terminal.js"))
 
 
-def _report_times(chromium: str, url: str, lines: int, rounds: int) -> None:
-    from playwright.sync_api import sync_playwright
-
-    arguments = [*_CHROMIUM, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        measured = [_visit(browser, url, lines) for _ in range(rounds + 1)][1:]  # the first one warms both sides up
-        print(f"Chromium {browser.version}, median of {rounds}")
-        browser.close()
+def _report_times(browser: Any, url: str, lines: int, rounds: int) -> None:
+    measured = [_visit(browser, url, lines) for _ in range(rounds + 1)][1:]  # the first one warms both sides up
+    print(f"Chromium {browser.version}, median of {rounds}")
     for name, budget in (("first paint, as the server sent it", _MOST_MS), ("drawn by the terminal", _MOST_MS)):
         value = statistics.median(each[name] for each in measured)
         print(f"{name:44}{value:8.0f} ms    budget ≤ {budget:.0f}: {verdict(value, budget)}")

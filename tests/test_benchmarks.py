@@ -19,6 +19,7 @@ from tests.redis_server import needs_server
         ("executors --jobs 2 --times 2 --lines 10 --kinds rq celery", "bare engine"),
         ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
         ("viewers --rounds 1 --viewers 6 --idle 0.1 --arrival 0.1 --seconds 1.2", "Starved viewers: 0"),
+        ("page --rounds 1 --lines 20000", "page without the output"),
         ("terminal --lines 500 --share 0.001", "The terminal"),
     ],
 )
@@ -28,6 +29,8 @@ def test_a_benchmark_prints_its_table(command: str, said: str) -> None:
         needs("rq")
         needs("celery")
         needs_server()
+    if command.startswith(("page", "terminal")):
+        needs("playwright")
     name, *arguments = command.split()
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120

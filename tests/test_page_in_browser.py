@@ -136,7 +136,7 @@ def test_who_stays_stays(stage: Stage) -> None:
     assert tab.wrong == []
 
 
-@pytest.mark.parametrize("disturbed", ["selects", "searches", "scrolls"])
+@pytest.mark.parametrize("disturbed", ["selects", "searches", "looks at a list", "scrolls"])
 def test_who_reads_is_not_carried_away(stage: Stage, disturbed: str) -> None:
     tab = stage.open().shown(stage.begun())
     stage.play.prints("some line\n" * 200)
@@ -145,6 +145,8 @@ def test_who_reads_is_not_carried_away(stage: Stage, disturbed: str) -> None:
         tab.page.evaluate("getSelection().selectAllChildren(document.getElementById('job-text'))")
     elif disturbed == "searches":
         tab.page.get_by_role("searchbox").fill("line")
+    elif disturbed == "looks at a list":
+        tab.page.locator("#job-mine summary").click()
     else:
         tab.page.mouse.move(600, 500)
         tab.page.mouse.wheel(0, -2000)
@@ -260,7 +262,8 @@ def test_a_server_that_knows_the_job_no_more_leaves_what_was_read(stage: Stage) 
         expect(badge(tab)).to_have_text("– expired")
     expect(tab.page.locator("#job-sign")).to_contain_text("does not know this job any more")
     expect(output(tab)).to_have_text("before")
-    expect(tab.page.locator("#job-cancel")).to_be_hidden()
+    for gone in ("cancel", "result", "download"):
+        assert tab.page.locator(f"#job-{gone}").is_hidden()
     assert (tab.wrong, tab.dialogs) == ([], [])
 
 
@@ -431,15 +434,14 @@ def test_hostile_input_is_only_text(stage: Stage) -> None:
     play.does(lambda: progress(1, 2, MARKUP + "\u202e"))
     expect(output(tab)).to_contain_text(MARKUP)
     expect(output(tab)).to_contain_text("end")
-    expect(page.locator("#job-note")).to_contain_text(MARKUP + "[U+202e]")
+    expect(page.locator("#job-note")).to_contain_text(MARKUP + "[U+202E]")
     expect(page).to_have_title("50% POST /</title><script>alert(0)</script>")
     assert set(page.evaluate(made).split(",")) - set(before.split(",")) <= {"span"}
     assert page.evaluate("document.querySelectorAll('#job-text a, #job-text [style*=url]').length") == 0
     tab.page.locator("#job-mine summary").click()
     tab.page.locator("#job-details summary").click()
     play.answers()
-    expect(badge(tab)).to_have_text("✓ finished")
-    page.get_by_role("button", name="Stay here").click()
+    seen_to_end(tab)
     page.reload()
     expect(output(tab)).to_contain_text(MARKUP)
     assert (tab.wrong, tab.dialogs) == ([], [])
@@ -652,6 +654,28 @@ def test_without_progress_earlier_runs_tell_how_long_it_takes(stage: Stage) -> N
     expect(note).not_to_contain_text("the last 2 took")
 
 
+def test_what_is_left_is_estimated_from_how_far_it_came(stage: Stage) -> None:
+    clock = Clock()
+    stage.open(registry=MemoryRegistry(clock=clock), stream_slots=0)
+    target = stage.begun()
+    clock.ahead += 30.0
+    stage.play.does(lambda: progress(25, 100))
+    tab = stage.shown(target)
+    expect(tab.page.locator("#job-note")).to_have_text(re.compile(r"^25 % · 25 of 100 · about 1 min 3\d s left$"))
+
+
+def test_a_bar_that_begins_again_is_estimated_anew(stage: Stage) -> None:
+    clock = Clock()
+    stage.open(registry=MemoryRegistry(clock=clock), stream_slots=0)
+    tab = stage.shown(stage.begun())
+    for percent in (60, 10):
+        stage.play.prints(f"\r{percent:3}%|█         | {percent}/100 [00:04<00:06]")
+        expect(tab.page).to_have_title(f"{percent}% POST /report")
+    clock.ahead += 40.0
+    stage.play.prints("\r 60%|█         | 60/100 [00:04<00:06]")
+    expect(tab.page.locator("#job-note")).to_have_text(re.compile(r"^60 % · about 3\d s left$"))
+
+
 def test_progress_is_read_from_the_output_until_the_job_says_some(stage: Stage) -> None:
     tab = stage.open().shown(stage.begun())
     stage.play.prints("\r 40%|████      | 4/10 [00:04<00:06]")
@@ -713,24 +737,52 @@ def test_the_output_is_downloaded_raw(stage: Stage, tmp_path: Path) -> None:
     assert download.value.suggested_filename == "reports-2026.log"
 
 
-def test_who_asked_is_told_of_the_end_when_the_page_is_hidden(stage: Stage) -> None:
+# A tab that is not looked at, and what it would tell its user. A headless browser has neither.
+HIDING = """
+window.told = [];
+window.Notification = class {
+  static requestPermission = async () => "granted";
+  constructor(title, {body}) { told.push(`${title}: ${body}`); }
+};
+window.hide = () => {
+  Object.defineProperty(document, "hidden", {value: true, configurable: true});
+  document.dispatchEvent(new Event("visibilitychange"));
+};
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "hidden", "told"),
+    [(True, True, ["✓ POST /report: finished"]), (True, False, []), (False, True, [])],
+    ids=["told", "not when it can be seen", "not when nobody asked"],
+)
+def test_who_asked_is_told_of_the_end_when_the_page_is_hidden(
+    stage: Stage, asked: bool, hidden: bool, told: list[str]
+) -> None:
     tab = stage.open().tab()
-    tab.context.add_init_script(
-        """window.told = []; window.Notification = class {
-            static requestPermission = async () => "granted";
-            constructor(title, {body}) { told.push(`${title}: ${body}`); }
-        };
-        window.hide = () => {
-            Object.defineProperty(document, "hidden", {value: true, configurable: true});
-            document.dispatchEvent(new Event("visibilitychange"));
-        };"""
-    )
+    tab.context.add_init_script(HIDING)
     tab.page.goto(stage.url(stage.begun()))
-    tab.page.get_by_label("Notify me").check()
-    tab.page.evaluate("hide()")
+    tab.page.get_by_label("Notify me").set_checked(asked)
+    if hidden:
+        tab.page.evaluate("hide()")
     stage.play.answers()
-    tab.until("told.length")
-    assert tab.page.evaluate("told") == ["✓ POST /report: finished"]
+    seen_to_end(tab)
+    assert tab.page.evaluate("told") == told
+    assert tab.wrong == []
+
+
+def test_a_hidden_tab_gives_its_stream_to_others_and_goes_on(stage: Stage) -> None:
+    tab = stage.open().tab()
+    tab.context.add_init_script(HIDING)
+    tab.page.goto(stage.url(stage.begun()))
+    held = stage.site._site.viewers._held
+    stage.play.prints("line 1\n")
+    expect(output(tab)).to_have_text("line 1")
+    tab.until("performance.getEntriesByType('resource').some(({name}) => name.includes('_view=status'))")
+    tab.page.evaluate("hide()")
+    stage.play.prints("line 2\n")
+    expect(output(tab)).to_have_text("line 1\nline 2")
+    assert len(held) == 0
     assert tab.wrong == []
 
 

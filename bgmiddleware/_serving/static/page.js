@@ -25,7 +25,8 @@ function span(seconds, digits = 1) {
 
 // What turns the direction of text is shown, as in the output: "gpj.exe" is not to be read as "exe.jpg".
 const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
-const plain = (text) => text.replace(TURNING, (mark) => `[U+${mark.charCodeAt().toString(16)}]`);
+const plain = (text) =>
+  text.replace(TURNING, (mark) => `[U+${mark.charCodeAt().toString(16).toUpperCase().padStart(4, 0)}]`);
 
 function made(tag, text, properties) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -343,8 +344,9 @@ function finish() {
   new Notification(document.title, {body: looks[state][2], tag: self}).onclick = () => focus();
 }
 
-// Who reads, selects or searches is not to be carried away.
-const undisturbed = () => following && getSelection().isCollapsed && !$.search.value;
+// Who reads, selects, searches or looks at a list is not to be carried away.
+const listing = () => $.mine.open || $.details.open;
+const undisturbed = () => following && getSelection().isCollapsed && !$.search.value && !listing();
 
 async function openSoon(seconds) {
   let stays = false;
@@ -361,6 +363,7 @@ async function openSoon(seconds) {
 function gone() {
   sign(words.gone);
   show({...job, state: "expired", elapsed: elapsed(), ended_at: job.ended_at ?? undefined});
+  $.download.hidden = true;
   remember("expired");
 }
 
