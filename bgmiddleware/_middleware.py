@@ -223,11 +223,11 @@ class BackgroundMiddleware:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does
         not end in time is ``lost``. What there is of all jobs can still be read. Idempotent."""
         self.executor.shutdown(drain)
+        self._starter.waiting.close()
 
     def close(self, drain: float | None = None) -> None:
         """The same as :meth:`shutdown`, and let go of all resources. Idempotent."""
         self.shutdown(drain)
-        self._starter.waiting.close()
         self.registry.close()
 
     def __enter__(self) -> Self:

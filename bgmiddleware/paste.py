@@ -121,6 +121,10 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "max_result": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
     "max_bytes": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
     "spool_threshold": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
+    "busy_timeout": (_number, "seconds", "registry"),
+    "prefix": (str, "1 to 100 letters, digits and .:/_-", "registry"),
+    "timeout": (_number, "seconds", "registry"),
+    "max_waiting": (_integer, "a whole number", "registry"),
     "max_workers": (_integer, "a whole number", "executor"),
     "max_pending": (_integer, "a whole number", "executor"),
     "drain": (_number, "seconds", "executor"),
@@ -167,10 +171,12 @@ def filter_app_factory(
             raise
         except (ValueError, KeyError, OverflowError):
             raise ConfigurationError.of_setting(name, text, allowed) from None
+    registry = open_registry(arguments["kind"].get("registry", "memory:"), **arguments["registry"])
+    registry.check()
     return BackgroundMiddleware(
         app,
         when=_when(**arguments["marks"]),
-        registry=open_registry(arguments["kind"].get("registry", "memory:"), **arguments["registry"]),
+        registry=registry,
         executor=_executor(arguments["kind"].get("executor", "thread"), arguments["executor"], global_conf or {}),
         **arguments["middleware"],
     )

@@ -103,7 +103,8 @@ def test_every_key_of_an_ini_file_is_in_the_settings() -> None:
 
 
 def test_the_defaults_of_an_ini_file_are_those_of_the_arguments() -> None:
-    sections = ("The middleware", "MemoryRegistry", "ThreadExecutor", "ProcessExecutor", "RQExecutor")
+    sections = ("The middleware", "MemoryRegistry", "SpoolRegistry", "RedisRegistry")
+    sections += ("ThreadExecutor", "ProcessExecutor", "RQExecutor")
     stated = [name for section in sections for name in table(section)]
     own = {"paths", "registry", "executor", "app"}  # which are spelled otherwise than the arguments
     assert set(paste.SETTINGS) - own <= set(stated)

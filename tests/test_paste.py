@@ -131,7 +131,8 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "token_name": ("job", lambda app: get(app, "/a/1")[1]["Location"][:5], "?job="),
     }
     of_other_executors = {"app", "max_jobs_per_child", "max_memory", "grace", "queue"}
-    assert set(settings) == set(SETTINGS) - of_other_executors
+    of_other_registries = {"busy_timeout", "prefix", "timeout", "max_waiting"}
+    assert set(settings) == set(SETTINGS) - of_other_executors - of_other_registries
     app = load(FILTER + "\n".join(f"{name} = {text}" for name, (text, _, _) in settings.items()), APP)
     for name, (_, look, expected) in settings.items():
         assert look(app) == expected, name
@@ -182,7 +183,7 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
         *(
             (name, "many")
             for name in SETTINGS
-            if name not in ("when", "token_name", "paths", "registry", "executor", "version", "app")
+            if name not in ("when", "token_name", "paths", "registry", "executor", "version", "app", "prefix")
         ),
         ("paths", "reports/*"),
         ("when", "sometimes"),

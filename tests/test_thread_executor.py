@@ -521,16 +521,17 @@ def test_a_job_whose_group_is_full_waits_for_its_turn_and_holds_up_nobody(make, 
     assert ended(registry, "second").state is JobState.FINISHED
 
 
-def test_jobs_of_a_full_group_begin_in_the_order_of_their_coming(make, registry):
+def test_jobs_of_a_full_group_begin_in_the_order_of_their_coming(make, registry, gate):
     there = registry.add(Job(key_of("elsewhere"), "elsewhere", groups={"reindex": 1})).key
     assert registry.claim(there, "a runner elsewhere")
     executor = make(max_workers=1)
     order: list[int] = []
     for number in range(5):
         executor.submit(a_grouped_run(registry, f"job {number}", lambda number=number: order.append(number)))
-    executor.submit(a_run(registry, "other", nothing))
-    ended(registry, "other")
+    executor.submit(a_run(registry, "other", gate))
+    gate.await_arrivals(1)  # all before it were tried, and the only thread is here
     registry.finish(there, "a runner elsewhere", JobState.FINISHED)
+    gate.open.set()
     for number in range(5):
         assert ended(registry, f"job {number}").state is JobState.FINISHED
     assert order == [0, 1, 2, 3, 4]

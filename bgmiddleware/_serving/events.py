@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .._jobs import Job
+from .._jobs import Job, JobState
 from .problems import Answer, problem
 from .status import status_document
 from .viewers import disconnection_of
@@ -80,8 +80,9 @@ class _Events:
         while True:
             job, piece = visit.registry.page(visit.key, offset)
             offset = min(offset, job.output_end)
-            if _news(job) != seen and not job.state.ended:
-                seen = _news(job)
+            news = _news(visit, job)
+            if news != seen and not job.state.ended:
+                seen = news
                 sent_at = time.monotonic()
                 yield _event(status_document(visit, job), kind="status")
             if piece.data:
@@ -107,6 +108,7 @@ class _Events:
             visit.registry.wait(visit.key, offset, min(LOOK_EVERY, max(0.0, ends_at - now)))
 
 
-def _news(job: Job) -> tuple[object, ...]:
+def _news(visit: Visit, job: Job) -> tuple[object, ...]:
     """Return what a status event is sent about, when it changes."""
-    return job.state, job.progress, job.cancel_requested_at
+    place = visit.registry.position(job.key) if job.state is JobState.PENDING else 0
+    return job.state, job.progress, job.cancel_requested_at, place

@@ -207,6 +207,10 @@ class Registry(ABC):
     def close(self) -> None:
         """Let go of files and connections. Idempotent. What a shared registry stores stays."""
 
+    def check(self) -> None:
+        """Raise ``ConfigurationError`` where it can be known already that the storage cannot be used. Makes nothing."""
+        return
+
     def secret(self) -> bytes:
         """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again
         are made with it. They outlive a shared registry's processes."""

@@ -317,7 +317,8 @@ function usual() {
 }
 
 function details() {
-  const {started_at: started, ended_at: ended, receipt = {}} = job;
+  const {started_at: started, ended_at: ended} = job;
+  const {runner, version, cpu_time} = job.receipt ?? {};
   const rows = {
     started: started && moment(started),
     ended: ended && moment(ended),
@@ -325,7 +326,9 @@ function details() {
     took: started && span(elapsed()),
     size: size(job.output.end),
     code: job.status_code && `${job.status_code}`,
-    ...receipt,
+    cpu_time,
+    runner,
+    version,
   };
   const text = (value) => (typeof value === "number" ? span(value) : `${value}`);
   const pairs = Object.entries(rows).filter(([, value]) => value != null);
