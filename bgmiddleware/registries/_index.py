@@ -67,10 +67,10 @@ class Index:
         self._lock_path = os.path.join(directory, "index.lock")
         self._patience = patience
         self._pid = os.getpid()
-        self._free = threading.Condition()  # guards the three that follow
+        self._free = threading.Condition()  # guards those that follow
         self._idle: list[_Connection] = []
         self._busy = 0
-        self._closed = 0  # how often
+        self._closed = False
         with _all_lock:
             _all.add(self)
 
@@ -101,16 +101,21 @@ class Index:
             yield connection.database
 
     def close(self) -> None:
-        """Close the connections; one that is used just now is closed after that. A later use opens another one."""
+        """Close the connections; one that is used just now is closed after that, and so is what a later use opens:
+        nobody would come and close it."""
+        with self._free:
+            self._closed = True
+        self.release()
+
+    def release(self) -> None:
+        """Close the connections that nobody uses just now."""
         with self._free:
             idle, self._idle = self._idle, []
-            self._closed += 1
         for connection in idle:
             connection.close()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator["_Connection"]:
-        closed = self._closed
         connection = self._take()
         keep = False
         try:
@@ -123,7 +128,7 @@ class Index:
             keep = True
             raise
         finally:
-            self._give_back(connection, keep and closed == self._closed)
+            self._give_back(connection, keep)
 
     def _take(self) -> "_Connection":
         if self._pid != os.getpid():
@@ -150,12 +155,14 @@ class Index:
         return status.st_dev, status.st_ino
 
     def _give_back(self, connection: "_Connection | None", keep: bool) -> None:
-        if connection is not None and not keep:
+        with self._free:
+            if connection is not None and keep and not self._closed:
+                self._idle.append(connection)
+                connection = None
+        if connection is not None:
             connection.close()
         with self._free:
             self._busy -= 1
-            if connection is not None and keep:
-                self._idle.append(connection)
             self._free.notify_all()
 
     # A connection must not be there while its process forks: SQLite keeps, for each process, what it has locked, and

@@ -48,7 +48,7 @@ class Store:
         except RegistryError as error:
             raise ConfigurationError(f"directory = {self.path!r}: {error}") from error
         finally:
-            self._index.close()
+            self._index.release()
 
     def files(self, row: Row) -> JobFiles:
         """Return the files of a job."""
