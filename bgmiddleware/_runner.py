@@ -123,6 +123,11 @@ class Run:
             _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
         return False
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was asked to stop while it ran, whatever it made of that."""
+        return self._output is not None and self._output.is_interrupted
+
     def leave_to_parent(self) -> None:
         """Say, before it is called, that the parent of this process renews the claim and hears of a cancel."""
         self._keeper.leave_to_parent()

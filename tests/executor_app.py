@@ -152,14 +152,27 @@ def view_hogs(environ: dict[str, Any]) -> bytes:
 def view_children(environ: dict[str, Any]) -> bytes:
     """Wait for a child that has a child. None ends by itself; a connection to the stage that they hold tells when."""
     print("giving birth")
+    _begun_children().wait()
+    return b"they left"
+
+
+def view_leaves(environ: dict[str, Any]) -> bytes:
+    """End as soon as it is told to stop, and leave its children alone."""
+    print("giving birth")
+    _begun_children()
+    while True:
+        current_job().check()
+        time.sleep(0.01)
+
+
+def _begun_children() -> "subprocess.Popen[bytes]":
     stage = socket.create_connection(("127.0.0.1", _config()["stage"]))
     os.set_inheritable(stage.fileno(), True)
     stage.sendall(b"children")
     command = ["sh", "-c", "trap '' TERM; sleep 1000; sleep 1000"]
     child = subprocess.Popen(command, close_fds=False)
     stage.close()
-    child.wait()
-    return b"they left"
+    return child
 
 
 def view_raises(environ: dict[str, Any]) -> bytes:

@@ -330,8 +330,9 @@ class ProcessContract(ExecutorContract):
         assert (job.state, job.reason) == (JobState.CANCELLED, "cancelled on request")
         assert site.output(target).startswith(printed)
 
-    def test_what_a_cancelled_job_began_is_killed_with_it(self, site: Scene) -> None:
-        target = site.start("/children")
+    @pytest.mark.parametrize("path", ["/children", "/leaves"])
+    def test_what_a_cancelled_job_began_is_killed_with_it(self, site: Scene, path: str) -> None:
+        target = site.start(path)
         children = site.arrival("children")
         assert site.client.request("DELETE", target).status == 202
         assert site.ended(target).state is JobState.CANCELLED

@@ -109,7 +109,7 @@ def run_stored(site: Site, key: str, output_file: int, *, has_watcher: bool = Fa
     :class:`Watcher` at work in a thread that nothing else can hold up. Raises ``JobNotFound``, ``JobExpired``, and
     ``RegistryError`` where the registry cannot be asked.
     """
-    run = patiently(site.registry, lambda: site.stored_run(key, output_file=output_file))
+    run = _stored_run(site, key, output_file)
     if has_watcher:
         run.leave_to_parent()
     return run()
@@ -118,17 +118,35 @@ def run_stored(site: Site, key: str, output_file: int, *, has_watcher: bool = Fa
 def run_message(site: Site, key: str, output_file: int) -> bool:
     """The same for a message of an engine: return whether it is to be delivered again a second later.
 
-    That is so where the registry cannot be asked, too. Called in the main thread. Raises nothing of these.
+    That is so where the registry cannot be asked, too. What a job that was stopped leaves running is killed. Called in
+    the main thread of a process that leads a group. Raises nothing of these.
     """
     try:
         with interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
-            return run_stored(site, key, output_file)
+            run = _stored_run(site, key, output_file)
+            must_wait = run()
+            if run.is_interrupted:
+                _kill_rest_of_group()
+            return must_wait
     except (JobNotFound, JobExpired):
         _log.info("job %s was gone before it began", key[:8])
     except RegistryError as error:
         _log.warning("job %s waits for its registry: %s", key[:8], error)
         return True
     return False
+
+
+def _stored_run(site: Site, key: str, output_file: int) -> Run:
+    return patiently(site.registry, lambda: site.stored_run(key, output_file=output_file))
+
+
+def _kill_rest_of_group() -> None:
+    """Kill all of the group that this process leads, except itself: it steps out of it meanwhile."""
+    led = os.getpid()
+    os.setpgid(0, os.getpgid(os.getppid()))
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # there is nobody
+        os.killpg(led, signal.SIGKILL)
+    os.setpgid(0, 0)
 
 
 def print_beside_jobs() -> None:
