@@ -13,7 +13,7 @@ from ._files import OutputFile, collector
 
 __all__ = ["ForegroundOutput", "JobOutput", "Output"]
 
-_BATCH = 512
+_BATCH = 1024
 _LARGE = 4096
 _ROUNDS = 4
 _YIELD_EVERY = 0.0005
@@ -101,7 +101,7 @@ class ForegroundOutput:
 class JobOutput:
     """The output of one job: any thread may write, nobody who writes waits for a reader.
 
-    A write appends to a list, which is atomic; every 512 writes, or when a reader asks, the list becomes UTF-8 bytes
+    A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
     *late_err*. *takes_children*: children of the job that were given no streams get this one.
     """
