@@ -1,7 +1,10 @@
 """Make a value of a live request, and a request of that value again."""
 
 import io
+import logging
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
@@ -11,6 +14,7 @@ from .errors import BadRequestBody, BodyTooLarge
 __all__ = [
     "IN_MEMORY",
     "MAX_BODY",
+    "Dropped",
     "RecordedRequest",
     "RememberingInput",
     "can_rewind",
@@ -19,6 +23,8 @@ __all__ = [
     "rewound",
     "title_of",
 ]
+
+_log = logging.getLogger("bgmiddleware")
 
 MAX_BODY = 64 * 1024 * 1024
 IN_MEMORY = 256 * 1024
@@ -235,3 +241,33 @@ def title_of(environ: Mapping[str, Any]) -> str:
     """Return what a person calls a request: its method and path, with what is no UTF-8 replaced."""
     path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     return f"{environ['REQUEST_METHOD']} {path.encode('latin-1', 'replace').decode('utf-8', 'replace') or '/'}"
+
+
+# What servers tell of themselves, beside what crosses.
+_OF_SERVERS = frozenset(
+    """CONTEXT_DOCUMENT_ROOT CONTEXT_PREFIX DOCUMENT_ROOT PATH_TRANSLATED SCRIPT_FILENAME SCRIPT_URI SCRIPT_URL
+    SERVER_ADDR SERVER_ADMIN SERVER_SIGNATURE UNIQUE_ID""".split()
+)
+
+
+class Dropped:
+    """What was said already of values in environs that do not reach jobs in other processes. Any thread."""
+
+    def __init__(self, most: int = 100) -> None:
+        self._most = most
+        self._lock = threading.Lock()  # guards what follows
+        self._told: set[tuple[str, ...]] = set()
+
+    def tell(self, kept: Mapping[str, Any]) -> None:
+        """Warn of the keys of *kept*, once for each set of them."""
+        # Some servers put all of os.environ in: the other processes have that by themselves.
+        keys = tuple(sorted(key for key in kept.keys() - _OF_SERVERS if kept[key] != os.environ.get(key)))
+        with self._lock:
+            if not keys or keys in self._told or len(self._told) >= self._most:
+                return
+            self._told.add(keys)
+        _log.warning(
+            "not seen by jobs, which run in other processes: %s; put there by the server or a middleware outside of the"
+            " BackgroundMiddleware",
+            ", ".join(keys),
+        )

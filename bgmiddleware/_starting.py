@@ -1,30 +1,25 @@
 """What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
 
-import codecs
 import contextlib
-import hashlib
 import hmac
 import itertools
 import json
 import logging
-import os
 import re
 import sys
-import threading
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import marks
-from ._capture import write_late
 from ._context import entrances
 from ._jobs import Channel, Job, key_of, new_token
+from ._joining import Flights, credentials_in, fingerprint_of
 from ._keeper import LEASE
 from ._options import Limits
-from ._recording import RecordedRequest, record_request, rewound, title_of
+from ._recording import Dropped, RecordedRequest, record_request, rewound, title_of
 from ._runner import Run, Work, call_function, replay_request
 from ._serving import (
     UNSTORED,
@@ -32,7 +27,6 @@ from ._serving import (
     Headers,
     Site,
     StartResponse,
-    Stored,
     Visit,
     about,
     answer_ended,
@@ -41,6 +35,7 @@ from ._serving import (
     retry_after,
     status_answer,
 )
+from ._untouched import untouched
 from ._waiting import Waiting
 from .errors import (
     BadRequestBody,
@@ -53,7 +48,7 @@ from .errors import (
     RegistryFull,
 )
 from .owners import CookieOwner
-from .registries.base import END, PAGE_BYTES, Registry
+from .registries.base import END
 
 __all__ = ["Starter", "WSGIApplication"]
 
@@ -89,8 +84,8 @@ class Starter:
     """From which the tokens of jobs that can be joined are made, so that nobody else can make them; None: the
     registry has one."""
     waiting: Waiting
-    flights: "_Flights" = field(default_factory=lambda: _Flights(), repr=False)
-    dropped: "_Dropped" = field(default_factory=lambda: _Dropped(), repr=False)
+    flights: Flights = field(default_factory=Flights, repr=False)
+    dropped: Dropped = field(default_factory=Dropped, repr=False)
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
@@ -282,7 +277,7 @@ class Starter:
         visit = self.site.visit_by(owner, environ, token)
         if promote_after > 0 and visit.preferred_wait is None:
             job = visit.hold(job, END, promote_after)
-            return self._untouched(visit, job) if job.state.ended else self._started(visit, job, *cookie)
+            return untouched(visit, job) if job.state.ended else self._started(visit, job, *cookie)
         return self._answered(visit, job, *cookie)
 
     def _owner_of(self, environ: dict[str, Any]) -> tuple[str | None, Headers]:
@@ -318,8 +313,8 @@ class Starter:
         without the registry knowing any token.
         """
         idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
-        fingerprint = _fingerprint(environ, request)
-        whose = job.owner if job.owner is not None else _credentials(environ)
+        fingerprint = fingerprint_of(environ, request)
+        whose = job.owner if job.owner is not None else credentials_in(environ)
         flight = json.dumps([whose, fingerprint])
         for repetition in itertools.count(self.flights.last(flight)):
             if idempotency_key is not None:
@@ -347,21 +342,6 @@ class Starter:
         secret = self.site.registry.secret() if self.secret is None else self.secret
         return str(uuid.UUID(bytes=hmac.digest(secret, message, "sha256")[:16], version=4))
 
-    def _untouched(self, visit: Visit, job: Job) -> Answer:
-        """Answer with what the app answered in time, as if nothing had been between; the job leaves no trace."""
-        registry = self.site.registry
-        _print_late(registry, job)
-        response = job.response
-        if response is None or not response.complete:
-            registry.discard(job.key)
-            return problem(visit.environ, 500, "failed", "The request failed.")
-        if job.body_end > PAGE_BYTES:
-            length = () if _has(response.headers, "content-length") else (("Content-Length", str(job.body_end)),)
-            return Answer(response.status, (*response.headers, *length), _ForgottenAfter(registry, job))
-        body = registry.read(job.key, Channel.BODY, 0).data
-        registry.discard(job.key)
-        return Answer(response.status, response.headers, [body] if body else [])
-
     def _answered(self, visit: Visit, job: Job, *cookie: tuple[str, str]) -> Answer:
         """Answer with the response if the client would wait for it and it came in time (RFC 7240 §4.3)."""
         job, applied = visit.wait_as_preferred(job)
@@ -385,120 +365,3 @@ class Starter:
         body = f"Started in the background: see {location[1]}\n".encode()
         content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
         return Answer("303 See Other", (*headers, *content, *about(job, vary)), [body])
-
-
-class _Flights:
-    """How many times a request was begun that others may join: the last one is the only one that can still run, and
-    those before it need not be looked at, nor be there any more. Remembers the *most* recent. Any thread."""
-
-    def __init__(self, most: int = 10_000) -> None:
-        self._most = most
-        self._beginning: dict[int, threading.Lock] = {}  # by process
-        self._lock = threading.Lock()  # guards what follows
-        self._last: OrderedDict[str, int] = OrderedDict()
-
-    @property
-    def beginning(self) -> threading.Lock:
-        """A lock that is held from adding a job that others may join until it is submitted."""
-        # Made by its first use in a process. Where gunicorn loads the app before it forks (--preload), gevent comes
-        # after that: who waited for a lock of before would stop all greenlets, the one that holds it too.
-        return self._beginning.setdefault(os.getpid(), threading.Lock())
-
-    def last(self, flight: str) -> int:
-        """Return the number of the last one, 0 if none was begun."""
-        with self._lock:
-            return self._last.get(flight, 0)
-
-    def began(self, flight: str, number: int) -> None:
-        """Remember that there was a *number*."""
-        with self._lock:
-            self._last[flight] = max(number, self._last.get(flight, 0))
-            self._last.move_to_end(flight)
-            if len(self._last) > self._most:
-                self._last.popitem(last=False)
-
-
-# What servers tell of themselves, beside what crosses.
-_OF_SERVERS = frozenset(
-    """CONTEXT_DOCUMENT_ROOT CONTEXT_PREFIX DOCUMENT_ROOT PATH_TRANSLATED SCRIPT_FILENAME SCRIPT_URI SCRIPT_URL
-    SERVER_ADDR SERVER_ADMIN SERVER_SIGNATURE UNIQUE_ID""".split()
-)
-
-
-class _Dropped:
-    """What was said already of values in environs that do not reach jobs in other processes. Any thread."""
-
-    def __init__(self, most: int = 100) -> None:
-        self._most = most
-        self._lock = threading.Lock()  # guards what follows
-        self._told: set[tuple[str, ...]] = set()
-
-    def tell(self, kept: Mapping[str, Any]) -> None:
-        """Warn of the keys of *kept*, once for each set of them."""
-        # Some servers put all of os.environ in: the other processes have that by themselves.
-        keys = tuple(sorted(key for key in kept.keys() - _OF_SERVERS if kept[key] != os.environ.get(key)))
-        with self._lock:
-            if not keys or keys in self._told or len(self._told) >= self._most:
-                return
-            self._told.add(keys)
-        _log.warning(
-            "not seen by jobs, which run in other processes: %s; put there by the server or a middleware outside of the"
-            " BackgroundMiddleware",
-            ", ".join(keys),
-        )
-
-
-def _credentials(environ: Mapping[str, Any]) -> list[str]:
-    """Return by what the app may tell apart who sends a request, where no owner does: the answer to one of them is not
-    for another, however alike they ask."""
-    return [environ.get(name) or "" for name in ("REMOTE_USER", "HTTP_AUTHORIZATION", "HTTP_COOKIE")]
-
-
-def _fingerprint(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:
-    """Return a digest of method, URL and body: what must be the same for a request to be a repetition."""
-    digest = hashlib.sha256()
-    names = ("REQUEST_METHOD", "wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
-    digest.update(json.dumps([environ.get(name, "") for name in names]).encode())
-    if request is not None:
-        for chunk in request.chunks():
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _has(headers: Headers, name: str) -> bool:
-    return any(key.lower() == name for key, _ in headers)
-
-
-def _print_late(registry: Registry, job: Job) -> None:
-    """Print what the job did where it would be if nobody had captured it."""
-    write = write_late("stdout")
-    try:
-        for text in _texts(registry, job):
-            write(text)
-    except (OSError, ValueError) as error:  # a pipe that nobody reads, an encoding without a character of it
-        # The app is done: what is wrong with the console is not its client's business any more.
-        _log.warning("job %s: its output cannot be printed: %s", job.key[:8], error)
-
-
-def _texts(registry: Registry, job: Job) -> Iterator[str]:
-    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
-    offset = 0
-    while (piece := registry.read(job.key, Channel.OUTPUT, offset)).data:
-        offset = piece.end
-        yield decode(piece.data)
-    yield decode(b"", True)
-
-
-class _ForgottenAfter:
-    """The body of a job that is forgotten when it was read, or nobody reads on."""
-
-    def __init__(self, registry: Registry, job: Job) -> None:
-        self._registry = registry
-        self._key = job.key
-        self._chunks = iter(Stored(registry, job.key, Channel.BODY, 0, job.body_end))
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def close(self) -> None:
-        self._registry.discard(self._key)

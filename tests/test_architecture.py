@@ -27,7 +27,7 @@ LAYERS = (
     ("executors",),
     ("marks", "owners", "_options", "_prefer", "_context"),
     ("_serving",),
-    ("_starting",),
+    ("_joining", "_untouched", "_starting"),
     ("_middleware",),
     ("paste", "_admin", "_server", "_work", "__init__"),
     ("__main__",),

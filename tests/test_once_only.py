@@ -20,7 +20,7 @@ from bgmiddleware import (
     marks,
     owners,
 )
-from bgmiddleware._starting import _Flights
+from bgmiddleware._joining import Flights
 
 
 @pytest.fixture(params=BOTH)
@@ -352,7 +352,7 @@ def test_the_thousandth_run_is_found_as_quickly_as_the_first() -> None:
 
 
 def test_what_is_remembered_of_flights_is_bounded() -> None:
-    flights = _Flights(most=2)
+    flights = Flights(most=2)
     flights.began("a", 5)
     flights.began("b", 1)
     flights.began("a", 3)
