@@ -114,7 +114,8 @@ def query(name: str) -> Mark:
 
 
 def always(environ: Environ) -> bool:
-    """Mark every request."""
+    """Mark every request: also what browsers ask for beside it, as ``/favicon.ico``. To leave those out there is
+    ``all_of(always, none_of(exactly("/favicon.ico")))``."""
     return True
 
 
