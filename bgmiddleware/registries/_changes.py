@@ -1,12 +1,12 @@
-"""How a job changes, as functions of its record: for registries that read a record, decide, and write it back if it is
-still what was read."""
+"""How a job changes, as functions of its record: what all registries decide alike. Each of them reads a record, asks
+here, and writes down what it was told; that nothing comes in between is its own business."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from .._jobs import Job, JobState, Progress, RecordedResponse
 
-__all__ = ["asked_to_stop", "claimed", "ended", "may_change", "renewed"]
+__all__ = ["asked_to_stop", "claimed", "ended", "has_room", "may_change", "renewed", "settled"]
 
 
 def may_change(job: Job, now: float, expect: Collection[JobState], runner: str) -> bool:
@@ -18,6 +18,16 @@ def may_change(job: Job, now: float, expect: Collection[JobState], runner: str) 
     if job.state is JobState.PENDING:
         return not job.as_of(now).state.ended
     return job.runner == runner
+
+
+def has_room(groups: Mapping[str, int], running: Iterable[Job], now: float) -> bool:
+    """Whether one more job may run in each of *groups*, beside those that are stored as *running*."""
+    counted = dict.fromkeys(groups, 0)
+    for job in running:
+        if not job.as_of(now).state.ended:
+            for group in counted.keys() & job.groups.keys():
+                counted[group] += 1
+    return all(counted[group] < most for group, most in groups.items())
 
 
 def claimed(
@@ -58,6 +68,12 @@ def ended(
         request={},
         receipt={**job.receipt, **(receipt or {})},
     )
+
+
+def settled(job: Job, now: float, *, ttl: float) -> Job:
+    """Return the job, which reads as ended, as one that has ended."""
+    seen = job.as_of(now)
+    return ended(job, now, seen.state, ttl=ttl, reason=seen.reason, at=seen.ended_at)
 
 
 def renewed(

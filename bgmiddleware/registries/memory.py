@@ -172,27 +172,19 @@ class MemoryRegistry(Registry):
             record = self._find(key)
             now = self.clock()
             job = record.job
-            # What reads as ended may still be written by its runner while it is not made permanent: a late finish
-            # of a revived laptop is the truth.
-            if job.state not in expect or job.state.ended:
+            if not changes.may_change(job, now, expect, runner):
                 return False
-            if job.state is JobState.PENDING and job.as_of(now).state.ended:
-                return False
-            if job.state is JobState.RUNNING and job.runner != runner:
-                return False
-            if to is JobState.RUNNING and job.groups and self._is_group_full(job.groups, now):
-                return False
-            if receipt:
-                record.job = job = replace(job, receipt={**job.receipt, **receipt})
             if to is JobState.RUNNING:
-                until = None if lease is None else now + lease
-                record.job = replace(
-                    job, state=to, runner=runner, started_at=now, expires_at=None, lease_expires_at=until
-                )
+                running = (self._records[other].job for other in self._running)
+                if job.groups and not changes.has_room(job.groups, running, now):
+                    return False
+                record.job = changes.claimed(job, now, runner=runner, lease=lease, receipt=receipt)
                 self._pending.pop(key, None)
                 self._running[key] = None
             else:
-                self._end(record, to, reason, response)
+                job = record.snapshot()
+                job = changes.ended(job, now, to, ttl=self.ttl, reason=reason, response=response, receipt=receipt)
+                self._end(record, job)
             record.wake()
             return True
 
@@ -211,15 +203,17 @@ class MemoryRegistry(Registry):
         with self._lock:
             record = self._find(key)
             now = self.clock()
-            job = record.job.as_of(now)
-            if job.state is JobState.PENDING:
-                self._end(record, JobState.CANCELLED, reason)
+            job = changes.asked_to_stop(record.snapshot(), now, ttl=self.ttl, reason=reason)
+            if job is None:
+                return record.job.as_of(now).state
+            if job.state.ended:
+                self._end(record, job)
                 record.wake()
-            elif job.state is JobState.RUNNING and job.cancel_requested_at is None:
-                record.job = replace(record.job, cancel_requested_at=now, reason=reason)
+            else:
+                record.job = job
                 if record.source is not None:
                     record.source.interrupt(reason)
-            return record.job.as_of(now).state
+            return job.state
 
     def position(self, key: str) -> int:
         with self._lock:
@@ -289,14 +283,6 @@ class MemoryRegistry(Registry):
         elif job.state is not JobState.RUNNING or job.runner != runner:
             raise Fenced(job.key)
 
-    def _is_group_full(self, groups: Mapping[str, int], now: float) -> bool:
-        counted = dict.fromkeys(groups, 0)
-        for job in (self._records[key].job for key in self._running):
-            if not job.as_of(now).state.ended:
-                for group in counted.keys() & job.groups.keys():
-                    counted[group] += 1
-        return any(counted[group] >= most for group, most in groups.items())
-
     def _store(self, channel: Channel, log: Log, data: bytes) -> None:
         if channel is Channel.BODY and log.end + len(data) > self.max_result:
             raise RegistryFull("response", self.max_result)
@@ -324,27 +310,9 @@ class MemoryRegistry(Registry):
         self._remember_expired(key)
         return True
 
-    def _end(
-        self,
-        record: "_Record",
-        to: JobState,
-        reason: str,
-        response: RecordedResponse | None = None,
-        *,
-        at: float | None = None,
-    ) -> None:
-        now = self.clock()
-        job = record.snapshot()
-        record.job = replace(
-            job,
-            state=to,
-            reason=reason,
-            response=response,
-            ended_at=now if at is None else at,
-            expires_at=now + self.ttl,
-            lease_expires_at=None,
-            request={},
-        )
+    def _end(self, record: "_Record", job: Job) -> None:
+        """Write down that a job has ended, as *job* says."""
+        record.job = job
         record.source = None
         request = record.logs.pop(Channel.REQUEST, None)
         if request is not None:
@@ -382,8 +350,7 @@ class MemoryRegistry(Registry):
             evicted += 1
         for key in self._overdue(now, limit - evicted):
             record = self._records[key]
-            job = record.job.as_of(now)
-            self._end(record, job.state, job.reason, at=job.ended_at)
+            self._end(record, changes.settled(record.snapshot(), now, ttl=self.ttl))
             record.wake()
             lost += 1
         return Evicted(lost, evicted)

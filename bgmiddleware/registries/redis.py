@@ -267,8 +267,7 @@ class RedisRegistry(Registry):
             if job.state.ended or not seen.state.ended:
                 self._file(stored)
                 return False
-            new = changes.ended(job, stored.now, seen.state, ttl=self.ttl, reason=seen.reason, at=seen.ended_at)
-            return self._write(stored, new)
+            return self._write(stored, changes.settled(job, stored.now, ttl=self.ttl))
         except Damaged as error:
             _log.warning("the job %s… is given up: %s", key[:8], error)
         except (JobNotFound, JobExpired):

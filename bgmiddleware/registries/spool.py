@@ -178,24 +178,15 @@ class SpoolRegistry(Registry):
             now = self.clock()
             row = self._find(change.database, key)
             job = row.job
-            # What reads as ended may still be written by its runner while it is not made permanent: a late finish
-            # of a revived laptop is the truth.
-            if job.state not in expect or job.state.ended:
+            if not changes.may_change(job, now, expect, runner):
                 return False
-            if job.state is JobState.PENDING and job.as_of(now).state.ended:
-                return False
-            if job.state is JobState.RUNNING and job.runner != runner:
-                return False
-            if to is JobState.RUNNING and job.groups and _is_group_full(change.database, job.groups, now):
-                return False
-            if receipt:
-                job = replace(job, receipt={**job.receipt, **receipt})
             if to is JobState.RUNNING:
-                until = None if lease is None else now + lease
-                job = replace(job, state=to, runner=runner, started_at=now, expires_at=None, lease_expires_at=until)
-                change.store(row, job)
+                if job.groups and not changes.has_room(job.groups, _rows.running(change.database), now):
+                    return False
+                change.store(row, changes.claimed(job, now, runner=runner, lease=lease, receipt=receipt))
             else:
-                self._end(change, row, replace(job, state=to, reason=reason, response=response, ended_at=now))
+                job = changes.ended(job, now, to, ttl=self.ttl, reason=reason, response=response, receipt=receipt)
+                self._end(change, row, job)
                 self._keep_max_bytes(change, row)
         return True
 
@@ -218,12 +209,13 @@ class SpoolRegistry(Registry):
         with self._store.changing() as change:
             now = self.clock()
             row = self._find(change.database, key)
-            job = row.job.as_of(now)
-            if job.state is JobState.PENDING:
-                job = replace(job, state=JobState.CANCELLED, reason=reason, ended_at=now)
+            job = changes.asked_to_stop(row.job, now, ttl=self.ttl, reason=reason)
+            if job is None:
+                return row.job.as_of(now).state
+            if job.state.ended:
                 self._end(change, row, job)
-            elif job.state is JobState.RUNNING and job.cancel_requested_at is None:
-                change.store(row, replace(job, cancel_requested_at=now, reason=reason))
+            else:
+                change.store(row, job)
         return job.state
 
     def position(self, key: str) -> int:
@@ -341,14 +333,12 @@ class SpoolRegistry(Registry):
     # Changing.
 
     def _end(self, change: Change, row: Row, job: Job) -> None:
-        """Write down that a job has ended as *job* says; its TTL begins."""
+        """Write down that a job has ended, as *job* says."""
         try:
             ends = self._store.files(row).seal()._replace(request=0)
         except FileNotFoundError:  # somebody removed it: then nothing is kept, and yet the job must end
             ends = Ends()
-        job = _with_ends(job, ends)
-        job = replace(job, expires_at=self.clock() + self.ttl, lease_expires_at=None, request={})
-        change.store(row, job, ends.kept)
+        change.store(row, _with_ends(job, ends), ends.kept)
         change.ended.append(row)
 
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
@@ -358,7 +348,7 @@ class SpoolRegistry(Registry):
                 change.forget(row, remembered=self.max_jobs)
                 evicted += 1
             else:
-                self._end(change, row, row.job.as_of(now))
+                self._end(change, row, changes.settled(row.job, now, ttl=self.ttl))
                 lost += 1
         return Evicted(lost, evicted)
 
@@ -404,12 +394,3 @@ class SpoolRegistry(Registry):
 
 def _with_ends(job: Job, ends: Ends) -> Job:
     return replace(job, output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)
-
-
-def _is_group_full(database: sqlite3.Connection, groups: Mapping[str, int], now: float) -> bool:
-    counted = dict.fromkeys(groups, 0)
-    for job in _rows.running(database):
-        if not job.as_of(now).state.ended:
-            for group in counted.keys() & job.groups.keys():
-                counted[group] += 1
-    return any(counted[group] >= most for group, most in groups.items())
