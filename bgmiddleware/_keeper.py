@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -44,18 +44,27 @@ def patiently(registry: Registry, call: Callable[[], _T]) -> _T:
 
     What is tried again must be safe to repeat. Raises what *call* raised last.
     """
-    until = time.monotonic() + (_PATIENCE if registry.shared else 0.0)
-    pause, longest = _BACK_OFF
-    while True:
+    for last in _tries(registry):
         try:
             return call()
         except (*_GONE, RegistryFull):
             raise  # it answered
         except RegistryError:
-            if time.monotonic() >= until:
+            if last:
                 raise
+    raise AssertionError("unreachable: one of them is the last")
+
+
+def _tries(registry: Registry) -> Iterator[bool]:
+    """Yield for half a minute, with pauses between that grow, whether this is the last time; once where a registry is
+    of this process."""
+    until = time.monotonic() + (_PATIENCE if registry.shared else 0.0)
+    pause, longest = _BACK_OFF
+    while time.monotonic() < until:
+        yield False
         time.sleep(pause)
         pause = min(2 * pause, longest)
+    yield True
 
 
 class Keeper:
@@ -147,11 +156,9 @@ class Keeper:
                 self._ending = True
                 self._changed.notify_all()
             self._thread.join()
-        pause, longest = _BACK_OFF
-        until = time.monotonic() + (_PATIENCE if self._registry.shared else 0.0)
-        while not self._has_told_all() and time.monotonic() < until:
-            time.sleep(pause)
-            pause = min(2 * pause, longest)
+        for _ in _tries(self._registry):
+            if self._has_told_all():
+                break
         with self._changed:
             if self._dropped_from is not None and not self._size:
                 self._put(b"")
