@@ -25,6 +25,7 @@ class Server(OverHTTP):
 
     def __init__(self, command: Sequence[str], address: str, cwd: Path, **environ: str) -> None:
         super().__init__(0)
+        self.directory = cwd
         self.log = ""
         self._changed = threading.Condition()  # guards the log
         self.process = subprocess.Popen(

@@ -1,46 +1,50 @@
-"""``gunicorn -w 4``: whichever worker answers, it answers as the one that runs the job."""
+"""Servers with several processes: whichever of them answers, it answers as the one that runs the job."""
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from http.client import RemoteDisconnected
+from typing import Any
 
 import pytest
 from redis_server import redis_server_of_module  # noqa: F401  # a fixture
 
 from tests.clients import Reply
-from tests.conftest import needs
-from tests.processes import TRIES, Server, gunicorn, running
-
-needs("gunicorn")
+from tests.processes import TRIES, Server, running
+from tests.servers import gevent, gthread, mod_wsgi, open_directory, sync, uwsgi
 
 _unique = itertools.count()
 LINES = "".join(f"line {number}\n" for number in range(5000))
 
 
-@pytest.fixture(scope="module", params=["spool", "redis"])
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    if request.param == "redis":
-        return str(request.getfixturevalue("redis_server_of_module").url)
-    return f"spool:{tmp_path_factory.mktemp('spool')}/jobs"
+PRELOAD = "--preload"
+SITES = [
+    *itertools.product((sync, gthread, gevent), ((), (PRELOAD,)), ("spool", "redis")),
+    *itertools.product((uwsgi,), ((),), ("spool", "redis")),
+    (mod_wsgi, (), "spool"),  # it runs in the system's Python, which has no client of Redis
+]
 
 
-@pytest.fixture(scope="module", params=["sync", "gthread", "gevent"])
-def worker_class(request: pytest.FixtureRequest) -> list[str]:
-    if request.param == "gevent":
-        needs("gevent")
-    return ["-k", request.param, *(["--threads", "4"] if request.param == "gthread" else [])]
+def _title(site: object) -> str:
+    serve, options, kept = site  # type: ignore[misc]
+    return " ".join((serve.__name__, *options, kept))
 
 
-@pytest.fixture(scope="module", params=["", "--preload"])
-def server(
-    request: pytest.FixtureRequest, worker_class: list[str], registry: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    options = [*worker_class, *filter(None, [request.param])]
-    site = {"SITE_REGISTRY": registry, "SITE_SETTINGS": '{"single_flight": true}'}
-    with running(gunicorn(tmp_path_factory.mktemp("site"), *options, **site)) as served:
-        yield served
+@pytest.fixture(scope="module", params=SITES, ids=_title)
+def site(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, site: Any) -> Iterator[Server]:
+    serve, options, kept = site
+    with open_directory() as directory:
+        registry = f"spool:{directory}/jobs"
+        if kept == "redis":
+            registry = str(request.getfixturevalue("redis_server_of_module").url)
+        settings = {"SITE_REGISTRY": registry, "SITE_SETTINGS": '{"single_flight": true}'}
+        with running(serve(directory, *options, **settings)) as served:
+            yield served
 
 
 @pytest.fixture
@@ -58,11 +62,7 @@ def gate(server: Server) -> Iterator[Callable[[], str]]:
 
 
 def opened(server: Server, name: str) -> None:
-    (directory_of(server) / name).touch()
-
-
-def directory_of(server: Server) -> Path:
-    return Path(os.readlink(f"/proc/{server.process.pid}/cwd"))
+    (server.directory / name).touch()
 
 
 def by_another(server: Server, worker: str, method: str, target: str, **headers: str) -> Reply:
@@ -124,7 +124,7 @@ def test_a_running_job_is_followed_from_whichever_worker_answers(server: Server,
 
 
 def test_what_comes_is_streamed_by_workers_that_have_threads(
-    server: Server, worker_class: list[str], gate: Callable[[], str]
+    server: Server, site: Any, gate: Callable[[], str]
 ) -> None:
     name = gate()
     target, _ = started(server, f"/x/wait?{name}")
@@ -133,7 +133,7 @@ def test_what_comes_is_streamed_by_workers_that_have_threads(
         assert status == 200
         first = next(chunks)
         assert first == b"begun\n"
-        has_threads = worker_class[1] != "sync"
+        has_threads = site[0] is not sync
         assert ("Retry-After" in dict(sent)) is not has_threads
         opened(server, name)
         assert b"".join(chunks) == (b"ended\n" if has_threads else b"")
@@ -146,7 +146,7 @@ def test_a_cancel_reaches_the_worker_that_runs_the_job(server: Server) -> None:
     assert by_another(server, runner, "DELETE", target).status == 202
     state = server.ended(target)
     assert (state["state"], state["reason"]) == ("cancelled", "cancelled on request")
-    assert (directory_of(server) / "interrupted").exists()
+    assert (server.directory / "interrupted").exists()
     assert by_another(server, runner, "GET", f"{target}&_view=result").status == 410
 
 
@@ -212,13 +212,20 @@ def test_what_is_not_marked_goes_to_the_app(server: Server) -> None:
     assert (reply.text, reply["Ran-In"]) == ("fast\n", reply["Worker"])
 
 
-@pytest.mark.parametrize("options", [[], ["--preload"]], ids=" ".join)
+REFUSED = [(sync, ()), (sync, (PRELOAD,)), (uwsgi, ()), (mod_wsgi, ())]
+
+
+@pytest.mark.parametrize(("serve", "options"), REFUSED)
 def test_a_registry_that_processes_cannot_share_is_refused_at_the_first_marked_request(
-    options: list[str], tmp_path: Path
+    serve: Callable[..., Server], options: tuple[str, ...]
 ) -> None:
-    with running(gunicorn(tmp_path, *options)) as server:
+    with open_directory() as directory, running(serve(directory, *options)) as server:
         assert server.request("GET", "/fast").status == 200
-        assert server.request("POST", "/x/count?1").status == 500
+        if serve is uwsgi:  # it says nothing to the client where an app raises
+            with pytest.raises(RemoteDisconnected):
+                server.request("POST", "/x/count?1")
+        else:
+            assert server.request("POST", "/x/count?1").status == 500
         said = r"ConfigurationError: this server runs several processes, and a MemoryRegistry keeps its jobs in one: .*"
         assert "use a registry that processes share" in server.said(said)[0]
         assert server.request("GET", "/fast").status == 200
