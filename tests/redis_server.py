@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -55,9 +55,12 @@ def needs_server(*names: str) -> str:
 class RedisServer:
     """A server in a directory of its own, on a free port of the loopback. Nothing is written to disk by itself."""
 
-    def __init__(self, *options: str, path: str | None = None, directory: str | None = None) -> None:
+    def __init__(
+        self, *options: str, path: str | None = None, directory: str | None = None, environ: Mapping[str, str] = {}
+    ) -> None:
         self.path = path or needs_server()
         self.options = options
+        self.environ = {**os.environ, **environ}
         self.directory = directory or tempfile.mkdtemp(prefix="bg-redis-")
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,7 +83,9 @@ class RedisServer:
             command = [self.path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
             log = os.path.join(self.directory, "log")
             command += ["--dir", self.directory, "--loglevel", "warning", "--logfile", log, *self.options]
-            self._process = subprocess.Popen([*guard, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                [*guard, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=self.environ
+            )
             if self._answers(port):
                 self.port = port
                 return self

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from ..errors import (
 )
 from . import _changes as changes
 from . import _rows
+from ._clock import HostClock
 from ._jobfiles import look
 from ._layout import Ends
 from ._rows import Row
@@ -52,9 +54,9 @@ class SpoolRegistry(Registry):
     jobs are refused (``QueueFull``). It is looked at when a job is added, and when one renews its claim or ends.
     *busy_timeout*: seconds to wait for another process that holds a lock; then ``RegistryError``.
 
-    Instants are by the wall clock, which all processes of a host have in common. When it is set back, jobs live longer
-    by as much; when it is set forward, leases run out, and are revived by their next renewal unless an eviction came
-    first.
+    Instants are by a clock that all processes of a host have in common: the wall clock as it was at the first use since
+    the host was started, and the time since then. So it does not matter when somebody sets the wall clock, but then
+    instants differ from it by as much until the next start. Where there is no Linux it is the wall clock itself.
     """
 
     shared: ClassVar[bool] = True
@@ -70,22 +72,23 @@ class SpoolRegistry(Registry):
         max_result: int = 256 * 1024 * 1024,
         max_bytes: int = 4 * 1024 * 1024 * 1024,
         busy_timeout: float = 5.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        self._store = Store(directory, busy_timeout)
+        steady = HostClock(self._store.path) if sys.platform == "linux" else time.time
         super().__init__(
             ttl=ttl,
             pending_ttl=pending_ttl,
             max_jobs=max_jobs,
             max_output=max_output,
             max_result=max_result,
-            clock=clock,
+            clock=clock or steady,
         )
         for name, value in {"max_bytes": max_bytes, "busy_timeout": busy_timeout}.items():
             if not value > 0:
                 raise ConfigurationError.of_setting(name, value, "a number above 0")
         self.max_bytes = max_bytes
         self.busy_timeout = busy_timeout
-        self._store = Store(directory, busy_timeout)
         self._waking = Waking(look)
         self._evicted_at = self._cleaned_up_at = float("-inf")  # by the monotonic clock
 
