@@ -68,7 +68,7 @@ def test_a_server_that_is_started_again_has_the_jobs_of_before(
 class Viewer:
     """Follows a job through whichever worker answers, whatever happens to the others; keeps all that it saw."""
 
-    def __init__(self, server: Server, number: int, saw: Callable[[], None]) -> None:
+    def __init__(self, server: Server, number: int, saw: Callable[[int], None]) -> None:
         self._server = server
         self._saw = saw
         self.name = f"job-{number}"
@@ -93,7 +93,7 @@ class Viewer:
         self.seen += reply.body
         if reply["Job-State"] not in ("pending", "running") and not reply.body:
             self.state = reply["Job-State"]
-        self._saw()
+        self._saw(len(reply.body))
 
 
 JOBS = 50
@@ -101,21 +101,22 @@ LINES = 300
 
 
 class Killer:
-    """Kills a worker, again and again, each time after some more looks of the viewers."""
+    """Kills a worker, again and again, each time when the viewers have seen some thousand bytes more: of bytes there
+    are as many on a slow machine as on a fast one, of looks there are not."""
 
     def __init__(self, server: Server, seed: int) -> None:
         self._server = server
         self._chance = random.Random(seed)
         self._lock = threading.Lock()  # guards these
-        self._left = self._chance.randrange(40, 160)
+        self._left = self._chance.randrange(2_000, 10_000)
         self.kills = 0
 
-    def saw(self) -> None:
+    def saw(self, size: int) -> None:
         with self._lock:
-            self._left -= 1
-            if self._left:
+            self._left -= size
+            if self._left > 0:
                 return
-            self._left = self._chance.randrange(40, 160)
+            self._left = self._chance.randrange(2_000, 10_000)
             self.kills += 1
             os.kill(self._chance.choice(workers_of(self._server)), signal.SIGKILL)
 
