@@ -122,8 +122,11 @@ class Keeper:
 
     def store(self, data: bytes) -> None:
         """Take a piece of output. Called with the output's lock held, so by one thread at a time."""
+        is_keeper = self._thread is threading.current_thread()
+        if is_keeper and not self._away and not self._has_room(data):
+            self._send()  # it collects what a file holds, more than there is room for, and cannot wait for itself
         with self._changed:
-            if self._thread is not None and self._thread is not threading.current_thread():
+            if self._thread is not None and not is_keeper:
                 # It prints faster than the registry takes it: it waits. Not where the registry is away.
                 self._changed.wait_for(lambda: self._has_room(data) or self._away)
             if self._has_room(data):

@@ -181,6 +181,36 @@ def test_a_job_that_prints_faster_than_its_registry_takes_waits_for_it(registry)
     assert output_of(registry) == ("x" * 99_999 + "\n") * 50
 
 
+class Collected:
+    """An output that went to a file: its keeper collects it at once, in pieces that have no room together."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self.store: Callable[[bytes], None]
+        self.is_stored = threading.Event()
+
+    def watch(self, watched: bool) -> None:
+        pass
+
+    def store_soon(self) -> None:
+        while self._pieces:
+            self.store(self._pieces.pop(0))
+        self.is_stored.set()
+
+
+def test_what_the_keeper_itself_collects_is_not_dropped_for_want_of_room(registry):
+    registry.add(Job(KEY, "job"))
+    assert registry.claim(KEY, "runner")
+    pieces = [bytes([letter]) * 700_000 for letter in b"abcdefgh"]
+    output = Collected([*pieces])
+    keeper = _keeper.Keeper(registry, KEY, "runner")
+    output.store = keeper.store
+    keeper.begin(output)
+    assert output.is_stored.wait(LONG)
+    keeper.end()
+    assert all_of(registry, KEY) == b"".join(pieces)
+
+
 def is_running(registry: SharedRegistry) -> Job:
     """Return the job when it runs."""
     while (job := registry.get(KEY)).state is JobState.PENDING:
