@@ -24,14 +24,20 @@ class Worker:
     """
 
     def __init__(self, name: str, *options: str, ready: str, path: str = "") -> None:
-        self._log = tempfile.NamedTemporaryFile(prefix="bg-worker-")  # noqa: SIM115  # closed with it
+        # All that it leaves behind when it is killed is in there too.
+        self._directory = tempfile.TemporaryDirectory(prefix="bg-worker-", ignore_cleanup_errors=True)
+        self._log = open(os.path.join(self._directory.name, "log"), "wb")  # noqa: SIM115  # closed with it
         # Where there is setpriv, the worker dies with the tests, however those end.
         guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         paths = [path, str(ROOT / "tests"), str(ROOT)]
         self.process = subprocess.Popen(
             [*guard, sys.executable, "-u", "-m", "bgmiddleware", "work", name, *options],
-            cwd=self._log.name.rpartition("/")[0],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            cwd=self._directory.name,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "TMPDIR": self._directory.name,
+            },
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -89,6 +95,7 @@ class Worker:
             raise AssertionError(f"it did not end:\n{self.said()}") from None
         finally:
             self._log.close()
+            self._directory.cleanup()
 
 
 @contextlib.contextmanager
