@@ -28,6 +28,7 @@ from registry_contract import (
     blocked_on,
     done,
     ended,
+    remembers_the_last_three,
     running,
     write,
 )
@@ -1093,17 +1094,7 @@ def test_a_key_that_expired_and_was_used_again_is_unknown_when_that_job_is_disca
 
 
 def test_what_is_remembered_of_expired_jobs_is_bounded(make, clock):
-    registry = make(max_jobs=3, ttl=60.0)
-    for name in "abcde":
-        ended(registry, name)
-        clock.advance(60.0)
-        registry.evict()
-    for name in "ab":
-        with pytest.raises(JobNotFound):
-            registry.get(key_of(name))
-    for name in "cde":
-        with pytest.raises(JobExpired):
-            registry.get(key_of(name))
+    remembers_the_last_three(make(max_jobs=3, ttl=60.0), clock)
 
 
 # Waking.
