@@ -1120,6 +1120,27 @@ def test_an_instance_of_inotify_is_used_again_and_watches_nothing_while_it_is_id
         waking.close()
 
 
+def test_nobody_waits_for_a_file_that_is_gone(tmp_path):
+    waking = _waking.Waking(_jobfiles.look)
+    try:
+        with waking.watch(str(tmp_path / "gone")) as wait:
+            done(begun(wait, LONG))
+    finally:
+        waking.close()
+
+
+def test_who_waits_for_a_file_hears_that_it_is_removed_while_others_have_it_open(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"text")
+    waking = _waking.Waking(_jobfiles.look)
+    try:
+        with path.open("rb"), waking.watch(str(path)) as wait:
+            path.unlink()
+            done(begun(wait, LONG))
+    finally:
+        waking.close()
+
+
 @needs_inotify
 def test_an_instance_of_inotify_of_another_process_is_not_used(tmp_path):
     waking = _waking.Waking(_jobfiles.look)
