@@ -93,6 +93,20 @@ def ended(registry: Registry, name: str = "one", state: JobState = JobState.FINI
     return key
 
 
+def remembers_the_last_three(registry: Registry, clock: "Clock") -> None:
+    """Of expired jobs, where at most three are kept, and for 60 seconds."""
+    for name in "abcde":
+        ended(registry, name)
+        clock.advance(60.0)
+        registry.evict()
+    for name in "ab":
+        with pytest.raises(JobNotFound):
+            registry.get(key_of(name))
+    for name in "cde":
+        with pytest.raises(JobExpired):
+            registry.get(key_of(name))
+
+
 def write(registry: Registry, key: str, data: bytes, channel: Channel = Channel.OUTPUT) -> int:
     """Append at the end, wherever that is."""
     job = registry.get(key)

@@ -272,6 +272,18 @@ def until_cancelled(told: list[str]) -> None:
         raise
 
 
+def running_until_cancelled(registry: SharedRegistry, told: list[str]) -> Any:
+    running = threading.Event()
+
+    def work() -> None:
+        running.set()
+        until_cancelled(told)
+
+    run = started(registry, work)
+    assert running.wait(LONG)
+    return run
+
+
 def test_a_cancel_that_somebody_else_asked_for_reaches_the_job(registry):
     told: list[str] = []
     run = started(registry, lambda: until_cancelled(told))
@@ -286,14 +298,7 @@ def test_a_cancel_that_somebody_else_asked_for_reaches_the_job(registry):
 
 def test_who_lost_the_job_stops_and_does_not_overwrite_its_state(registry):
     told: list[str] = []
-    running = threading.Event()
-
-    def work() -> None:
-        running.set()
-        until_cancelled(told)
-
-    run = started(registry, work)
-    assert running.wait(LONG)
+    run = running_until_cancelled(registry, told)
     registry.transition(KEY, {JobState.RUNNING}, JobState.LOST, runner=registry.get(KEY).runner, reason="gone")
     done(run)
     assert told == ["it was given up as lost"]
@@ -302,14 +307,7 @@ def test_who_lost_the_job_stops_and_does_not_overwrite_its_state(registry):
 
 def test_a_job_that_its_registry_has_forgotten_stops(registry):
     told: list[str] = []
-    running = threading.Event()
-
-    def work() -> None:
-        running.set()
-        until_cancelled(told)
-
-    run = started(registry, work)
-    assert running.wait(LONG)
+    run = running_until_cancelled(registry, told)
     with registry._lock:
         registry._forget(KEY)  # as a server of which all was deleted
     done(run)

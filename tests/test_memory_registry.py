@@ -26,6 +26,7 @@ from registry_contract import (
     blocked_on,
     done,
     ended,
+    remembers_the_last_three,
     running,
     write,
 )
@@ -406,17 +407,7 @@ def test_the_bytes_of_jobs_that_are_gone_are_free_again(make, clock):
 
 
 def test_what_is_remembered_of_expired_jobs_is_bounded(make, clock):
-    registry = make(max_jobs=3, ttl=60.0)
-    for name in "abcde":
-        ended(registry, name)
-        clock.advance(60.0)
-        registry.evict()
-    for name in "ab":
-        with pytest.raises(JobNotFound):
-            registry.get(key_of(name))
-    for name in "cde":
-        with pytest.raises(JobExpired):
-            registry.get(key_of(name))
+    remembers_the_last_three(make(max_jobs=3, ttl=60.0), clock)
 
 
 def test_an_ended_job_with_10_kb_costs_little_more_than_that_and_nothing_after_its_ttl(make, clock):

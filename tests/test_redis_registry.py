@@ -523,6 +523,43 @@ def test_a_job_that_the_index_lost_runs_to_its_end_and_is_listed_again(registry:
     assert server.zcard("{bg}:running") == server.zcard("{bg}:due") == server.zcard("{bg}:pending") == 0
 
 
+def test_a_running_job_that_was_not_filed_is_listed_from_its_next_renewal(make: Make, server: Any) -> None:
+    registry = make()
+    running(registry, lease=LONG)
+    # As if its runner had not reached the index when it claimed.
+    server.zrem("{bg}:running", KEY)
+    server.zadd("{bg}:pending", {KEY: 1})
+    assert registry.jobs(JobState.PENDING) == registry.jobs(JobState.RUNNING) == []
+    assert registry.jobs() == [registry.get(KEY)]
+    registry.renew(KEY, RUNNER, lease=LONG)
+    assert [job.key for job in registry.jobs(JobState.RUNNING)] == [KEY]
+    assert server.zcard("{bg}:pending") == 0
+
+
+def test_the_server_keeps_an_ended_job_a_little_longer_than_its_ttl(make: Make, server: Any) -> None:
+    registry = make(ttl=1000.0)
+    ended(registry, output=b"text")
+    for name in (record_of(KEY), f"{record_of(KEY)}:output"):
+        assert 1_000_000 < server.pttl(name) <= 1_002_000
+
+
+def test_who_waits_for_output_asks_once_and_is_not_woken_by_what_is_known(make: Make, server: Any) -> None:
+    registry = make()
+    running(registry)
+    end = write(registry, KEY, b"known")
+    server.config_resetstat()
+    assert registry.wait(KEY, end, 0.2).output_end == end
+    assert 1 <= server.info("commandstats")["cmdstat_xread"]["calls"] <= 2
+
+
+def test_the_name_of_a_runner_may_be_any_text(make: Make) -> None:
+    registry = make()
+    added(registry)
+    assert registry.claim(KEY, "host\udcff", lease=LONG)
+    assert registry.append(KEY, Channel.OUTPUT, 0, b"text", runner="host\udcff") == 4
+    assert registry.finish(KEY, "host\udcff", JobState.FINISHED)
+
+
 def test_what_was_not_filed_is_filed_when_it_is_due(make: Make, server: Any, clock: Clock) -> None:
     registry = make(clock=clock)
     added(registry)

@@ -28,6 +28,7 @@ from registry_contract import (
     blocked_on,
     done,
     ended,
+    remembers_the_last_three,
     running,
     write,
 )
@@ -48,6 +49,7 @@ from bgmiddleware import (
 )
 from bgmiddleware._jobs import key_of
 from bgmiddleware.registries import _directory, _index, _jobfiles, _layout, _waking, _writer, spool
+from bgmiddleware.registries._bounds import Bounds
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
 from tests.disks import mounted
@@ -292,6 +294,17 @@ def test_a_local_file_system_below_a_network_one_is_fine_and_so_is_not_to_know(m
     added(make(directory))
     monkeypatch.setattr(_directory, "_MOUNTS", str(tmp_path / "missing"))
     added(make(), "two")
+
+
+def test_a_network_file_system_is_found_through_links_and_from_far_below(make, tmp_path, monkeypatch):
+    deep = tmp_path / "share" / "a" / "b"
+    deep.mkdir(0o700, parents=True)
+    (tmp_path / "link").symlink_to(deep)
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nhost:/ {tmp_path / 'share'} nfs4 rw 0 0\n")
+    monkeypatch.setattr(_directory, "_MOUNTS", str(mounts))
+    refused(make(deep), r"on a network file system \(nfs4\)")
+    refused(make(tmp_path / "link"), r"on a network file system \(nfs4\)")
 
 
 def test_a_directory_that_is_read_only_is_refused_and_one_that_becomes_so_is_an_error(make, tmp_path):
@@ -1081,20 +1094,71 @@ def test_a_key_that_expired_and_was_used_again_is_unknown_when_that_job_is_disca
 
 
 def test_what_is_remembered_of_expired_jobs_is_bounded(make, clock):
-    registry = make(max_jobs=3, ttl=60.0)
-    for name in "abcde":
-        ended(registry, name)
-        clock.advance(60.0)
-        registry.evict()
-    for name in "ab":
-        with pytest.raises(JobNotFound):
-            registry.get(key_of(name))
-    for name in "cde":
-        with pytest.raises(JobExpired):
-            registry.get(key_of(name))
+    remembers_the_last_three(make(max_jobs=3, ttl=60.0), clock)
 
 
 # Waking.
+
+
+needs_inotify = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+
+
+@needs_inotify
+def test_an_instance_of_inotify_is_used_again_and_watches_nothing_while_it_is_idle(tmp_path):
+    waking = _waking.Waking(_jobfiles.look)
+    try:
+        with waking.watch(str(tmp_path)):
+            pass
+        (pid, instance), *others = waking._idle
+        assert (pid, others) == (os.getpid(), [])
+        assert not os.get_inheritable(instance)
+        assert "inotify wd:" not in Path(f"/proc/self/fdinfo/{instance}").read_text()
+        with waking.watch(str(tmp_path)):
+            assert "inotify wd:" in Path(f"/proc/self/fdinfo/{instance}").read_text()
+            assert waking._idle == []
+    finally:
+        waking.close()
+
+
+def test_nobody_waits_for_a_file_that_is_gone(tmp_path):
+    waking = _waking.Waking(_jobfiles.look)
+    try:
+        with waking.watch(str(tmp_path / "gone")) as wait:
+            done(begun(wait, LONG))
+    finally:
+        waking.close()
+
+
+def test_who_waits_for_a_file_hears_that_it_is_removed_while_others_have_it_open(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"text")
+    waking = _waking.Waking(_jobfiles.look)
+    try:
+        with path.open("rb"), waking.watch(str(path)) as wait:
+            path.unlink()
+            done(begun(wait, LONG))
+    finally:
+        waking.close()
+
+
+@needs_inotify
+def test_an_instance_of_inotify_of_another_process_is_not_used(tmp_path):
+    waking = _waking.Waking(_jobfiles.look)
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    waking._idle.append((os.getppid(), reading))  # as a fork leaves it
+    try:
+        with waking.watch(str(tmp_path)), pytest.raises(BrokenPipeError):
+            os.write(writing, b"x")  # nobody has the other end open: it was closed
+    finally:
+        waking.close()
+        os.close(writing)
+
+
+def test_of_what_is_larger_than_the_ring_only_its_end_is_written():
+    written = list(Bounds(2, 3).writes(0, 100))
+    assert sum(room for _, _, room in written) == 5
+    assert {at for at, _, _ in written} <= {0, 97, 98, 99}
 
 
 def test_where_the_instances_of_inotify_are_used_up_a_wait_looks_by_itself(make, monkeypatch):
