@@ -928,12 +928,46 @@ def test_a_slot_is_free_at_once_when_its_client_has_left(stage: apps.Stage) -> N
 def test_bad_options_are_refused_by_name() -> None:
     for options, name in [
         ({"max_body": -1}, "max_body"),
+        ({"max_body": "64"}, "max_body"),
+        ({"max_body": float("inf")}, "max_body"),
         ({"stream_slots": -1}, "stream_slots"),
+        ({"stream_slots": 1.5}, "stream_slots"),
+        ({"stream_slots": True}, "stream_slots"),
+        ({"promote_after": -0.1}, "promote_after"),
+        ({"promote_after": "2"}, "promote_after"),
+        ({"promote_after": None}, "promote_after"),
+        ({"promote_after": float("inf")}, "promote_after"),
+        ({"deadline": "60"}, "deadline"),
+        ({"deadline": float("inf")}, "deadline"),
         ({"when": "/slow"}, "when"),
         ({"token_name": "a=b"}, "token_name"),
+        ({"token_name": None}, "token_name"),
+        ({"token_name": "_view"}, "token_name"),
+        ({"registry": "memory:"}, "registry"),
+        ({"registry": MemoryRegistry}, "registry"),
+        ({"executor": "thread"}, "executor"),
+        ({"executor": ThreadExecutor}, "executor"),
+        ({"single_flight": "no"}, "single_flight"),
+        ({"capture_logging": "false"}, "capture_logging"),
+        ({"capture_children": 0}, "capture_children"),
+        ({"dashboard": 5, "authorize": bool}, "dashboard"),
+        ({"assets": None}, "assets"),
+        ({"version": None}, "version"),
+        ({"secret": b"a secret of 20 bytes"}, "secret"),
+        ({"limit_per_owner": "2"}, "limit_per_owner"),
+        ({"limit_per_owner": 1.5}, "limit_per_owner"),
+        ({"limit_per_mark": ["/slow"]}, "limit_per_mark"),
+        ({"limit_per_mark": {"/slow": "1"}}, "limit_per_mark"),
+        ({"limit_per_mark": {5: 1}}, "limit_per_mark"),
     ]:
-        with pytest.raises(ConfigurationError, match=name):
+        with pytest.raises(ConfigurationError, match=f"^{name} = ") as refused:
             BackgroundMiddleware(apps.empty, **options)  # type: ignore[arg-type]
+        assert "a secret of" not in str(refused.value)
+
+
+def test_what_is_no_app_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"^app = None: expected a WSGI application$"):
+        BackgroundMiddleware(None)  # type: ignore[arg-type]
 
 
 def test_a_reply_can_be_told_apart() -> None:
