@@ -1,6 +1,7 @@
 """What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
 
 import contextlib
+import hashlib
 import hmac
 import itertools
 import json
@@ -315,7 +316,8 @@ class Starter:
         idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
         fingerprint = fingerprint_of(environ, request)
         whose = job.owner if job.owner is not None else credentials_in(environ)
-        flight = json.dumps([whose, fingerprint])
+        # A digest: credentials are not kept, nor headers as long as anybody likes.
+        flight = hashlib.sha256(json.dumps([whose, fingerprint]).encode()).hexdigest()
         for repetition in itertools.count(self.flights.last(flight)):
             if idempotency_key is not None:
                 token = self._made_token("idempotency-key", whose, idempotency_key)

@@ -1,5 +1,6 @@
 """A request that is sent again is not run again: ``Idempotency-Key`` and ``single_flight``."""
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -359,6 +360,13 @@ def test_what_is_remembered_of_flights_is_bounded() -> None:
     assert (flights.last("a"), flights.last("b"), flights.last("c")) == (5, 1, 0)
     flights.began("c", 1)
     assert (flights.last("a"), flights.last("b")) == (5, 0)
+
+
+def test_of_credentials_nothing_is_remembered(opens: Opener) -> None:
+    site, client = opens(Counting(), single_flight=True)
+    client.request("POST", "/", cookie="session=" + "secret" * 10_000, authorization="Bearer abc")
+    (flight,) = site._starter.flights._last
+    assert re.fullmatch("[0-9a-f]{64}", flight)
 
 
 def test_who_joins_can_wait_too(opens: Opener) -> None:
