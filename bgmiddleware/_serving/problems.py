@@ -91,7 +91,8 @@ def problem(
         body = json.dumps(document).encode()
     else:
         content_type = "text/plain; charset=utf-8"
-        body = f"{detail}\n".encode("utf-8", "backslashreplace")
+        # One line, though what an app raised may have several.
+        body = f"{' '.join(detail.split())}\n".encode("utf-8", "backslashreplace")
     length = str(len(body))
     return Answer(
         status_line(code),
