@@ -727,6 +727,26 @@ def test_another_site_cannot_cancel(client: Client, stage: apps.Stage, headers: 
     assert client.request("DELETE", target, **headers).status == (202 if allowed else 403)
 
 
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"host": "127.0.0.1:8080", "x_forwarded_host": "own.example"}, True),
+        ({"host": "127.0.0.1:8080", "x_forwarded_host": "Own.example, inner.example"}, True),
+        ({"host": "127.0.0.1:8080", "x_forwarded_host": "evil.example"}, False),
+        ({"host": "127.0.0.1:8080", "x_forwarded_host": ""}, False),
+        ({"origin": "null", "host": "", "x_forwarded_host": ""}, False),
+    ],
+)
+def test_behind_a_proxy_that_renames_the_host_the_page_can_cancel(
+    site: BackgroundMiddleware, stage: apps.Stage, headers: dict[str, str], allowed: bool
+) -> None:
+    client = InProcess(site)  # waitress takes these headers from trusted proxies only
+    target = start(client, "/slow")
+    stage.entered()
+    asked = {"origin": "http://own.example", **headers}
+    assert client.request("DELETE", target, **asked).status == (202 if allowed else 403)
+
+
 # Trouble.
 
 
