@@ -362,6 +362,26 @@ def test_what_is_remembered_of_flights_is_bounded() -> None:
     assert (flights.last("a"), flights.last("b")) == (5, 0)
 
 
+@pytest.mark.parametrize("header", ["accept", "accept_language", "content_type"])
+def test_nobody_joins_who_wants_it_in_another_form(opens: Opener, header: str) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    one, other, again = (
+        token_of(client.request("POST", "/", b"[1]", **{header: value})["Location"])
+        for value in ("text/csv", "application/pdf", "text/csv")
+    )
+    app.may_end.set()
+    assert one != other
+    assert one == again
+
+
+def test_a_key_with_a_body_of_another_type_is_422(opens: Opener) -> None:
+    _, client = opens(Counting())
+    assert client.request("POST", "/", b"[1]", content_type="text/csv", **KEY).status == 303
+    assert client.request("POST", "/", b"[1]", content_type="application/json", **KEY).status == 422
+    assert client.request("POST", "/", b"[1]", content_type="text/csv", accept="application/json", **KEY).status == 202
+
+
 def test_of_credentials_nothing_is_remembered(opens: Opener) -> None:
     site, client = opens(Counting(), single_flight=True)
     client.request("POST", "/", cookie="session=" + "secret" * 10_000, authorization="Bearer abc")
