@@ -60,15 +60,8 @@ def fingerprint_of(environ: Mapping[str, Any], request: RecordedRequest | None) 
     """Return a digest of method, URL and body, and of the body's type: what must be the same for a request to be a
     repetition."""
     digest = hashlib.sha256()
-    names = (
-        "REQUEST_METHOD",
-        "wsgi.url_scheme",
-        "HTTP_HOST",
-        "SCRIPT_NAME",
-        "PATH_INFO",
-        "QUERY_STRING",
-        "CONTENT_TYPE",
-    )
+    url = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+    names = ("REQUEST_METHOD", *url, "CONTENT_TYPE")
     digest.update(json.dumps([environ.get(name, "") for name in names]).encode())
     if request is not None:
         for chunk in request.chunks():
