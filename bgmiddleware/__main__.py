@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import marks
-from ._admin import add_jobs_command, run_jobs_command
+from ._admin import add_jobs_command, count, run_jobs_command
 from ._loading import loaded
 from ._middleware import BackgroundMiddleware
 from ._server import serve
@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     command.add_argument("--port", type=_port, default=8080, help="the port, 0 for any free one (default: %(default)s)")
-    command.add_argument("--threads", type=_count, default=8, help="threads that serve requests (default: %(default)s)")
-    command.add_argument("--workers", type=_count, default=8, help="jobs that run at a time (default: %(default)s)")
+    command.add_argument("--threads", type=count, default=8, help="threads that serve requests (default: %(default)s)")
+    command.add_argument("--workers", type=count, default=8, help="jobs that run at a time (default: %(default)s)")
     command.add_argument(
         "--registry",
         metavar="URL",
@@ -76,12 +76,6 @@ def _port(text: str) -> int:
     # The system would take 99999 for another port than anyone means.
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected 0 to 65535, not {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, not {text!r}")
     return int(text)
 
 

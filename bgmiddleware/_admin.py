@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -12,13 +13,20 @@ from .errors import BackgroundError, ConfigurationError, JobNotFound
 from .registries import open_registry
 from .registries.base import Registry
 
-__all__ = ["add_jobs_command", "run_jobs_command"]
+__all__ = ["add_jobs_command", "count", "run_jobs_command"]
 
 EXIT_STATUS = {JobState.FINISHED: 0, JobState.FAILED: 1, JobState.CANCELLED: 3, JobState.LOST: 4}
 """What ``follow`` ends with; 2 is for what cannot be done as asked."""
 
 _TOKEN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SEARCHED = 10_000
+
+
+def count(text: str) -> int:
+    """Return an argument that says how many, at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, not {text!r}")
+    return int(text)
 
 
 def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,7 +43,7 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
     listing = add("list", "list jobs, newest first", names_job=False)
     listing.add_argument("--state", choices=[state.value for state in JobState], help="only those in this state")
-    listing.add_argument("--limit", type=int, default=50, help="how many at most (default: %(default)s)")
+    listing.add_argument("--limit", type=count, default=50, help="how many at most (default: %(default)s)")
     listing.add_argument("--json", action="store_true", help="a JSON document per line")
     add("show", "show all that is known of a job, as JSON")
     add(
@@ -44,7 +52,7 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     add("cancel", "ask a job to stop")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
-    evicting.add_argument("--limit", type=int, default=100_000, help="how many at most (default: %(default)s)")
+    evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
 
 def run_jobs_command(options: argparse.Namespace) -> int:
@@ -60,12 +68,17 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         with open_registry(options.registry) as registry:
             if not registry.shared:
                 raise ConfigurationError("registry: its jobs are in the memory of another process")
-            return actions[options.action](registry, options)
+            status = actions[options.action](registry, options)
+            sys.stdout.flush()
+            return status
     except BackgroundError as error:
         print(f"bgmiddleware: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads has enough: "… | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 141
 
 
 def _list(registry: Registry, options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._recording import RecordedRequest
 
-__all__ = ["Flights", "credentials_in", "fingerprint_of"]
+__all__ = ["Flights", "credentials_in", "fingerprint_of", "negotiated_in"]
 
 
 class Flights:
@@ -50,10 +50,18 @@ def credentials_in(environ: Mapping[str, Any]) -> list[str]:
     return [environ.get(name) or "" for name in ("REMOTE_USER", "HTTP_AUTHORIZATION", "HTTP_COOKIE")]
 
 
+def negotiated_in(environ: Mapping[str, Any]) -> list[str]:
+    """Return by what the app may choose between representations: who asks for CSV must not get the PDF of another.
+    A key of the client's own says by itself that the request is the same."""
+    return [environ.get(name) or "" for name in ("HTTP_ACCEPT", "HTTP_ACCEPT_LANGUAGE")]
+
+
 def fingerprint_of(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:
-    """Return a digest of method, URL and body: what must be the same for a request to be a repetition."""
+    """Return a digest of method, URL and body, and of the body's type: what must be the same for a request to be a
+    repetition."""
     digest = hashlib.sha256()
-    names = ("REQUEST_METHOD", "wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+    url = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+    names = ("REQUEST_METHOD", *url, "CONTENT_TYPE")
     digest.update(json.dumps([environ.get(name, "") for name in names]).encode())
     if request is not None:
         for chunk in request.chunks():

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
-from ._options import check_functions, check_numbers, check_texts, limits_of
+from ._options import check_functions, check_numbers, check_places, check_switches, check_texts, limits_of
 from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
 from ._runner import Run
 from ._serving import (
@@ -91,8 +91,9 @@ class BackgroundMiddleware:
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(when=when, owner=owner, authorize=authorize)
-        check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets)
+        check_functions(app=app, when=when, owner=owner, authorize=authorize)
+        check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
+        check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
         limits = limits_of(limit_per_owner, limit_per_mark)
         if (dashboard is None) != (authorize is None):
             raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
@@ -103,6 +104,7 @@ class BackgroundMiddleware:
         self.app = app
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor
+        check_places(self.registry, self.executor)
         if not self.executor.in_process and not self.registry.shared:
             raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
         self._site = Site(

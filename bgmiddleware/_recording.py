@@ -29,6 +29,7 @@ _log = logging.getLogger("bgmiddleware")
 MAX_BODY = 64 * 1024 * 1024
 IN_MEMORY = 256 * 1024
 _CHUNK = 64 * 1024
+_LONGEST_TITLE = 1000
 
 _STORED = frozenset(
     """AUTH_TYPE CONTENT_LENGTH CONTENT_TYPE GATEWAY_INTERFACE HTTPS PATH_INFO QUERY_STRING REMOTE_ADDR REMOTE_HOST
@@ -179,6 +180,7 @@ class RememberingInput:
         self._limit = limit
         self._remembered: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # closed by rewind's user
         self._size = 0
+        self._has_room = True
 
     def read(self, size: int = -1, /) -> bytes:
         return self._remember(self._source.read() if size is None or size < 0 else self._source.read(size))
@@ -195,8 +197,11 @@ class RememberingInput:
 
     def _remember(self, data: bytes) -> bytes:
         self._size += len(data)
-        if self._size <= self._limit and not self._remembered.closed:
-            self._remembered.write(data)
+        if self._size <= self._limit and self._has_room and not self._remembered.closed:
+            try:
+                self._remembered.write(data)
+            except OSError:  # no disk: no matter to the many requests that never go to the background
+                self._has_room = False
         return data
 
     def forget(self) -> None:
@@ -204,9 +209,12 @@ class RememberingInput:
         self._remembered.close()
 
     def rewind(self) -> "Input":
-        """Return an input that begins where this one began. Raises ``BodyTooLarge`` if that much was not remembered."""
+        """Return an input that begins where this one began. Raises ``BodyTooLarge`` if that much was not remembered,
+        and ``BadRequestBody`` where there was no room to."""
         if self._size > self._limit:
             raise BodyTooLarge(self._limit)
+        if not self._has_room:
+            raise BadRequestBody("the request cannot be stored now", status=503)
         self._remembered.seek(0)
         return _Chained(self._remembered, self._source)
 
@@ -218,7 +226,8 @@ def can_rewind(body: Any) -> bool:
 
 
 def rewound(body: Any) -> "Input":
-    """Return the input of a watched request from its first byte on. Raises ``BodyTooLarge`` if too much was read."""
+    """Return the input of a watched request from its first byte on. Raises ``BadRequestBody`` where that is not kept:
+    too much was read, or there was no room."""
     if isinstance(body, RememberingInput):
         return body.rewind()
     if can_rewind(body):
@@ -238,9 +247,11 @@ class _Chained:
 
 
 def title_of(environ: Mapping[str, Any]) -> str:
-    """Return what a person calls a request: its method and path, with what is no UTF-8 replaced."""
+    """Return what a person calls a request: its method and path, with what is no UTF-8 replaced. Bounded: it is kept
+    for a whole TTL, and clients choose it."""
     path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-    return f"{environ['REQUEST_METHOD']} {path.encode('latin-1', 'replace').decode('utf-8', 'replace') or '/'}"
+    title = f"{environ['REQUEST_METHOD']} {path.encode('latin-1', 'replace').decode('utf-8', 'replace') or '/'}"
+    return title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 1]}…"
 
 
 # What servers tell of themselves, beside what crosses.

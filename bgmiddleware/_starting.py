@@ -1,6 +1,7 @@
 """What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
 
 import contextlib
+import hashlib
 import hmac
 import itertools
 import json
@@ -16,7 +17,7 @@ from typing import Any
 from . import marks
 from ._context import entrances
 from ._jobs import Channel, Job, key_of, new_token
-from ._joining import Flights, credentials_in, fingerprint_of
+from ._joining import Flights, credentials_in, fingerprint_of, negotiated_in
 from ._keeper import LEASE
 from ._options import Limits
 from ._recording import Dropped, RecordedRequest, record_request, rewound, title_of
@@ -315,13 +316,14 @@ class Starter:
         idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
         fingerprint = fingerprint_of(environ, request)
         whose = job.owner if job.owner is not None else credentials_in(environ)
-        flight = json.dumps([whose, fingerprint])
+        # A digest: credentials are not kept, nor headers as long as anybody likes.
+        flight = hashlib.sha256(json.dumps([whose, fingerprint, negotiated_in(environ)]).encode()).hexdigest()
         for repetition in itertools.count(self.flights.last(flight)):
             if idempotency_key is not None:
                 token = self._made_token("idempotency-key", whose, idempotency_key)
             else:
                 self.flights.began(flight, repetition)
-                token = self._made_token("single-flight", whose, fingerprint, str(repetition))
+                token = self._made_token("single-flight", flight, str(repetition))
             key = key_of(token)
             try:
                 # One at a time: whom this turns away by JobExists finds a job that was submitted, or none.

@@ -47,8 +47,8 @@ class CookieOwner:
     """Tells browsers apart by a cookie that they cannot forge (HMAC-SHA512), for sites without users."""
 
     def __init__(self, secret: str, name: str) -> None:
-        if len(secret) < _LEAST_SECRET:
-            raise ConfigurationError(f"owners.cookie: the secret must have at least {_LEAST_SECRET} characters")
+        if not (isinstance(secret, str) and len(secret) >= _LEAST_SECRET):
+            raise ConfigurationError(f"owners.cookie: the secret must be a text of at least {_LEAST_SECRET} characters")
         self._profiles = {
             secure: SignedCookieProfile(
                 secret, "bgmiddleware.owner", name, secure=secure, httponly=True, samesite="Lax"

@@ -727,6 +727,26 @@ def test_another_site_cannot_cancel(client: Client, stage: apps.Stage, headers: 
     assert client.request("DELETE", target, **headers).status == (202 if allowed else 403)
 
 
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"host": "127.0.0.1:8080", "x_forwarded_host": "own.example"}, True),
+        ({"host": "127.0.0.1:8080", "x_forwarded_host": "Own.example, inner.example"}, True),
+        ({"host": "127.0.0.1:8080", "x_forwarded_host": "evil.example"}, False),
+        ({"host": "127.0.0.1:8080", "x_forwarded_host": ""}, False),
+        ({"origin": "null", "host": "", "x_forwarded_host": ""}, False),
+    ],
+)
+def test_behind_a_proxy_that_renames_the_host_the_page_can_cancel(
+    site: BackgroundMiddleware, stage: apps.Stage, headers: dict[str, str], allowed: bool
+) -> None:
+    client = InProcess(site)  # waitress takes these headers from trusted proxies only
+    target = start(client, "/slow")
+    stage.entered()
+    asked = {"origin": "http://own.example", **headers}
+    assert client.request("DELETE", target, **asked).status == (202 if allowed else 403)
+
+
 # Trouble.
 
 
@@ -928,12 +948,46 @@ def test_a_slot_is_free_at_once_when_its_client_has_left(stage: apps.Stage) -> N
 def test_bad_options_are_refused_by_name() -> None:
     for options, name in [
         ({"max_body": -1}, "max_body"),
+        ({"max_body": "64"}, "max_body"),
+        ({"max_body": float("inf")}, "max_body"),
         ({"stream_slots": -1}, "stream_slots"),
+        ({"stream_slots": 1.5}, "stream_slots"),
+        ({"stream_slots": True}, "stream_slots"),
+        ({"promote_after": -0.1}, "promote_after"),
+        ({"promote_after": "2"}, "promote_after"),
+        ({"promote_after": None}, "promote_after"),
+        ({"promote_after": float("inf")}, "promote_after"),
+        ({"deadline": "60"}, "deadline"),
+        ({"deadline": float("inf")}, "deadline"),
         ({"when": "/slow"}, "when"),
         ({"token_name": "a=b"}, "token_name"),
+        ({"token_name": None}, "token_name"),
+        ({"token_name": "_view"}, "token_name"),
+        ({"registry": "memory:"}, "registry"),
+        ({"registry": MemoryRegistry}, "registry"),
+        ({"executor": "thread"}, "executor"),
+        ({"executor": ThreadExecutor}, "executor"),
+        ({"single_flight": "no"}, "single_flight"),
+        ({"capture_logging": "false"}, "capture_logging"),
+        ({"capture_children": 0}, "capture_children"),
+        ({"dashboard": 5, "authorize": bool}, "dashboard"),
+        ({"assets": None}, "assets"),
+        ({"version": None}, "version"),
+        ({"secret": b"a secret of 20 bytes"}, "secret"),
+        ({"limit_per_owner": "2"}, "limit_per_owner"),
+        ({"limit_per_owner": 1.5}, "limit_per_owner"),
+        ({"limit_per_mark": ["/slow"]}, "limit_per_mark"),
+        ({"limit_per_mark": {"/slow": "1"}}, "limit_per_mark"),
+        ({"limit_per_mark": {5: 1}}, "limit_per_mark"),
     ]:
-        with pytest.raises(ConfigurationError, match=name):
+        with pytest.raises(ConfigurationError, match=f"^{name} = ") as refused:
             BackgroundMiddleware(apps.empty, **options)  # type: ignore[arg-type]
+        assert "a secret of" not in str(refused.value)
+
+
+def test_what_is_no_app_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"^app = None: expected a WSGI application$"):
+        BackgroundMiddleware(None)  # type: ignore[arg-type]
 
 
 def test_a_reply_can_be_told_apart() -> None:

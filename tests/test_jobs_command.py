@@ -174,3 +174,25 @@ def test_a_registry_that_cannot_be_looked_at_is_refused(url):
     said, complained = process.communicate(timeout=LONG)
     assert (process.returncode, said) == (2, b"")
     assert complained.startswith(b"bgmiddleware: registry")
+
+
+@pytest.mark.parametrize("action", ["list", "evict"])
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_a_limit_is_a_number_from_1(jobs, action, limit):
+    status, said, complained = jobs(action, "--limit", limit)
+    assert (status, said) == (2, "")
+    assert f"--limit: expected a number from 1, not '{limit}'" in complained
+
+
+def test_who_has_read_enough_is_told_nothing_more(registry, url):
+    key = running(registry, new_token())
+    write(registry, key, b"x" * 1_000_000)
+    process = begin("follow", "--registry", url, key)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        assert process.stdout.read(1) == b"x"
+        process.stdout.close()
+        assert registry.finish(key, RUNNER, JobState.FINISHED)
+        assert process.wait(timeout=LONG) == 141, "as if SIGPIPE had ended it"
+        assert process.stderr.read() == b""

@@ -9,7 +9,7 @@ from apps import WAIT, Stage
 from clients import ended, start
 from readers import BOTH, Client, Opener, opened
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, owners
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, owners
 from bgmiddleware._jobs import key_of
 from bgmiddleware.registries.base import END
 
@@ -106,7 +106,7 @@ def test_a_stored_job_runs_from_what_the_registry_has_of_it(open_site, stage):
     assert len(stage.calls) == 1
 
 
-class KeptRuns:
+class KeptRuns(Executor):
     """An executor that only notes which jobs it was given."""
 
     in_process = True

@@ -1,5 +1,6 @@
 """A request that is sent again is not run again: ``Idempotency-Key`` and ``single_flight``."""
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -359,6 +360,33 @@ def test_what_is_remembered_of_flights_is_bounded() -> None:
     assert (flights.last("a"), flights.last("b"), flights.last("c")) == (5, 1, 0)
     flights.began("c", 1)
     assert (flights.last("a"), flights.last("b")) == (5, 0)
+
+
+@pytest.mark.parametrize("header", ["accept", "accept_language", "content_type"])
+def test_nobody_joins_who_wants_it_in_another_form(opens: Opener, header: str) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    one, other, again = (
+        token_of(client.request("POST", "/", b"[1]", **{header: value})["Location"])
+        for value in ("text/csv", "application/pdf", "text/csv")
+    )
+    app.may_end.set()
+    assert one != other
+    assert one == again
+
+
+def test_a_key_with_a_body_of_another_type_is_422(opens: Opener) -> None:
+    _, client = opens(Counting())
+    assert client.request("POST", "/", b"[1]", content_type="text/csv", **KEY).status == 303
+    assert client.request("POST", "/", b"[1]", content_type="application/json", **KEY).status == 422
+    assert client.request("POST", "/", b"[1]", content_type="text/csv", accept="application/json", **KEY).status == 202
+
+
+def test_of_credentials_nothing_is_remembered(opens: Opener) -> None:
+    site, client = opens(Counting(), single_flight=True)
+    client.request("POST", "/", cookie="session=" + "secret" * 10_000, authorization="Bearer abc")
+    (flight,) = site._starter.flights._last
+    assert re.fullmatch("[0-9a-f]{64}", flight)
 
 
 def test_who_joins_can_wait_too(opens: Opener) -> None:

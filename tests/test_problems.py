@@ -207,6 +207,13 @@ def test_a_registry_that_cannot_be_read_says_so_in_each_view(opens: Opener, quer
     assert "disk" not in reply.text, "what is wrong with it is for the server's log"
 
 
+def test_a_list_of_jobs_that_cannot_be_read_says_so(opens: Opener) -> None:
+    _, client = opens(answering(), registry=Broken("jobs"), dashboard="/_jobs", authorize=lambda environ: True)
+    reply = client.request("GET", "/_jobs")
+    assert (reply.status, reply.text) == (503, "The list of jobs cannot be read now.\n")
+    assert "Retry-After" in reply
+
+
 def test_a_body_has_three_things_that_may_be_wrong_with_it() -> None:
     with BackgroundMiddleware(answering(), when=marks.always, max_body=10) as site:
         for changes, status in [
@@ -247,3 +254,14 @@ def test_who_gets_json(opens: Opener, accept: str, is_json: bool) -> None:
     reply = client.request("GET", f"/?_t={UNKNOWN}", accept=accept)
     assert reply["Content-Type"] == ("application/problem+json" if is_json else "text/plain; charset=utf-8")
     assert client.request("HEAD", f"/?_t={UNKNOWN}", accept=accept).body == b""
+
+
+def test_a_problem_is_one_line_even_of_an_error_that_has_several(opens: Opener) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        raise ValueError("first\n  second\r\nthird")
+
+    site, client = opens(app)
+    target = start(client, "/")
+    ended(site, target)
+    reply = client.request("GET", target + "&_view=result")
+    assert reply.text == "The job failed: ValueError: first second third. Its output says more.\n"

@@ -181,6 +181,16 @@ def test_the_validators_of_the_app_are_the_ones_that_count(opens: Opener, asks: 
     assert reply.body == {200: TEXT, 206: TEXT[7:]}.get(status, b"")
 
 
+@pytest.mark.parametrize(("asked", "status"), [("*", 304), ('"any"', 200), ("odd", 200)])
+def test_any_is_true_of_a_response_that_has_a_date_only(opens: Opener, asked: str, status: int) -> None:
+    site, client = opens(answering(TEXT, headers=[("Last-Modified", MODIFIED)]))
+    target = start(client, "/") + "&_view=result"
+    ended(site, target)
+    reply = client.request("GET", target, if_none_match=asked, if_modified_since=MODIFIED)
+    assert reply.status == status
+    assert "ETag" not in reply
+
+
 def test_a_weak_tag_of_the_app_is_no_reason_to_mix_bytes(opens: Opener) -> None:
     site, client = opens(answering(TEXT, headers=[("ETag", 'W/"mine"')]))
     target = start(client, "/") + "&_view=result"

@@ -397,3 +397,21 @@ def test_an_input_that_forgot_can_be_read_on(remembering):
     source.forget()
     assert source.read() == b"456789"
     source.forget()
+
+
+def test_an_input_for_which_there_is_no_room_can_be_read_all_the_same(remembering, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    data = b"x" * (IN_MEMORY + 1)
+    source = remembering(data + b"more", limit=len(data) + 4)
+    assert source.read(len(data)) == data
+    assert source.read() == b"more"
+    with pytest.raises(BadRequestBody, match="cannot be stored now") as refused:
+        source.rewind()
+    assert refused.value.status == 503
+
+
+@pytest.mark.parametrize(("length", "end"), [(994, "a" * 10), (995, "a" * 9 + "…"), (10**6, "a" * 9 + "…")])
+def test_a_title_is_bounded(length, end):
+    title = title_of({"REQUEST_METHOD": "GET", "PATH_INFO": "/" + "a" * (length + 1)})
+    assert len(title) == 1000
+    assert title.endswith(end)

@@ -41,7 +41,10 @@ def _from_another_site(environ: Mapping[str, Any]) -> bool:
     origin = environ.get("HTTP_ORIGIN")
     if origin is None:
         return False
+    # Where a proxy asks for another host than the browser did. No page of another site can make a browser say that.
+    forwarded = str(environ.get("HTTP_X_FORWARDED_HOST", "")).split(",")
+    own = {host.strip().lower() for host in (str(environ.get("HTTP_HOST", "")), *forwarded)} - {""}
     try:
-        return urlsplit(str(origin)).netloc.lower() != str(environ.get("HTTP_HOST", "")).lower()
+        return urlsplit(str(origin)).netloc.lower() not in own
     except ValueError:
         return True

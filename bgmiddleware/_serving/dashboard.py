@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from string import Template
@@ -9,15 +10,18 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from .._jobs import Job
+from ..errors import ConfigurationError, RegistryError
 from ..registries.base import Registry
 from . import assets
 from .icons import SYMBOLS
 from .negotiate import View, choose
 from .policies import style_policy
-from .problems import UNSTORED, Answer, Headers, problem
+from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .readable import readable
 
 __all__ = ["Authorize", "answer_dashboard"]
+
+_log = logging.getLogger("bgmiddleware")
 
 Authorize = Callable[[Mapping[str, Any]], bool]
 
@@ -53,7 +57,11 @@ def answer_dashboard(environ: Mapping[str, Any], registry: Registry, authorize: 
     skip = _skip(environ)
     if skip is None:
         return problem(environ, 400, "bad-parameter", "_skip must be a whole number.")
-    found = registry.jobs(limit=_ROWS + 1, skip=skip)
+    try:
+        found = registry.jobs(limit=_ROWS + 1, skip=skip)
+    except (RegistryError, ConfigurationError) as error:  # the latter where a process finds no disk at its first use
+        _log.error("the list of jobs could not be read: %s", error)
+        return problem(environ, 503, "registry-error", "The list of jobs cannot be read now.", retry_after(5.0))
     jobs, more = found[:_ROWS], len(found) > _ROWS
     now = registry.clock()
     if choose(environ.get("HTTP_ACCEPT")) is View.PAGE:
@@ -103,7 +111,7 @@ def _html_row(job: Job, now: float) -> str:
     cells = (
         f'<span class="job-badge" data-job="{job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
         html.escape(readable(job.title)),
-        html.escape(job.owner or "–"),
+        html.escape(readable(job.owner or "–")),
         f'<time datetime="{begun.isoformat(timespec="seconds")}">{_ago(now - job.created_at)} ago</time>',
         f"{job.elapsed(now):.1f} s",
         f"{job.output_end:,} B",

@@ -10,7 +10,7 @@ from typing import Any
 
 from .negotiate import parsed
 
-__all__ = ["UNSTORED", "Answer", "StartResponse", "problem", "retry_after", "status_line"]
+__all__ = ["UNSTORED", "Answer", "StartResponse", "problem", "retry_after"]
 
 StartResponse = Callable[..., Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -66,11 +66,6 @@ class Answer:
         return Answer(self.status, headers, iter(self.body))
 
 
-def status_line(code: int) -> str:
-    """Return the status line of a code: ``404 Not Found``."""
-    return f"{code} {HTTPStatus(code).phrase}"
-
-
 def retry_after(seconds: float) -> tuple[str, str]:
     """Return the header that says when to ask again: whole seconds, at least one."""
     return "Retry-After", str(max(1, math.ceil(seconds)))
@@ -91,10 +86,11 @@ def problem(
         body = json.dumps(document).encode()
     else:
         content_type = "text/plain; charset=utf-8"
-        body = f"{detail}\n".encode("utf-8", "backslashreplace")
+        # One line, though what an app raised may have several.
+        body = f"{' '.join(detail.split())}\n".encode("utf-8", "backslashreplace")
     length = str(len(body))
     return Answer(
-        status_line(code),
+        f"{code} {HTTPStatus(code).phrase}",
         (("Content-Type", content_type), ("Content-Length", length), ("Vary", vary), *UNSTORED, *headers),
         [body],
     )

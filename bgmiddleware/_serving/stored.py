@@ -106,7 +106,7 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
     elif _later(modified, _date(lambda: request.if_unmodified_since)):
         return _without_body("412 Precondition Failed", headers)
     if "HTTP_IF_NONE_MATCH" in environ:
-        if etag is not None and etag in request.if_none_match:
+        if etag in request.if_none_match:  # "*" is true of an answer without a tag, too
             return _without_body("304 Not Modified", headers)
     elif modified is not None and (since := _date(lambda: request.if_modified_since)) is not None and modified <= since:
         return _without_body("304 Not Modified", headers)

@@ -19,9 +19,9 @@ from .parts import PageMaker, page_maker
 from .problems import UNSTORED, Answer, Headers, retry_after
 from .viewers import FASTEST, Viewers, disconnection_of
 
-__all__ = ["LOOK_EVERY", "MAX_WAIT", "BadParameter", "Site", "Visit", "about", "job_headers"]
+__all__ = ["LOOK_EVERY", "BadParameter", "Site", "Visit", "about", "job_headers"]
 
-MAX_WAIT = 30.0
+_MAX_WAIT = 30.0
 LOOK_EVERY = 1.0
 """How often, in seconds, a held connection is looked at: has its client gone?"""
 
@@ -189,13 +189,13 @@ class Visit:
     @property
     def wait(self) -> float:
         """How many seconds the client would wait for news: 0 to 30. Raises ``BadParameter``."""
-        return min(self.seconds("_wait") or 0.0, MAX_WAIT)
+        return min(self.seconds("_wait") or 0.0, _MAX_WAIT)
 
     @property
     def preferred_wait(self) -> float | None:
         """How many seconds the client would wait, by ``Prefer: wait=N`` (RFC 7240 §4.3): at most 30; None: unsaid."""
         value = preferences(self.environ.get("HTTP_PREFER", "")).get("wait", "")
-        return min(float(value), MAX_WAIT) if value.isascii() and value.isdigit() else None
+        return min(float(value), _MAX_WAIT) if value.isascii() and value.isdigit() else None
 
     def link(self, **parameters: str) -> str:
         """Return a relative reference to this job: to a view of it, say, by ``_view="result"``."""
