@@ -305,3 +305,49 @@ def test_clearing_tells_that_nothing_is_known(stage: Stage) -> None:
     stage.evaluate("terminal.clear()")
     assert stage.evaluate("told.at(-1)") is None
     assert stage.evaluate("terminal.text()") == ""
+
+
+# Rows below each other, with the same columns: as rich, tqdm and others would print them.
+TABLES = {
+    "Chinese and Japanese": [
+        "│ 日本語のとても長い名前 │ 状態 │",
+        "│ plain                  │ good │",
+        "│ \x1b[1;4m漢字\x1b[0m and \x1b[2m漢字\x1b[0m          │ \x1b[32m完了\x1b[0m │",
+    ],
+    "Korean": ["| 한국어 텍스트 | x |", "| plain         | x |", "| 한a국b어      | x |"],
+    "emoji": ["│ ✅ 🚀🚀🚀 │", "│ plain     │", "│ 🎉a❌b🎉c │"],
+    "emoji of several characters": ["┃ 👍🏽 ┃", "┃ abcd ┃", "┃ 🇩🇪🇫🇷 ┃"],
+    "emoji that are narrow": ["┃ ⚠\ufe0f  ┃", "┃ ab ┃", "┃ ✔x ┃"],
+    "wide forms": ["┃ ＡＢＣ！ ┃", "┃ abcdefgh ┃", "┃ 、。「」 ┃"],
+    "blanks": ["名前  x", "abcd  x", "🎉🎉  x"],
+    "tabs": ["名前名前\tx", "abcdefgh\tx", "名前🎉\t\tx"],
+    "bars": ["日本 🚀: 50%|█████     | 1/2", "plain x: 50%|█████     | 1/2", "✅✅✅x: 50%|█████     | 1/2"],
+    "links": [f"\x1b]8;;http://a.example/\x07{name}\x1b]8;;\x07  │" for name in ("漢字🎉", "abcdef")],
+}
+
+# Where the last character of each line ends, in pixels.
+ENDS = """() => {
+  const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+  const ends = [];
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    for (let end; (end = node.data.indexOf('\\n', end + 1)) > 0;) {
+      const range = new Range();
+      range.setStart(node, end - 1);
+      range.setEnd(node, end);
+      ends.push(range.getBoundingClientRect().right);
+    }
+  }
+  return ends;
+}"""
+
+
+@pytest.mark.parametrize("size", ["16px", "13.6px"])
+@pytest.mark.parametrize("what", TABLES)
+def test_columns_behind_wide_characters_are_below_each_other(stage: Stage, what: str, size: str) -> None:
+    stage.evaluate(f"document.documentElement.style.fontSize = '{size}'")
+    rows = TABLES[what]
+    stage.draw("\n".join(rows))
+    ends = stage.evaluate(ENDS)
+    assert len(ends) == len(rows)
+    assert max(ends) - min(ends) <= 1

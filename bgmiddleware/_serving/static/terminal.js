@@ -31,6 +31,7 @@ const Terminal = (() => {
   const MAX_MARKS = 16;
   const MAX_ADDRESS = 2048;
   const MAX_STYLES = 1000;
+  const MAX_GLYPHS = 10000;
 
   // ------------------------------------------------------------------------------------------------------- characters
 
@@ -42,6 +43,10 @@ const Terminal = (() => {
   const WIDE = /(?![\u{1f1e6}-\u{1f1ff}])[\p{Emoji_Presentation}\u1100-\u115f\u2329\u232a\u2e80-\u303e\u3041-\u3247\u3250-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe10-\ufe19\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6\u{16fe0}-\u{1b2ff}\u{1f200}-\u{1f265}\u{1f300}-\u{1f320}\u{20000}-\u{3fffd}]/u;
   // Controls that turn the order of text about, and so can make it say what it does not: shown by their names.
   const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
+
+  // A character, or an emoji however joined, that a browser may take from another font, where it is wider or narrower.
+  const FOREIGN = new RegExp(
+    String.raw`(\p{RI}{2}|\p{ExtPict}[\p{M}\p{Cf}\p{EMod}]*(?:(?<=\u200d)\p{ExtPict}[\p{M}\p{Cf}\p{EMod}]*)*|${WIDE.source}${ZERO.source}*)`, 'u');
 
   const widthOf = (character) => NARROW.test(character) ? 1 : ZERO.test(character) ? 0 : WIDE.test(character) ? 2 : 1;
 
@@ -449,6 +454,10 @@ const Terminal = (() => {
   // What a reader takes for the name of a host.
   const HOST = /[\p{L}\p{N}][\p{L}\p{N}-]*(?:\.[\p{L}\p{N}-]+)*\.\p{L}{2,}/giu;
 
+  // How a page draws characters, as far as it was asked.
+  const spacings = new Map();
+  let pen;
+
   const make = (name, properties) => Object.assign(document.createElement(name), properties);
 
   const hostOf = (href) => address(href) && new URL(href).host;
@@ -476,39 +485,80 @@ const Terminal = (() => {
     return look;
   }
 
-  function styled({text, style}) {
-    if (style === PLAIN) return text;
-    style.look ??= lookOf(style);
-    return Object.assign(style.look.cloneNode(), {textContent: text});
+  // Does something in the line stand below what is in others, behind wide characters? No table is wider than the screen.
+  function hasColumns({width, text}) {
+    const from = NARROW.test(text) || width > COLUMNS ? -1 : text.search(FOREIGN);
+    return from >= 0 && /[|\u2500-\u259f\t]|  +[^ ]/.test(text.slice(from));
   }
 
-  function linked(runs, href) {
+  // What has to be added to a glyph for it to take as much room as its columns do.
+  function spacingOf(glyph) {
+    if (!pen) {
+      pen = make('canvas').getContext('2d');
+      pen.font = `100px ${getComputedStyle(document.querySelector('.terminal')).fontFamily}`;
+    }
+    if (!spacings.has(glyph)) {
+      if (spacings.size > MAX_GLYPHS) spacings.clear();
+      const room = cellsOf(glyph).length * pen.measureText('0').width - pen.measureText(glyph).width;
+      spacings.set(glyph, `letter-spacing: ${(room / 100).toFixed(4)}em`);
+    }
+    return spacings.get(glyph);
+  }
+
+  // Text, with spans for what has to be held to its columns. It stays inline text, or the browser would find nothing in it.
+  function held(text) {
+    const parts = [];
+    let style;
+    text.split(FOREIGN).forEach((part, odd) => {
+      if (!part) return;
+      const before = style;
+      style = odd % 2 ? spacingOf(part) : '';
+      if (style && style === before) parts.at(-1).textContent += part;
+      else parts.push(style ? make('span', {style, textContent: part}) : part);
+    });
+    return parts;
+  }
+
+  function styled({text, style}, hold) {
+    const parts = hold ? held(text) : [text];
+    if (style === PLAIN) return parts;
+    style.look ??= lookOf(style);
+    const look = style.look.cloneNode();
+    look.append(...parts);
+    return [look];
+  }
+
+  function linked(runs, href, hold) {
     const link = make('a', {href, target: '_blank', rel: 'noopener noreferrer nofollow'});
-    link.append(...runs.map(styled));
+    link.append(...runs.flatMap((run) => styled(run, hold)));
     return misleads(link.text, href) ? [link, make('span', {className: 'target', textContent: ` [→ ${hostOf(href)}]`})] : [link];
   }
 
   // Addresses in the text become links.
-  function autolinked({text, style}) {
-    if (!text.includes('://')) return [styled({text, style})];
+  function autolinked({text, style}, hold) {
+    if (!text.includes('://')) return styled({text, style}, hold);
     return text.split(URLS).flatMap((part, odd) => {
       const run = {text: part, style};
-      return odd % 2 && address(part) ? linked([run], part) : part ? styled(run) : [];
+      return odd % 2 && address(part) ? linked([run], part, hold) : styled(run, hold);
     });
   }
 
+  // How much of the browser it takes, roughly: an element as much as some characters.
+  const weightOf = (node) => node.textContent.length + 20 * (1 + (node.getElementsByTagName?.('*').length ?? 0));
+
   function nodesOf(line) {
     const runs = line.pack();
+    const hold = hasColumns(line);
     const parts = [];
     for (let end, at = 0; at < runs.length; at = end) {
       const {link} = runs[at].style;
       end = at + 1;
       while (link && runs[end]?.style.link === link) end++;
-      parts.push(...(link ? linked(runs.slice(at, end), link) : autolinked(runs[at])));
+      parts.push(...(link ? linked(runs.slice(at, end), link, hold) : autolinked(runs[at], hold)));
     }
     if (typeof parts.at(-1) === 'string') parts.push(parts.pop() + '\n');
     else parts.push('\n');
-    return parts.map((part) => part.nodeType ? part : new Text(part));
+    return parts.filter((part) => part).map((part) => part.nodeType ? part : new Text(part));
   }
 
   // onprogress({percent, text}) is called as the output tells of progress, onprogress(null) when it no longer does;
@@ -615,8 +665,7 @@ const Terminal = (() => {
       else place(made);
       nodes?.forEach((node) => node.remove());
       line.nodes = made;
-      // How much is in a chunk, roughly: a change of style weighs as much as some characters.
-      const weight = line.runs.reduce((sum, run) => sum + run.text.length + 20, 0);
+      const weight = made.reduce((sum, node) => sum + weightOf(node), 0);
       chunks.at(-1).weight += weight - line.weight;
       line.weight = weight;
     }
