@@ -351,3 +351,25 @@ def test_columns_behind_wide_characters_are_below_each_other(stage: Stage, what:
     ends = stage.evaluate(ENDS)
     assert len(ends) == len(rows)
     assert max(ends) - min(ends) <= 1
+
+
+def test_what_is_held_to_its_columns_is_found_and_copied(stage: Stage) -> None:
+    text = stage.draw("\n".join(TABLES["Chinese and Japanese"] + TABLES["emoji"]))
+    for wanted in ("漢字 and 漢字", "長い名前 │", "│ ✅ 🚀", "🎉a❌b"):
+        assert stage.evaluate(f"getSelection().empty(), window.find('{wanted}')"), wanted
+    stage.evaluate("getSelection().selectAllChildren(document.querySelector('main'))")
+    assert stage.evaluate("getSelection().toString()").rstrip() == text
+
+
+def test_only_lines_with_columns_have_elements_for_them(stage: Stage) -> None:
+    spans = "document.querySelectorAll('main span').length"
+    stage.draw("普通のログの行です 🎉 for all\n" * 1000 + "日本語" * 100 + "|\n")
+    assert stage.evaluate(spans) == 0
+    stage.draw("日本語日本語|\n")
+    assert stage.evaluate(spans) == 1
+
+
+def test_a_line_that_is_split_has_no_more_elements_than_a_whole_one(stage: Stage) -> None:
+    stage.draw("\x1b[31ma\x1b[32mb" * 100_000 + "\n\x1b[31mafter")
+    assert stage.evaluate("document.querySelectorAll('main span').length") == 3001
+    assert stage.evaluate("[...document.querySelectorAll('main span')].at(-1).textContent") == "after"

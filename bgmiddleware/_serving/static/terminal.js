@@ -24,14 +24,14 @@ const Terminal = (() => {
   // The cursor is not moved further right than this; text may go on to MAX_WIDTH, then its line is split.
   const COLUMNS = 512;
   const MAX_WIDTH = 8192;
-  // When the style has changed so often, the rest of the line is plain.
+  // When the style has changed so often, the rest of the line is plain, and so are the lines that it is split into.
   const MAX_RUNS = 3000;
   const MAX_STRING = 8192;
   // A character has no more marks than this, for none takes the browser so long; further ones belong to a blank.
   const MAX_MARKS = 16;
   const MAX_ADDRESS = 2048;
-  const MAX_STYLES = 1000;
-  const MAX_GLYPHS = 10000;
+  // Of styles, and of characters, how many are remembered.
+  const MAX_KNOWN = 5000;
 
   // ------------------------------------------------------------------------------------------------------- characters
 
@@ -40,13 +40,13 @@ const Terminal = (() => {
   // No column: combining marks, joiners and variation selectors, the vowels and finals of Korean syllables.
   const ZERO = /[\p{Mn}\p{Me}\p{Cf}\u1160-\u11ff]/u;
   // Two columns: East Asian Wide, and emoji; a flag is two letters of one column each.
-  const WIDE = /(?![\u{1f1e6}-\u{1f1ff}])[\p{Emoji_Presentation}\u1100-\u115f\u2329\u232a\u2e80-\u303e\u3041-\u3247\u3250-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe10-\ufe19\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6\u{16fe0}-\u{1b2ff}\u{1f200}-\u{1f265}\u{1f300}-\u{1f320}\u{20000}-\u{3fffd}]/u;
+  const WIDE = /(?!\p{RI})[\p{EPres}\u1100-\u115f\u2329\u232a\u2e80-\u303e\u3041-\u3247\u3250-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe10-\ufe19\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6\u{16fe0}-\u{1b2ff}\u{1f200}-\u{1f265}\u{20000}-\u{3fffd}]/u;
   // Controls that turn the order of text about, and so can make it say what it does not: shown by their names.
   const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
 
   // A character, or an emoji however joined, that a browser may take from another font, where it is wider or narrower.
   const FOREIGN = new RegExp(
-    String.raw`(\p{RI}{2}|\p{ExtPict}[\p{M}\p{Cf}\p{EMod}]*(?:(?<=\u200d)\p{ExtPict}[\p{M}\p{Cf}\p{EMod}]*)*|${WIDE.source}${ZERO.source}*)`, 'u');
+    String.raw`(\p{RI}{2}|\p{ExtPict}(?:[\p{M}\p{Cf}\p{EMod}]|(?<=\u200d)\p{ExtPict})*|${WIDE.source}${ZERO.source}*)`, 'u');
 
   const widthOf = (character) => NARROW.test(character) ? 1 : ZERO.test(character) ? 0 : WIDE.test(character) ? 2 : 1;
 
@@ -68,14 +68,15 @@ const Terminal = (() => {
   // The style that a change makes of another; changesOf(change) is asked once.
   function changed(style, change, changesOf) {
     const path = `${style.key}\t${change}`;
-    if (!styles.has(path)) {
-      if (styles.size > MAX_STYLES) styles.clear();
+    let made = styles.get(path);
+    if (!made) {
+      if (styles.size > MAX_KNOWN) styles.clear();
       const looks = {...style, ...changesOf(change), key: '', look: null};
       looks.key = Object.values(looks).join('\n');
-      const made = looks.key === PLAIN.key ? PLAIN : styles.get(looks.key) || looks;
+      made = looks.key === PLAIN.key ? PLAIN : styles.get(looks.key) || looks;
       styles.set(looks.key, made).set(path, made);
     }
-    return styles.get(path);
+    return made;
   }
   PLAIN.key = Object.values(PLAIN).join('\n');
 
@@ -122,6 +123,8 @@ const Terminal = (() => {
     cells = null;
     // In columns.
     width = 0;
+    // How many runs it may have.
+    most = MAX_RUNS;
     // Not in the page as it is now; not seen by who looks for progress; written over, as lines that show progress are.
     dirty = true;
     touched = true;
@@ -129,6 +132,7 @@ const Terminal = (() => {
     // What it is in the page, and how much.
     nodes = null;
     weight = 0;
+    held = false;
 
     get text() {
       return this.pack().map((run) => run.text).join('');
@@ -145,7 +149,7 @@ const Terminal = (() => {
     add(text, style) {
       if (this.cells) return cellsOf(text, style, this.cells);
       const last = this.runs.at(-1);
-      if (this.runs.length >= MAX_RUNS) style = PLAIN;
+      if (this.runs.length >= this.most) style = PLAIN;
       if (last?.style === style) last.text += text;
       else this.runs.push({text, style});
     }
@@ -242,7 +246,9 @@ const Terminal = (() => {
       if (width > room) {
         const fits = NARROW.test(text) ? room : 0;
         put(text.slice(0, fits), fits);
+        const most = line().most - line().pack().length;
         newline();
+        line().most = most;
         return put(text.slice(fits), width - fits);
       }
       line().write(column, text, width, style);
@@ -447,7 +453,7 @@ const Terminal = (() => {
   // Of the chunks the browser lays out only those that are seen. This is about 100,000 lines of usual length.
   const MAX_CHUNKS = 400;
   const PIECE = 8192;
-  const FRAME_MS = 10;
+  const FRAME_MS = 20;
   const LOOK_MS = 100;
 
   const URLS = /(https?:\/\/[^\s<>"'`{}|\\^]*[^\s<>"'`{}|\\^.,:;!?)\]])/i;
@@ -486,9 +492,10 @@ const Terminal = (() => {
   }
 
   // Does something in the line stand below what is in others, behind wide characters? No table is wider than the screen.
-  function hasColumns({width, text}) {
-    const from = NARROW.test(text) || width > COLUMNS ? -1 : text.search(FOREIGN);
-    return from >= 0 && /[|\u2500-\u259f\t]|  +[^ ]/.test(text.slice(from));
+  function hasColumns(line) {
+    if (line.width > COLUMNS || line.runs.every(({text}) => NARROW.test(text))) return false;
+    const {text} = line;
+    return /[|\u2500-\u259f\t]|  +[^ ]/.test(text.slice(text.search(FOREIGN)));
   }
 
   // What has to be added to a glyph for it to take as much room as its columns do.
@@ -498,7 +505,7 @@ const Terminal = (() => {
       pen.font = `100px ${getComputedStyle(document.querySelector('.terminal')).fontFamily}`;
     }
     if (!spacings.has(glyph)) {
-      if (spacings.size > MAX_GLYPHS) spacings.clear();
+      if (spacings.size > MAX_KNOWN) spacings.clear();
       const room = cellsOf(glyph).length * pen.measureText('0').width - pen.measureText(glyph).width;
       spacings.set(glyph, `letter-spacing: ${(room / 100).toFixed(4)}em`);
     }
@@ -543,12 +550,9 @@ const Terminal = (() => {
     });
   }
 
-  // How much of the browser it takes, roughly: an element as much as some characters.
-  const weightOf = (node) => node.textContent.length + 20 * (1 + (node.getElementsByTagName?.('*').length ?? 0));
-
   function nodesOf(line) {
     const runs = line.pack();
-    const hold = hasColumns(line);
+    const hold = line.held = hasColumns(line);
     const parts = [];
     for (let end, at = 0; at < runs.length; at = end) {
       const {link} = runs[at].style;
@@ -665,7 +669,8 @@ const Terminal = (() => {
       else place(made);
       nodes?.forEach((node) => node.remove());
       line.nodes = made;
-      const weight = made.reduce((sum, node) => sum + weightOf(node), 0);
+      // How much is in a chunk, roughly: a change of style, or of the font, weighs as much as some characters.
+      const weight = line.runs.reduce((sum, run) => sum + run.text.length + 20, line.held ? 10 * line.width : 0);
       chunks.at(-1).weight += weight - line.weight;
       line.weight = weight;
     }
