@@ -81,6 +81,8 @@ _HOSTILE = {
     "three million returns": "'\\rx'.repeat(3e6 * {share})",
     "a string of 5 MB without an end": "'\\x1b]' + 'x'.repeat(5e6 * {share})",
     "a million empty lines": "'\\n'.repeat(1e6 * {share})",
+    "100,000 lines of Japanese": "'普通の日本語のログの行です。これは長い\\n'.repeat(1e5 * {share})",
+    "20,000 rows of a Japanese table": "'│ 日本語の名前 │ 🎉 完了 │ 1 │\\n'.repeat(2e4 * {share})",
     "100,000 links": "'\\x1b]8;;http://a.example/\\x07x\\x1b]8;;http://b.example/\\x07y'.repeat(5e4 * {share})",
 }
 

@@ -533,7 +533,22 @@ def test_every_word_is_said_somewhere() -> None:
 
 def test_scripts_are_stripped_of_what_is_only_for_us() -> None:
     text = '  // says why\n\n  const url = "http://x"; // stays;\n    go(url, {\n  a: 1,\n//\n  });\n  }\n  "/*"\n'
-    assert assets.stripped_script(text) == 'const url = "http://x"; // stays;\ngo(url,{a:1,});}\n"/*"\n'
+    assert assets.stripped_script(text) == 'const url = "http://x"; // stays;\ngo(url,{a:1})}"/*"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "stripped"),
+    [
+        ("const a = 1;\nconst {b} = a;\nconst c = () => {\nd();\n};", "const a=1,{b}=a,c=()=>{d()};"),
+        ("const a = 1; // one\nconst b = 2;", "const a=1;// one\nconst b=2;"),
+        ("const a = () => {\n};\nconst b = 2;", "const a=()=>{};const b=2;"),
+        ("{\na();\nwhile (b());\n}", "{a();while(b());}"),
+        ("[\n1,\n2,\n];", "[1,2];"),
+        ("a()\nb()", "a()\nb()\n"),
+    ],
+)
+def test_the_ends_of_lines_go_only_where_they_say_nothing(text: str, stripped: str) -> None:
+    assert assets.stripped_script(text) == stripped
 
 
 @pytest.mark.parametrize(
@@ -541,15 +556,16 @@ def test_scripts_are_stripped_of_what_is_only_for_us() -> None:
     [
         ("if (a === b && c) x()", "if(a===b&&c)x()"),
         ("const f = ({x, y}) => x ? y : [z]", "const f=({x,y})=>x?y:[z]"),
-        ("return a - -b + +c + d * e - f", "return a - -b + +c+d*e-f"),
+        ("return a - -b + +c + d * (e) - f % g", "return a - -b + +c+d*(e)-f%g"),
         ("a++ + b !== c ** d", "a++ + b!==c ** d"),
         ("x = 'a = b' + 'c, d'", "x='a = b'+'c, d'"),
-        ('x = {y: "a = b", z}', 'x={y:"a = b",z}'),
-        ('x = "it\'s a = b"', 'x = "it\'s a = b"'),
-        ("x = 'a \\' = b'", "x = 'a \\' = b'"),
-        ("x = `a = ${b}`", "x = `a = ${b}`"),
-        ("x = / = /", "x = / = /"),
-        ("x = 1; // a = b", "x = 1; // a = b"),
+        ('x = "it\'s a = b"', 'x="it\'s a = b"'),
+        ("x = 'a \\' = b' + \"c = 'd\"", "x='a \\' = b'+\"c = 'd\""),
+        ("x = `a = ${b}`", "x=`a = ${b}`"),
+        ("x = `a = ${`b = c`}`", "x = `a = ${`b = c`}`"),
+        ("x = / = /", "x=/ = /"),
+        ("x = 'a = / = b'", "x = 'a = / = b'"),
+        ("x = y; // a = b", "x=y;// a = b"),
     ],
 )
 def test_spaces_go_only_where_there_can_be_no_string(line: str, stripped: str) -> None:
@@ -558,7 +574,7 @@ def test_spaces_go_only_where_there_can_be_no_string(line: str, stripped: str) -
 
 def test_styles_are_stripped_of_what_is_only_for_us() -> None:
     text = '/* one\n two */\n.a, .b :hover {\n  color: red; /* x */\n  font: 1px "A B", c;\n}\n'
-    assert assets.stripped_style(text) == '.a,.b :hover{color:red;font:1px "A B",c;}\n'
+    assert assets.stripped_style(text) == '.a,.b :hover{color:red;font:1px "A B",c}\n'
 
 
 @pytest.mark.parametrize("name", ["page.js", "terminal.js"])

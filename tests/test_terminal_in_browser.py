@@ -305,3 +305,71 @@ def test_clearing_tells_that_nothing_is_known(stage: Stage) -> None:
     stage.evaluate("terminal.clear()")
     assert stage.evaluate("told.at(-1)") is None
     assert stage.evaluate("terminal.text()") == ""
+
+
+# Rows below each other, with the same columns: as rich, tqdm and others would print them.
+TABLES = {
+    "Chinese and Japanese": [
+        "│ 日本語のとても長い名前 │ 状態 │",
+        "│ plain                  │ good │",
+        "│ \x1b[1;4m漢字\x1b[0m and \x1b[2m漢字\x1b[0m          │ \x1b[32m完了\x1b[0m │",
+    ],
+    "Korean": ["| 한국어 텍스트 | x |", "| plain         | x |", "| 한a국b어      | x |"],
+    "emoji": ["│ ✅ 🚀🚀🚀 │", "│ plain     │", "│ 🎉a❌b🎉c │"],
+    "emoji of several characters": ["┃ 👍🏽 ┃", "┃ abcd ┃", "┃ 🇩🇪🇫🇷 ┃"],
+    "emoji that are narrow": ["┃ ⚠\ufe0f  ┃", "┃ ab ┃", "┃ ✔x ┃"],
+    "wide forms": ["┃ ＡＢＣ！ ┃", "┃ abcdefgh ┃", "┃ 、。「」 ┃"],
+    "blanks": ["名前  x", "abcd  x", "🎉🎉  x"],
+    "tabs": ["名前名前\tx", "abcdefgh\tx", "名前🎉\t\tx"],
+    "bars": ["日本 🚀: 50%|█████     | 1/2", "plain x: 50%|█████     | 1/2", "✅✅✅x: 50%|█████     | 1/2"],
+    "links": [f"\x1b]8;;http://a.example/\x07{name}\x1b]8;;\x07  │" for name in ("漢字🎉", "abcdef")],
+}
+
+# Where the last character of each line ends, in pixels.
+ENDS = """() => {
+  const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+  const ends = [];
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    for (let end; (end = node.data.indexOf('\\n', end + 1)) > 0;) {
+      const range = new Range();
+      range.setStart(node, end - 1);
+      range.setEnd(node, end);
+      ends.push(range.getBoundingClientRect().right);
+    }
+  }
+  return ends;
+}"""
+
+
+@pytest.mark.parametrize("size", ["16px", "13.6px"])
+@pytest.mark.parametrize("what", TABLES)
+def test_columns_behind_wide_characters_are_below_each_other(stage: Stage, what: str, size: str) -> None:
+    stage.evaluate(f"document.documentElement.style.fontSize = '{size}'")
+    rows = TABLES[what]
+    stage.draw("\n".join(rows))
+    ends = stage.evaluate(ENDS)
+    assert len(ends) == len(rows)
+    assert max(ends) - min(ends) <= 1
+
+
+def test_what_is_held_to_its_columns_is_found_and_copied(stage: Stage) -> None:
+    text = stage.draw("\n".join(TABLES["Chinese and Japanese"] + TABLES["emoji"]))
+    for wanted in ("漢字 and 漢字", "長い名前 │", "│ ✅ 🚀", "🎉a❌b"):
+        assert stage.evaluate(f"getSelection().empty(), window.find('{wanted}')"), wanted
+    stage.evaluate("getSelection().selectAllChildren(document.querySelector('main'))")
+    assert stage.evaluate("getSelection().toString()").rstrip() == text
+
+
+def test_only_lines_with_columns_have_elements_for_them(stage: Stage) -> None:
+    spans = "document.querySelectorAll('main span').length"
+    stage.draw("普通のログの行です 🎉 for all\n" * 1000 + "日本語" * 100 + "|\n")
+    assert stage.evaluate(spans) == 0
+    stage.draw("日本語日本語|\n")
+    assert stage.evaluate(spans) == 1
+
+
+def test_a_line_that_is_split_has_no_more_elements_than_a_whole_one(stage: Stage) -> None:
+    stage.draw("\x1b[31ma\x1b[32mb" * 100_000 + "\n\x1b[31mafter")
+    assert stage.evaluate("document.querySelectorAll('main span').length") == 3001
+    assert stage.evaluate("[...document.querySelectorAll('main span')].at(-1).textContent") == "after"

@@ -69,7 +69,7 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         "refresh": _refresh() if live else "",
         "symbol": SYMBOLS[job.state],
         "title": html.escape(readable(job.title)),
-        "icon": html.escape(icon(_icon(visit), job.state), quote=False),
+        "icon": icon(_icon(visit), job.state).replace("&", "&amp;"),
         "state": job.state.value,
         "state_word": said["states"][job.state],
         "times": times,

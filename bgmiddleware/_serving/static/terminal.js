@@ -24,13 +24,14 @@ const Terminal = (() => {
   // The cursor is not moved further right than this; text may go on to MAX_WIDTH, then its line is split.
   const COLUMNS = 512;
   const MAX_WIDTH = 8192;
-  // When the style has changed so often, the rest of the line is plain.
+  // When the style has changed so often, the rest of the line is plain, and so are the lines that it is split into.
   const MAX_RUNS = 3000;
   const MAX_STRING = 8192;
   // A character has no more marks than this, for none takes the browser so long; further ones belong to a blank.
   const MAX_MARKS = 16;
   const MAX_ADDRESS = 2048;
-  const MAX_STYLES = 1000;
+  // Of styles, and of characters, how many are remembered.
+  const MAX_KNOWN = 5000;
 
   // ------------------------------------------------------------------------------------------------------- characters
 
@@ -39,9 +40,13 @@ const Terminal = (() => {
   // No column: combining marks, joiners and variation selectors, the vowels and finals of Korean syllables.
   const ZERO = /[\p{Mn}\p{Me}\p{Cf}\u1160-\u11ff]/u;
   // Two columns: East Asian Wide, and emoji; a flag is two letters of one column each.
-  const WIDE = /(?![\u{1f1e6}-\u{1f1ff}])[\p{Emoji_Presentation}\u1100-\u115f\u2329\u232a\u2e80-\u303e\u3041-\u3247\u3250-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe10-\ufe19\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6\u{16fe0}-\u{1b2ff}\u{1f200}-\u{1f265}\u{1f300}-\u{1f320}\u{20000}-\u{3fffd}]/u;
+  const WIDE = /(?!\p{RI})[\p{EPres}\u1100-\u115f\u2329\u232a\u2e80-\u303e\u3041-\u3247\u3250-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe10-\ufe19\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6\u{16fe0}-\u{1b2ff}\u{1f200}-\u{1f265}\u{20000}-\u{3fffd}]/u;
   // Controls that turn the order of text about, and so can make it say what it does not: shown by their names.
   const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
+
+  // A character, or an emoji however joined, that a browser may take from another font, where it is wider or narrower.
+  const FOREIGN = new RegExp(
+    String.raw`(\p{RI}{2}|\p{ExtPict}(?:[\p{M}\p{Cf}\p{EMod}]|(?<=\u200d)\p{ExtPict})*|${WIDE.source}${ZERO.source}*)`, 'u');
 
   const widthOf = (character) => NARROW.test(character) ? 1 : ZERO.test(character) ? 0 : WIDE.test(character) ? 2 : 1;
 
@@ -63,14 +68,15 @@ const Terminal = (() => {
   // The style that a change makes of another; changesOf(change) is asked once.
   function changed(style, change, changesOf) {
     const path = `${style.key}\t${change}`;
-    if (!styles.has(path)) {
-      if (styles.size > MAX_STYLES) styles.clear();
+    let made = styles.get(path);
+    if (!made) {
+      if (styles.size > MAX_KNOWN) styles.clear();
       const looks = {...style, ...changesOf(change), key: '', look: null};
       looks.key = Object.values(looks).join('\n');
-      const made = looks.key === PLAIN.key ? PLAIN : styles.get(looks.key) || looks;
+      made = looks.key === PLAIN.key ? PLAIN : styles.get(looks.key) || looks;
       styles.set(looks.key, made).set(path, made);
     }
-    return styles.get(path);
+    return made;
   }
   PLAIN.key = Object.values(PLAIN).join('\n');
 
@@ -117,6 +123,8 @@ const Terminal = (() => {
     cells = null;
     // In columns.
     width = 0;
+    // How many runs it may have.
+    most = MAX_RUNS;
     // Not in the page as it is now; not seen by who looks for progress; written over, as lines that show progress are.
     dirty = true;
     touched = true;
@@ -124,6 +132,7 @@ const Terminal = (() => {
     // What it is in the page, and how much.
     nodes = null;
     weight = 0;
+    held = false;
 
     get text() {
       return this.pack().map((run) => run.text).join('');
@@ -140,7 +149,7 @@ const Terminal = (() => {
     add(text, style) {
       if (this.cells) return cellsOf(text, style, this.cells);
       const last = this.runs.at(-1);
-      if (this.runs.length >= MAX_RUNS) style = PLAIN;
+      if (this.runs.length >= this.most) style = PLAIN;
       if (last?.style === style) last.text += text;
       else this.runs.push({text, style});
     }
@@ -237,7 +246,9 @@ const Terminal = (() => {
       if (width > room) {
         const fits = NARROW.test(text) ? room : 0;
         put(text.slice(0, fits), fits);
+        const most = line().most - line().pack().length;
         newline();
+        line().most = most;
         return put(text.slice(fits), width - fits);
       }
       line().write(column, text, width, style);
@@ -442,12 +453,16 @@ const Terminal = (() => {
   // Of the chunks the browser lays out only those that are seen. This is about 100,000 lines of usual length.
   const MAX_CHUNKS = 400;
   const PIECE = 8192;
-  const FRAME_MS = 10;
+  const FRAME_MS = 20;
   const LOOK_MS = 100;
 
   const URLS = /(https?:\/\/[^\s<>"'`{}|\\^]*[^\s<>"'`{}|\\^.,:;!?)\]])/i;
   // What a reader takes for the name of a host.
   const HOST = /[\p{L}\p{N}][\p{L}\p{N}-]*(?:\.[\p{L}\p{N}-]+)*\.\p{L}{2,}/giu;
+
+  // How a page draws characters, as far as it was asked.
+  const spacings = new Map();
+  let pen;
 
   const make = (name, properties) => Object.assign(document.createElement(name), properties);
 
@@ -476,39 +491,78 @@ const Terminal = (() => {
     return look;
   }
 
-  function styled({text, style}) {
-    if (style === PLAIN) return text;
-    style.look ??= lookOf(style);
-    return Object.assign(style.look.cloneNode(), {textContent: text});
+  // Does something in the line stand below what is in others, behind wide characters? No table is wider than the screen.
+  function hasColumns(line) {
+    if (line.width > COLUMNS || line.runs.every(({text}) => NARROW.test(text))) return false;
+    const {text} = line;
+    return /[|\u2500-\u259f\t]|  +[^ ]/.test(text.slice(text.search(FOREIGN)));
   }
 
-  function linked(runs, href) {
+  // What has to be added to a glyph for it to take as much room as its columns do.
+  function spacingOf(glyph) {
+    if (!pen) {
+      pen = make('canvas').getContext('2d');
+      pen.font = `100px ${getComputedStyle(document.querySelector('.terminal')).fontFamily}`;
+    }
+    if (!spacings.has(glyph)) {
+      if (spacings.size > MAX_KNOWN) spacings.clear();
+      const room = cellsOf(glyph).length * pen.measureText('0').width - pen.measureText(glyph).width;
+      spacings.set(glyph, `letter-spacing: ${(room / 100).toFixed(4)}em`);
+    }
+    return spacings.get(glyph);
+  }
+
+  // Text, with spans for what has to be held to its columns. It stays inline text, or the browser would find nothing in it.
+  function held(text) {
+    const parts = [];
+    let style;
+    text.split(FOREIGN).forEach((part, odd) => {
+      if (!part) return;
+      const before = style;
+      style = odd % 2 ? spacingOf(part) : '';
+      if (style && style === before) parts.at(-1).textContent += part;
+      else parts.push(style ? make('span', {style, textContent: part}) : part);
+    });
+    return parts;
+  }
+
+  function styled({text, style}, hold) {
+    const parts = hold ? held(text) : [text];
+    if (style === PLAIN) return parts;
+    style.look ??= lookOf(style);
+    const look = style.look.cloneNode();
+    look.append(...parts);
+    return [look];
+  }
+
+  function linked(runs, href, hold) {
     const link = make('a', {href, target: '_blank', rel: 'noopener noreferrer nofollow'});
-    link.append(...runs.map(styled));
+    link.append(...runs.flatMap((run) => styled(run, hold)));
     return misleads(link.text, href) ? [link, make('span', {className: 'target', textContent: ` [→ ${hostOf(href)}]`})] : [link];
   }
 
   // Addresses in the text become links.
-  function autolinked({text, style}) {
-    if (!text.includes('://')) return [styled({text, style})];
+  function autolinked({text, style}, hold) {
+    if (!text.includes('://')) return styled({text, style}, hold);
     return text.split(URLS).flatMap((part, odd) => {
       const run = {text: part, style};
-      return odd % 2 && address(part) ? linked([run], part) : part ? styled(run) : [];
+      return odd % 2 && address(part) ? linked([run], part, hold) : styled(run, hold);
     });
   }
 
   function nodesOf(line) {
     const runs = line.pack();
+    const hold = line.held = hasColumns(line);
     const parts = [];
     for (let end, at = 0; at < runs.length; at = end) {
       const {link} = runs[at].style;
       end = at + 1;
       while (link && runs[end]?.style.link === link) end++;
-      parts.push(...(link ? linked(runs.slice(at, end), link) : autolinked(runs[at])));
+      parts.push(...(link ? linked(runs.slice(at, end), link, hold) : autolinked(runs[at], hold)));
     }
     if (typeof parts.at(-1) === 'string') parts.push(parts.pop() + '\n');
     else parts.push('\n');
-    return parts.map((part) => part.nodeType ? part : new Text(part));
+    return parts.filter((part) => part).map((part) => part.nodeType ? part : new Text(part));
   }
 
   // onprogress({percent, text}) is called as the output tells of progress, onprogress(null) when it no longer does;
@@ -615,8 +669,8 @@ const Terminal = (() => {
       else place(made);
       nodes?.forEach((node) => node.remove());
       line.nodes = made;
-      // How much is in a chunk, roughly: a change of style weighs as much as some characters.
-      const weight = line.runs.reduce((sum, run) => sum + run.text.length + 20, 0);
+      // How much is in a chunk, roughly: a change of style, or of the font, weighs as much as some characters.
+      const weight = line.runs.reduce((sum, run) => sum + run.text.length + 20, line.held ? 10 * line.width : 0);
       chunks.at(-1).weight += weight - line.weight;
       line.weight = weight;
     }
