@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
-from ._options import check_functions, check_numbers, check_texts, limits_of
+from ._options import check_functions, check_numbers, check_texts, limits_of, priorities_of
 from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
 from ._runner import Run
 from ._serving import (
@@ -82,6 +82,7 @@ class BackgroundMiddleware:
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
+        priority_per_mark: Mapping[str, str] | None = None,
         version: str = "",
         secret: str | None = None,
         page: PageMaker | Template | None = None,
@@ -94,6 +95,7 @@ class BackgroundMiddleware:
         check_functions(when=when, owner=owner, authorize=authorize)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets)
         limits = limits_of(limit_per_owner, limit_per_mark)
+        priorities = priorities_of(priority_per_mark)
         if (dashboard is None) != (authorize is None):
             raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
         if isinstance(app, BackgroundMiddleware):
@@ -126,6 +128,7 @@ class BackgroundMiddleware:
             version=version,
             limit_per_owner=limit_per_owner,
             limits=limits,
+            priorities=priorities,
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )

@@ -4,11 +4,13 @@ import re
 from collections.abc import Mapping
 
 from . import marks
+from ._jobs import Priority
 from .errors import ConfigurationError
 
-__all__ = ["Limits", "check_functions", "check_numbers", "check_texts", "limits_of"]
+__all__ = ["Limits", "Priorities", "check_functions", "check_numbers", "check_texts", "limits_of", "priorities_of"]
 
 Limits = tuple[tuple[str, marks.Mark, int], ...]
+Priorities = tuple[tuple[marks.Mark, Priority], ...]
 
 _SHORTEST_SECRET = 16
 
@@ -50,3 +52,12 @@ def limits_of(per_owner: int | None, per_mark: Mapping[str, int] | None) -> Limi
     if not all(most >= 1 for most in per_mark.values()):
         raise ConfigurationError.of_setting("limit_per_mark", per_mark, "for each glob a number from 1")
     return tuple((glob, marks.path(glob), most) for glob, most in per_mark.items())
+
+
+def priorities_of(per_mark: Mapping[str, str] | None) -> Priorities:
+    """Return the priority of the jobs that each mark is true for."""
+    per_mark = per_mark or {}
+    words = [priority.value for priority in Priority]
+    if not all(word in words for word in per_mark.values()):
+        raise ConfigurationError.of_setting("priority_per_mark", per_mark, f"for each glob one of {', '.join(words)}")
+    return tuple((marks.path(glob), Priority(word)) for glob, word in per_mark.items())

@@ -413,6 +413,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         assert isinstance(document.pop(name), float)
     assert document == {
         "token": token,
+        "priority": "normal",
         "queue": None,
         "title": "POST /slow",
         "state": "finished",
