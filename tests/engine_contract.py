@@ -62,6 +62,10 @@ class EngineContract(ProcessContract):
         """Return how many workers run *count* jobs at a time, and their options."""
         raise NotImplementedError
 
+    def deliver_again(self, site: Scene, key: str) -> None:
+        """Let the message of a running job come once more; return when a worker has had it."""
+        raise NotImplementedError
+
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _at_server(cls, redis_server_of_module: RedisServer) -> Iterator[None]:
@@ -108,6 +112,16 @@ class EngineContract(ProcessContract):
         return kind(**self.broker(url or self.server.url), queue=new_queue())
 
     # What is particular.
+
+    def test_a_message_that_comes_twice_runs_once(self, site: Scene) -> None:
+        target = site.start("/steps")
+        step = site.arrival()
+        self.deliver_again(site, site.running(target).key)
+        assert site.running(target).state is JobState.RUNNING
+        for _ in range(3):
+            go(step)
+        assert site.ended(target).state is JobState.FINISHED
+        assert site.output(target) == b"line 1\nline 2\nline 3\n"
 
     def test_where_a_worker_and_its_processes_are_killed_the_lease_tells(self, tmp_path: Path) -> None:
         with self.scene(tmp_path, max_workers=1) as site:

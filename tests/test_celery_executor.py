@@ -51,20 +51,11 @@ class TestCeleryExecutor(EngineContract):
     def workers_for(self, count: int) -> tuple[int, list[str]]:
         return 1, [*OPTIONS, "--concurrency", str(count)]
 
-    # What is particular.
+    def deliver_again(self, site: Scene, key: str) -> None:
+        site.app.executor.submit(site.app.stored_run(key))
+        self.said(lambda said: f"bgmiddleware.run[{key}] succeeded" in said)
 
-    def test_a_message_that_comes_twice_runs_once(self, site: Scene) -> None:
-        target = site.start("/steps")
-        step = site.arrival()
-        run = site.app.stored_run(site.running(target).key)
-        site.app.executor.submit(run)
-        taken = f"bgmiddleware.run[{run.key}]"
-        self.said(lambda said: f"{taken} succeeded" in said)
-        assert site.running(target).state is JobState.RUNNING
-        for _ in range(3):
-            go(step)
-        assert site.ended(target).state is JobState.FINISHED
-        assert site.output(target) == b"line 1\nline 2\nline 3\n"
+    # What is particular.
 
     def test_a_message_is_acknowledged_when_its_job_begins(self, site: Scene) -> None:
         """Whatever a broker does with messages that are held for hours, it does not do it to those of running jobs."""
@@ -94,14 +85,13 @@ class TestCeleryExecutor(EngineContract):
 class TestCeleryByRabbitMQ:
     """A few of the same by the other broker: what differs is how messages come, and how long they wait."""
 
+    @pytest.fixture(autouse=True)
+    def _broker(self, rabbitmq_server: RabbitMQServer, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+        self.url = rabbitmq_server.url
+        monkeypatch.setenv("CELERY_BROKER_URL", self.url)
+
     @pytest.fixture
-    def site(
-        self,
-        rabbitmq_server: RabbitMQServer,  # noqa: F811
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
-    ) -> Iterator[Scene]:
-        monkeypatch.setenv("CELERY_BROKER_URL", rabbitmq_server.url)
+    def site(self, _broker: None, tmp_path: Path) -> Iterator[Scene]:
         contract = _ByRabbitMQ()
         with contract.scene(tmp_path, limit_per_mark={"/steps": 1}) as scene:
             (self.worker,) = contract.begun
@@ -135,13 +125,7 @@ class TestCeleryByRabbitMQ:
         assert site.ended(target).state is JobState.CANCELLED
         assert site.output(target) == b"obedient\ncleaned up\n"
 
-    def test_of_those_that_wait_the_one_of_the_highest_priority_is_run_first(
-        self,
-        rabbitmq_server: RabbitMQServer,  # noqa: F811
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
-    ) -> None:
-        monkeypatch.setenv("CELERY_BROKER_URL", rabbitmq_server.url)
+    def test_of_those_that_wait_the_one_of_the_highest_priority_is_run_first(self, tmp_path: Path) -> None:
         priorities = {"/demo/low": "low", "/demo/high": "high"}
         with _ByRabbitMQ().scene(tmp_path, max_workers=1, priority_per_mark=priorities) as site:
             first = site.start("/steps")
@@ -154,18 +138,12 @@ class TestCeleryByRabbitMQ:
             assert began == sorted(began)
             assert site.ended(held).state is JobState.FINISHED
 
-    def test_a_queue_of_another_kind_is_refused_with_the_remedy(
-        self,
-        rabbitmq_server: RabbitMQServer,  # noqa: F811
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
-    ) -> None:
-        monkeypatch.setenv("CELERY_BROKER_URL", rabbitmq_server.url)
+    def test_a_queue_of_another_kind_is_refused_with_the_remedy(self, tmp_path: Path) -> None:
         name = new_queue()
-        with Connection(rabbitmq_server.url) as connection:
+        with Connection(self.url) as connection:
             Queue(name, Exchange(name), routing_key=name)(connection.default_channel).declare()
         message = f"queue = '{name}': the broker has a queue of this name with other properties. Delete it there"
-        executor = CeleryExecutor(Celery("shop", broker=rabbitmq_server.url), queue=name)
+        executor = CeleryExecutor(Celery("shop", broker=self.url), queue=name)
         with site_over(executor, f"spool:{tmp_path}/jobs") as app:
             with pytest.raises(ConfigurationError, match=re.escape(message)):
                 start(InProcess(app), "/reports")

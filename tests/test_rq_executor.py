@@ -10,7 +10,6 @@ import pytest
 from clients import InProcess, ended, start
 from engine_contract import EngineContract, site_over, unused
 from engine_worker import Worker, working
-from executor_app import go
 from executor_contract import Scene, short_lease  # noqa: F401  # a fixture
 from redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
@@ -42,21 +41,13 @@ class TestRQExecutor(EngineContract):
     def workers_for(self, count: int) -> tuple[int, list[str]]:
         return count, []
 
-    # What is particular.
-
-    def test_a_message_that_comes_twice_runs_once(self, site: Scene) -> None:
-        target = site.start("/steps")
-        step = site.arrival()
+    def deliver_again(self, site: Scene, key: str) -> None:
         name = site.app.executor.queue
-        taken = f"{name}: {site.running(target).key}"
         with Redis.from_url(self.server.url) as client:
-            client.rpush(f"rq:queue:{name}", site.running(target).key)
-        self.said(lambda said: said.count(taken) == 2)
-        assert site.running(target).state is JobState.RUNNING
-        for _ in range(3):
-            go(step)
-        assert site.ended(target).state is JobState.FINISHED
-        assert site.output(target) == b"line 1\nline 2\nline 3\n"
+            client.rpush(f"rq:queue:{name}", key)
+        self.said(lambda said: said.count(f"{name}: {key}") == 2)
+
+    # What is particular.
 
     def test_a_second_signal_ends_a_worker_and_its_job(self, tmp_path: Path) -> None:
         with self.scene(tmp_path, max_workers=1) as site:

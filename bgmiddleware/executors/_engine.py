@@ -9,7 +9,7 @@ from ..errors import ConfigurationError, QueueFull
 from ._sites import Site, Unloaded
 from .base import Executor
 
-__all__ = ["EngineExecutor"]
+__all__ = ["EngineExecutor", "no_answer", "too_many"]
 
 
 class EngineExecutor(Executor):
