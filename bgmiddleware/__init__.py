@@ -7,7 +7,7 @@ imported by their own paths.
 from . import marks, owners
 from ._capture import detached
 from ._context import background, backgrounder, current_job, progress, track
-from ._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from ._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse
 from ._middleware import BackgroundMiddleware
 from ._runner import Run, RunningJob
 from ._serving import PageParts
@@ -49,6 +49,7 @@ __all__ = [
     "JobState",
     "MemoryRegistry",
     "PageParts",
+    "Priority",
     "Progress",
     "QueueFull",
     "RecordedResponse",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
-__all__ = ["Channel", "Job", "JobState", "Progress", "RecordedResponse", "key_of", "new_token"]
+__all__ = ["Channel", "Job", "JobState", "Priority", "Progress", "RecordedResponse", "key_of", "new_token"]
 
 
 class JobState(StrEnum):
@@ -53,6 +53,27 @@ class Channel(StrEnum):
 
     BODY = "body"
     """The body of the job's HTTP response."""
+
+
+class Priority(StrEnum):
+    """Which of the jobs that wait is taken first; of those of one priority, the one that came first."""
+
+    HIGH = "high"
+    """Before all others."""
+
+    NORMAL = "normal"
+    """As all are where nothing else is said."""
+
+    LOW = "low"
+    """When no other waits."""
+
+    @property
+    def rank(self) -> int:
+        """0 for the highest."""
+        return _RANKS[self]
+
+
+_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +155,7 @@ class Job:
     """Which version of the app took the request; what it is called is the site's choice."""
     deadline: float | None = None
     """Seconds that it may run; then it is asked to stop."""
+    priority: Priority = Priority.NORMAL
     groups: Mapping[str, int] = field(default_factory=dict)
     """The groups that it belongs to, and how many jobs of each may run at a time, itself included."""
     fingerprint: str = ""
@@ -182,6 +204,7 @@ class Job:
         may be newer ones."""
         known: dict[str, Any] = {name: document[name] for name in _FIELDS if name in document}
         known["state"] = JobState(known.get("state", JobState.PENDING))
+        known["priority"] = Priority(known.get("priority", Priority.NORMAL))
         if known.get("response") is not None:
             known["response"] = RecordedResponse.from_document(known["response"])
         if known.get("progress") is not None:

@@ -11,7 +11,15 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
-from ._options import check_functions, check_numbers, check_places, check_switches, check_texts, limits_of
+from ._options import (
+    check_functions,
+    check_numbers,
+    check_places,
+    check_switches,
+    check_texts,
+    limits_of,
+    priorities_of,
+)
 from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
 from ._runner import Run
 from ._serving import (
@@ -82,6 +90,7 @@ class BackgroundMiddleware:
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
+        priority_per_mark: Mapping[str, str] | None = None,
         version: str = "",
         secret: str | None = None,
         page: PageMaker | Template | None = None,
@@ -95,6 +104,7 @@ class BackgroundMiddleware:
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
         limits = limits_of(limit_per_owner, limit_per_mark)
+        priorities = priorities_of(priority_per_mark)
         if (dashboard is None) != (authorize is None):
             raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
         if isinstance(app, BackgroundMiddleware):
@@ -128,6 +138,7 @@ class BackgroundMiddleware:
             version=version,
             limit_per_owner=limit_per_owner,
             limits=limits,
+            priorities=priorities,
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )

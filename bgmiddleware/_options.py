@@ -7,13 +7,25 @@ from numbers import Integral, Real
 from typing import TypeGuard
 
 from . import marks
+from ._jobs import Priority
 from .errors import ConfigurationError
 from .executors.base import Executor
 from .registries.base import Registry
 
-__all__ = ["Limits", "check_functions", "check_numbers", "check_places", "check_switches", "check_texts", "limits_of"]
+__all__ = [
+    "Limits",
+    "Priorities",
+    "check_functions",
+    "check_numbers",
+    "check_places",
+    "check_switches",
+    "check_texts",
+    "limits_of",
+    "priorities_of",
+]
 
 Limits = tuple[tuple[str, marks.Mark, int], ...]
+Priorities = tuple[tuple[marks.Mark, Priority], ...]
 
 _SHORTEST_SECRET = 16
 _OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
@@ -89,3 +101,14 @@ def limits_of(per_owner: object, per_mark: object) -> Limits:
     ):
         raise ConfigurationError.of_setting("limit_per_mark", per_mark, "for each glob a whole number from 1")
     return tuple((glob, marks.path(glob), most) for glob, most in per_mark.items())
+
+
+def priorities_of(per_mark: object) -> Priorities:
+    """Return the priority of the jobs that each mark is true for."""
+    per_mark = {} if per_mark is None else per_mark
+    words = [priority.value for priority in Priority]
+    if not isinstance(per_mark, Mapping) or not all(
+        isinstance(glob, str) and word in words for glob, word in per_mark.items()
+    ):
+        raise ConfigurationError.of_setting("priority_per_mark", per_mark, f"for each glob one of {', '.join(words)}")
+    return tuple((marks.path(glob), Priority(word)) for glob, word in per_mark.items())

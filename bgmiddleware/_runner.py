@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
 from ._channels import BodyStore, open_request_body
 from ._exchange import Exchange
-from ._jobs import JobState, Progress, RecordedResponse
+from ._jobs import JobState, Priority, Progress, RecordedResponse
 from ._keeper import LEASE, Keeper, patiently
 from ._recording import replay_environ
 from .errors import JobCancelled, JobExpired, JobNotFound, RegistryError
@@ -62,11 +62,11 @@ class Work(Protocol):
 class Run:
     """One job, ready to be run once in this process, by whatever thread an executor has.
 
-    An executor of this process calls it; one of another process carries its *key* and nothing else. *deadline*: seconds
-    after which it is asked to stop. *version*: which version of the app this process runs. *output_file*: a descriptor
-    of an empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the
-    file descriptors 1 and 2 too; who gave it can read there what this process wrote before it died. The CPU time is
-    that of the process and its children then.
+    An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
+    one an executor takes first of those that wait. *deadline*: seconds after which it is asked to stop. *version*:
+    which version of the app this process runs. *output_file*: a descriptor of an empty file, given by a process that
+    does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too; who gave it
+    can read there what this process wrote before it died. The CPU time is that of the process and its children then.
     """
 
     def __init__(
@@ -80,11 +80,13 @@ class Run:
         preface: str = "",
         takes_logging: bool = True,
         takes_children: bool = False,
+        priority: Priority = Priority.NORMAL,
         deadline: float | None = None,
         version: str = "",
         output_file: int | None = None,
     ) -> None:
         self.key = key
+        self.priority = priority
         self.registry = registry
         self._work = work
         self._context = context

@@ -16,10 +16,10 @@ from typing import Any
 
 from . import marks
 from ._context import entrances
-from ._jobs import Channel, Job, key_of, new_token
+from ._jobs import Channel, Job, Priority, key_of, new_token
 from ._joining import Flights, credentials_in, fingerprint_of, negotiated_in
 from ._keeper import LEASE
-from ._options import Limits
+from ._options import Limits, Priorities
 from ._recording import Dropped, RecordedRequest, record_request, rewound, title_of
 from ._runner import Run, Work, call_function, replay_request
 from ._serving import (
@@ -81,6 +81,8 @@ class Starter:
     limit_per_owner: int | None
     limits: Limits
     """How many jobs may run at a time of those that a mark is true for: name, mark and number of each."""
+    priorities: Priorities
+    """Which of the jobs that wait is taken first: mark and priority; the first mark that is true counts."""
     secret: bytes | None = field(repr=False)
     """From which the tokens of jobs that can be joined are made, so that nobody else can make them; None: the
     registry has one."""
@@ -103,9 +105,9 @@ class Starter:
             self.dropped.tell(kept)
             kept = {}
 
-        def run(key: str) -> Run:
-            work = replay_request(app, self.site.registry, key, request.environ, kept)
-            return self._run(key, environ, work, context)
+        def run(job: Job) -> Run:
+            work = replay_request(app, self.site.registry, job.key, request.environ, kept)
+            return self._run(job, work, context)
 
         with request.body:
             return self._start(environ, request, run, self.promote_after)
@@ -123,8 +125,8 @@ class Starter:
                 " decorate the view with @backgrounder instead"
             )
 
-        def run(key: str) -> Run:
-            return self._run(key, environ, call_function(function), context, printed)
+        def run(job: Job) -> Run:
+            return self._run(job, call_function(function), context, printed)
 
         if not self._may_join(environ):
             return self._start(environ, None, run, 0.0)
@@ -145,36 +147,28 @@ class Starter:
         """Whether this request could be a repetition of another one."""
         return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
 
-    def _run(self, key: str, environ: dict[str, Any], work: Work, context: Context, preface: str = "") -> Run:
+    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, output_file: int | None = None) -> Run:
         return Run(
-            key,
-            title_of(environ),
+            job.key,
+            job.title,
             self.site.registry,
             work,
             context,
             preface=preface,
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
-            deadline=self.deadline,
+            priority=job.priority,
+            deadline=job.deadline,
             version=self.version,
+            output_file=output_file,
         )
 
     def stored_run(self, app: WSGIApplication, key: str, output_file: int | None) -> Run:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
-        return Run(
-            key,
-            job.title,
-            registry,
-            replay_request(app, registry, key, job.request, {}),
-            Context(),
-            takes_logging=self.capture_logging,
-            takes_children=self.capture_children,
-            deadline=job.deadline,
-            version=self.version,
-            output_file=output_file,
-        )
+        work = replay_request(app, registry, key, job.request, {})
+        return self._run(job, work, Context(), output_file=output_file)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
         """Return the groups that a request's job belongs to, of which only so many run at a time."""
@@ -182,6 +176,10 @@ class Starter:
         if self.limit_per_owner is not None and owner is not None:
             groups[f"owner {owner}"] = self.limit_per_owner
         return groups
+
+    def _priority(self, environ: dict[str, Any]) -> Priority:
+        """Return the priority of a request's job."""
+        return next((priority for mark, priority in self.priorities if mark(environ)), Priority.NORMAL)
 
     def _refuse(self, environ: dict[str, Any]) -> Answer | None:
         """Return the answer for a request that must start nothing, whatever its mark."""
@@ -226,7 +224,7 @@ class Starter:
         self,
         environ: dict[str, Any],
         request: RecordedRequest | None,
-        run: Callable[[str], Run],
+        run: Callable[[Job], Run],
         promote_after: float,
     ) -> Answer:
         """Start a job, or join one that does the same, and say where it is or what it answered."""
@@ -237,6 +235,7 @@ class Starter:
             owner=owner,
             version=self.version,
             deadline=self.deadline,
+            priority=self._priority(environ),
             groups=self._groups(environ, owner),
             request=request.environ if request else {},
         )
@@ -288,7 +287,7 @@ class Starter:
             return self.site.owner.issue(environ)
         return owner, ()
 
-    def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[str], Run]) -> Job:
+    def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> Job:
         """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
         registry = self.site.registry
         must_hold = registry.shared and self.site.executor.keeps_queue
@@ -297,7 +296,7 @@ class Starter:
             offset = 0
             for chunk in request.chunks() if request else ():
                 offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
-            self.site.executor.submit(run(job.key))
+            self.site.executor.submit(run(job))
         except BaseException:
             registry.discard(job.key)
             raise
@@ -306,7 +305,7 @@ class Starter:
         return job
 
     def _begin_or_join(
-        self, environ: dict[str, Any], job: Job, request: RecordedRequest | None, run: Callable[[str], Run]
+        self, environ: dict[str, Any], job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]
     ) -> tuple[str, Job]:
         """Begin the job unless there is one that this request repeats; return its token and itself.
 

@@ -44,12 +44,16 @@ def _globs(text: str) -> list[str]:
 
 
 def _limits(text: str) -> dict[str, int]:
-    limits = {}
+    return {glob: int(number) for glob, number in _per_mark(text).items()}
+
+
+def _per_mark(text: str) -> dict[str, str]:
+    said = {}
     for word in text.split():
-        glob, _, number = word.rpartition("=")
+        glob, _, what = word.rpartition("=")
         (name,) = _globs(glob)
-        limits[name] = int(number)
-    return limits
+        said[name] = what
+    return said
 
 
 def _mark(text: str) -> marks.Mark:
@@ -142,6 +146,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "deadline": (_number, "seconds", "middleware"),
     "limit_per_owner": (_integer, "a whole number", "middleware"),
     "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),
+    "priority_per_mark": (_per_mark, "GLOB=high, GLOB=normal or GLOB=low, with spaces between", "middleware"),
     "version": (str, "a text", "middleware"),
     "secret": (str, "at least 16 characters", "middleware"),
     "page": (_page, "python:MODULE:NAME", "middleware"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.documents import ROOT
@@ -18,12 +18,13 @@ SECONDS = 30.0
 
 
 class Worker:
-    """A worker for the app that *name* names; *options* are those of its engine, *ready* is what it says when it is.
+    """A worker for the app that *name* names; *options* are those of its engine, those *before* the name are ours;
+    *ready* is what it says when it is.
 
     Its output, and that of its children, is in ``said()``.
     """
 
-    def __init__(self, name: str, *options: str, ready: str, path: str = "") -> None:
+    def __init__(self, name: str, *options: str, ready: str, path: str = "", before: Sequence[str] = ()) -> None:
         # All that it leaves behind when it is killed is in there too.
         self._directory = tempfile.TemporaryDirectory(prefix="bg-worker-", ignore_cleanup_errors=True)
         self._log = open(os.path.join(self._directory.name, "log"), "wb")  # noqa: SIM115  # closed with it
@@ -31,7 +32,7 @@ class Worker:
         guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         paths = [path, str(ROOT / "tests"), str(ROOT)]
         self.process = subprocess.Popen(
-            [*guard, sys.executable, "-u", "-m", "bgmiddleware", "work", name, *options],
+            [*guard, sys.executable, "-u", "-m", "bgmiddleware", "work", *before, name, *options],
             cwd=self._directory.name,
             env={
                 **os.environ,
@@ -99,12 +100,14 @@ class Worker:
 
 
 @contextlib.contextmanager
-def working(name: str, *options: str, ready: str, path: str = "", count: int = 1) -> Iterator[list[Worker]]:
+def working(
+    name: str, *options: str, ready: str, path: str = "", count: int = 1, before: Sequence[str] = ()
+) -> Iterator[list[Worker]]:
     """Have *count* workers run."""
     with contextlib.ExitStack() as stack:
         workers = []
         for _ in range(count):
-            worker = Worker(name, *options, ready=ready, path=path)
+            worker = Worker(name, *options, ready=ready, path=path, before=before)
             stack.callback(worker.close)
             workers.append(worker)
         for worker in workers:

@@ -32,7 +32,7 @@ from bgmiddleware import (
     progress,
 )
 from bgmiddleware._loading import loaded
-from bgmiddleware.executors import _worker
+from bgmiddleware.executors import _sites, _watching
 from bgmiddleware.registries import open_registry
 
 NAME = "executor_app:app"
@@ -75,12 +75,13 @@ def go(connection: socket.socket) -> None:
 @contextlib.contextmanager
 def on_stage(name: str) -> Iterator[Callable[[], object]]:
     """A view's side of it: give a function that waits for the test's word, and goes on where the test has left."""
-    with socket.create_connection(("127.0.0.1", _config()["stage"])) as connection:
+    with socket.create_connection(("127.0.0.1", config()["stage"])) as connection:
         connection.sendall(name.encode())
         yield lambda: connection.recv(3)
 
 
-def _config() -> Any:
+def config() -> Any:
+    """Return how the app is set up."""
     return json.loads(os.environ[VARIABLE])
 
 
@@ -117,6 +118,14 @@ def view_steps(environ: dict[str, Any]) -> bytes:
             next_step()
             print("line", number)
     return b"done"
+
+
+def view_imports(environ: dict[str, Any]) -> bytes:
+    """Need what is not there, only now."""
+    print("about to import")
+    import no_such_module_of_the_shop  # noqa: F401
+
+    return b"never"
 
 
 def view_obeys(environ: dict[str, Any]) -> bytes:
@@ -166,7 +175,7 @@ def view_leaves(environ: dict[str, Any]) -> bytes:
 
 
 def _begun_children() -> "subprocess.Popen[bytes]":
-    stage = socket.create_connection(("127.0.0.1", _config()["stage"]))
+    stage = socket.create_connection(("127.0.0.1", config()["stage"]))
     os.set_inheritable(stage.fileno(), True)
     stage.sendall(b"children")
     command = ["sh", "-c", "trap '' TERM; sleep 1000; sleep 1000"]
@@ -265,7 +274,7 @@ def view_forks(environ: dict[str, Any]) -> bytes:
 
 def view_lingers(environ: dict[str, Any]) -> bytes:
     """Leave a thread behind that prints when the job has ended, and one that is nobody's child."""
-    connection = socket.create_connection(("127.0.0.1", _config()["stage"]))
+    connection = socket.create_connection(("127.0.0.1", config()["stage"]))
     connection.sendall(b"lingers")
 
     def print_late() -> None:
@@ -295,23 +304,23 @@ def view_surroundings(environ: dict[str, Any]) -> bytes:
 
 def make() -> BackgroundMiddleware:
     """Return the app as the environment says: the same line in the process of the test and in those of the workers."""
-    config = _config()
-    kind: Callable[..., Executor] = loaded("executor", config["executor"])
+    told = config()
+    kind: Callable[..., Executor] = loaded("executor", told["executor"])
     return BackgroundMiddleware(
         view,
-        registry=open_registry(config["registry"]),
-        executor=kind(**config["executor_options"]),
+        registry=open_registry(told["registry"]),
+        executor=kind(**told["executor_options"]),
         when=marks.always,
         version="2026.11",
-        **config["options"],
+        **told["options"],
     )
 
 
 @contextlib.contextmanager
-def configured(**config: Any) -> Iterator[None]:
+def configured(**told: Any) -> Iterator[None]:
     """Set up the app of the worker processes that begin in this block."""
     before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = json.dumps(config)
+    os.environ[VARIABLE] = json.dumps(told)
     try:
         yield
     finally:
@@ -328,14 +337,14 @@ def shorten_lease(lease: float) -> None:
 
 def lease_of(lease: float) -> Iterator[tuple[ModuleType, str, float]]:
     """Yield where it says how long a claim lasts, and what to say there."""
-    for module in (_keeper, _runner, _starting, _waiting, _worker):
+    for module in (_keeper, _runner, _sites, _starting, _waiting, _watching):
         for name, seconds in {"LEASE": lease, "RENEW_EVERY": lease / 3}.items():
             if hasattr(module, name):
                 yield module, name, seconds
 
 
 if VARIABLE in os.environ and "pytest" not in sys.modules:
-    if _config()["broken"]:
+    if config()["broken"]:
         raise RuntimeError("this app cannot be imported")
-    shorten_lease(_config()["lease"])
+    shorten_lease(config()["lease"])
     app = make()

@@ -49,6 +49,11 @@ class Scene:
         """Return all that it printed, when it has ended."""
         return self.client.request("GET", target, accept="text/plain").body
 
+    def state(self, target: str) -> dict[str, Any]:
+        """Return what scripts are told of it."""
+        document: dict[str, Any] = self.client.request("GET", target, accept="application/json").json
+        return document
+
     def running(self, target: str) -> Job:
         return self.app.registry.get(key_of(target.rpartition("_t=")[2]))
 
@@ -194,6 +199,13 @@ class ExecutorContract:
         assert output.startswith("about to fail\nTraceback (most recent call last):\n")
         assert output.count("ValueError: no such report") == 1
 
+    def test_a_job_that_needs_a_module_that_is_not_there_fails_with_its_traceback(self, site: Scene) -> None:
+        target = site.start("/imports")
+        job = site.ended(target)
+        assert job.state is JobState.FAILED
+        assert job.reason == "ModuleNotFoundError: No module named 'no_such_module_of_the_shop'"
+        assert site.output(target).startswith(b"about to import\nTraceback (most recent call last):\n")
+
     # One that is asked to stop.
 
     def test_a_pending_job_is_cancelled_at_once_and_never_runs(self, tmp_path: Path) -> None:
@@ -268,6 +280,20 @@ class ExecutorContract:
             assert began is not None
             assert over is not None
             assert began >= over
+
+    def test_of_those_that_wait_the_one_of_the_highest_priority_is_run_first(self, tmp_path: Path) -> None:
+        priorities = {"/demo/low": "low", "/demo/high": "high"}
+        with self.scene(tmp_path, max_workers=1, priority_per_mark=priorities) as site:
+            first = site.start("/steps")
+            step = site.arrival()
+            low, normal, high = (site.start(f"/demo/{name}") for name in ("low", "normal", "high"))
+            states = [site.state(target) for target in (high, normal, low)]
+            assert [state["queue"] for state in states] == [{"position": place} for place in (1, 2, 3)]
+            assert [state["priority"] for state in states] == ["high", "normal", "low"]
+            for _ in range(3):
+                go(step)
+            began = [site.ended(target).started_at for target in (first, high, normal, low)]
+            assert began == sorted(began)
 
     # The end of the server.
 

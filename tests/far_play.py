@@ -14,13 +14,15 @@ import socket
 import threading
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
-from bgmiddleware import BackgroundMiddleware, Registry, marks
+from bgmiddleware import BackgroundMiddleware, Registry, Run, marks
 from bgmiddleware._capture import JobOutput, current_output
 from bgmiddleware._keeper import Keeper
 from bgmiddleware._loading import loaded
+from bgmiddleware.executors import open_executor
 from bgmiddleware.registries import open_registry
 
 NAME = "far_play:app"
@@ -31,14 +33,18 @@ VARIABLE = "BGMIDDLEWARE_TEST_PLAY"
 
 
 @contextlib.contextmanager
-def far_away(app: Any, registry: Registry, url: str) -> Iterator[None]:
+def far_away(app: Any, registry: Registry, url: str, told: Path | None = None) -> Iterator[None]:
     """Let processes that load ``far_play:app`` in this block run *app*: a function of a module, or an object with
     ``directs``, which is given the environ and a function that lets the view do something, and returns status, headers
-    and body. Their registry is at *url*."""
+    and body. Their registry is at *url*. *told*: the file that processes look into which have loaded it before."""
     config = {"url": url, "ttl": registry.ttl, "app": f"{app.__module__}:{getattr(app, '__name__', '')}"}
     with contextlib.ExitStack() as stack:
         if hasattr(app, "directs"):
             config |= {"app": "far_play:view", "port": stack.enter_context(_listening(app.directs))}
+        if told is not None:
+            told.write_text(json.dumps(config))
+            yield
+            return
         os.environ[VARIABLE] = json.dumps(config)
         try:
             yield
@@ -96,8 +102,13 @@ def _unpacked(text: str) -> Callable[[], object]:
     return types.FunctionType(code, vars(importlib.import_module(module)), closure=closure)
 
 
-def view(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+def _config() -> Any:
     config = json.loads(os.environ[VARIABLE])
+    return config | json.loads(Path(config["file"]).read_text()) if "file" in config else config
+
+
+def view(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    config = _config()
     with socket.create_connection(("127.0.0.1", config["port"])) as connection, connection.makefile("rwb") as lines:
         told = {name: value for name, value in environ.items() if isinstance(value, str)}
         lines.write(json.dumps(told).encode() + b"\n")
@@ -122,9 +133,24 @@ def _send_all() -> None:
         pass  # its own thread may be at it
 
 
+class _OfAllTests(BackgroundMiddleware):
+    """Runs the app, with the TTL, of the test at hand."""
+
+    def stored_run(self, key: str, **named: Any) -> Run:
+        self.registry.ttl = _config()["ttl"]
+        return super().stored_run(key, **named)
+
+
+def _app_at_hand(environ: dict[str, Any], start_response: Any) -> Any:
+    return loaded("app", _config()["app"])(environ, start_response)
+
+
 def __getattr__(name: str) -> Any:
     if name != "app":
         raise AttributeError(name)
     config = json.loads(os.environ[VARIABLE])
+    if "file" in config:
+        executor, registry = open_executor(config["executor"]), open_registry(config["url"])
+        return _OfAllTests(validator(_app_at_hand), when=marks.always, registry=registry, executor=executor)
     registry = open_registry(config["url"], ttl=config["ttl"])
     return BackgroundMiddleware(validator(loaded("app", config["app"])), when=marks.always, registry=registry)

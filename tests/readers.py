@@ -3,8 +3,10 @@
 import codecs
 import contextlib
 import json
+import os
 import queue
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -21,12 +23,14 @@ from clients import InProcess, OverHTTP, served
 from far_play import NAME, far_away
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, Registry, ThreadExecutor, marks
+from bgmiddleware._jobs import key_of
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries import open_registry
 
 Client = InProcess | OverHTTP
 BOTH = ("in-process", "waitress")
-EVERYWHERE = (*BOTH, "processes")  # the first as it is, with jobs in processes of their own
+ELSEWHERE = ("processes", "rq", "celery")  # the first of those as it is, with jobs in other processes
+EVERYWHERE = (*BOTH, *ELSEWHERE)
 UNKNOWN = "6b9f2e1c-0000-4000-8000-000000000000"
 PLAIN = [("Content-Type", "text/plain")]
 
@@ -110,9 +114,10 @@ def answering(
 class Opener:
     """Makes middlewares around apps, marking everything, and clients of them; closes all of them in the end."""
 
-    def __init__(self, stack: contextlib.ExitStack, how: str) -> None:
+    def __init__(self, stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> None:
         self._stack = stack
-        self.how = how
+        self._request = request
+        self.how = request.param
 
     def __call__(self, app: Any, **options: Any) -> tuple[BackgroundMiddleware, Client]:
         site = self.site(app, **options)
@@ -120,25 +125,41 @@ class Opener:
 
     def site(self, app: Any, **options: Any) -> BackgroundMiddleware:
         options = {"when": marks.always, "executor": ThreadExecutor(drain=0.0), **options}
-        if self.how == "processes":
-            options |= in_processes(self._stack, app, **options)
+        options |= executed(self._request, self._stack, app, **options)
         if isinstance(app, Play):  # whatever it waits for: an end
             self._stack.callback(lambda: [app.answers() for _ in range(20)])
         return self._stack.enter_context(BackgroundMiddleware(validator(app), **options))
+
+    def lose(self, site: BackgroundMiddleware, target: str) -> None:
+        """Let a job that runs be lost: with its process, where the engine lets it outlive the site."""
+        if self.how in ("rq", "celery"):
+            runner = site.registry.get(key_of(token_of(target))).receipt["runner"]
+            os.kill(int(str(runner).rpartition(":")[2]), signal.SIGKILL)
+        else:
+            site.executor.shutdown(0.0)
 
     def client(self, app: Any, **server: Any) -> Client:
         return self._stack.enter_context(served(app, **server)) if self.how == "waitress" else InProcess(app)
 
 
-def in_processes(
+def executed(
+    request: pytest.FixtureRequest,
     stack: contextlib.ExitStack,
     app: Any,
     executor: ThreadExecutor | None = None,
     registry: Registry | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Return the executor and the registry with which jobs of *app* run in processes, in numbers like those given."""
+    """Return the executor and the registry with which jobs of *app* run as the fixture's parameter says, in numbers
+    like those given; nothing where that is in this process."""
     threads, like = executor or ThreadExecutor(drain=0.0), registry or MemoryRegistry()
+    if request.param in ("rq", "celery"):
+        run: Callable[..., dict[str, Any]] = request.getfixturevalue(f"{request.param}_fleet").run
+        return run(stack, app, threads, like)
+    return _in_processes(stack, app, threads, like) if request.param == "processes" else {}
+
+
+def _in_processes(stack: contextlib.ExitStack, app: Any, threads: ThreadExecutor, like: Registry) -> dict[str, Any]:
     url = f"spool:{stack.enter_context(tempfile.TemporaryDirectory())}/jobs"
     stack.enter_context(far_away(app, like, url))
     numbers = {"max_workers": threads.max_workers, "max_pending": threads.max_pending, "drain": threads.drain}
@@ -151,7 +172,7 @@ def in_processes(
 def opened(request: pytest.FixtureRequest) -> Iterator[Opener]:
     """The body of a fixture with ``params=BOTH``."""
     with contextlib.ExitStack() as stack:
-        yield Opener(stack, request.param)
+        yield Opener(stack, request)
 
 
 def token_of(target: str) -> str:

@@ -24,6 +24,7 @@ from bgmiddleware import (
     JobExpired,
     JobNotFound,
     JobState,
+    Priority,
     Progress,
     QueueFull,
     RecordedResponse,
@@ -1028,6 +1029,18 @@ class RegistryContract:
         registry.request_cancel(keys[0])
         registry.discard(keys[2])
         assert [registry.position(key) for key in (keys[0], keys[1], keys[3])] == [0, 0, 1]
+
+    def test_those_of_a_higher_priority_are_before_the_others(self, registry):
+        names = [("a", "low"), ("b", "normal"), ("c", "high"), ("d", "normal"), ("e", "high"), ("f", "low")]
+        keys = {name: registry.add(Job(key_of(name), name, priority=Priority(word))).key for name, word in names}
+        assert [registry.position(key) for key in keys.values()] == [5, 3, 1, 4, 2, 6]
+        assert [job.title for job in registry.jobs(JobState.PENDING)] == list("fedcba")
+        assert registry.get(keys["a"]).priority is Priority.LOW
+        registry.claim(keys["c"], RUNNER)
+        registry.request_cancel(keys["b"])
+        assert [registry.position(key) for key in keys.values()] == [3, 0, 0, 2, 1, 4]
+        registry.discard(keys["e"])
+        assert [registry.position(keys[name]) for name in "adf"] == [2, 1, 3]
 
     # The receipt.
 

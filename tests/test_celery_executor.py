@@ -1,129 +1,77 @@
 """Jobs in workers of Celery: the contract, and what is particular. Real workers, by Redis and by RabbitMQ."""
 
 import base64
-import contextlib
 import importlib
-import itertools
 import json
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import executor_app
 import pytest
-from clients import InProcess, ended, start
-from engine_worker import Worker, working
+from clients import InProcess, start
+from engine_contract import EngineContract, new_queue, site_over
+from engine_worker import Worker
 from executor_app import go
-from executor_contract import ProcessContract, Scene, short_lease  # noqa: F401  # a fixture
+from executor_contract import Scene, short_lease  # noqa: F401  # a fixture
 from rabbitmq_server import RabbitMQServer, rabbitmq_server  # noqa: F401  # a fixture
 from redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, marks
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState
 from tests.conftest import needs
 
 needs("celery")
 needs("redis")
 
 from celery import Celery  # noqa: E402
+from kombu import Connection, Exchange, Queue  # noqa: E402
 from redis import Redis  # noqa: E402
 
 from bgmiddleware.executors.celery import CeleryExecutor, _force  # noqa: E402
-from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
-from bgmiddleware.registries.spool import SpoolRegistry  # noqa: E402
 
-READY = " ready."
 OPTIONS = ("--loglevel", "INFO", "--without-mingle", "--without-gossip")
 
-_numbers = itertools.count()
 
-
-class TestCeleryExecutor(ProcessContract):
+class TestCeleryExecutor(EngineContract):
     kind = "bgmiddleware.executors.celery:CeleryExecutor"
-    drains = False
-    server: ClassVar[RedisServer]
-    shared_worker: ClassVar[Worker]
-    begun: Worker
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def _broker(cls, redis_server_of_module: RedisServer) -> Iterator[None]:  # noqa: F811
-        cls.server = redis_server_of_module
-        with pytest.MonkeyPatch.context() as environ:
-            environ.setenv("CELERY_BROKER_URL", redis_server_of_module.url)
-            yield
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def shared_site(cls, _broker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-        """The same worker for all tests that need no other: it takes long to begin."""
-        contract = cls()
-        with contract.scene(tmp_path_factory.mktemp("site")) as scene:
-            cls.shared_worker = contract.begun
-            yield scene
-
-    @pytest.fixture
-    def site(self, shared_site: Scene) -> Scene:
-        return shared_site
+    ready = " ready."
 
     def options(self, *, max_workers: int, **limits: Any) -> Mapping[str, Any]:
-        return {"celery": "celery_app:app", "queue": f"test-{next(_numbers)}", **limits}
+        return {"celery": "celery_app:app", "queue": new_queue(), **limits}
 
-    def registry(self, tmp_path: Path) -> str:
-        return f"redis://127.0.0.1:{self.server.port}/{1 + next(_numbers) % 15}"
+    def broker(self, url: str) -> Mapping[str, Any]:
+        app = Celery("shop")
+        app.conf.broker_write_url = url  # before what the environment says, which is for the workers
+        return {"celery": app}
 
-    @contextlib.contextmanager
-    def workers(self, count: int) -> Iterator[None]:
-        with working(executor_app.NAME, *OPTIONS, "--concurrency", str(count), ready=READY) as (self.begun,):
-            yield
+    def name(self) -> str:
+        return "celery:celery_app:app"
 
-    def test_where_the_app_cannot_be_imported_the_job_fails_and_says_why(self, tmp_path: Path) -> None:
-        """A worker knows of no registry then: it does not begin, and the job waits for one that can."""
-        error = "RuntimeError: this app cannot be imported"
-        with pytest.raises(AssertionError, match=error), self.scene(tmp_path, broken=True):
-            pass
+    def workers_for(self, count: int) -> tuple[int, list[str]]:
+        return 1, [*OPTIONS, "--concurrency", str(count)]
+
+    def deliver_again(self, site: Scene, key: str) -> None:
+        site.app.executor.submit(site.app.stored_run(key))
+        self.said(lambda said: f"bgmiddleware.run[{key}] succeeded" in said)
 
     # What is particular.
-
-    def test_a_message_that_comes_twice_runs_once(self, site: Scene) -> None:
-        target = site.start("/steps")
-        step = site.arrival()
-        run = site.app.stored_run(site.running(target).key)
-        site.app.executor.submit(run)
-        taken = f"bgmiddleware.run[{run.key}]"
-        self.shared_worker.until(lambda: f"{taken} succeeded" in self.shared_worker.said())
-        assert site.running(target).state is JobState.RUNNING
-        for _ in range(3):
-            go(step)
-        assert site.ended(target).state is JobState.FINISHED
-        assert site.output(target) == b"line 1\nline 2\nline 3\n"
 
     def test_a_message_is_acknowledged_when_its_job_begins(self, site: Scene) -> None:
         """Whatever a broker does with messages that are held for hours, it does not do it to those of running jobs."""
         target = site.start("/steps")
         step = site.arrival()
         with Redis.from_url(self.server.url) as client:
-            self.shared_worker.until(lambda: client.hlen("unacked") == 0)
+            self.said(lambda said: client.hlen("unacked") == 0)
         for _ in range(3):
             go(step)
         assert site.ended(target).state is JobState.FINISHED
-
-    def test_where_a_worker_and_its_processes_are_killed_the_lease_tells(self, tmp_path: Path) -> None:
-        with self.scene(tmp_path, max_workers=1) as site:
-            target = site.start("/steps")
-            go(site.arrival())
-            with site.client.stream("GET", target, accept="text/plain") as (_, _, chunks):
-                assert next(chunks)  # the line is stored
-            self.begun.kill_tree()
-            job = site.ended(target)
-            assert (job.state, job.reason) == (JobState.LOST, "its runner vanished")
-            assert site.output(target) == b"line 1\n"
 
     def test_a_worker_that_shall_not_wait_ends_with_its_job(self, tmp_path: Path) -> None:
         with self.scene(tmp_path, max_workers=1) as site:
             target = site.start("/hogs")
             site.arrival()
-            self.begun.end_by(signal.SIGQUIT)
+            self.begun[0].end_by(signal.SIGQUIT)
             job = site.ended(target)
             assert job.state is JobState.LOST
             assert site.output(target) == b"taking the lock\n"
@@ -131,23 +79,22 @@ class TestCeleryExecutor(ProcessContract):
     def test_what_it_says_itself_is_not_output(self, site: Scene) -> None:
         target = site.start("/raises")
         assert "bgmiddleware.run" not in site.output(target).decode()
-        assert "bgmiddleware.run" in self.shared_worker.said()
+        assert "bgmiddleware.run" in self.shared_workers[0].said()
 
 
 class TestCeleryByRabbitMQ:
     """A few of the same by the other broker: what differs is how messages come, and how long they wait."""
 
+    @pytest.fixture(autouse=True)
+    def _broker(self, rabbitmq_server: RabbitMQServer, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+        self.url = rabbitmq_server.url
+        monkeypatch.setenv("CELERY_BROKER_URL", self.url)
+
     @pytest.fixture
-    def site(
-        self,
-        rabbitmq_server: RabbitMQServer,  # noqa: F811
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
-    ) -> Iterator[Scene]:
-        monkeypatch.setenv("CELERY_BROKER_URL", rabbitmq_server.url)
+    def site(self, _broker: None, tmp_path: Path) -> Iterator[Scene]:
         contract = _ByRabbitMQ()
         with contract.scene(tmp_path, limit_per_mark={"/steps": 1}) as scene:
-            self.worker = contract.begun
+            (self.worker,) = contract.begun
             yield scene
 
     def test_jobs_run_are_killed_and_wait_for_their_place(self, site: Scene) -> None:
@@ -178,6 +125,36 @@ class TestCeleryByRabbitMQ:
         assert site.ended(target).state is JobState.CANCELLED
         assert site.output(target) == b"obedient\ncleaned up\n"
 
+    def test_of_those_that_wait_the_one_of_the_highest_priority_is_run_first(self, tmp_path: Path) -> None:
+        priorities = {"/demo/low": "low", "/demo/high": "high"}
+        with _ByRabbitMQ().scene(tmp_path, max_workers=1, priority_per_mark=priorities) as site:
+            first = site.start("/steps")
+            step = site.arrival()
+            held = site.start("/demo/normal/1")  # the worker has it already
+            low, normal, high = (site.start(f"/demo/{name}") for name in ("low", "normal/2", "high"))
+            for _ in range(3):
+                go(step)
+            began = [site.ended(target).started_at for target in (first, high, normal, low)]
+            assert began == sorted(began)
+            assert site.ended(held).state is JobState.FINISHED
+
+    def test_a_queue_of_another_kind_is_refused_with_the_remedy(self, tmp_path: Path) -> None:
+        name = new_queue()
+        with Connection(self.url) as connection:
+            Queue(name, Exchange(name), routing_key=name)(connection.default_channel).declare()
+        message = f"queue = '{name}': the broker has a queue of this name with other properties. Delete it there"
+        executor = CeleryExecutor(Celery("shop", broker=self.url), queue=name)
+        with site_over(executor, f"spool:{tmp_path}/jobs") as app:
+            with pytest.raises(ConfigurationError, match=re.escape(message)):
+                start(InProcess(app), "/reports")
+            assert app.registry.jobs() == []
+        fallback = ["--registry", f"spool:{tmp_path}/jobs", "--executor", "celery:celery_app:app", "--queue", name]
+        worker = Worker("no_such_module:app", *OPTIONS, ready="", before=fallback)
+        worker.until(lambda: False)
+        said = worker.said()
+        assert worker.close() == 2
+        assert message in said
+
 
 class _ByRabbitMQ(TestCeleryExecutor):
     __test__ = False
@@ -186,15 +163,9 @@ class _ByRabbitMQ(TestCeleryExecutor):
         return f"spool:{tmp_path}/jobs"
 
 
-def _unused(environ: Any, start_response: Any) -> Any:
-    raise AssertionError("the app is called by workers only")
-
-
-def site_at(server: RedisServer, *, broker: str = "", **options: Any) -> BackgroundMiddleware:
+def site_at(server: RedisServer) -> BackgroundMiddleware:
     """Return a site whose jobs nobody runs."""
-    executor = CeleryExecutor(Celery("shop", broker=broker or server.url))
-    registry = RedisRegistry(server.url, **options)
-    return BackgroundMiddleware(_unused, when=marks.always, registry=registry, executor=executor)
+    return site_over(CeleryExecutor(Celery("shop", broker=server.url)), server.url)
 
 
 def test_a_message_holds_the_key_of_its_job_and_nothing_else(redis_server: RedisServer) -> None:  # noqa: F811
@@ -202,7 +173,7 @@ def test_a_message_holds_the_key_of_its_job_and_nothing_else(redis_server: Redis
         target = start(InProcess(app), "/reports?secret=1", body=b"private")
         (job,) = app.registry.jobs()
         with Redis.from_url(redis_server.url) as client:
-            (stored,) = client.lrange("bgmiddleware", 0, -1)
+            (stored,) = client.lrange("bgmiddleware\x06\x163", 0, -1)  # as kombu calls the queue of a priority
         message = json.loads(stored)
         assert message["content-type"] == "application/json"
         assert json.loads(base64.b64decode(message["body"]))[:2] == [[], {}]
@@ -212,40 +183,11 @@ def test_a_message_holds_the_key_of_its_job_and_nothing_else(redis_server: Redis
             assert private not in stored
 
 
-@pytest.mark.parametrize("broker", ["redis://127.0.0.1:1/0", "amqp://127.0.0.1:1//"])
-def test_while_the_broker_is_away_a_request_is_refused_and_leaves_no_job(
-    redis_server: RedisServer,  # noqa: F811
-    broker: str,
-) -> None:
-    with site_at(redis_server, broker=broker) as app:
-        reply = InProcess(app).request("POST", "/reports")
-        assert reply.status == 503
-        assert int(reply["Retry-After"]) > 0
-        assert app.registry.jobs() == []
-
-
-def test_when_the_broker_is_back_requests_are_taken_again(tmp_path: Path) -> None:
-    with RedisServer() as broker, SpoolRegistry(tmp_path / "jobs") as registry:
-        executor = CeleryExecutor(Celery("shop", broker=broker.url))
-        app = BackgroundMiddleware(_unused, when=marks.always, registry=registry, executor=executor)
-        client = InProcess(app)
-        assert client.request("POST", "/reports").status == 303
-        broker.kill()
-        assert client.request("POST", "/reports").status == 503
-        broker.start()
-        assert client.request("POST", "/reports").status == 303
-
-
-def test_a_job_whose_message_is_lost_never_started(redis_server: RedisServer) -> None:  # noqa: F811
-    with site_at(redis_server, pending_ttl=0.1) as app:
-        job = ended(app, start(InProcess(app), "/reports"))
-        assert (job.state, job.reason) == (JobState.LOST, "never started")
-
-
-def test_after_its_shutdown_it_takes_no_more(redis_server: RedisServer) -> None:  # noqa: F811
-    with site_at(redis_server) as app:
-        app.shutdown()
+def test_while_a_broker_of_amqp_is_away_a_request_is_refused_and_leaves_no_job(tmp_path: Path) -> None:
+    executor = CeleryExecutor(Celery("shop", broker="amqp://127.0.0.1:1//"))
+    with site_over(executor, f"spool:{tmp_path}/jobs") as app:
         assert InProcess(app).request("POST", "/reports").status == 503
+        assert app.registry.jobs() == []
 
 
 # What is forced, and what is refused.
@@ -322,8 +264,6 @@ app = BackgroundMiddleware(print, registry=SpoolRegistry('{registry}'), executor
     [
         ({"celery": "os:path"}, "this is a module"),
         ({"celery": "no.such:app"}, "No module named"),
-        ({"celery": "celery_app:app", "max_pending": 0}, "max_pending = 0: expected a number from 1"),
-        ({"celery": "celery_app:app", "grace": -1}, "grace = -1: expected a number from 0"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:

@@ -13,7 +13,9 @@ from wsgiref.validate import validator
 import apps
 import pytest
 from clients import UUID, InProcess, OverHTTP, Reply, ended, environ, served, start, target_of
-from readers import EVERYWHERE, in_processes
+from fleets import celery_fleet, rq_fleet  # noqa: F401  # fixtures
+from readers import EVERYWHERE, executed
+from redis_server import redis_server_of_module  # noqa: F401  # a fixture of theirs
 
 from bgmiddleware import (
     BackgroundMiddleware,
@@ -89,8 +91,7 @@ def client_of(request: pytest.FixtureRequest) -> Iterator[Any]:
 
         def make(app: Any, **options: Any) -> tuple[BackgroundMiddleware, Client]:
             options.setdefault("when", marks.always)
-            if request.param == "processes":
-                options |= in_processes(stack, app, **options)
+            options |= executed(request, stack, app, **options)
             made = stack.enter_context(BackgroundMiddleware(validator(app), **options))
             return made, stack.enter_context(connected(made, request.param))
 
@@ -413,6 +414,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         assert isinstance(document.pop(name), float)
     assert document == {
         "token": token,
+        "priority": "normal",
         "queue": None,
         "title": "POST /slow",
         "state": "finished",

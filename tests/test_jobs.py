@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bgmiddleware import Channel, Job, JobState, Progress, RecordedResponse, errors
+from bgmiddleware import Channel, Job, JobState, Priority, Progress, RecordedResponse, errors
 from bgmiddleware._jobs import key_of, new_token
 
 
@@ -155,6 +155,7 @@ def test_a_job_comes_back_from_its_document_as_it_was():
         owner="ann",
         version="2",
         deadline=60.0,
+        priority=Priority.HIGH,
         groups={"mark": 1},
         fingerprint="0f",
         request={"PATH_INFO": "/caf\xc3\xa9"},
@@ -172,6 +173,16 @@ def test_a_job_comes_back_from_its_document_as_it_was():
 
 def test_a_document_of_a_newer_version_is_read_as_far_as_it_is_known():
     assert Job.from_document({"key": "key", "title": "title", "shoe_size": 47}) == Job("key", "title")
+
+
+def test_a_document_from_before_there_were_priorities_is_of_a_normal_job():
+    document = Job("key", "title").to_document()
+    del document["priority"]
+    assert Job.from_document(document).priority is Priority.NORMAL
+
+
+def test_a_higher_priority_has_a_lower_rank():
+    assert [priority.rank for priority in (Priority.HIGH, Priority.NORMAL, Priority.LOW)] == [0, 1, 2]
 
 
 def test_a_job_reads_as_lost_when_its_time_has_run_out():

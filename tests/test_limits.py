@@ -9,7 +9,7 @@ from apps import WAIT, Stage
 from clients import ended, start
 from readers import BOTH, Client, Opener, opened
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, owners
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, ThreadExecutor, owners
 from bgmiddleware._jobs import key_of
 from bgmiddleware.registries.base import END
 
@@ -49,6 +49,35 @@ def test_only_so_many_jobs_of_a_path_run_at_a_time_and_the_others_say_that_they_
     for target in (first, second, third, other):
         assert ended(site, target).state is JobState.FINISHED
     assert state(client, second)["receipt"]["queue_wait"] > 0
+
+
+def test_those_of_a_higher_priority_run_first_and_the_first_glob_that_fits_counts(open_site, stage):
+    priorities = {"/slow/low/but/high": "high", "/slow/low/*": "low", "/slow/high": "high"}
+    site, client = open_site(priority_per_mark=priorities, executor=ThreadExecutor(max_workers=1, drain=0.0))
+    running = start(client, "/slow?1")
+    stage.entered()
+    waiting = [start(client, f"/slow{path}?0") for path in ("/low/1", "/", "/low/but/high", "/high", "/low/2")]
+    said = [(state(client, target)["priority"], state(client, target)["queue"]["position"]) for target in waiting]
+    assert said == [("low", 4), ("normal", 3), ("high", 1), ("high", 2), ("low", 5)]
+    stage.go()
+    began = [ended(site, waiting[number]).started_at for number in (2, 3, 1, 0, 4)]
+    assert began == sorted(began)
+    assert ended(site, running).state is JobState.FINISHED
+
+
+def test_of_one_whose_group_is_full_the_priority_is_kept(open_site, stage):
+    executor = ThreadExecutor(max_workers=2, drain=0.0)
+    site, client = open_site(priority_per_mark={"/slow/a": "high"}, limit_per_mark={"/slow/a": 1}, executor=executor)
+    first, other = start(client, "/slow/a?1"), start(client, "/slow?2")
+    stage.entered()
+    stage.entered()
+    later, waiting = start(client, "/slow/b?0"), start(client, "/slow/a?0")
+    assert [state(client, target)["queue"] for target in (waiting, later)] == [{"position": 1}, {"position": 2}]
+    stage.go(3)
+    began = [ended(site, target).started_at for target in (first, waiting)]
+    assert began == sorted(began)
+    for target in (other, later):
+        assert ended(site, target).state is JobState.FINISHED
 
 
 def test_only_so_many_jobs_of_an_owner_run_at_a_time(open_site, stage):
@@ -132,6 +161,8 @@ class KeptRuns(Executor):
         ({"deadline": float("nan")}, "deadline"),
         ({"limit_per_owner": 0}, "limit_per_owner"),
         ({"limit_per_mark": {"/a": 0}}, "limit_per_mark"),
+        ({"priority_per_mark": {"/a": "urgent"}}, "priority_per_mark"),
+        ({"priority_per_mark": {"/a": "High"}}, "priority_per_mark"),
         ({"secret": "15 characters.."}, "secret"),
     ],
 )

@@ -21,7 +21,7 @@ from executor_contract import LEASE, ProcessContract, Scene, short_lease  # noqa
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, Run, marks
 from bgmiddleware._jobs import key_of
-from bgmiddleware.executors._worker import load_site
+from bgmiddleware.executors._sites import load_site
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from clients import UUID, Reply, ended, start
+from fleets import celery_fleet, rq_fleet  # noqa: F401  # fixtures
 from readers import BOTH, EVERYWHERE, UNKNOWN, Client, Clock, Opener, Play, events_of, opened, token_of
+from redis_server import redis_server_of_module  # noqa: F401  # a fixture of theirs
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress
 from bgmiddleware._serving import events, log, visit
@@ -417,7 +419,7 @@ def test_a_result_that_never_was(opens: Opener, how: str, status: int, kind: str
         client.request("DELETE", target)
         play._steps.put(lambda: print("interrupted here"))
     else:
-        site.executor.shutdown(0.0)
+        opens.lose(site, target)
     ended(site, target)
     reply = client.request("GET", f"{target}&_view=result", accept="application/json")
     assert (reply.status, reply.json["type"]) == (status, f"urn:bgmiddleware:problem:{kind}")

@@ -267,14 +267,14 @@ def test_all_keys_of_a_job_are_in_one_slot_and_those_of_the_index_in_another(
     for name in server.scan_iter():
         slots.setdefault(redis.crc.key_slot(name.encode()), set()).add(name)
     ours = {record_of(KEY) + part for part in ("", ":request", ":output", ":body", ":wake")}
-    index = {"jobs", "pending", "running", "due", "ended", "last", "secret", "group:ann {x} ☃"}
+    index = {"jobs", "pending", "queue", "running", "due", "ended", "last", "secret", "group:ann {x} ☃"}
     assert ours in slots.values()
     assert {f"{{bg}}:{name}" for name in index} in slots.values()
     assert len(slots) == 4
 
 
 def test_a_script_touches_no_key_that_it_does_not_declare() -> None:
-    names = "RECORD|GONE|REQUEST|OUTPUT|BODY|WAKE|BYTES|JOBS|PENDING|RUNNING|DUE|ENDED|LAST"
+    names = "RECORD|GONE|REQUEST|OUTPUT|BODY|WAKE|BYTES|JOBS|PENDING|RUNNING|DUE|ENDED|LAST|QUEUE"
     declared = rf"({names}|KEYS\[group\]|key(?=, ARGV\[9\])|where == 'pending' and PENDING or RUNNING)[,)]"
     scripts = list((ROOT / "bgmiddleware" / "registries" / "_redis" / "lua").glob("*.lua"))
     assert len(scripts) > 10

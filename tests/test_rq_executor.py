@@ -1,21 +1,19 @@
 """Jobs in the workers of RQ: the contract, and what is particular. Real workers, a real Redis."""
 
-import contextlib
-import itertools
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import executor_app
 import pytest
 from clients import InProcess, ended, start
+from engine_contract import EngineContract, site_over, unused
 from engine_worker import Worker, working
-from executor_app import go
-from executor_contract import ProcessContract, Scene, short_lease  # noqa: F401  # a fixture
+from executor_contract import Scene, short_lease  # noqa: F401  # a fixture
 from redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, marks
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, Priority, marks
 from tests.conftest import needs
 
 needs("rq")
@@ -29,83 +27,27 @@ from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
 
 READY = "Listening on"
 
-_numbers = itertools.count()
 
-
-class TestRQExecutor(ProcessContract):
+class TestRQExecutor(EngineContract):
     kind = "bgmiddleware.executors.rq:RQExecutor"
-    drains = False
-    server: ClassVar[RedisServer]
-    shared_workers: ClassVar[list[Worker]]
-    begun: list[Worker]
+    ready = READY
 
-    @pytest.fixture(autouse=True)
-    def _at_server(self, redis_server_of_module: RedisServer) -> None:  # noqa: F811
-        type(self).server = redis_server_of_module
+    def broker(self, url: str) -> Mapping[str, Any]:
+        return {"url": url}
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def shared_site(
-        cls,
-        redis_server_of_module: RedisServer,  # noqa: F811
-        tmp_path_factory: pytest.TempPathFactory,
-    ) -> Iterator[Scene]:
-        """The same workers for all tests that need no others: they take long to begin."""
-        cls.server = redis_server_of_module
-        contract = cls()
-        with contract.scene(tmp_path_factory.mktemp("site")) as scene:
-            cls.shared_workers = contract.begun
-            yield scene
+    def name(self) -> str:
+        return f"rq:{self.server.url}"
 
-    @pytest.fixture
-    def site(self, shared_site: Scene) -> Scene:
-        return shared_site
+    def workers_for(self, count: int) -> tuple[int, list[str]]:
+        return count, []
 
-    def options(self, *, max_workers: int, **limits: Any) -> Mapping[str, Any]:
-        return {"url": self.server.url, "queue": f"test-{next(_numbers)}", **limits}
-
-    def registry(self, tmp_path: Path) -> str:
-        return f"redis://127.0.0.1:{self.server.port}/{1 + next(_numbers) % 15}"
-
-    @contextlib.contextmanager
-    def workers(self, count: int) -> Iterator[None]:
-        with working(executor_app.NAME, ready=READY, count=count) as self.begun:
-            yield
-
-    def test_where_the_app_cannot_be_imported_the_job_fails_and_says_why(self, tmp_path: Path) -> None:
-        """A worker knows of no registry then: it does not begin, and the job waits for one that can."""
-        error = "RuntimeError: this app cannot be imported"
-        with pytest.raises(AssertionError, match=error), self.scene(tmp_path, broken=True):
-            pass
+    def deliver_again(self, site: Scene, key: str) -> None:
+        name = site.app.executor.queue
+        with Redis.from_url(self.server.url) as client:
+            client.rpush(f"rq:queue:{name}", key)
+        self.said(lambda said: said.count(f"{name}: {key}") == 2)
 
     # What is particular.
-
-    def test_a_message_that_comes_twice_runs_once(self, site: Scene) -> None:
-        target = site.start("/steps")
-        step = site.arrival()
-        queue = site.app.executor._queue
-        taken = f"{queue.name}: {site.running(target).key}"
-        with Redis.from_url(self.server.url) as client:
-            client.rpush(queue.key, site.running(target).key)
-        workers = self.shared_workers
-        workers[0].until(lambda: sum(worker.said().count(taken) for worker in workers) == 2)
-        assert site.running(target).state is JobState.RUNNING
-        for _ in range(3):
-            go(step)
-        assert site.ended(target).state is JobState.FINISHED
-        assert site.output(target) == b"line 1\nline 2\nline 3\n"
-
-    def test_where_a_worker_and_its_process_are_killed_the_lease_tells(self, tmp_path: Path) -> None:
-        with self.scene(tmp_path, max_workers=1) as site:
-            target = site.start("/steps")
-            go(site.arrival())
-            with site.client.stream("GET", target, accept="text/plain") as (_, _, chunks):
-                assert next(chunks)  # the line is stored
-            (worker,) = self.begun
-            worker.kill_tree()
-            job = site.ended(target)
-            assert (job.state, job.reason) == (JobState.LOST, "its runner vanished")
-            assert site.output(target) == b"line 1\n"
 
     def test_a_second_signal_ends_a_worker_and_its_job(self, tmp_path: Path) -> None:
         with self.scene(tmp_path, max_workers=1) as site:
@@ -152,17 +94,12 @@ app = BackgroundMiddleware(view, when=marks.always, registry=RedisRegistry(url),
 
 
 def counting(url: str) -> BackgroundMiddleware:
-    return BackgroundMiddleware(_unused, when=marks.always, registry=RedisRegistry(url), executor=RQExecutor(url))
+    return BackgroundMiddleware(unused, when=marks.always, registry=RedisRegistry(url), executor=RQExecutor(url))
 
 
-def site_at(server: RedisServer, *, url: str = "", **options: Any) -> BackgroundMiddleware:
+def site_at(server: RedisServer, **limits: Any) -> BackgroundMiddleware:
     """Return a site whose jobs nobody runs."""
-    registry = RedisRegistry(server.url, **options)
-    return BackgroundMiddleware(_unused, when=marks.always, registry=registry, executor=RQExecutor(url or server.url))
-
-
-def _unused(environ: Any, start_response: Any) -> Any:
-    raise AssertionError("the app is called by workers only")
+    return site_over(RQExecutor(server.url, **limits), server.url)
 
 
 def result(app: BackgroundMiddleware, target: str) -> str:
@@ -185,21 +122,6 @@ def test_a_message_holds_the_key_of_its_job_and_nothing_else(redis_server: Redis
         assert target.rpartition("=")[2] not in stored
 
 
-def test_while_the_broker_is_away_a_request_is_refused_and_leaves_no_job(redis_server: RedisServer) -> None:  # noqa: F811
-    with site_at(redis_server, url="redis://127.0.0.1:1/0") as app:
-        reply = InProcess(app).request("POST", "/reports")
-        assert reply.status == 503
-        assert int(reply["Retry-After"]) > 0
-        assert app.registry.jobs() == []
-
-
-def test_a_job_whose_message_is_lost_never_started(redis_server: RedisServer) -> None:  # noqa: F811
-    with site_at(redis_server, pending_ttl=0.1) as app:
-        target = start(InProcess(app), "/reports")
-        job = ended(app, target)
-        assert (job.state, job.reason) == (JobState.LOST, "never started")
-
-
 def test_a_cancelled_job_leaves_the_queue(redis_server: RedisServer) -> None:  # noqa: F811
     with site_at(redis_server) as app:
         target = start(InProcess(app), "/reports")
@@ -208,10 +130,31 @@ def test_a_cancelled_job_leaves_the_queue(redis_server: RedisServer) -> None:  #
             assert client.llen("rq:queue:bgmiddleware") == 0
 
 
-def test_after_its_shutdown_it_takes_no_more(redis_server: RedisServer) -> None:  # noqa: F811
-    with site_at(redis_server) as app:
-        app.shutdown()
-        assert InProcess(app).request("POST", "/reports").status == 503
+def test_a_message_that_is_one_too_many_is_taken_back(redis_server: RedisServer) -> None:  # noqa: F811
+    paths = {"/high": "high", "/low": "low"}
+    executor = RQExecutor(redis_server.url, max_pending=2)
+    with BackgroundMiddleware(
+        unused, when=marks.always, registry=RedisRegistry(redis_server.url), executor=executor, priority_per_mark=paths
+    ) as app:
+        client = InProcess(app)
+        for path, status in (("/low", 303), ("/", 303), ("/high", 503), ("/", 503)):
+            assert client.request("POST", path).status == status
+        jobs = {job.title: job.key for job in app.registry.jobs()}
+        with Redis.from_url(redis_server.url) as redis:
+            queues = {name: redis.lrange(f"rq:queue:bgmiddleware{name}", 0, -1) for name in (":high", "", ":low")}
+            assert len(redis.keys("rq:job:*")) == 2
+    assert queues == {":high": [], "": [jobs["POST /"].encode()], ":low": [jobs["POST /low"].encode()]}
+
+
+def test_one_that_a_worker_has_already_is_not_taken_back(redis_server: RedisServer) -> None:  # noqa: F811
+    """It may run by now: to refuse its request would be a lie."""
+    with Redis.from_url(redis_server.url) as client:
+        executor = RQExecutor(redis_server.url, max_pending=1)
+        assert not executor._take_back(executor._queues[Priority.NORMAL], "0" * 32)
+        client.rpush("rq:queue:bgmiddleware", "0" * 32)
+        assert executor._take_back(executor._queues[Priority.NORMAL], "0" * 32)
+        assert client.llen("rq:queue:bgmiddleware") == 0
+        executor.shutdown()
 
 
 def test_what_else_a_message_names_is_not_called(redis_server: RedisServer, tmp_path: Path) -> None:  # noqa: F811
@@ -232,19 +175,29 @@ def test_what_else_a_message_names_is_not_called(redis_server: RedisServer, tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "reason"),
     [
-        ({"url": "http://localhost"}, "redis://"),
-        ({"max_pending": 0}, "max_pending = 0: expected a number from 1"),
-        ({"grace": -1}, "grace = -1: expected a number from 0"),
+        (["--registry", "spool:jobs"], "--registry and --executor go together"),
+        (["--executor", "rq"], "--registry and --executor go together"),
+        (["--queue", "other"], "--registry and --executor go together"),
+        (["--registry", "memory:", "--executor", "rq"], "--registry = 'memory:': expected one that processes share"),
+        (["--registry", "spool:jobs", "--executor", "fibre"], "executor = 'fibre': expected "),
+        (["--registry", "spool:jobs", "--executor", "thread"], "jobs of its ThreadExecutor run without workers"),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        RQExecutor(**options)
+def test_a_worker_for_an_app_that_cannot_be_loaded_must_be_told_where_its_jobs_are(
+    tmp_path: Path, options: list[str], reason: str
+) -> None:
+    (tmp_path / "broken.py").write_text("raise SystemExit")
+    worker = Worker("broken:app", ready="", path=str(tmp_path), before=options)
+    worker.until(lambda: False)
+    said = worker.said()
+    assert worker.close() == 2
+    assert reason in said
+    assert "Traceback" not in said.rpartition("its jobs will fail")[2]
 
 
-def test_the_url_is_not_shown_with_its_password() -> None:
-    with pytest.raises(ConfigurationError) as raised:
+def test_the_url_of_something_else_is_refused_and_not_shown_with_its_password() -> None:
+    with pytest.raises(ConfigurationError, match="redis://") as raised:
         RQExecutor("http://me:secret@localhost")
     assert "secret" not in str(raised.value)

@@ -20,6 +20,7 @@ from bgmiddleware import (
     Job,
     JobState,
     MemoryRegistry,
+    Priority,
     QueueFull,
     Run,
     ThreadExecutor,
@@ -249,6 +250,7 @@ class Probe:
     """A run that notes what it sees of its surroundings."""
 
     key = "probe"
+    priority = Priority.NORMAL
 
     def __init__(self, look: Callable[[], object]) -> None:
         self.look = look

@@ -33,6 +33,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "ended_at": job.ended_at,
         "cancel_requested_at": job.cancel_requested_at,
         "elapsed": job.elapsed(visit.registry.clock()),
+        "priority": job.priority.value,
         "queue": _queue(visit, job),
         "output": {"start": 0, "end": job.output_end, "dropped": list(dropped) if dropped else None},
         "estimate": _estimate(visit, job),

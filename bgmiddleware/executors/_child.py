@@ -16,7 +16,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from ._worker import Site, interrupted_by, load_site, print_beside_jobs, run_stored, unheard
+from ._sites import Site, load_site
+from ._worker import interrupted_by, print_beside_jobs, run_stored, unheard
 
 _LAST_SECONDS = 5.0
 

@@ -20,14 +20,16 @@ __all__ = ["SHUT_DOWN", "LocalExecutor"]
 SHUT_DOWN = "server shut down"
 _GRACE = 1.0
 _LOOK_EVERY = 1.0
+_Entry = tuple[int, int, Run]  # by its priority's rank, then in the order of coming
 _forked = threading.Lock()  # guards the first use of an executor in a forked child
 
 
 class LocalExecutor(Executor):
     """Sees to up to *max_workers* jobs at a time, each in a thread of this process named ``bgmiddleware-N``.
 
-    The threads begin when jobs need them, and again after a fork. Up to *max_pending* jobs wait; then ``submit`` raises
-    ``QueueFull``. At the end of the process running jobs get *drain* seconds.
+    The threads begin when jobs need them, and again after a fork. Up to *max_pending* jobs wait, those of a higher
+    priority before the others; then ``submit`` raises ``QueueFull``. At the end of the process running jobs get *drain*
+    seconds.
     """
 
     keeps_queue = True
@@ -58,8 +60,8 @@ class LocalExecutor(Executor):
         self._lock = threading.Lock()  # guards all of these
         self._work = threading.Condition(self._lock)  # there is a run to take, or the end
         self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
-        self._pending: list[tuple[int, Run]] = []  # a heap, by the number in the order of their coming
-        self._parked: list[tuple[int, Run]] = []  # their groups were full when they were tried
+        self._pending: list[_Entry] = []  # a heap
+        self._parked: list[_Entry] = []  # their groups were full when they were tried
         self._submitted = 0
         self._running: dict[str, Run] = {}
         self._abandoned: set[str] = set()
@@ -80,7 +82,7 @@ class LocalExecutor(Executor):
             if waiting + len(self._running) >= self.max_workers + self.max_pending:
                 raise QueueFull(f"{self.max_workers} jobs are running and {self.max_pending} are waiting")
             self._submitted += 1
-            entry = self._submitted, run
+            entry = run.priority.rank, self._submitted, run
             heappush(self._pending, entry)
             if self._waiting >= len(self._pending):
                 self._work.notify()
@@ -91,7 +93,7 @@ class LocalExecutor(Executor):
             number = self._workers
         self._begin(number, entry)
 
-    def _begin(self, number: int, entry: tuple[int, Run]) -> None:
+    def _begin(self, number: int, entry: _Entry) -> None:
         if number == 1:
             _at_exit(self)
         thread = threading.Thread(target=self._run_jobs, name=f"bgmiddleware-{number}", daemon=True)
@@ -110,7 +112,7 @@ class LocalExecutor(Executor):
     def _run_jobs(self) -> None:
         with self._worker() as perform:
             while (taken := self._take()) is not None:
-                _, run = taken
+                run = taken[-1]
                 must_wait = False
                 try:
                     must_wait = perform(run)
@@ -126,7 +128,7 @@ class LocalExecutor(Executor):
             self._workers -= 1
             self._idle.notify_all()
 
-    def _take(self) -> tuple[int, Run] | None:
+    def _take(self) -> _Entry | None:
         """Wait for a run that is to be run now; None at the end."""
         with self._lock:
             while not self._pending:
@@ -141,7 +143,7 @@ class LocalExecutor(Executor):
                 if not in_time:
                     self._unpark()
             taken = heappop(self._pending)
-            self._running[taken[1].key] = taken[1]
+            self._running[taken[-1].key] = taken[-1]
             return taken
 
     def _unpark(self) -> None:
@@ -156,7 +158,7 @@ class LocalExecutor(Executor):
             return
         with self._lock:
             for queue in (self._pending, self._parked):
-                queue[:] = [entry for entry in queue if entry[1].key != key]
+                queue[:] = [entry for entry in queue if entry[-1].key != key]
                 heapify(queue)
 
     def shutdown(self, drain: float | None = None) -> None:
@@ -167,7 +169,7 @@ class LocalExecutor(Executor):
             # What was given up before is not waited for again, at the end of the process say.
             timeout = min(self.drain if drain is None else drain, threading.TIMEOUT_MAX)
             self._idle.wait_for(self._is_drained, timeout)
-            queued = (run for _, run in (*self._parked, *self._pending))
+            queued = (entry[-1] for entry in (*self._parked, *self._pending))
             left = [run for run in (*queued, *self._running.values()) if run.key not in self._abandoned]
             self._abandoned.update(run.key for run in left)
             self._pending.clear()

@@ -11,8 +11,9 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from celery import Celery, Task, __version__, bootsteps, signals
@@ -24,11 +25,13 @@ from click import ClickException
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError
 
+from .._jobs import Priority
 from .._loading import loaded
-from .._runner import Run
 from ..errors import ConfigurationError, QueueFull
-from ._worker import Remains, Site, Watcher, how_it_ended, run_message, signal_group
-from .base import Executor
+from ._engine import EngineExecutor, no_answer, too_many
+from ._sites import Site, Unloaded
+from ._watching import Remains, Watcher, how_it_ended, signal_group
+from ._worker import run_message
 
 __all__ = ["CeleryExecutor"]
 
@@ -39,7 +42,7 @@ _CONNECTIONS = 8
 _OLDEST = (5, 6)  # the first that can do without prefetching
 
 
-class CeleryExecutor(Executor):
+class CeleryExecutor(EngineExecutor):
     """Runs jobs in workers of Celery (5.6 or newer), which are begun by ``python -m bgmiddleware work``.
 
     *celery*: your ``Celery``, or its name as ``module:attribute``, which is imported when it is needed; its settings of
@@ -54,19 +57,13 @@ class CeleryExecutor(Executor):
     def __init__(
         self, celery: "Celery | str", *, queue: str = "bgmiddleware", max_pending: int = 1000, grace: float = 5.0
     ) -> None:
-        for name, value, least in (("max_pending", max_pending, 1), ("grace", grace, 0)):
-            if not value >= least:
-                raise ConfigurationError.of_setting(name, value, f"a number from {least}")
+        super().__init__(queue=queue, max_pending=max_pending, grace=grace)
         version = tuple(int(part) for part in __version__.split(".")[:2])
         if version < _OLDEST:
             raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {__version__}")
-        self.queue = queue
-        self.max_pending = max_pending
-        self.grace = grace
         self._given = celery
-        self._queue = Queue(queue, Exchange(queue), routing_key=queue)  # type: ignore[no-untyped-call]
+        self._queue = Queue(queue, Exchange(queue), routing_key=queue, max_priority=max(_OF_AMQP.values()))  # type: ignore[no-untyped-call]
         self._outbox = _Outbox(self._queue, max_pending)
-        self._closed = False
 
     @property
     def celery(self) -> Celery:
@@ -78,24 +75,22 @@ class CeleryExecutor(Executor):
             self._given = found
         return self._given
 
-    def submit(self, run: Run) -> None:
-        if self._closed:
-            raise QueueFull("the server is shutting down")
+    def _send(self, key: str, priority: Priority) -> None:
         if self.celery.conf.task_always_eager:
             raise ConfigurationError("task_always_eager: then Celery runs jobs in the web process, before it answers")
-        self._outbox.send(self.celery, run.key)
+        self._outbox.send(self.celery, key, priority)
 
     def stop(self, key: str) -> None:
         """Do nothing: the worker that runs it looks at the registry, and who takes out a cancelled one leaves it."""
 
-    def shutdown(self, drain: float | None = None) -> None:
-        self._closed = True
+    def _disconnect(self) -> None:
         self._outbox.close()
 
-    def work(self, site: Site, options: Sequence[str]) -> None:
+    def work(self, site: Site | Unloaded, options: Sequence[str]) -> None:
         """Be a worker, with *options* of Celery's own, until a signal says stop."""
         app = self.celery
         _force(app.conf, self._queue)
+        self._outbox.check(app)
         task = app.task(
             _run,
             name=_TASK,
@@ -126,29 +121,25 @@ class _Outbox:
         self._queue = queue
         self._max_pending = max_pending
         self._pools: dict[int, Any] = {}  # one after a fork is not the one before
+        self._unseen = 0  # how many may be sent without a look at the queue,
+        self._look_at = 0.0  # and until when
 
-    def send(self, app: Celery, key: str, *, anyway: bool = False) -> None:
-        """Send the message of the job *key*, *anyway* even where too many wait. Raises ``QueueFull``."""
-        pool = self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), _pool(app))
-        errors = (KombuError, OSError, *pool.connection.connection_errors, *pool.connection.channel_errors)
-        try:
-            with pool.acquire(block=True, timeout=_PATIENCE) as connection:
-                declare: Any = self._queue(connection.default_channel).queue_declare
-                waiting = declare().message_count
-                if waiting >= self._max_pending and not anyway:
-                    raise QueueFull(f"{waiting} jobs are waiting")
-                app.send_task(
-                    _TASK,
-                    task_id=key,
-                    queue=self._queue,
-                    serializer="json",
-                    ignore_result=True,
-                    connection=connection,
-                    retry=True,  # it may have been idle too long; what comes twice runs once
-                    retry_policy=_ONCE_MORE,
-                )
-        except errors as error:
-            raise QueueFull(f"the queue of jobs does not answer: {error}") from error
+    def send(self, app: Celery, key: str, priority: Priority) -> None:
+        """Send the message of the job *key*. Raises ``QueueFull``."""
+        with self._connected(app) as connection:
+            self._check_room(connection)
+            numbers = _OF_REDIS if _is_redis(connection) else _OF_AMQP
+            self._send(app, connection, key, numbers[priority])
+
+    def send_again(self, app: Celery, key: str, priority: int | None) -> None:
+        """Send a message that came with this *priority*, even where too many wait. Raises ``QueueFull``."""
+        with self._connected(app) as connection:
+            self._send(app, connection, key, priority)
+
+    def check(self, app: Celery) -> None:
+        """Raise ``ConfigurationError`` where the broker has a queue of another kind, not where it is away."""
+        with contextlib.suppress(QueueFull), self._connected(app) as connection:
+            self._declare(connection)
 
     def close(self) -> None:
         """Close all connections."""
@@ -156,17 +147,71 @@ class _Outbox:
         if pool is not None:
             pool.force_close_all()
 
+    @contextlib.contextmanager
+    def _connected(self, app: Celery) -> Iterator[Any]:
+        pool = self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), _pool(app))
+        errors = (KombuError, OSError, *pool.connection.connection_errors, *pool.connection.channel_errors)
+        try:
+            with pool.acquire(block=True, timeout=_PATIENCE) as connection:
+                yield connection
+        except errors as error:
+            if getattr(error, "reply_code", None) == _PRECONDITION_FAILED:
+                raise ConfigurationError(
+                    f"queue = {self._queue.name!r}: the broker has a queue of this name with other properties. Delete"
+                    f" it there, or name another one: {error}"
+                ) from error
+            raise no_answer(error) from error
+
+    def _check_room(self, connection: Any) -> None:
+        # Where there is much room, only now and then: each look costs as much as the message.
+        self._unseen -= 1
+        now = time.monotonic()
+        if self._unseen > 0 and now < self._look_at:
+            return
+        waiting = self._declare(connection)
+        if waiting >= self._max_pending:
+            raise too_many(waiting)
+        self._unseen, self._look_at = (self._max_pending - waiting) // 10, now + _LOOK_EVERY
+
+    def _declare(self, connection: Any) -> int:
+        """Make the queue, if there is none; return how many messages wait in it."""
+        declare: Any = self._queue(connection.default_channel).queue_declare
+        waiting: int = declare().message_count
+        return waiting
+
+    def _send(self, app: Celery, connection: Any, key: str, priority: int | None) -> None:
+        app.send_task(
+            _TASK,
+            task_id=key,
+            queue=self._queue,
+            priority=priority,
+            serializer="json",
+            ignore_result=True,
+            connection=connection,
+            retry=True,  # it may have been idle too long; what comes twice runs once
+            retry_policy=_ONCE_MORE,
+        )
+
 
 _ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
 _PATIENCE = 5.0
+_PRECONDITION_FAILED = 406  # of AMQP
+# Redis takes the lowest number first, and tells those of kombu's steps apart: 0, 3, 6, 9. AMQP takes the highest first.
+_OF_REDIS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
+_OF_AMQP = {Priority.HIGH: 2, Priority.NORMAL: 1, Priority.LOW: 0}
+
+
+def _is_redis(connection: Any) -> bool:
+    return bool(connection.transport.driver_type == "redis")
 
 
 def _pool(app: Celery) -> Any:
     connection = app.connection_for_write()
-    if connection.transport.driver_type == "redis":
+    if _is_redis(connection):
         limits = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
     else:
-        limits = {"read_timeout": _PATIENCE, "write_timeout": _PATIENCE}
+        # Confirmed: else what is sent to a broker that is gone would not be missed.
+        limits = {"read_timeout": _PATIENCE, "write_timeout": _PATIENCE, "confirm_publish": True}
     options = {**limits, **_ONCE_MORE}
     return app.connection_for_write(transport_options=options, connect_timeout=_PATIENCE).Pool(limit=_CONNECTIONS)
 
@@ -181,6 +226,7 @@ def _force(conf: Any, queue: Queue) -> None:
         )
     conf.update(
         task_queues=[queue],
+        task_queue_max_priority=None,  # the queue has its own
         broker_transport_options=options,
         accept_content=["json"],
         worker_pool="prefork",
@@ -213,7 +259,7 @@ class _Request(Request):  # type: ignore[misc]
         super().on_failure(exc_info, *arguments, **named)
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, Ignore):  # see _run
-            self.task.waiting.append(self.id)
+            self.task.waiting.append((self.id, self.delivery_info["priority"]))
             return
         if isinstance(error, WorkerLostError | Terminated) and self.worker_pid:
             signal_group(self.worker_pid, signal.SIGKILL)  # children that it left behind
@@ -233,11 +279,11 @@ def _how(error: BaseException) -> str:
 
 class _Task(Task):  # type: ignore[misc]
     Request = _Request
-    site: Site
+    site: Site | Unloaded
     grace: float
     outbox: _Outbox
-    waiting: deque[str]
-    """Jobs whose groups were full when their message came."""
+    waiting: deque[tuple[str, int | None]]
+    """Jobs whose groups were full when their message came, with its priority."""
     directory: str
     """For the files that the output of jobs goes through."""
 
@@ -309,7 +355,7 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         # Not by Celery's countdown: then this worker would keep it, behind what runs here, where others may be idle.
         with contextlib.suppress(QueueFull):
             while task.waiting:
-                task.outbox.send(task.app, task.waiting[0], anyway=True)
+                task.outbox.send_again(task.app, *task.waiting[0])
                 task.waiting.popleft()
 
 

@@ -1,16 +1,9 @@
 """Jobs in child processes of this process, which load the app by its name and can be killed."""
 
 import contextlib
-import functools
-import json
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +11,10 @@ from .._jobs import JobState
 from .._loading import check_name
 from .._runner import Run
 from ..errors import ConfigurationError, JobExpired, JobNotFound
+from ._children import LAST_SECONDS, Child
 from ._local import SHUT_DOWN, LocalExecutor
-from ._worker import Remains, Watcher, fail_unloaded, how_it_ended, is_ini, signal_group
+from ._sites import Unloaded, fail_unloaded, is_ini
+from ._watching import Remains, Watcher
 
 __all__ = ["ProcessExecutor"]
 
@@ -27,7 +22,6 @@ _log = logging.getLogger("bgmiddleware")
 
 _LOOK_EVERY = 1.0
 _LOOK_OFTEN = 0.1
-_LAST_SECONDS = 6.0  # more than a child waits for the threads of its app
 
 
 class ProcessExecutor(LocalExecutor):
@@ -104,7 +98,7 @@ class ProcessExecutor(LocalExecutor):
         for seat in list(self._seats.values()):
             seat.kill()
         with self._lock:
-            self._idle.wait_for(lambda: not self._workers, _LAST_SECONDS)
+            self._idle.wait_for(lambda: not self._workers, LAST_SECONDS)
 
 
 class _Seat:
@@ -114,7 +108,7 @@ class _Seat:
     def __init__(self, executor: ProcessExecutor, seats: "dict[str, _Seat]") -> None:
         self._executor = executor
         self._seats = seats
-        self._child: _Child | None = None
+        self._child: Child | None = None
 
     def run(self, run: Run) -> bool:
         """Let the child run a job; return whether the job must wait. Raises nothing."""
@@ -137,6 +131,9 @@ class _Seat:
         finally:
             del self._seats[run.key]
             self._remains.close()
+        if "unloaded" in answer:
+            self.close()
+            return fail_unloaded(Unloaded(run.registry, answer["unloaded"]), run.key)
         if self._watcher.asked:
             child.end(patience=0.0)  # with what the job leaves running
         must_wait = answer.get("must_wait")
@@ -145,14 +142,14 @@ class _Seat:
             self.close()
         return bool(must_wait)
 
-    def _ready_child(self) -> "_Child":
+    def _ready_child(self) -> Child:
         if self._child is not None and not self._child.is_alive:
             self.close()
         if self._child is None:
-            self._child = _Child()
+            self._child = Child()
         return self._child
 
-    def _hand_over(self, child: "_Child", run: Run) -> dict[str, Any]:
+    def _hand_over(self, child: Child, run: Run) -> dict[str, Any]:
         """Give a job to the child and look after it; write down how it ended if the child cannot. Return its answer."""
         executor = self._executor
         child.give({**executor.how, "key": run.key}, self._remains.output_file)
@@ -170,9 +167,7 @@ class _Seat:
                 return {"must_wait": True}
             answer = {}
             self._remains.end(run.registry, run.key, how)
-        if "unloaded" in answer:
-            fail_unloaded(run.registry, run.key, answer["unloaded"])
-        elif "failed" in answer:
+        if "failed" in answer:
             self._remains.end(run.registry, run.key, f"its process could not run it: {answer['failed']}")
         return answer
 
@@ -194,122 +189,3 @@ class _Seat:
         child, self._child = self._child, None
         if child is not None:
             child.close()
-
-
-class _Child:
-    """A process that runs jobs, one at a time, and the socket to talk to it."""
-
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._received = b""
-        self._hung_up = False
-        self.jobs = 0
-        _connections.add(self._socket)
-        _close_in_forks()
-        try:
-            # Not a fork of this process, which has threads, but a new one. In a session of its own, so that it can be
-            # killed with all its children, and Ctrl-C at a terminal is not its business.
-            self._process = subprocess.Popen(  # noqa: S603  # our own module, with nothing that a request said
-                [*_python(), "-u", "-c", _MAIN, json.dumps(sys.path), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        except BaseException:
-            self._socket.close()
-            raise
-        finally:
-            theirs.close()
-
-    @property
-    def is_alive(self) -> bool:
-        return not self._hung_up and not self._has_ended
-
-    @property
-    def _has_ended(self) -> bool:
-        # It is not waited for: then its number might be given to another process, which would be killed in its place.
-        if self._process.returncode is not None:
-            return True
-        try:
-            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # somebody waits for all children of this process, or the system does
-            return True
-
-    def give(self, message: dict[str, Any], output_file: int) -> None:
-        """Let it run a job."""
-        data = json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(OSError):  # it is dead: that is seen when it is asked for its answer
-            self._socket.settimeout(None)
-            sent = socket.send_fds(self._socket, [data], [output_file])
-            self._socket.sendall(data[sent:])
-
-    def answer(self, timeout: float) -> dict[str, Any] | None:
-        """Wait up to *timeout* seconds for its answer."""
-        data = b""
-        self._socket.settimeout(timeout)
-        try:
-            data = self._socket.recv(65536)
-        except TimeoutError:
-            return None
-        except OSError:  # what it did not read is lost with it
-            pass
-        self._hung_up = not data
-        self._received += data
-        line, newline, rest = self._received.partition(b"\n")
-        if not newline:
-            return None
-        self._received = rest
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def signal(self, number: signal.Signals) -> None:
-        """Interrupt the job (SIGINT), end all its children (SIGTERM), or kill the process and them (SIGKILL)."""
-        signal_group(self._process.pid, number)
-
-    def end(self, patience: float = 0.5) -> str:
-        """Kill what is left of the process, which gets *patience* seconds if it is about to end, and of its children;
-        return how it ended."""
-        until = time.monotonic() + patience
-        while (lives := not self._has_ended) and time.monotonic() < until:
-            time.sleep(0.01)
-        if self._process.returncode is None:
-            self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
-        status = self._process.wait()
-        return "its process does not answer any more" if lives else how_it_ended(status)
-
-    def close(self) -> None:
-        """Let the process end by itself, and wait for that."""
-        self._socket.close()
-        if self._process.returncode is None:
-            try:
-                self._process.wait(_LAST_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.end(0.0)
-
-
-# With the module path of this process, from the first import on.
-_MAIN = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); import bgmiddleware.executors._child as it; it.main()"
-
-
-def _python() -> list[str]:
-    """Return the command of this Python, with its options. Servers that have it built in name themselves."""
-    executable = sys.executable or ""
-    if not os.path.basename(executable).startswith(("python", "pypy")):
-        executable = os.path.join(sys.prefix, "bin", "python3")
-    options: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags", list)
-    return [executable, *options()]
-
-
-_connections: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
-
-
-@functools.cache
-def _close_in_forks() -> None:
-    """From now on close the connections to children in a fork of this process: its copies would keep the children from
-    seeing that their parent is gone."""
-
-    def close() -> None:
-        for connection in list(_connections):
-            connection.close()
-
-    os.register_at_fork(after_in_child=close)

@@ -21,10 +21,12 @@ from rq.executions import Execution
 from rq.job import Job as Message
 from rq.job import JobStatus
 
-from .._runner import Run
-from ..errors import ConfigurationError, QueueFull
-from ._worker import Remains, Site, Watcher, how_it_ended, run_message, signal_group
-from .base import Executor
+from .._jobs import Priority
+from ..errors import ConfigurationError
+from ._engine import EngineExecutor, no_answer, too_many
+from ._sites import Site, Unloaded
+from ._watching import Remains, Watcher, how_it_ended, signal_group
+from ._worker import run_message
 
 __all__ = ["RQExecutor"]
 
@@ -35,12 +37,13 @@ _NO_LIMIT = -1
 _FAILURE_TTL = 3600
 
 
-class RQExecutor(Executor):
+class RQExecutor(EngineExecutor):
     """Runs jobs in workers of RQ, each in a process of its own. POSIX only.
 
-    *url* is RQ's Redis (``redis://``, ``rediss://`` or ``unix://``), *queue* the name of the queue. Up to *max_pending*
-    jobs wait in it; then, and while Redis does not answer, ``submit`` raises ``QueueFull``. A job that was asked to
-    stop, or is over its deadline, gets *grace* seconds to end by itself before its processes are killed.
+    *url* is RQ's Redis (``redis://``, ``rediss://`` or ``unix://``), *queue* the name of the queue; jobs of another
+    priority than normal are in ``QUEUE:high`` and ``QUEUE:low``. Up to *max_pending* jobs wait in all of them; then,
+    and while Redis does not answer, ``submit`` raises ``QueueFull``. A job that was asked to stop, or is over its
+    deadline, gets *grace* seconds to end by itself before its processes are killed.
 
     Redis is trusted: who can write there can have the app answer any request, as anybody.
     """
@@ -55,54 +58,63 @@ class RQExecutor(Executor):
     ) -> None:
         if not url.startswith(_SCHEMES):
             raise ConfigurationError(f"the URL of RQ's Redis begins with one of {', '.join(_SCHEMES)}")
-        for name, value, least in (("max_pending", max_pending, 1), ("grace", grace, 0)):
-            if not value >= least:
-                raise ConfigurationError.of_setting(name, value, f"a number from {least}")
-        self.queue = queue
-        self.max_pending = max_pending
-        self.grace = grace
+        super().__init__(queue=queue, max_pending=max_pending, grace=grace)
         self._url = url
         # Silent retries push twice, and no client shall wait for a Redis that hangs.
-        client = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
-        self._queue = Queue(queue, connection=client, serializer="json")
-        self._closed = False
+        self._client = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+        self._queues = {priority: self._queue(priority) for priority in Priority}
 
-    def submit(self, run: Run) -> None:
-        if self._closed:
-            raise QueueFull("the server is shutting down")
+    def _queue(self, priority: Priority) -> Queue:
+        name = self.queue if priority is Priority.NORMAL else f"{self.queue}:{priority}"
+        return Queue(name, connection=self._client, serializer="json")
+
+    def _send(self, key: str, priority: Priority) -> None:
+        queue = self._queues[priority]
         try:
-            if self._queue.count >= self.max_pending:
-                raise QueueFull(f"{self.max_pending} jobs are waiting")
-            self._queue.enqueue_call(
-                "bgmiddleware.executors.rq.refuse",
-                job_id=run.key,
-                timeout=_NO_LIMIT,  # the deadline is the job's own
-                result_ttl=0,
-                failure_ttl=_FAILURE_TTL,
-                description="bgmiddleware",
-            )
+            # All at once, since each call that Redis answers costs as much as all the rest.
+            with self._client.pipeline() as pipeline:
+                queue.enqueue_call(
+                    "bgmiddleware.executors.rq.refuse",
+                    job_id=key,
+                    timeout=_NO_LIMIT,  # the deadline is the job's own
+                    result_ttl=0,
+                    failure_ttl=_FAILURE_TTL,
+                    description="bgmiddleware",
+                    pipeline=pipeline,
+                )
+                for each in self._queues.values():
+                    pipeline.llen(each.key)
+                waiting = sum(pipeline.execute()[-len(self._queues) :])  # itself included
+            if waiting > self.max_pending and self._take_back(queue, key):
+                raise too_many(self.max_pending)
         except RedisError as error:
-            raise QueueFull(f"the queue of jobs does not answer: {error}") from error
+            raise no_answer(error) from error
+
+    def _take_back(self, queue: Queue, key: str) -> bool:
+        """Remove a message that was just sent, unless a worker has it already; return whether it was there."""
+        if not self._client.lrem(queue.key, -1, key):
+            return False
+        self._client.delete(Message.key_for(key))
+        return True
 
     def stop(self, key: str) -> None:
         # What runs is stopped by its worker, which looks at the registry: that works too when this process is gone.
         with contextlib.suppress(RedisError, NoSuchJobError):
-            message = Message.fetch(key, self._queue.connection, "json")
+            message = Message.fetch(key, self._client, "json")
             if message.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.SCHEDULED):
                 message.delete()
 
-    def shutdown(self, drain: float | None = None) -> None:
-        self._closed = True
-        self._queue.connection.close()
+    def _disconnect(self) -> None:
+        self._client.close()
 
-    def work(self, site: Site, options: Sequence[str]) -> None:
+    def work(self, site: Site | Unloaded, options: Sequence[str]) -> None:
         """Be a worker: run the jobs of the queue until a signal says stop, each in a fork of this process."""
         parser = argparse.ArgumentParser(prog="python -m bgmiddleware work MODULE:APP", description="Run RQ's jobs.")
         parser.add_argument("--burst", action="store_true", help="end when no job is left")
         parser.add_argument("--name", help="the worker's name, unique; default: a random one")
         chosen = parser.parse_args(options)
         worker = _Worker(
-            [self.queue],
+            [queue.name for queue in self._queues.values()],  # it takes from them in this order
             chosen.name,
             connection=Redis.from_url(self._url),
             serializer="json",
@@ -122,7 +134,7 @@ def refuse() -> None:
 class _KeyOnly(Message):
     """A message of which only the key is believed: nothing that Redis may name is imported or called."""
 
-    site: Site
+    site: Site | Unloaded
     output_file: int
     success_callback = failure_callback = stopped_callback = None
 
@@ -139,7 +151,7 @@ class _Worker(Worker):
 
     job_class = _KeyOnly
     dequeue_timeout = _LOOK_EVERY
-    site: Site
+    site: Site | Unloaded
     grace: float
     _remains: Remains
     _watcher: Watcher

@@ -48,6 +48,10 @@ _STEPS = (
         UPDATE totals SET jobs = jobs - 1, bytes = bytes - old.bytes;
     END;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN rank INTEGER NOT NULL DEFAULT 1;  -- of its priority: 0 is taken first
+    CREATE INDEX jobs_by_place ON jobs (rank, number) WHERE state = 'pending';
+    """,
 )
 
 

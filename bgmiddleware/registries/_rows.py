@@ -55,8 +55,9 @@ def has_expired(database: sqlite3.Connection, key: str) -> bool:
 def insert(database: sqlite3.Connection, job: Job) -> Row:
     """Add a pending job."""
     database.execute("DELETE FROM expired WHERE key = ?", (job.key,))
-    statement = "INSERT INTO jobs (key, state, due, document) VALUES (?, ?, ?, ?)"
-    number = database.execute(statement, (job.key, job.state, job.expires_at, _document(job))).lastrowid
+    statement = "INSERT INTO jobs (key, state, rank, due, document) VALUES (?, ?, ?, ?, ?)"
+    values = (job.key, job.state, job.priority.rank, job.expires_at, _document(job))
+    number = database.execute(statement, values).lastrowid
     assert number is not None  # noqa: S101  # an INSERT has one
     return Row(number, 0, job)
 
@@ -102,8 +103,9 @@ def running(database: sqlite3.Connection) -> list[Job]:
 
 def place(database: sqlite3.Connection, row: Row) -> int:
     """Return the place of a pending job among those that wait."""
-    statement = "SELECT COUNT(*) FROM jobs WHERE state = ? AND number <= ?"
-    return int(database.execute(statement, (JobState.PENDING, row.number)).fetchone()[0])
+    # The state is written out: so the index of those that are pending is used.
+    statement = "SELECT COUNT(*) FROM jobs WHERE state = 'pending' AND (rank, number) <= (?, ?)"
+    return int(database.execute(statement, (row.job.priority.rank, row.number)).fetchone()[0])
 
 
 def newest(database: sqlite3.Connection, state: JobState | None, before: int | None, limit: int) -> list[Row]:

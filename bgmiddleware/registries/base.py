@@ -184,8 +184,8 @@ class Registry(ABC):
 
     @abstractmethod
     def position(self, key: str) -> int:
-        """Return the place of a pending job among those that wait, in the order of their coming: the first is 1. Of any
-        other job it is 0."""
+        """Return the place of a pending job among those that wait, in the order in which they are taken: the higher
+        priority first, and of one priority who came first. The first is 1; of any other job it is 0."""
 
     @abstractmethod
     def take_cookies(self, key: str) -> bool:

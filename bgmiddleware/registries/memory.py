@@ -217,9 +217,13 @@ class MemoryRegistry(Registry):
 
     def position(self, key: str) -> int:
         with self._lock:
-            if self._find(key).job.as_of(self.clock()).state is not JobState.PENDING:
+            job = self._find(key).job
+            if job.as_of(self.clock()).state is not JobState.PENDING:
                 return 0
-            return next(place for place, waiting in enumerate(self._pending, 1) if waiting == key)
+            ranks = [self._records[waiting].job.priority.rank for waiting in self._pending]
+            came_before = list(self._pending).index(key)
+            rank = job.priority.rank
+            return 1 + sum(other < rank for other in ranks) + ranks[:came_before].count(rank)
 
     def take_cookies(self, key: str) -> bool:
         with self._lock:

@@ -98,7 +98,7 @@ class RedisRegistry(Registry):
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         self._evict_now_and_then()
         patience = self._patience(lease)
-        known, now = self._enter(job.key, patience)
+        known, now = self._enter(job, patience)
         job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
         if not self._records.create(job, self.max_output):
             if not known:
@@ -212,12 +212,13 @@ class RedisRegistry(Registry):
     def secret(self) -> bytes:
         return self._index.secret(secrets.token_bytes(32))
 
-    def _enter(self, key: str, patience: float) -> tuple[bool, float]:
+    def _enter(self, job: Job, patience: float) -> tuple[bool, float]:
         """Take a place for a new job; return whether the index has one of this key already, and the time."""
-        entered = self._index.enter(key, self.max_jobs, patience)
+        rank = job.priority.rank
+        entered = self._index.enter(job.key, rank, self.max_jobs, patience)
         if entered.full:
             self.evict(_EVICT_AT_ONCE)  # those that were never started make room too
-            again = self._index.enter(key, self.max_jobs, patience)
+            again = self._index.enter(job.key, rank, self.max_jobs, patience)
             entered = again._replace(gone=entered.gone + again.gone)
         for other in entered.gone:
             with contextlib.suppress(JobNotFound, JobExpired):

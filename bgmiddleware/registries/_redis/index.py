@@ -12,7 +12,7 @@ __all__ = ["Entered", "Index"]
 
 _log = logging.getLogger("bgmiddleware")
 
-_NAMES = ("jobs", "pending", "running", "due", "ended", "last")
+_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue")
 _LOOK_AGAIN = 3600.0  # at jobs that run without a lease
 
 
@@ -34,9 +34,9 @@ class Index:
         self._prefix = f"{{{prefix}}}"
         self._keys = [f"{self._prefix}:{name}" for name in _NAMES]
 
-    def enter(self, key: str, max_jobs: int, patience: float) -> Entered:
-        """Take a place for a new job, which is pending, for *patience* seconds."""
-        answer, now, *gone = self._run("enter", [], key, max_jobs, patience)
+    def enter(self, key: str, rank: int, max_jobs: int, patience: float) -> Entered:
+        """Take a place for a new job, whose priority has this *rank*, which is pending, for *patience* seconds."""
+        answer, now, *gone = self._run("enter", [], key, max_jobs, patience, rank)
         return Entered(answer == b"full", answer == b"known", float(now), [other.decode() for other in gone])
 
     def file(self, job: Job, now: float, place: str, *, anew: bool = False) -> None:
@@ -45,11 +45,12 @@ class Index:
         if job.state is JobState.RUNNING:
             at = now + _LOOK_AGAIN if job.lease_expires_at is None else job.lease_expires_at
         where = "ended" if job.state.ended else job.state.value
-        self._file(job.key, job.groups, where, repr(at), "anew" if anew else "", place, _until(job))
+        rank = str(job.priority.rank)
+        self._file(job.key, job.groups, where, repr(at), "anew" if anew else "", place, _until(job), rank)
 
     def drop(self, key: str) -> None:
         """Know nothing more of a job."""
-        self._file(key, [], "gone", "", "", "", "")
+        self._file(key, [], "gone", "", "", "", "", "")
 
     def reserve(self, job: Job, place: str) -> bool:
         """Take a place in each group of a job that is about to run, or in none; return whether there is room."""
@@ -75,7 +76,7 @@ class Index:
 
     def position(self, key: str) -> int:
         """Return the place of a pending job, from 1; 0 if it is not filed as one."""
-        place = self._server.link.command("ZRANK", self._keys[1], key)
+        place = self._server.link.command("ZRANK", self._keys[6], key)
         return 0 if place is None else int(place) + 1
 
     def secret(self, new: bytes) -> bytes:

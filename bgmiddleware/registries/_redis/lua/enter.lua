@@ -1,4 +1,4 @@
--- ARGV: now, key, max_jobs, how long it may be pending. Take a place for a new job. Return the time, and the jobs that made room.
+-- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority. Take a place for a new job. Return the time, and the jobs that made room.
 local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
 if redis.call('ZSCORE', JOBS, key) then
   return {'known', now}
@@ -17,5 +17,6 @@ end
 local number = redis.call('INCR', LAST)
 redis.call('ZADD', JOBS, number, key)
 redis.call('ZADD', PENDING, number, key)
+redis.call('ZADD', QUEUE, turn(ARGV[5], number), key)
 redis.call('ZADD', DUE, string.format('%.17g', NOW + tonumber(ARGV[4])), key)
 return {'ok', now, unpack(gone)}

@@ -1,8 +1,9 @@
 -- ARGV: now, key, 'pending', 'running', 'ended' or 'gone', when to look at it, 'anew' if it comes only now,
--- its place in its groups, until when it takes that. File a job as what its record says.
+-- its place in its groups, until when it takes that, the rank of its priority. File a job as what its record says.
 local key, where, at, place = ARGV[2], ARGV[3], ARGV[4], ARGV[6]
 -- What takes no memory comes first: see write.lua.
 redis.call('ZREM', PENDING, key)
+redis.call('ZREM', QUEUE, key)
 redis.call('ZREM', RUNNING, key)
 redis.call('ZREM', DUE, key)
 redis.call('ZREM', ENDED, key)
@@ -21,8 +22,11 @@ if where ~= 'gone' then
     redis.call('ZADD', where == 'pending' and PENDING or RUNNING, number, key)
     redis.call('ZADD', DUE, at, key)
   end
+  if where == 'pending' then
+    redis.call('ZADD', QUEUE, turn(ARGV[8], number), key)
+  end
 end
-for group = 7, #KEYS do
+for group = FIRST_GROUP, #KEYS do
   if where == 'running' then
     redis.call('ZADD', KEYS[group], ARGV[7], place)
   else
