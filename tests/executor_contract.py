@@ -19,7 +19,7 @@ from executor_app import Stage, go
 from bgmiddleware import BackgroundMiddleware, Job, JobState
 from bgmiddleware._jobs import key_of
 
-LEASE = 3.0
+LEASE = 6.0
 GRACE = 1.0
 
 

@@ -41,13 +41,10 @@ def opens(request: pytest.FixtureRequest) -> Iterator[Opener]:
     yield from opened(request)
 
 
-@pytest.fixture
-def opens_here() -> Iterator[Opener]:
+@pytest.fixture(params=["in-process"])
+def opens_here(request: pytest.FixtureRequest) -> Iterator[Opener]:
     """The same in-process only, for what no server changes."""
-    import contextlib
-
-    with contextlib.ExitStack() as stack:
-        yield Opener(stack, "in-process")
+    yield from opened(request)
 
 
 class Elements(HTMLParser):
