@@ -6,12 +6,14 @@ import itertools
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -496,6 +498,18 @@ def test_a_child_of_a_fork_has_connections_of_its_own(make: Make, server: Any) -
 # The index follows the records.
 
 
+def killed_at(part: object, name: str, call: Callable[[], object]) -> None:
+    """Do *call* in a child process that is killed where it would come to the method *name* of *part*."""
+    child = os.fork()
+    if not child:
+        try:
+            setattr(part, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+            call()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
 def test_more_jobs_than_one_look_takes_are_listed_in_order(registry: RedisRegistry) -> None:
     for number in range(450):
         added(registry, f"job {number}")
@@ -579,6 +593,45 @@ def test_what_was_not_filed_is_filed_when_it_is_due(make: Make, server: Any, clo
     assert server.zscore("{bg}:due", KEY) == registry.get(KEY).lease_expires_at
     clock.advance(LONG)
     assert registry.evict() == (1, 0)
+
+
+@pytest.mark.parametrize("groups", [{}, {"reindex": 1}])
+def test_a_runner_killed_before_its_claim_was_filed_is_lost_when_its_lease_runs_out(
+    make: Make, clock: Clock, groups: dict[str, int]
+) -> None:
+    registry = make(clock=clock)
+    registry.add(Job(KEY, "one", groups=groups))
+    killed_at(registry._index, "file", lambda: registry.claim(KEY, RUNNER, lease=6.0))
+    assert registry.get(KEY).state is JobState.RUNNING
+    clock.advance(5.9)
+    assert registry.evict() == (0, 0)
+    clock.advance(0.1)
+    assert registry.evict() == (1, 0)
+    assert registry.position(KEY) == 0
+    assert [job.key for job in registry.jobs(JobState.LOST)] == [KEY]
+
+
+@pytest.mark.parametrize("groups", [{}, {"reindex": 1}])
+def test_a_runner_killed_before_its_claim_was_written_leaves_the_job_to_others(
+    make: Make, server: Any, clock: Clock, groups: dict[str, int]
+) -> None:
+    registry = make(clock=clock)
+    until = registry.add(Job(KEY, "one", groups=groups)).expires_at
+    killed_at(registry._records, "write", lambda: registry.claim(KEY, RUNNER, lease=6.0))
+    assert server.zscore("{bg}:due", KEY) == clock.now + 6.0
+    clock.advance(6.0)
+    assert registry.evict() == (0, 0)
+    assert server.zscore("{bg}:due", KEY) == until
+    assert registry.position(KEY) == 1
+    assert registry.claim(KEY, "another", lease=6.0)
+
+
+def test_a_claim_never_puts_off_when_a_job_is_looked_at(make: Make, server: Any, clock: Clock) -> None:
+    registry = make(clock=clock)
+    for name, lease in {"long": 2 * LONG, "none": None}.items():
+        until = registry.add(Job(key_of(name), name, groups={"reindex": 2}), lease=LONG).expires_at
+        killed_at(registry._records, "write", partial(registry.claim, key_of(name), RUNNER, lease=lease))
+        assert server.zscore("{bg}:due", key_of(name)) == until
 
 
 def test_a_job_without_a_lease_is_looked_at_again_and_again(make: Make, server: Any, clock: Clock) -> None:

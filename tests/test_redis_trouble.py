@@ -208,16 +208,17 @@ def test_a_call_that_timed_out_is_done_once(make: Make, redis_server: RedisServe
     assert server.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
 
 
+@pytest.mark.parametrize("part", ["running", "due"])
 def test_an_index_that_cannot_be_written_fails_no_claim_and_no_end(
-    registry: RedisRegistry, server: Any, caplog: pytest.LogCaptureFixture
+    registry: RedisRegistry, server: Any, caplog: pytest.LogCaptureFixture, part: str
 ) -> None:
     added(registry)
-    server.delete("{bg}:running")
-    server.set("{bg}:running", "what is this?")
+    server.delete(f"{{bg}}:{part}")
+    server.set(f"{{bg}}:{part}", "what is this?")
     assert registry.claim(KEY, RUNNER, lease=LONG)
     assert registry.finish(KEY, RUNNER, JobState.FINISHED)
     assert "is filed later" in caplog.text
-    server.delete("{bg}:running")
+    server.delete(f"{{bg}}:{part}")
     assert registry.get(KEY).state is JobState.FINISHED
 
 
@@ -408,6 +409,14 @@ def test_a_full_server_is_told_how_jobs_stand(registry: RedisRegistry, server: A
     assert states == {"one": JobState.FINISHED, "two": JobState.LOST, "three": JobState.CANCELLED}
     assert [server.zcard(f"{{bg}}:{name}") for name in ("pending", "running", "due", "ended")] == [0, 0, 0, 3]
     assert registry.discard(KEY)
+
+
+@pytest.mark.parametrize("groups", [{}, {"reindex": 1}])
+def test_a_full_server_lets_jobs_be_claimed(registry: RedisRegistry, server: Any, groups: dict[str, int]) -> None:
+    registry.add(Job(KEY, "one", groups=groups))
+    fill(server)
+    assert registry.claim(KEY, RUNNER, lease=LONG)
+    assert [job.key for job in registry.jobs(JobState.RUNNING)] == [KEY]
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,11 @@ class Index:
         self._file(key, [], "gone", "", "", "", "", "")
 
     def reserve(self, job: Job, place: str) -> bool:
-        """Take a place in each group of a job that is about to run, or in none; return whether there is room."""
-        if not job.groups:
+        """Take a place in each group of a job that is about to run, or in none; return whether there is room. Where
+        there is, the job is due when its lease runs out, whatever becomes of who claims it."""
+        if not job.groups and job.lease_expires_at is None:
             return True
-        return bool(self._run("reserve", job.groups, place, _until(job), *job.groups.values())[0] == b"ok")
+        return bool(self._run("reserve", job.groups, place, _until(job), *job.groups.values(), job.key)[0] == b"ok")
 
     def leave(self, job: Job, place: str) -> None:
         """Give back what was reserved."""
