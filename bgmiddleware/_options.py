@@ -2,12 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from math import isfinite
-from numbers import Integral, Real
-from typing import TypeGuard
 
 from . import marks
 from ._jobs import Priority
+from ._numbers import is_finite, is_whole
 from .errors import ConfigurationError
 from .executors.base import Executor
 from .registries.base import Registry
@@ -33,21 +31,13 @@ _OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
 
 def check_numbers(*, deadline: object, promote_after: object, **whole: object) -> None:
     """Check the numbers: all are from 0, and a deadline is above. No end of time is said by None or 0, not by inf."""
-    if not (_is_finite(promote_after) and promote_after >= 0):
+    if not (is_finite(promote_after) and promote_after >= 0):
         raise ConfigurationError.of_setting("promote_after", promote_after, "a number from 0")
-    if deadline is not None and not (_is_finite(deadline) and deadline > 0):
+    if deadline is not None and not (is_finite(deadline) and deadline > 0):
         raise ConfigurationError.of_setting("deadline", deadline, "a number above 0")
     for name, number in whole.items():
-        if not _is_whole(number, 0):
+        if not is_whole(number, 0):
             raise ConfigurationError.of_setting(name, number, "a whole number from 0")
-
-
-def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def check_functions(*, app: object, when: object, **others: object) -> None:
@@ -93,11 +83,11 @@ def check_texts(*, token_name: object, secret: object, dashboard: object, assets
 
 def limits_of(per_owner: object, per_mark: object) -> Limits:
     """Return how many jobs may run at a time of those that each mark is true for: its name, itself, the number."""
-    if per_owner is not None and not _is_whole(per_owner, 1):
+    if per_owner is not None and not is_whole(per_owner, 1):
         raise ConfigurationError.of_setting("limit_per_owner", per_owner, "a whole number from 1")
     per_mark = {} if per_mark is None else per_mark
     if not isinstance(per_mark, Mapping) or not all(
-        isinstance(glob, str) and _is_whole(most, 1) for glob, most in per_mark.items()
+        isinstance(glob, str) and is_whole(most, 1) for glob, most in per_mark.items()
     ):
         raise ConfigurationError.of_setting("limit_per_mark", per_mark, "for each glob a whole number from 1")
     return tuple((glob, marks.path(glob), most) for glob, most in per_mark.items())

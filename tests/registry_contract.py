@@ -644,7 +644,7 @@ class RegistryContract:
         added(registry, "b")
 
     @pytest.mark.parametrize("name", ["ttl", "pending_ttl", "max_jobs", "max_output", "max_result"])
-    @pytest.mark.parametrize("value", [0, -1, float("nan")])
+    @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5", True])
     def test_a_bad_setting_is_refused_by_name(self, make, name, value):
         with pytest.raises(ConfigurationError, match=rf"^{name} = "):
             make(**{name: value})

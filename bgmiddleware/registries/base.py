@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from .._numbers import is_finite, is_whole
 from ..errors import ConfigurationError
 
 __all__ = ["END", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source"]
@@ -95,10 +96,12 @@ class Registry(ABC):
         max_result: int = 256 * 1024 * 1024,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        limits = {"max_jobs": max_jobs, "max_output": max_output, "max_result": max_result}
-        for name, value in {"ttl": ttl, "pending_ttl": pending_ttl, **limits}.items():
-            if not value > 0:
-                raise ConfigurationError.of_setting(name, value, "a number above 0")
+        for name, seconds in {"ttl": ttl, "pending_ttl": pending_ttl}.items():
+            if not (is_finite(seconds) and seconds > 0):
+                raise ConfigurationError.of_setting(name, seconds, "a number above 0")
+        for name, most in {"max_jobs": max_jobs, "max_output": max_output, "max_result": max_result}.items():
+            if not is_whole(most, 1):
+                raise ConfigurationError.of_setting(name, most, "a whole number above 0")
         self.ttl = ttl
         self.pending_ttl = pending_ttl
         self.max_jobs = max_jobs

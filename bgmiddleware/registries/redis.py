@@ -75,9 +75,6 @@ class RedisRegistry(Registry):
         for name, value in {"timeout": timeout, "max_waiting": max_waiting}.items():
             if not value > 0:
                 raise ConfigurationError.of_setting(name, value, "a number above 0")
-        for name, value in {"max_output": max_output, "max_result": max_result}.items():
-            if value > _STRING_BYTES:
-                raise ConfigurationError.of_setting(name, value, f"at most {_STRING_BYTES}, as Redis has it")
         self._server = Server(Address(url, timeout=timeout), max_waiting=max_waiting, clock=clock)
         super().__init__(
             ttl=ttl,
@@ -87,6 +84,9 @@ class RedisRegistry(Registry):
             max_result=max_result,
             clock=self._server.time,
         )
+        for name, value in {"max_output": max_output, "max_result": max_result}.items():
+            if value > _STRING_BYTES:
+                raise ConfigurationError.of_setting(name, value, f"at most {_STRING_BYTES}, as Redis has it")
         self._prefix = prefix
         self._records = Records(self._server, prefix)
         self._index = Index(self._server, prefix)
