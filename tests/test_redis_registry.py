@@ -389,6 +389,25 @@ def test_a_lower_max_jobs_is_reached_bit_by_bit(make: Make) -> None:
     assert len(registry.jobs(limit=1000)) == 5
 
 
+def test_those_who_made_room_are_forgotten_though_it_was_not_enough(make: Make, server: Any) -> None:
+    registry = make(max_jobs=4)
+    for name in ("ended", "also ended"):
+        ended(registry, name, output=b"output")
+    for name in ("runs", "runs too"):
+        running(registry, name)
+    with pytest.raises(QueueFull):
+        added(make(max_jobs=2), "new")
+    assert list(server.scan_iter("bg:*:output")) == []
+    assert [job.title for job in registry.jobs()] == ["runs too", "runs"]
+
+
+def test_a_job_of_which_only_the_index_knows_is_gone_when_it_is_discarded(registry: RedisRegistry, server: Any) -> None:
+    added(registry)
+    server.delete(record_of(KEY))
+    assert not registry.discard(KEY)
+    assert server.zcard("{bg}:jobs") == server.zcard("{bg}:pending") == server.zcard("{bg}:due") == 0
+
+
 def test_a_discarded_key_can_be_added_again_and_its_waiters_wait(registry: RedisRegistry) -> None:
     added(registry)
     registry.discard(KEY)
@@ -694,6 +713,21 @@ def test_the_name_of_a_group_may_be_any_string(registry: RedisRegistry) -> None:
         assert not registry.claim(again, RUNNER, lease=15.0)
         assert registry.finish(key, RUNNER, JobState.FINISHED)
         assert registry.claim(again, RUNNER, lease=15.0)
+
+
+def test_groups_whose_names_are_no_text_are_told_apart(registry: RedisRegistry) -> None:
+    for title, name in (("one", "\udc80"), ("two", "\udc81")):
+        key = registry.add(Job(key_of(title), title, groups={name: 1})).key
+        assert registry.claim(key, RUNNER, lease=15.0)
+
+
+def test_a_long_wait_is_no_silence_that_breaks_its_connection(make: Make, server: Any) -> None:
+    registry = make(timeout=0.2)
+    running(registry)
+    registry.wait(KEY, 0, 0.01)
+    before = server.info("stats")["total_connections_received"]
+    assert registry.wait(KEY, 0, 0.5).state is JobState.RUNNING
+    assert server.info("stats")["total_connections_received"] == before
 
 
 def test_an_expired_key_that_comes_again_comes_last(make: Make, clock: Clock) -> None:

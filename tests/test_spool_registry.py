@@ -267,6 +267,18 @@ def test_a_directory_of_somebody_else_is_refused(make, directory):
     )
 
 
+def test_a_directory_that_somebody_else_makes_just_now_is_looked_at_too(make, directory, monkeypatch):
+    def lose_the_race(path, mode):
+        make_directory(path)
+        os.chmod(path, 0o777)
+        raise FileExistsError
+
+    make_directory = os.mkdir
+    monkeypatch.setattr("os.mkdir", lose_the_race)
+    with pytest.raises(ConfigurationError, match="others may write to it; chmod 700 "):
+        added(make(directory))
+
+
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
 def test_a_directory_that_others_may_write_to_is_refused(make, directory, mode):
     directory.mkdir()
