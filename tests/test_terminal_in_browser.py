@@ -4,6 +4,8 @@ hostile, or much, and that the browser's own tools work on it."""
 import base64
 import hashlib
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from clients import served
 
 from tests.browsing import Tab, chromium
+from tests.conftest import PROMISED
 from tests.documents import ROOT
 from tests.terminals import RECORDINGS, ours
 
@@ -342,6 +345,18 @@ ENDS = """() => {
 }"""
 
 
+@pytest.fixture(scope="module")
+def glyphs() -> None:
+    """Fonts that have wide characters; without them a browser draws boxes, of no width that could be known."""
+    command = shutil.which("fc-list")
+    for language in (":lang=ja", ":lang=ko", ":charset=1f389"):
+        there = command and subprocess.run([command, language], capture_output=True, check=True).stdout
+        if not there:
+            assert not PROMISED, f"CI=true promises fonts with {language}"
+            pytest.skip(f"needs fonts with {language}")
+
+
+@pytest.mark.usefixtures("glyphs")
 @pytest.mark.parametrize("size", ["16px", "13.6px"])
 @pytest.mark.parametrize("what", TABLES)
 def test_columns_behind_wide_characters_are_below_each_other(stage: Stage, what: str, size: str) -> None:
@@ -353,6 +368,7 @@ def test_columns_behind_wide_characters_are_below_each_other(stage: Stage, what:
     assert max(ends) - min(ends) <= 1
 
 
+@pytest.mark.usefixtures("glyphs")
 def test_what_is_held_to_its_columns_is_found_and_copied(stage: Stage) -> None:
     text = stage.draw("\n".join(TABLES["Chinese and Japanese"] + TABLES["emoji"]))
     for wanted in ("漢字 and 漢字", "長い名前 │", "│ ✅ 🚀", "🎉a❌b"):
@@ -361,6 +377,7 @@ def test_what_is_held_to_its_columns_is_found_and_copied(stage: Stage) -> None:
     assert stage.evaluate("getSelection().toString()").rstrip() == text
 
 
+@pytest.mark.usefixtures("glyphs")
 def test_only_lines_with_columns_have_elements_for_them(stage: Stage) -> None:
     spans = "document.querySelectorAll('main span').length"
     stage.draw("普通のログの行です 🎉 for all\n" * 1000 + "日本語" * 100 + "|\n")
