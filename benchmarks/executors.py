@@ -1,10 +1,9 @@
 """What a job costs in a thread, in a child process, in a worker of RQ and in one of Celery, in one run.
 
-``python -m benchmarks.executors``. To a token: a marked request, in this process, until it is answered by 303; and
-for the engines what a message of theirs costs without us, by turns with ours: who sends many in a row finds all
-awake. To the first line: from the request until the view prints. To the viewer: from a print, 30 ms after the last
-one, until a follower in this process has it. Lines a second: while one job prints lines of 100 bytes, until all are
-stored.
+``python -m benchmarks.executors``. To a token: a marked request, in this process, until it is answered by 303; and for
+the engines what a message of theirs costs without us, by turns with ours: who sends many in a row finds all awake. To
+the first line: from the request until the view prints. To the viewer: from a print, 30 ms after the last one, until a
+follower in this process has it. Lines a second: while one job prints lines of 100 bytes, until all are stored.
 """
 
 import argparse
@@ -116,7 +115,7 @@ def _site(kind: str, directory: Path) -> Iterator[BackgroundMiddleware]:
 
 def _measure(kind: str, app: BackgroundMiddleware, options: argparse.Namespace) -> Figures:
     send = _bare(kind) if kind in _SAID else None
-    tokens, firsts, bare = [], [], [0.0, 0.0]
+    tokens, firsts, bare = [], [], []
     for _ in range(options.jobs):
         begun, at = time.perf_counter(), time.time()
         token = _start(app, "/times/1")
@@ -134,7 +133,7 @@ def _measure(kind: str, app: BackgroundMiddleware, options: argparse.Namespace) 
     return Figures(
         # A quarter are faster: the worker, which ends the job before, shares the processors with us.
         token=1e6 * statistics.quantiles(tokens, n=4)[0],
-        bare=1e6 * statistics.quantiles(bare[2:] or bare, n=4)[0],
+        bare=1e6 * statistics.quantiles(bare, n=4)[0] if bare else 0.0,
         first=1e3 * statistics.median(firsts),
         viewer=1e3 * statistics.median(seen),
         lines=lines,
