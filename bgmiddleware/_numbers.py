@@ -4,7 +4,9 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import TypeGuard
 
-__all__ = ["is_finite", "is_whole"]
+from .errors import ConfigurationError
+
+__all__ = ["check_count", "check_seconds", "is_finite", "is_whole"]
 
 
 def is_finite(value: object) -> TypeGuard[float]:
@@ -15,3 +17,15 @@ def is_finite(value: object) -> TypeGuard[float]:
 def is_whole(value: object, least: int) -> TypeGuard[int]:
     """Whether *value* is a whole number from *least*."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise ``ConfigurationError`` unless the setting *name* is a whole number from *least*."""
+    if not is_whole(value, least):
+        raise ConfigurationError.of_setting(name, value, f"a whole number from {least}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise ``ConfigurationError`` unless the setting *name* is a number from 0; infinity is for ever."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+        raise ConfigurationError.of_setting(name, value, "a number from 0")

@@ -165,7 +165,8 @@ class EngineContract(ProcessContract):
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"max_pending": 0}, "max_pending = 0: expected a number from 1"),
+            ({"max_pending": 0}, "max_pending = 0: expected a whole number from 1"),
+            ({"max_pending": 1.5}, "max_pending = 1.5: expected a whole number from 1"),
             ({"grace": -1}, "grace = -1: expected a number from 0"),
         ],
     )

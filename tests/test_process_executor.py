@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -78,8 +79,9 @@ def test_constructing_starts_nothing() -> None:
 )
 def test_a_bad_setting_is_refused_by_name(name: str, least: int) -> None:
     ProcessExecutor("shop:app", **{name: least})
-    with pytest.raises(ConfigurationError, match=rf"^{name} = {least - 1}: "):
-        ProcessExecutor("shop:app", **{name: least - 1})
+    for wrong in (least - 1, "4", float("nan"), True):
+        with pytest.raises(ConfigurationError, match=rf"^{name} = {re.escape(repr(wrong))}: "):
+            ProcessExecutor("shop:app", **{name: wrong})
 
 
 @pytest.mark.parametrize("app", ["shop", "shop:", ":app", "shop/wsgi:app", "__main__:app", "shop:app()"])

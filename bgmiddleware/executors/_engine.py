@@ -4,8 +4,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from .._jobs import Priority
+from .._numbers import check_count, check_seconds
 from .._runner import Run
-from ..errors import ConfigurationError, QueueFull
+from ..errors import QueueFull
 from ._sites import Site, Unloaded
 from .base import Executor
 
@@ -20,9 +21,8 @@ class EngineExecutor(Executor):
     """
 
     def __init__(self, *, queue: str, max_pending: int, grace: float) -> None:
-        for name, value, least in (("max_pending", max_pending, 1), ("grace", grace, 0)):
-            if not value >= least:
-                raise ConfigurationError.of_setting(name, value, f"a number from {least}")
+        check_count("max_pending", max_pending, 1)
+        check_seconds("grace", grace)
         self.queue = queue
         self.max_pending = max_pending
         self.grace = grace

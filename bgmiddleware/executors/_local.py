@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from contextvars import Context
 from heapq import heapify, heappop, heappush
 
+from .._numbers import check_count, check_seconds
 from .._runner import Run
-from ..errors import ConfigurationError, QueueFull
+from ..errors import QueueFull
 from .base import Executor
 
 __all__ = ["SHUT_DOWN", "LocalExecutor"]
@@ -35,13 +36,9 @@ class LocalExecutor(Executor):
     keeps_queue = True
 
     def __init__(self, *, max_workers: int, max_pending: int, drain: float) -> None:
-        for name, value, least in (
-            ("max_workers", max_workers, 1),
-            ("max_pending", max_pending, 0),
-            ("drain", drain, 0),
-        ):
-            if not value >= least:
-                raise ConfigurationError.of_setting(name, value, f"a number from {least}")
+        check_count("max_workers", max_workers, 1)
+        check_count("max_pending", max_pending, 0)
+        check_seconds("drain", drain)
         self.max_workers = max_workers
         self.max_pending = max_pending
         self.drain = drain

@@ -9,6 +9,7 @@ from typing import Any
 
 from .._jobs import JobState
 from .._loading import check_name
+from .._numbers import check_count, check_seconds
 from .._runner import Run
 from ..errors import ConfigurationError, JobExpired, JobNotFound
 from ._children import LAST_SECONDS, Child
@@ -52,12 +53,10 @@ class ProcessExecutor(LocalExecutor):
         drain: float = 10.0,
     ) -> None:
         super().__init__(max_workers=max_workers, max_pending=max_pending, drain=drain)
-        if not max_jobs_per_child >= 1:
-            raise ConfigurationError.of_setting("max_jobs_per_child", max_jobs_per_child, "a number from 1")
-        if max_memory is not None and not max_memory >= 1:
-            raise ConfigurationError.of_setting("max_memory", max_memory, "a number from 1")
-        if not grace >= 0:
-            raise ConfigurationError.of_setting("grace", grace, "a number from 0")
+        check_count("max_jobs_per_child", max_jobs_per_child, 1)
+        if max_memory is not None:
+            check_count("max_memory", max_memory, 1)
+        check_seconds("grace", grace)
         if os.name != "posix":
             raise ConfigurationError("a ProcessExecutor needs a POSIX system")
         if not is_ini(app):
