@@ -46,8 +46,9 @@ def _wait(query: str) -> str:
 
 
 def _burn(query: str) -> str:
-    """Keep the processor busy until a file is there, without a print or a pause."""
+    """Keep the processor busy until a file is there, without a print or a pause; say by ``burning`` that it begins."""
     print("begun")
+    (_DIRECTORY / "burning").touch()
     until = time.monotonic() + WAIT
     while not os.path.exists(_DIRECTORY / query.partition("&")[0]):
         assert time.monotonic() < until, "the test never made the file"

@@ -196,6 +196,9 @@ def test_under_gevent_a_job_that_computes_for_longer_than_its_lease_reads_as_los
     needs("gevent")
     with running(gunicorn(tmp_path, "-k", "gevent", SITE_REGISTRY=registry, SITE_LEASE=str(LEASE))) as server:
         target = server.started("/x/burn?gate")
+        until = time.monotonic() + LONG
+        while not (tmp_path / "burning").exists():  # before, that worker might still take what is asked next
+            assert time.monotonic() < until
         assert server.ended(target)["reason"] == "its runner vanished"
         (tmp_path / "gate").touch()
         server.until(lambda reply: reply.status == 200, "GET", f"{target}&_view=result&_wait=1")
