@@ -1013,6 +1013,32 @@ def test_the_database_of_something_else_is_left_alone(make, directory):
         registry.jobs()
 
 
+class Watched:
+    """A connection to a database in which somebody does something after the first few statements."""
+
+    def __init__(self, database: sqlite3.Connection, statements: int, happens: Callable[[], object]) -> None:
+        self._database = database
+        self._left = statements
+        self._happens = happens
+
+    def execute(self, statement: str) -> sqlite3.Cursor:
+        if self._left == 0:
+            self._happens()
+        self._left -= 1
+        return self._database.execute(statement)
+
+
+@pytest.mark.parametrize("statements", range(4))
+def test_a_database_that_another_process_makes_just_now_is_no_strangers(make, directory, statements):
+    directory.mkdir(0o700)
+    path = str(directory / "index.db")
+    with sqlite3.connect(path, isolation_level=None) as database:
+        watched = Watched(database, statements, lambda: added(make(directory)))
+        assert _index._version(watched, path) in (0, len(_index._STEPS))
+        assert _index._version(database, path) == (len(_index._STEPS) if statements < 3 else 0)
+    database.close()
+
+
 def test_a_secret_that_was_cut_is_an_error(make, directory):
     registry = make(directory)
     registry.secret()

@@ -269,8 +269,9 @@ def _migrate(database: sqlite3.Connection, path: str) -> None:
 
 
 def _version(database: sqlite3.Connection, path: str) -> int:
-    (application,) = database.execute("PRAGMA application_id").fetchone()
+    # In this order: another process may just now make the tables, and with them the rest.
     (tables,) = database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    (application,) = database.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION_ID and (application or tables):
         raise ConfigurationError(f"{path} is the database of something else")
     version: int = database.execute("PRAGMA user_version").fetchone()[0]
