@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from . import marks
 from ._jobs import Priority
-from ._numbers import is_finite, is_whole
+from ._numbers import check_count, is_finite, is_whole
 from .errors import ConfigurationError
 from .executors.base import Executor
 from .registries.base import Registry
@@ -36,8 +36,7 @@ def check_numbers(*, deadline: object, promote_after: object, **whole: object) -
     if deadline is not None and not (is_finite(deadline) and deadline > 0):
         raise ConfigurationError.of_setting("deadline", deadline, "a number above 0")
     for name, number in whole.items():
-        if not is_whole(number, 0):
-            raise ConfigurationError.of_setting(name, number, "a whole number from 0")
+        check_count(name, number, 0)
 
 
 def check_functions(*, app: object, when: object, **others: object) -> None:
@@ -83,8 +82,8 @@ def check_texts(*, token_name: object, secret: object, dashboard: object, assets
 
 def limits_of(per_owner: object, per_mark: object) -> Limits:
     """Return how many jobs may run at a time of those that each mark is true for: its name, itself, the number."""
-    if per_owner is not None and not is_whole(per_owner, 1):
-        raise ConfigurationError.of_setting("limit_per_owner", per_owner, "a whole number from 1")
+    if per_owner is not None:
+        check_count("limit_per_owner", per_owner, 1)
     per_mark = {} if per_mark is None else per_mark
     if not isinstance(per_mark, Mapping) or not all(
         isinstance(glob, str) and is_whole(most, 1) for glob, most in per_mark.items()

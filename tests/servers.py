@@ -13,7 +13,7 @@ import pytest
 import webob
 
 import bgmiddleware
-from tests.conftest import needs
+from tests.conftest import PROMISED, needs
 from tests.documents import ROOT
 from tests.processes import Server, gunicorn
 
@@ -45,6 +45,7 @@ def gevent(directory: Path, *options: str, **site: str) -> Server:
 def uwsgi(directory: Path, **site: str) -> Server:
     command = Path(sys.executable).parent / "uwsgi"
     if not command.exists():
+        assert not PROMISED, "CI=true promises pyuwsgi"
         pytest.skip("needs pyuwsgi")
     options = ["--http-socket", "127.0.0.1:0", "--master", "--processes", "4", "--threads", "4", "--die-on-term"]
     server = Server(

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
-from .._numbers import is_finite, is_whole
+from .._numbers import check_count, is_finite
 from ..errors import ConfigurationError
 
 __all__ = ["END", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source"]
@@ -100,8 +100,7 @@ class Registry(ABC):
             if not (is_finite(seconds) and seconds > 0):
                 raise ConfigurationError.of_setting(name, seconds, "a number above 0")
         for name, most in {"max_jobs": max_jobs, "max_output": max_output, "max_result": max_result}.items():
-            if not is_whole(most, 1):
-                raise ConfigurationError.of_setting(name, most, "a whole number above 0")
+            check_count(name, most, 1)
         self.ttl = ttl
         self.pending_ttl = pending_ttl
         self.max_jobs = max_jobs

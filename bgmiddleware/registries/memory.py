@@ -217,13 +217,11 @@ class MemoryRegistry(Registry):
 
     def position(self, key: str) -> int:
         with self._lock:
-            job = self._find(key).job
-            if job.as_of(self.clock()).state is not JobState.PENDING:
+            if self._find(key).job.as_of(self.clock()).state is not JobState.PENDING:
                 return 0
-            ranks = [self._records[waiting].job.priority.rank for waiting in self._pending]
-            came_before = list(self._pending).index(key)
-            rank = job.priority.rank
-            return 1 + sum(other < rank for other in ranks) + ranks[:came_before].count(rank)
+            # Sorting leaves those of one priority in the order of their coming.
+            in_turn = sorted(self._pending, key=lambda waiting: self._records[waiting].job.priority.rank)
+            return 1 + in_turn.index(key)
 
     def take_cookies(self, key: str) -> bool:
         with self._lock:
