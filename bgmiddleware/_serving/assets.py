@@ -40,8 +40,7 @@ def stripped_script(text: str) -> str:
     and with one ``const`` for those that are lines below each other.
 
     It is sure up to the first slash of a line, which may begin a regular expression or a comment, and where no template
-    is in another. No string may go over several
-    lines, and every statement that is no block needs its semicolon.
+    is in another. No string may go over several lines, and every statement that is no block needs its semicolon.
     """
     stripped = (line.strip() for line in text.splitlines())
     lines = [line for line in stripped if line and not line.startswith("//")]

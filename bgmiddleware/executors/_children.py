@@ -96,7 +96,7 @@ class Child:
         return how it ended."""
         until = time.monotonic() + patience
         while (lives := not self._has_ended) and time.monotonic() < until:
-            time.sleep(0.01)
+            time.sleep(0.01)  # the system has no wait that leaves the process there and takes a time-out
         if self._process.returncode is None:
             self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
         status = self._process.wait()
