@@ -1,10 +1,10 @@
 """The live page's terminal, next to what others would take: a log of 10,000, 100,000 and a million lines, and output
 that means harm, in a real Chromium.
 
-``python -m benchmarks.terminal``. The others are installed by ``npm install`` in tests/terminal; without that only ours
-is measured; each is measured in a browser of its own, because the memory (PSS) is that of its renderer. ansi_up makes
-HTML, here for chunks of lines as we have them, some in each frame; xterm.js keeps all lines as its scroll-back. Budgets
-of ours: no stall of half a second in a log of any length, and from 10,000 lines on less memory than xterm.js.
+``python -m benchmarks.terminal``. ``npm install`` in tests/page/terminal installs the others; without that only ours
+is measured. Each has a browser of its own, because the memory (PSS) is that of its renderer. ansi_up makes HTML, here
+for chunks of lines as we have them, some in each frame; xterm.js keeps all lines as its scroll-back. Budgets of ours:
+no stall of half a second in a log of any length, and from 10,000 lines on less memory than xterm.js.
 """
 
 import argparse
@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 _ROOT = Path(__file__).parent.parent
 _STATIC = _ROOT / "bgmiddleware" / "_serving" / "static"
-_MODULES = _ROOT / "tests" / "terminal" / "node_modules"
+_MODULES = _ROOT / "tests" / "page" / "terminal" / "node_modules"
 _MOST_STALL_MS = 500.0
 
 # Each defines an async draw(text, lines).

@@ -9,7 +9,7 @@ from ._capture import detached
 from ._context import background, backgrounder, current_job, progress, track
 from ._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse
 from ._middleware import BackgroundMiddleware
-from ._runner import Run, RunningJob
+from ._running import Run, RunningJob
 from ._serving import PageParts
 from .errors import (
     BackgroundError,

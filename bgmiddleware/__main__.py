@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import marks
-from ._admin import add_jobs_command, count, run_jobs_command
+from ._commands.jobs import add_jobs_command, count, run_jobs_command
+from ._commands.serve import serve
+from ._commands.work import add_work_command, run_work_command
 from ._loading import loaded
 from ._middleware import BackgroundMiddleware
-from ._server import serve
-from ._work import add_work_command, run_work_command
 from .errors import ConfigurationError
 from .executors.thread import ThreadExecutor
 from .registries import open_registry

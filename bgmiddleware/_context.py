@@ -12,7 +12,7 @@ from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
 from ._capture import ForegroundOutput, current_output
-from ._runner import RunningJob
+from ._running import RunningJob
 from .errors import ConfigurationError
 
 __all__ = ["BackgroundRequested", "background", "backgrounder", "current_job", "progress", "track"]

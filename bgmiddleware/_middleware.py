@@ -11,17 +11,8 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
-from ._options import (
-    check_functions,
-    check_numbers,
-    check_places,
-    check_switches,
-    check_texts,
-    limits_of,
-    priorities_of,
-)
 from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
-from ._runner import Run
+from ._running import Run, Waiting
 from ._serving import (
     Answer,
     Authorize,
@@ -34,8 +25,17 @@ from ._serving import (
     problem,
     serve,
 )
-from ._starting import Starter, WSGIApplication
-from ._waiting import Waiting
+from ._starting import (
+    Starter,
+    WSGIApplication,
+    check_functions,
+    check_numbers,
+    check_places,
+    check_switches,
+    check_texts,
+    limits_of,
+    priorities_of,
+)
 from .errors import BadRequestBody, ConfigurationError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor

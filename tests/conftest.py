@@ -17,7 +17,7 @@ with warnings.catch_warnings():
             importlib.import_module(_name)
 
 
-pytest.register_assert_rewrite("executor_contract")
+pytest.register_assert_rewrite("tests.executors.executor_contract", "tests.kit", "tests.registries")
 
 PROMISED = os.environ.get("CI") == "true"
 

@@ -12,7 +12,7 @@ from contextvars import Context
 from heapq import heapify, heappop, heappush
 
 from .._numbers import check_count, check_seconds
-from .._runner import Run
+from .._running import Run
 from ..errors import QueueFull
 from .base import Executor
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from .._runner import Run
+from .._running import Run
 
 __all__ = ["Executor"]
 

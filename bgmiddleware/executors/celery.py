@@ -28,10 +28,10 @@ from kombu.exceptions import KombuError
 from .._jobs import Priority
 from .._loading import loaded
 from ..errors import ConfigurationError, QueueFull
-from ._engine import EngineExecutor, no_answer, too_many
-from ._sites import Site, Unloaded
-from ._watching import Remains, Watcher, how_it_ended, signal_group
-from ._worker import run_message
+from ._engines.engine import EngineExecutor, no_answer, too_many
+from ._engines.sites import Site, Unloaded
+from ._engines.worker import run_message
+from ._processes.watching import Remains, Watcher, how_it_ended, signal_group
 
 __all__ = ["CeleryExecutor"]
 

@@ -10,12 +10,12 @@ from typing import Any
 from .._jobs import JobState
 from .._loading import check_name
 from .._numbers import check_count, check_seconds
-from .._runner import Run
+from .._running import Run
 from ..errors import ConfigurationError, JobExpired, JobNotFound
-from ._children import LAST_SECONDS, Child
+from ._engines.sites import Unloaded, fail_unloaded, is_ini
 from ._local import SHUT_DOWN, LocalExecutor
-from ._sites import Unloaded, fail_unloaded, is_ini
-from ._watching import Remains, Watcher
+from ._processes.children import LAST_SECONDS, Child
+from ._processes.watching import Remains, Watcher
 
 __all__ = ["ProcessExecutor"]
 

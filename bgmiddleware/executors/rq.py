@@ -23,10 +23,10 @@ from rq.job import JobStatus
 
 from .._jobs import Priority
 from ..errors import ConfigurationError
-from ._engine import EngineExecutor, no_answer, too_many
-from ._sites import Site, Unloaded
-from ._watching import Remains, Watcher, how_it_ended, signal_group
-from ._worker import run_message
+from ._engines.engine import EngineExecutor, no_answer, too_many
+from ._engines.sites import Site, Unloaded
+from ._engines.worker import run_message
+from ._processes.watching import Remains, Watcher, how_it_ended, signal_group
 
 __all__ = ["RQExecutor"]
 

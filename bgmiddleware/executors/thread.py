@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from .._runner import Run
+from .._running import Run
 from ._local import LocalExecutor
 
 __all__ = ["ThreadExecutor"]

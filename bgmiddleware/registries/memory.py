@@ -20,7 +20,7 @@ from ..errors import (
     RegistryFull,
 )
 from . import _changes as changes
-from ._logs import Log, Spool
+from ._memory.logs import Log, Spool
 from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source
 
 __all__ = ["MemoryRegistry"]

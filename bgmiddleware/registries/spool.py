@@ -22,14 +22,14 @@ from ..errors import (
     RegistryError,
 )
 from . import _changes as changes
-from . import _rows
-from ._clock import HostClock
-from ._jobfiles import look
-from ._layout import Ends
-from ._rows import Row
-from ._store import Change, Store, storage_errors, trouble
-from ._waking import Waking
-from ._writer import Sealed, Writer
+from ._spool import rows as table
+from ._spool.clock import HostClock
+from ._spool.jobfiles import look
+from ._spool.layout import Ends
+from ._spool.rows import Row
+from ._spool.store import Change, Store, storage_errors, trouble
+from ._spool.waking import Waking
+from ._spool.writer import Sealed, Writer
 from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal
 
 __all__ = ["SpoolRegistry"]
@@ -110,13 +110,13 @@ class SpoolRegistry(Registry):
         job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
         with self._store.changing() as change:
             self._evict_now_and_then(change, now)
-            taken = _rows.find(change.database, job.key)
+            taken = table.find(change.database, job.key)
             if taken is not None:
                 if not taken.job.has_expired(now):
                     raise JobExists(job.key)
                 change.forget(taken, remembered=0)
             self._make_room(change)
-            row = _rows.insert(change.database, job)
+            row = table.insert(change.database, job)
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file
             # without its row, which is cleaned up.
             self._store.files(row).create(self.max_output)
@@ -184,7 +184,7 @@ class SpoolRegistry(Registry):
             if not changes.may_change(job, now, expect, runner):
                 return False
             if to is JobState.RUNNING:
-                if job.groups and not changes.has_room(job.groups, _rows.running(change.database), now):
+                if job.groups and not changes.has_room(job.groups, table.running(change.database), now):
                     return False
                 change.store(row, changes.claimed(job, now, runner=runner, lease=lease, receipt=receipt))
             else:
@@ -202,7 +202,7 @@ class SpoolRegistry(Registry):
             )
             if job is not None and (lease is not None or progress is not None):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
-                _rows.store(change.database, row, job, self._store.files(row).ends().kept)
+                table.store(change.database, row, job, self._store.files(row).ends().kept)
                 self._keep_max_bytes(change, row)
         if job is None:
             self._store.writers.close(key)
@@ -225,15 +225,15 @@ class SpoolRegistry(Registry):
         with self._store.reading() as database:
             row = self._find(database, key)
             waits = row.job.as_of(self.clock()).state is JobState.PENDING
-            return _rows.place(database, row) if waits else 0
+            return table.place(database, row) if waits else 0
 
     def take_cookies(self, key: str) -> bool:
         with self._store.changing() as change:
-            return _rows.take_cookies(change.database, self._find(change.database, key))
+            return table.take_cookies(change.database, self._find(change.database, key))
 
     def discard(self, key: str) -> bool:
         with self._store.changing() as change:
-            row = _rows.find(change.database, key)
+            row = table.find(change.database, key)
             if row is None or row.job.state is JobState.RUNNING or row.job.has_expired(self.clock()):
                 return False
             change.forget(row, remembered=0)
@@ -265,9 +265,9 @@ class SpoolRegistry(Registry):
     # Looking.
 
     def _find(self, database: sqlite3.Connection, key: str) -> Row:
-        row = _rows.find(database, key)
+        row = table.find(database, key)
         if row is None:
-            raise JobExpired(key) if _rows.has_expired(database, key) else JobNotFound(key)
+            raise JobExpired(key) if table.has_expired(database, key) else JobNotFound(key)
         if row.job.has_expired(self.clock()):
             raise JobExpired(key)
         return row
@@ -346,7 +346,7 @@ class SpoolRegistry(Registry):
 
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
         lost = evicted = 0
-        for row in _rows.due(change.database, now, limit):
+        for row in table.due(change.database, now, limit):
             if row.job.state.ended:
                 change.forget(row, remembered=self.max_jobs)
                 evicted += 1
@@ -358,7 +358,7 @@ class SpoolRegistry(Registry):
     def _evict_now_and_then(self, change: Change, now: float) -> None:
         # By the monotonic clock: when the wall clock is set back, it would be long until the next time.
         instant = time.monotonic()
-        is_full = _rows.totals(change.database)[0] >= self.max_jobs
+        is_full = table.totals(change.database)[0] >= self.max_jobs
         if (is_full or instant - self._evicted_at >= _EVICT_EVERY) and (
             sum(self._evict(change, now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE
         ):
@@ -374,7 +374,7 @@ class SpoolRegistry(Registry):
     def _make_room(self, change: Change) -> None:
         """Forget ended jobs until there is room for one more; ``QueueFull`` where there are none left."""
         while True:
-            jobs, kept = _rows.totals(change.database)
+            jobs, kept = table.totals(change.database)
             if jobs < self.max_jobs and kept < self.max_bytes:
                 return
             if not self._forget_first_ended(change):
@@ -384,11 +384,11 @@ class SpoolRegistry(Registry):
 
     def _keep_max_bytes(self, change: Change, grown: Row) -> None:
         """Forget jobs that ended before the one that has *grown*: what ends just now shall be seen."""
-        while _rows.totals(change.database)[1] > self.max_bytes and self._forget_first_ended(change, but=grown):
+        while table.totals(change.database)[1] > self.max_bytes and self._forget_first_ended(change, but=grown):
             pass
 
     def _forget_first_ended(self, change: Change, *, but: Row | None = None) -> bool:
-        row = _rows.first_ended(change.database)
+        row = table.first_ended(change.database)
         if row is None or (but is not None and row.number == but.number):
             return False
         change.forget(row, remembered=self.max_jobs)

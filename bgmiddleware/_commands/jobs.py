@@ -1,0 +1,166 @@
+"""``python -m bgmiddleware jobs``: look at the jobs of a registry that processes share, from the outside."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from .._jobs import Job, JobState, key_of
+from ..errors import BackgroundError, ConfigurationError, JobNotFound
+from ..registries import open_registry
+from ..registries.base import Registry
+
+__all__ = ["add_jobs_command", "count", "run_jobs_command"]
+
+EXIT_STATUS = {JobState.FINISHED: 0, JobState.FAILED: 1, JobState.CANCELLED: 3, JobState.LOST: 4}
+"""What ``follow`` ends with; 2 is for what cannot be done as asked."""
+
+_TOKEN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SEARCHED = 10_000
+
+
+def count(text: str) -> int:
+    """Return an argument that says how many, at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, not {text!r}")
+    return int(text)
+
+
+def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``jobs`` and what it can do to the command line."""
+    parser = commands.add_parser("jobs", help="look at the jobs of a shared registry", description=__doc__)
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+
+    def add(name: str, text: str, *, names_job: bool = True) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=text.capitalize() + ".")
+        action.add_argument("--registry", metavar="URL", required=True, help="spool:DIRECTORY or redis://…")
+        if names_job:
+            action.add_argument("job", metavar="JOB", help="its token, its key, or the first characters of its key")
+        return action
+
+    listing = add("list", "list jobs, newest first", names_job=False)
+    listing.add_argument("--state", choices=[state.value for state in JobState], help="only those in this state")
+    listing.add_argument("--limit", type=count, default=50, help="how many at most (default: %(default)s)")
+    listing.add_argument("--json", action="store_true", help="a JSON document per line")
+    add("show", "show all that is known of a job, as JSON")
+    add(
+        "follow",
+        "print a job's output as it comes, and exit by how it ended (0 finished, 1 failed, 3 cancelled, 4 lost)",
+    )
+    add("cancel", "ask a job to stop")
+    evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
+    evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
+
+
+def run_jobs_command(options: argparse.Namespace) -> int:
+    """Do what the command line asks for; return the exit status."""
+    actions: dict[str, Callable[[Registry, argparse.Namespace], int]] = {
+        "list": _list,
+        "show": _show,
+        "follow": _follow,
+        "cancel": _cancel,
+        "evict": _evict,
+    }
+    try:
+        with open_registry(options.registry) as registry:
+            if not registry.shared:
+                raise ConfigurationError("registry: its jobs are in the memory of another process")
+            status = actions[options.action](registry, options)
+            sys.stdout.flush()
+            return status
+    except BackgroundError as error:
+        print(f"bgmiddleware: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # who reads has enough: "… | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 141
+
+
+def _list(registry: Registry, options: argparse.Namespace) -> int:
+    state = None if options.state is None else JobState(options.state)
+    now = registry.clock()
+    for job in registry.jobs(state, options.limit):
+        if options.json:
+            print(json.dumps(_document(job, now)))
+        else:
+            begun = datetime.fromtimestamp(job.created_at, UTC)
+            owner = f"  ({_printable(job.owner)})" if job.owner is not None else ""
+            print(
+                f"{job.key}  {job.state:9}  {begun:%Y-%m-%d %H:%M:%S}  {job.elapsed(now):8.1f} s"
+                f"  {job.output_end:>11,} B  {_printable(job.title)}{owner}"
+            )
+    return 0
+
+
+def _show(registry: Registry, options: argparse.Namespace) -> int:
+    job = registry.get(_key(registry, options.job))
+    print(json.dumps(_document(job, registry.clock()), indent=2))
+    return 0
+
+
+def _follow(registry: Registry, options: argparse.Namespace) -> int:
+    key = _key(registry, options.job)
+    for data in _pieces(registry, key):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    job = registry.get(key)
+    if job.state is not JobState.FINISHED:
+        print(f"bgmiddleware: the job is {job.state}: {_printable(job.reason)}", file=sys.stderr)
+    return EXIT_STATUS[job.state]
+
+
+def _pieces(registry: Registry, key: str) -> Iterator[bytes]:
+    offset = 0
+    for piece in registry.follow(key):
+        if piece.offset > offset:
+            yield f"\n[… bytes {offset} to {piece.offset} were dropped …]\n".encode()
+        offset = piece.end
+        yield piece.data
+
+
+def _cancel(registry: Registry, options: argparse.Namespace) -> int:
+    key = _key(registry, options.job)
+    before = registry.get(key).state
+    state = registry.request_cancel(key)
+    print("it is asked to stop" if state is JobState.RUNNING else f"it is {state}" + (" already" * before.ended))
+    return 0
+
+
+def _evict(registry: Registry, options: argparse.Namespace) -> int:
+    lost, evicted = registry.evict(options.limit)
+    print(f"{lost} lost, {evicted} forgotten")
+    return 0
+
+
+def _key(registry: Registry, name: str) -> str:
+    """Return the key of the job that *name* means. Raises ``JobNotFound`` or ``ConfigurationError``."""
+    if _TOKEN.fullmatch(name):
+        return key_of(name)
+    if re.fullmatch("[0-9a-f]{32}", name):
+        return name
+    if not re.fullmatch("[0-9a-f]{4,31}", name):
+        raise ConfigurationError.of_setting("job", name, "a token, a key, or at least 4 of its first characters")
+    found = [job.key for job in registry.jobs(limit=_SEARCHED) if job.key.startswith(name)]
+    if len(found) > 1:
+        raise ConfigurationError(f"job = {name!r}: there are {len(found)} of them, give more characters")
+    if not found:
+        raise JobNotFound(name)
+    return found[0]
+
+
+def _document(job: Job, now: float) -> dict[str, object]:
+    """Return what an operator may see: no request and no response, which hold what only its owner should know."""
+    document = job.to_document()
+    for name in ("request", "response", "fingerprint"):
+        del document[name]
+    return {**document, "elapsed": job.elapsed(now), "status_code": job.response.code if job.response else None}
+
+
+def _printable(text: str | None) -> str:
+    """Return what somebody else wrote without anything that a terminal would obey."""
+    return "".join(character if character.isprintable() else "�" for character in text or "")

@@ -1,0 +1,24 @@
+"""A job runs: ``run`` runs one job anywhere, in a thread, a child process or a worker of an engine.
+
+``exchange`` is the server's side of PEP 3333, ``keeper`` sends output and renews the lease, ``channels`` holds the
+bodies of request and response, and ``waiting`` keeps the claims of jobs that wait in this process.
+"""
+
+from .exchange import Exchange
+from .keeper import LEASE, RENEW_EVERY, patiently
+from .run import Run, RunningJob, Work, call_function, over_deadline, replay_request
+from .waiting import Waiting
+
+__all__ = [
+    "LEASE",
+    "RENEW_EVERY",
+    "Exchange",
+    "Run",
+    "RunningJob",
+    "Waiting",
+    "Work",
+    "call_function",
+    "over_deadline",
+    "patiently",
+    "replay_request",
+]

@@ -1,0 +1,98 @@
+"""The server's side of a call of a WSGI application (PEP 3333), which records instead of sending."""
+
+import re
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any
+
+from .._jobs import RecordedResponse
+
+__all__ = ["Exchange"]
+
+# What concerns one connection only (RFC 9110 §7.6.1, RFC 2616 §13.5.1): servers refuse it from an app.
+_HOP_BY_HOP = frozenset(
+    "connection keep-alive proxy-authenticate proxy-authorization te trailer trailers transfer-encoding upgrade".split()
+)
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
+
+
+class Exchange:
+    """One call of an application. *head* is given the response's head, again if the app changes its mind; *write* the
+    pieces of its body."""
+
+    def __init__(self, head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+        self._head = head
+        self._write = write
+        self._response: RecordedResponse | None = None
+        self._body_begun = False
+
+    def run(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
+        iterable = app(environ, self._start_response)
+        try:
+            for data in iterable:
+                # "The start_response callable must not actually transmit the response headers" before the first
+                # non-empty string: until then an app may still change its mind, or not have called it yet.
+                if data:
+                    self._send(data)
+            if self._response is None:
+                raise RuntimeError("the application did not call start_response()")
+        finally:
+            close = getattr(iterable, "close", None)
+            if close is not None:
+                close()
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        if exc_info is not None:
+            try:
+                if self._body_begun:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # as PEP 3333 asks: no circular reference
+        elif self._response is not None:
+            raise AssertionError("start_response() was called a second time without exc_info")
+        self._response = RecordedResponse(_checked_status(status), _checked_headers(headers))
+        self._head(self._response)
+        return self._send
+
+    def _send(self, data: bytes) -> None:
+        if self._response is None:
+            raise AssertionError("the application sent a body before it called start_response()")
+        if not isinstance(data, bytes):
+            raise TypeError(f"the application's body must be bytes, not {type(data).__name__}")
+        self._body_begun = True
+        self._write(data)
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.1
+
+
+def _checked_status(status: object) -> str:
+    if not isinstance(status, str):
+        raise TypeError(f"a status must be str, not {type(status).__name__}")
+    if len(status) < 4 or not (status[:3].isascii() and status[:3].isdigit()) or status[3] != " ":
+        raise ValueError(f"{status!r} is no status: expected three digits, a space and a reason")
+    if status < "2":
+        raise ValueError(f"{status!r} is no final status")
+    _check_sendable(status)
+    return status
+
+
+def _check_sendable(text: str) -> None:
+    if any(character in text for character in "\r\n\0"):
+        raise ValueError(f"a status or header may not contain line breaks: {text!r}")
+    text.encode("latin-1")  # a server would fail at that for each reader
+
+
+def _checked_headers(headers: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(headers, list):
+        raise TypeError(f"headers must be a list, not {type(headers).__name__}")
+    for name, value in headers:
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"a header must be two str: {name!r}, {value!r}")
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a header")
+        _check_sendable(value)
+    return tuple((name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP)

@@ -1,0 +1,281 @@
+"""What keeps the registry and a running job in step: output and progress go there, a cancel comes from there, and a
+lease is renewed while the job's process is alive."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+from .._capture import JobOutput, detached
+from .._jobs import Channel, Progress
+from ..errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
+from ..registries.base import Registry
+
+__all__ = ["LEASE", "RENEW_EVERY", "Keeper", "patiently"]
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger("bgmiddleware")
+
+LEASE = 15.0
+"""Seconds after which the job of a vanished runner reads as lost, where processes share a registry."""
+
+RENEW_EVERY = 5.0
+_LOOK_EVERY = 1.0  # for a cancel
+_TELL_EVERY = 0.1
+_COLLECT_EVERY = 0.25  # what ends no line
+_GATHER = 0.02
+_ENOUGH = 64 * 1024
+_EVER = float("inf")
+_CHUNK = 256 * 1024
+_ROOM = 1024 * 1024
+_PATIENCE = 30.0
+_BACK_OFF = 0.05, 1.0
+_GONE = (Fenced, JobNotFound, JobExpired, BadOffset)
+
+
+def patiently(registry: Registry, call: Callable[[], _T]) -> _T:
+    """Return what *call* does to a registry; repeat it while a shared one is away, for half a minute.
+
+    What is tried again must be safe to repeat. Raises what *call* raised last.
+    """
+    for last in _tries(registry):
+        try:
+            return call()
+        except (*_GONE, RegistryFull):
+            raise  # it answered
+        except RegistryError:
+            if last:
+                raise
+    raise AssertionError("unreachable: one of them is the last")
+
+
+def _tries(registry: Registry) -> Iterator[bool]:
+    """Yield for half a minute, with pauses between that grow, whether this is the last time; once where a registry is
+    of this process."""
+    until = time.monotonic() + (_PATIENCE if registry.shared else 0.0)
+    pause, longest = _BACK_OFF
+    while time.monotonic() < until:
+        yield False
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+    yield True
+
+
+class Keeper:
+    """Keeps one running job and its registry in step.
+
+    Where the registry reads the live output itself (``Registry.attach``), what is stored goes there at once, in the
+    thread that stores. Elsewhere a thread per job gathers it for 20 ms or 64 KiB, and sends it: a print never waits for
+    a network, unless the job prints faster than the registry takes it. What the registry cannot take because it is
+    away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and the output says which bytes.
+
+    Where :meth:`leave_to_parent` was called, this thread neither renews nor looks for a cancel while there is a parent,
+    and progress is told by the job's own thread. For a registry has locks, and C code that lets no other thread run
+    would have this one hold them against all processes.
+    """
+
+    def __init__(self, registry: Registry, key: str, runner: str) -> None:
+        self._registry = registry
+        self._key = key
+        self._runner = runner
+        self._output: JobOutput | None = None
+        self._thread: threading.Thread | None = None  # None: the registry takes all at once
+        self._changed = threading.Condition()  # guards the next five
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._given = 0
+        self._dropped_from: int | None = None
+        self._away = False
+        self._sending = threading.Lock()  # guards the next two: one chunk at a time, the same until it is taken
+        self._chunk = b""
+        self._end = 0
+        self._ending = False
+        self._progress: Progress | None = None
+        self._parent = 0  # who does our work; 0: nobody
+        self._renew_at = self._look_at = self._tell_at = 0.0
+
+    def leave_to_parent(self) -> None:
+        """Say that the parent of this process renews the lease, and interrupts the job when it is asked to stop."""
+        self._parent = os.getppid()
+
+    def begin(self, output: JobOutput) -> None:
+        """Begin to keep *output*, of which nothing was stored yet."""
+        self._output = output
+        self._renew_at = time.monotonic() + RENEW_EVERY
+        if self._parent:
+            self._open()
+        if not self._registry.attach(self._key, output):
+            thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
+            with detached():  # it is not the job's
+                thread.start()
+            self._thread = thread
+
+    def _open(self) -> None:
+        with contextlib.suppress(RegistryError):  # what comes will tell
+            self._registry.append(self._key, Channel.OUTPUT, 0, b"", runner=self._runner)
+
+    def store(self, data: bytes) -> None:
+        """Take a piece of output. Called with the output's lock held, so by one thread at a time."""
+        is_keeper = self._thread is threading.current_thread()
+        if is_keeper and not self._away and not self._has_room(data):
+            self._send()  # it collects what a file holds, more than there is room for, and cannot wait for itself
+        with self._changed:
+            if self._thread is not None and not is_keeper:
+                # It prints faster than the registry takes it: it waits. Not where the registry is away.
+                self._changed.wait_for(lambda: self._has_room(data) or self._away)
+            if self._has_room(data):
+                self._put(data)
+            elif self._dropped_from is None:
+                self._dropped_from = self._given
+            self._given += len(data)
+            self._changed.notify_all()
+        if self._thread is None:
+            self._send()
+
+    def report(self, progress: Progress) -> None:
+        """Take how far the job is. Raises nothing: progress that is not told is not missed for long."""
+        self._progress = progress
+        now = time.monotonic()
+        if self._thread is None or (self._parent and now >= self._tell_at):
+            self._tell_at = now + _TELL_EVERY
+            self._look()
+            if self._progress is not None:  # it is away: the job does not wait for it again soon
+                self._tell_at = now + RENEW_EVERY
+
+    def flush(self) -> None:
+        """Send what was stored so far, if the registry takes it now. Any thread may call."""
+        self._send()
+
+    def end(self) -> None:
+        """Stop keeping, and send what is left, patiently. Nothing is stored behind it."""
+        if self._thread is not None:
+            with self._changed:
+                self._ending = True
+                self._changed.notify_all()
+            self._thread.join()
+        for _ in _tries(self._registry):
+            if self._has_told_all():
+                break
+        with self._changed:
+            if self._dropped_from is not None and not self._size:
+                self._put(b"")
+        self._send()
+
+    def _has_told_all(self) -> bool:
+        sent = self._send()
+        self._look()
+        return sent and self._progress is None
+
+    def _has_room(self, data: bytes) -> bool:
+        return not self._size or self._size + len(data) <= _ROOM
+
+    def _put(self, data: bytes) -> None:
+        if self._dropped_from is not None:
+            missing = f"\n[bytes {self._dropped_from} to {self._given} of the output could not be stored]\n"
+            self._dropped_from = None
+            data = missing.encode() + data
+        self._waiting.append(data)
+        self._size += len(data)
+
+    def _next_chunk(self) -> bytes:
+        if not self._chunk:
+            with self._changed:
+                data = b"".join(self._waiting)
+                self._waiting.clear()
+                if len(data) > _CHUNK:
+                    self._waiting.append(data[_CHUNK:])
+                self._chunk = data[:_CHUNK]
+        return self._chunk
+
+    def _send(self) -> bool:
+        """Append what waits; return whether all of it is in, or nobody wants it any more."""
+        with self._sending:
+            try:
+                while chunk := self._next_chunk():
+                    # Always the same frozen chunk at the same offset: if it had arrived after all, it is a no-op.
+                    self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
+                    self._chunk = b""
+                    with self._changed:
+                        self._size -= len(chunk)
+                        self._changed.notify_all()
+            except _GONE:
+                self._forget()
+            except RegistryError as error:
+                self._say_away(error)
+                return False
+            self._away = False
+            return True
+
+    def _forget(self) -> None:
+        """Drop what waits: the job was ended by somebody else, and nobody will read it."""
+        with self._changed:
+            self._chunk = b""
+            self._waiting.clear()
+            self._size = 0
+            self._changed.notify_all()
+
+    def _say_away(self, error: RegistryError) -> None:
+        with self._changed:
+            away, self._away = self._away, True
+            self._changed.notify_all()
+        if not away:
+            with detached():  # it is not the job that says this
+                _log.warning("job %s: output waits for its registry: %s", self._key[:8], error)
+
+    def _keep(self) -> None:
+        """Run in the job's keeper thread until the job has ended."""
+        output = self._output
+        assert output is not None  # noqa: S101  # begin() comes first
+        pause = _BACK_OFF[0]
+        while not self._ending:
+            # Told to store each line at once, then asked for what it has: what is printed from here on wakes us. Not
+            # while much is printed: then it is gathered where it is, which costs the job nothing.
+            output.watch(True)
+            output.store_soon()
+            with self._changed:
+                self._changed.wait_for(lambda: self._size or self._ending, _COLLECT_EVERY)
+            output.watch(False)
+            sent = self._send()
+            self._look()
+            pause = _GATHER if sent else min(2 * max(pause, _BACK_OFF[0]), _BACK_OFF[1])
+            with self._changed:
+                self._changed.wait_for(partial(self._has_gathered, _ENOUGH if sent else _EVER), pause)
+
+    def _has_gathered(self, enough: float) -> bool:
+        return self._ending or self._size > enough
+
+    def _look(self) -> None:
+        """Renew the lease when it is due, tell what is new, and hear whether a cancel was asked for."""
+        now = time.monotonic()
+        progress, self._progress = self._progress, None
+        is_left = self._parent and self._parent == os.getppid()
+        leased = self._registry.shared and now >= self._renew_at and not is_left
+        try:
+            if leased or progress is not None:
+                lease = LEASE if leased else None
+                ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress)
+                if leased:
+                    self._renew_at = now + RENEW_EVERY
+                if not ok:
+                    self._interrupt("it was given up as lost")
+            elif self._thread is not None and now >= self._look_at and not is_left:
+                cancel = self._registry.get(self._key).cancel_requested_at is not None
+            else:
+                return
+            self._look_at = now + _LOOK_EVERY
+            if cancel and self._thread is not None:
+                self._interrupt(self._registry.get(self._key).reason)
+        except (JobNotFound, JobExpired):
+            self._interrupt("its registry has forgotten it")
+        except RegistryError:
+            self._progress = self._progress or progress  # the next look tries again
+
+    def _interrupt(self, reason: str) -> None:
+        if self._output is not None:
+            self._output.interrupt(reason)

@@ -1,0 +1,363 @@
+"""Run one recorded request, or one function, as a job: capture what it prints, record what it answers, write down how
+it ended. Where it runs is the executor's choice."""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import Context
+from dataclasses import replace
+from typing import Any, Protocol
+
+from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._jobs import JobState, Priority, Progress, RecordedResponse
+from .._recording import replay_environ
+from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
+from ..registries.base import Registry
+from .channels import BodyStore, open_request_body
+from .exchange import Exchange
+from .keeper import LEASE, Keeper, patiently
+
+__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request"]
+
+_log = logging.getLogger("bgmiddleware")
+
+
+class RunningJob:
+    """The job that the calling code belongs to: see :func:`bgmiddleware.current_job`. Any thread of it may call.
+
+    *key* names it in its registry; *title* is what people call it.
+    """
+
+    def __init__(self, key: str, title: str, check: Callable[[], None], report: Callable[[Progress], None]) -> None:
+        self.key = key
+        self.title = title
+        self._check = check
+        self._report = report
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Say how far the job is: *done* of *total*, and what it is doing. A cancellation point, as :meth:`check`."""
+        self.check()
+        self._report(Progress(done, total, message))
+
+    def check(self) -> None:
+        """Raise :class:`~bgmiddleware.JobCancelled` if the job was asked to stop; call it now and then in a loop that
+        does not print. Only the job's own thread is interrupted: in its helper threads this does nothing."""
+        self._check()
+
+
+class Work(Protocol):
+    """What a job does: it gives the body to *write* in pieces and its response's head to *head*."""
+
+    def __call__(self, head: "Callable[[RecordedResponse], None]", write: Callable[[bytes], None]) -> None: ...
+
+
+class Run:
+    """One job, ready to be run once in this process, by whatever thread an executor has.
+
+    An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
+    one an executor takes first of those that wait. *deadline*: seconds after which it is asked to stop. *version*:
+    which version of the app this process runs. *output_file*: a descriptor of an empty file, given by a process that
+    does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too; who gave it
+    can read there what this process wrote before it died. The CPU time is that of the process and its children then.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        title: str,
+        registry: Registry,
+        work: Work,
+        context: Context,
+        *,
+        preface: str = "",
+        takes_logging: bool = True,
+        takes_children: bool = False,
+        priority: Priority = Priority.NORMAL,
+        deadline: float | None = None,
+        version: str = "",
+        output_file: int | None = None,
+    ) -> None:
+        self.key = key
+        self.priority = priority
+        self.registry = registry
+        self._work = work
+        self._context = context
+        self._preface = preface
+        self.title = title
+        self._pid = os.getpid()
+        self._takes_logging = takes_logging
+        self._takes_children = takes_children
+        self._deadline = deadline
+        self._version = version
+        self._output_file = output_file
+        self._cpu_clock = time.thread_time if output_file is None else _process_time
+        self._runner = f"{self._pid}-{secrets.token_hex(8)}"
+        self._keeper = Keeper(registry, key, self._runner)
+        self._output: JobOutput | None = None  # from the claim on
+        self._response: RecordedResponse | None = None
+        self._abandoned = False
+        self._is_unsure = False  # whether a claim was tried and not answered
+
+    def __call__(self) -> bool:
+        """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised.
+
+        True: it must wait, since one of its groups is full. Then call again, when a job has ended or a second later.
+        """
+        try:
+            if patiently(self.registry, self._claim):
+                self._context.run(self._run)
+            else:
+                return self.registry.get(self.key).state is JobState.PENDING
+        except (JobNotFound, JobExpired):
+            _log.info("job %s was gone before it began", self.key[:8])
+        except BaseException:  # a worker thread must live on, whatever it was
+            # First, since a log handler may raise; and in this process it has no lease: nobody else would ever end it.
+            with contextlib.suppress(Exception):
+                self.registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
+            _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
+        return False
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was asked to stop while it ran, whatever it made of that."""
+        return self._output is not None and self._output.is_interrupted
+
+    def leave_to_parent(self) -> None:
+        """Say, before it is called, that the parent of this process renews the claim and hears of a cancel."""
+        self._keeper.leave_to_parent()
+
+    def _claim(self) -> bool:
+        receipt = {"runner": f"{socket.gethostname()}:{self._pid}", "version": self._version}
+        lease = LEASE if self.registry.shared else None
+        try:
+            claimed = self.registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
+            # Where a connection broke before the answer came, it is ours already.
+            claimed = claimed or (self._is_unsure and self.registry.get(self.key).runner == self._runner)
+        except RegistryError:
+            self._is_unsure = True
+            raise
+        self._is_unsure = False
+        return claimed
+
+    def abandon(self, reason: str) -> None:
+        """Write down that the job is lost, from another thread than the one that runs it; interrupt it if it runs.
+
+        Its output up to here is kept. Does nothing if it has ended.
+        """
+        self._abandoned = True
+        try:
+            if self.registry.transition(self.key, {JobState.PENDING}, JobState.LOST, reason=reason):
+                return
+            output = self._output
+            if output is not None:
+                output.drain()
+                self._keeper.flush()
+            if self.registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
+                output.interrupt(reason)
+        except (JobNotFound, JobExpired):
+            _log.info("job %s was gone before it was abandoned", self.key[:8])
+        except RegistryError:
+            _log.exception("job %s could not be written down as lost", self.key[:8])
+
+    def _run(self) -> None:
+        install()
+        keeper = self._keeper
+        self._output = output = JobOutput(
+            keeper.store,
+            write_late("stdout"),
+            write_late("stderr"),
+            job=RunningJob(self.key, self.title, self._check, self._report),
+            takes_logging=self._takes_logging,
+            takes_children=self._takes_children,
+        )
+        output.begin()
+        if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
+            output.interrupt("abandoned")
+        state, reason = JobState.FAILED, "its runner failed"
+        begun = self._cpu_clock()
+        try:
+            keeper.begin(output)
+            with self._limited(output), self._descriptors(output), use_output(output):
+                if self._preface:
+                    output.note(self._preface)
+                state, reason = self._outcome(output)
+        finally:
+            # In this order: who sees the end sees everything.
+            output.end()
+            keeper.end()
+            receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
+            patiently(
+                self.registry,
+                lambda: self.registry.finish(
+                    self.key, self._runner, state, reason=reason, response=self._response, receipt=receipt
+                ),
+            )
+
+    def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
+        if self._output_file is None:
+            return contextlib.nullcontext()
+        return own_descriptors(output, self._output_file)
+
+    @contextlib.contextmanager
+    def _limited(self, output: JobOutput) -> Iterator[None]:
+        """Ask the job to stop when its deadline has passed."""
+        if self._deadline is None:
+            yield
+            return
+        reason = over_deadline(self._deadline)
+
+        def stop() -> None:
+            with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
+                self.registry.request_cancel(self.key, reason)
+            output.interrupt(reason)
+
+        timer = threading.Timer(self._deadline, stop)
+        timer.daemon = True
+        timer.name = f"bgmiddleware-deadline-{self.key[:8]}"
+        with detached():
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _outcome(self, output: JobOutput) -> tuple[JobState, str]:
+        try:
+            body = BodyStore(self.registry, self.key, self._runner, output)
+            try:
+                self._work(self._take_head, body.write)
+            finally:
+                self._end_forked_child(output)
+                body.flush()
+        except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
+            if self._response is not None:
+                self._response = replace(self._response, complete=False)
+            if isinstance(error, JobCancelled):
+                return JobState.CANCELLED, self._asked_for() or error.reason
+            if self._abandoned:  # nobody will read what is written of it
+                return JobState.LOST, "abandoned"
+            # Text, not the exception: its frames would be kept for a whole TTL.
+            output.note("".join(traceback.format_exception(_without_our_frames(error))))
+            with detached():  # the server's log, where it would be if the request had run in the foreground
+                _say("job %s failed: %s", self.key[:8], _described(error), exc_info=error)
+            return JobState.FAILED, _described(error)
+        if self._response is not None and self._response.code >= 500:
+            return JobState.FAILED, f"the app answered {self._response.status}"
+        return JobState.FINISHED, ""
+
+    def _asked_for(self) -> str:
+        """Return why the job was asked to stop, as its registry knows: a signal that interrupts it does not."""
+        try:
+            return self.registry.get(self.key).reason
+        except (RegistryError, JobNotFound, JobExpired):
+            return ""
+
+    def _end_forked_child(self, output: JobOutput) -> None:
+        """End a child that the job forked and that came back to here: it would live on as a worker without a server,
+        and wait for locks that threads of its parent held."""
+        if os.getpid() != self._pid:
+            error = sys.exc_info()[1]
+            output.flush()
+            os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
+
+    def _take_head(self, response: RecordedResponse) -> None:
+        self._response = response
+
+    def _check(self) -> None:
+        if self._output is not None:
+            self._output.check()
+
+    def _report(self, progress: Progress) -> None:
+        if self._output is None or os.getpid() != self._pid:
+            return  # a forked child has a copy of the registry, which nobody looks at
+        with self._output.held():
+            self._keeper.report(progress)
+
+
+def over_deadline(deadline: float) -> str:
+    """Return the reason of a job that ran longer than *deadline* seconds."""
+    return f"it ran longer than its deadline of {deadline:g} s"
+
+
+def _process_time() -> float:
+    """Return the seconds of a processor that this process and its children, as far as they ended, used."""
+    return sum(os.times()[:4])
+
+
+def _say(message: str, *arguments: str, exc_info: Any) -> None:
+    """Log an error. What the app's handlers raise is theirs: neither the job nor its worker may end of it."""
+    with contextlib.suppress(Exception):
+        _log.error(message, *arguments, exc_info=exc_info)
+
+
+_OURS = (__name__, Exchange.__module__)
+
+
+def _without_our_frames(error: BaseException) -> BaseException:
+    """Begin the traceback where the app was called; leave it whole if it never was."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OURS:
+        frames = frames.tb_next
+    return error if frames is None else error.with_traceback(frames)
+
+
+def _described(error: BaseException) -> str:
+    """Return the last line of a traceback: what a person needs to know first. Bounded."""
+    lines = traceback.TracebackException(type(error), error, None)
+    lines.__notes__ = None  # they come after it
+    return list(lines.format_exception_only())[-1].strip()[:500].encode("utf-8", "backslashreplace").decode()
+
+
+def replay_request(
+    app: Callable[..., Iterable[bytes]],
+    registry: Registry,
+    key: str,
+    stored: Mapping[str, str],
+    kept: Mapping[str, Any],
+) -> Work:
+    """Return the work of calling *app* with a recorded request, whose body is in the registry."""
+
+    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+        size = int(stored.get("CONTENT_LENGTH") or 0)
+        with contextlib.closing(open_request_body(registry, key, size)) as body:
+            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
+            Exchange(head, write).run(app, environ)
+
+    return work
+
+
+def call_function(function: Callable[[], Any]) -> Work:
+    """Return the work of calling a function: what it returns becomes the response.
+
+    ``None`` is 204, ``str`` plain text, ``bytes`` octets, all else JSON; what is no JSON is 204 too.
+    """
+
+    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+        response, body = _response_of(function())
+        head(response)
+        write(body)
+
+    return work
+
+
+def _response_of(value: Any) -> tuple[RecordedResponse, bytes]:
+    if isinstance(value, str):
+        kind, body = "text/plain; charset=utf-8", value.encode("utf-8", "backslashreplace")
+    elif isinstance(value, bytes):
+        kind, body = "application/octet-stream", value
+    else:
+        try:
+            kind, body = "application/json", b"" if value is None else json.dumps(value).encode()
+        except (TypeError, ValueError):
+            body = b""
+        if not body:
+            return RecordedResponse("204 No Content", ()), b""
+    return RecordedResponse("200 OK", (("Content-Type", kind), ("Content-Length", str(len(body))))), body

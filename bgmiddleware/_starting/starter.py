@@ -1,0 +1,366 @@
+"""What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
+
+import contextlib
+import hashlib
+import hmac
+import itertools
+import json
+import logging
+import re
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import Context
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .. import marks
+from .._context import entrances
+from .._jobs import Channel, Job, Priority, key_of, new_token
+from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
+from .._running import LEASE, Run, Waiting, Work, call_function, replay_request
+from .._serving import (
+    UNSTORED,
+    Answer,
+    Headers,
+    Site,
+    StartResponse,
+    Visit,
+    about,
+    answer_ended,
+    names_json,
+    problem,
+    retry_after,
+    status_answer,
+)
+from ..errors import (
+    BadRequestBody,
+    ConfigurationError,
+    JobExists,
+    JobExpired,
+    JobNotFound,
+    QueueFull,
+    RegistryError,
+    RegistryFull,
+)
+from ..owners import CookieOwner
+from ..registries.base import END
+from .joining import Flights, credentials_in, fingerprint_of, negotiated_in
+from .options import Limits, Priorities
+from .untouched import untouched
+
+__all__ = ["Starter", "WSGIApplication"]
+
+WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+_log = logging.getLogger("bgmiddleware")
+
+_ALLOW = ("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+_SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
+_LONGEST_IDEMPOTENCY_KEY = 255
+
+
+class _OtherRequest(Exception):
+    """An Idempotency-Key was used before, for a request that asks for something else."""
+
+
+@dataclass(frozen=True)
+class Starter:
+    """Starts the jobs of one middleware, by its options. Any thread may call."""
+
+    site: Site
+    max_body: int
+    capture_logging: bool
+    capture_children: bool
+    promote_after: float
+    single_flight: bool
+    deadline: float | None
+    version: str
+    limit_per_owner: int | None
+    limits: Limits
+    """How many jobs may run at a time of those that a mark is true for: name, mark and number of each."""
+    priorities: Priorities
+    """Which of the jobs that wait is taken first: mark and priority; the first mark that is true counts."""
+    secret: bytes | None = field(repr=False)
+    """From which the tokens of jobs that can be joined are made, so that nobody else can make them; None: the
+    registry has one."""
+    waiting: Waiting
+    flights: Flights = field(default_factory=Flights, repr=False)
+    dropped: Dropped = field(default_factory=Dropped, repr=False)
+
+    def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
+        """Record a marked request of *app* and start it as a job."""
+        refused = self._refuse(environ)
+        if refused is not None:
+            return refused
+        try:
+            request = self._recorded(environ)
+        except BadRequestBody as error:
+            return problem(environ, error.status, "bad-request-body", f"{error}.")
+
+        kept = request.kept
+        if not self.site.executor.in_process:
+            self.dropped.tell(kept)
+            kept = {}
+
+        def run(job: Job) -> Run:
+            work = replay_request(app, self.site.registry, job.key, request.environ, kept)
+            return self._run(job, work, context)
+
+        with request.body:
+            return self._start(environ, request, run, self.promote_after)
+
+    def start_function(
+        self, function: Callable[[], Any], environ: dict[str, Any], context: Context, printed: str
+    ) -> Answer:
+        """Start a ``@background`` function as a job, whose output begins with what was *printed* before."""
+        refused = self._refuse(environ)
+        if refused is not None:
+            return refused
+        if not self.site.executor.in_process:
+            raise ConfigurationError(
+                f"@background runs functions in this process, and the executor is {type(self.site.executor).__name__}:"
+                " decorate the view with @backgrounder instead"
+            )
+
+        def run(job: Job) -> Run:
+            return self._run(job, call_function(function), context, printed)
+
+        if not self._may_join(environ):
+            return self._start(environ, None, run, 0.0)
+        try:
+            # Again: the app may have read it.
+            request = self._recorded({**environ, "wsgi.input": rewound(environ["wsgi.input"])})
+        except BadRequestBody as error:
+            return problem(environ, error.status, "bad-request-body", f"{error}.")
+        with request.body:
+            return self._start(environ, request, run, 0.0)
+
+    def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
+        """Record a request as it may be kept. Raises ``BadRequestBody``."""
+        request = record_request(environ, self.max_body)
+        return replace(request, environ=self.site.without_tokens(request.environ))
+
+    def _may_join(self, environ: Mapping[str, Any]) -> bool:
+        """Whether this request could be a repetition of another one."""
+        return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
+
+    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, output_file: int | None = None) -> Run:
+        return Run(
+            job.key,
+            job.title,
+            self.site.registry,
+            work,
+            context,
+            preface=preface,
+            takes_logging=self.capture_logging,
+            takes_children=self.capture_children,
+            priority=job.priority,
+            deadline=job.deadline,
+            version=self.version,
+            output_file=output_file,
+        )
+
+    def stored_run(self, app: WSGIApplication, key: str, output_file: int | None) -> Run:
+        """Return the run of a job that any process of the site has recorded."""
+        registry = self.site.registry
+        job = registry.get(key)
+        work = replay_request(app, registry, key, job.request, {})
+        return self._run(job, work, Context(), output_file=output_file)
+
+    def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
+        """Return the groups that a request's job belongs to, of which only so many run at a time."""
+        groups = {f"mark {name}": most for name, mark, most in self.limits if mark(environ)}
+        if self.limit_per_owner is not None and owner is not None:
+            groups[f"owner {owner}"] = self.limit_per_owner
+        return groups
+
+    def _priority(self, environ: dict[str, Any]) -> Priority:
+        """Return the priority of a request's job."""
+        return next((priority for mark, priority in self.priorities if mark(environ)), Priority.NORMAL)
+
+    def _refuse(self, environ: dict[str, Any]) -> Answer | None:
+        """Return the answer for a request that must start nothing, whatever its mark."""
+        registry = self.site.registry
+        if self._is_inside_another():
+            raise ConfigurationError(
+                "this BackgroundMiddleware is called by another one, which would answer the requests for its jobs and"
+                " does not know them: leave one of them out, or give both the same registry"
+            )
+        if environ.get("wsgi.multiprocess") and not registry.shared:
+            raise ConfigurationError(
+                f"this server runs several processes, and a {type(registry).__name__} keeps its jobs in one:"
+                " a token would be unknown to the others. Serve from one process with threads, or use a registry"
+                " that processes share"
+            )
+        method = environ["REQUEST_METHOD"]
+        if method == "HEAD":
+            return Answer("200 OK", (("Content-Type", "text/plain; charset=utf-8"), *UNSTORED))
+        if method == "OPTIONS":
+            return Answer("204 No Content", (_ALLOW, *UNSTORED))
+        purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
+        if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
+            # A browser drops this and asks again when the person really follows the link.
+            return problem(environ, 503, "speculative", "A job is only started by a real request.", retry_after(1.0))
+        if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
+            detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
+            return problem(environ, 400, "bad-idempotency-key", detail)
+        return None
+
+    def _is_inside_another(self) -> bool:
+        # Looked for on the stack, once for each start: so it costs the requests that start nothing, nothing.
+        frame = sys._getframe()
+        while (caller := frame.f_back) is not None:
+            frame = caller
+            if frame.f_code in entrances:
+                other = frame.f_locals["self"].registry
+                if other is not self.site.registry:
+                    return True
+        return False
+
+    def _start(
+        self,
+        environ: dict[str, Any],
+        request: RecordedRequest | None,
+        run: Callable[[Job], Run],
+        promote_after: float,
+    ) -> Answer:
+        """Start a job, or join one that does the same, and say where it is or what it answered."""
+        owner, cookie = self._owner_of(environ)
+        job = Job(
+            "",
+            title_of(environ),
+            owner=owner,
+            version=self.version,
+            deadline=self.deadline,
+            priority=self._priority(environ),
+            groups=self._groups(environ, owner),
+            request=request.environ if request else {},
+        )
+        try:
+            if self._may_join(environ):
+                promote_after = 0.0  # who joins a job needs it to stay
+                token, job = self._begin_or_join(environ, job, request, run)
+            else:
+                token = new_token()
+                job = self._begin(replace(job, key=key_of(token)), request, run)
+        except _OtherRequest:
+            detail = "This Idempotency-Key was used for another request."
+            return problem(environ, 422, "idempotency-key-reused", detail)
+        except QueueFull as full:
+            return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(full.retry_after))
+        except RegistryFull as full:
+            return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(60.0))
+        except RegistryError as error:
+            _log.error("a request could not be stored: %s", error)
+            return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
+        try:
+            return self._answer_begun(environ, token, job, owner, cookie, promote_after)
+        except (JobExpired, JobNotFound):  # it ended, and its place was needed before this client was told
+            return problem(environ, 410, "expired", "The job ended, and is forgotten already.")
+        except RegistryError as error:
+            _log.error("a job could not be read: %s", error)
+            return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
+
+    def _answer_begun(
+        self,
+        environ: dict[str, Any],
+        token: str,
+        job: Job,
+        owner: str | None,
+        cookie: Headers,
+        promote_after: float,
+    ) -> Answer:
+        """Say where the job is, or what it answered in time."""
+        visit = self.site.visit_by(owner, environ, token)
+        if promote_after > 0 and visit.preferred_wait is None:
+            job = visit.hold(job, END, promote_after)
+            return untouched(visit, job) if job.state.ended else self._started(visit, job, *cookie)
+        return self._answered(visit, job, *cookie)
+
+    def _owner_of(self, environ: dict[str, Any]) -> tuple[str | None, Headers]:
+        """Return whose job it will be, and what to tell a client that was nobody before."""
+        owner = None if self.site.owner is None else self.site.owner(environ)
+        if owner is None and isinstance(self.site.owner, CookieOwner):
+            return self.site.owner.issue(environ)
+        return owner, ()
+
+    def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> Job:
+        """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
+        registry = self.site.registry
+        must_hold = registry.shared and self.site.executor.keeps_queue
+        job = registry.add(job, lease=LEASE) if must_hold else registry.add(job)
+        try:
+            offset = 0
+            for chunk in request.chunks() if request else ():
+                offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
+            self.site.executor.submit(run(job))
+        except BaseException:
+            registry.discard(job.key)
+            raise
+        if must_hold:
+            self.waiting.hold(job.key)
+        return job
+
+    def _begin_or_join(
+        self, environ: dict[str, Any], job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]
+    ) -> tuple[str, Job]:
+        """Begin the job unless there is one that this request repeats; return its token and itself.
+
+        The token is made of what must be the same, so that adding the job tells whether there is one: atomically, and
+        without the registry knowing any token.
+        """
+        idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
+        fingerprint = fingerprint_of(environ, request)
+        whose = job.owner if job.owner is not None else credentials_in(environ)
+        # A digest: credentials are not kept, nor headers as long as anybody likes.
+        flight = hashlib.sha256(json.dumps([whose, fingerprint, negotiated_in(environ)]).encode()).hexdigest()
+        for repetition in itertools.count(self.flights.last(flight)):
+            if idempotency_key is not None:
+                token = self._made_token("idempotency-key", whose, idempotency_key)
+            else:
+                self.flights.began(flight, repetition)
+                token = self._made_token("single-flight", flight, str(repetition))
+            key = key_of(token)
+            try:
+                # One at a time: whom this turns away by JobExists finds a job that was submitted, or none.
+                with self.flights.beginning:
+                    return token, self._begin(replace(job, key=key, fingerprint=fingerprint), request, run)
+            except JobExists:
+                with contextlib.suppress(JobNotFound, JobExpired):  # gone this moment: the next round begins it
+                    there = self.site.registry.get(key)
+                    if idempotency_key is None and there.state.ended:
+                        continue
+                    if there.fingerprint != fingerprint:
+                        raise _OtherRequest from None
+                    return token, there
+        raise AssertionError("unreachable: the count has no end")
+
+    def _made_token(self, *parts: object) -> str:
+        message = json.dumps(parts).encode()
+        secret = self.site.registry.secret() if self.secret is None else self.secret
+        return str(uuid.UUID(bytes=hmac.digest(secret, message, "sha256")[:16], version=4))
+
+    def _answered(self, visit: Visit, job: Job, *cookie: tuple[str, str]) -> Answer:
+        """Answer with the response if the client would wait for it and it came in time (RFC 7240 §4.3)."""
+        job, applied = visit.wait_as_preferred(job)
+        if applied and job.state.ended:
+            where = ("Content-Location", visit.link(_view="result"))
+            return answer_ended(visit, job, ("Preference-Applied", applied), where, *cookie)
+        return self._started(visit, job, *cookie, applied=applied)
+
+    def _started(self, visit: Visit, job: Job, *cookie: tuple[str, str], applied: str = "") -> Answer:
+        """Say where the job is: by a redirect, or to scripts by its state."""
+        environ = visit.environ
+        query = environ.get("QUERY_STRING") or ""
+        # Relative, and nothing but a query: right behind every proxy, whatever it does to host and path.
+        location = ("Location", f"?{query}{'&' if query else ''}{self.site.token_name}={visit.token}")
+        vary = "Accept, Prefer"
+        prefers_async = marks.prefers_async(environ)
+        preferences = ", ".join(filter(None, ("respond-async" if prefers_async else "", applied)))
+        headers = (location, *((("Preference-Applied", preferences),) if preferences else ()), *cookie)
+        if prefers_async or names_json(environ.get("HTTP_ACCEPT")):
+            return status_answer(visit, job, "202 Accepted", *headers, vary=vary)
+        body = f"Started in the background: see {location[1]}\n".encode()
+        content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
+        return Answer("303 See Other", (*headers, *content, *about(job, vary)), [body])

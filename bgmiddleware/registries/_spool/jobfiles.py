@@ -1,0 +1,123 @@
+"""The files of one job, for those who read them, and for who makes, ends and removes it. Nobody here takes a lock.
+
+A job has one file with a header and its output, and others for its body and its request where there are such.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from ..._jobs import Channel
+from ...errors import RegistryError
+from .._bounds import Bounds
+from ..base import Piece
+from .layout import (
+    DATA_AT,
+    SEAL_AT,
+    STAMP_AT,
+    TRIES,
+    Ends,
+    new_header,
+    opened,
+    read_at,
+    read_header,
+    write_at,
+)
+
+__all__ = ["JobFiles", "look"]
+
+
+def look(path: str) -> bytes | None:
+    """Return what every change of a job changes, or None where its file is gone."""
+    try:
+        with opened(path, os.O_RDONLY) as number:
+            return os.pread(number, DATA_AT, 0)
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFiles:
+    """The files of the job with *key* in *directory*; *number* tells it from an earlier one of the same key."""
+
+    directory: str
+    key: str
+    number: int
+
+    @property
+    def path(self) -> str:
+        """The file that every job has."""
+        return os.path.join(self.directory, self.key[:2], f"{self.key}.{self.number}")
+
+    def path_of(self, channel: Channel) -> str:
+        """Return the file in which the bytes of *channel* are."""
+        return self.path if channel is Channel.OUTPUT else f"{self.path}.{channel.value}"
+
+    def create(self, max_output: int) -> None:
+        """Make the file that every job has; there is none, or the index has lost it."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(self.path), 0o700)
+        with opened(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as number:
+            try:
+                write_at(number, new_header(Bounds.of(max_output)), 0)
+            except OSError:
+                self.remove()
+                raise
+
+    def ends(self) -> Ends:
+        """Return how long the channels of a job are that has not ended."""
+        with opened(self.path, os.O_RDONLY) as number:
+            return read_header(number).ends
+
+    def seal(self) -> Ends:
+        """Let nobody append any more; return how long the channels are."""
+        with opened(self.path, os.O_RDWR) as number:
+            os.pwrite(number, b"\1", SEAL_AT)
+            return read_header(number).ends
+
+    def unseal(self) -> None:
+        """Take a seal back whose setter was killed before it could end the job."""
+        with opened(self.path, os.O_RDWR) as number:
+            os.pwrite(number, b"\0", SEAL_AT)
+
+    def stamp(self) -> None:
+        """Wake who waits for this job."""
+        with contextlib.suppress(OSError), opened(self.path, os.O_RDWR) as number:
+            os.pwrite(number, os.urandom(8), STAMP_AT)
+
+    def read(self, channel: Channel, offset: int, limit: int, ends: Ends | None) -> Piece:
+        """Return a piece of a job that ended with *ends*, or (None) of one that has not ended."""
+        if ends is not None and offset >= ends.of(channel):
+            return Piece(offset, b"")
+        if channel is Channel.OUTPUT:
+            with opened(self.path, os.O_RDONLY) as number:
+                return _read_output(number, offset, limit, ends)
+        size = min(limit, (ends or self.ends()).of(channel) - offset)
+        if size <= 0:
+            return Piece(offset, b"")
+        with opened(self.path_of(channel), os.O_RDONLY) as number:
+            return Piece(offset, read_at(number, offset, size))
+
+    def remove(self, *channels: Channel) -> None:
+        """Remove the files of *channels*, or all."""
+        for channel in channels or Channel:
+            with contextlib.suppress(OSError):  # gone is gone, and what cannot be removed is tried again by who cleans
+                os.unlink(self.path_of(channel))
+
+
+def _read_output(number: int, offset: int, limit: int, known: Ends | None) -> Piece:
+    for _ in range(TRIES):
+        bounds, ends, _sealed = read_header(number)
+        if known is not None:
+            ends = known
+        begin = ends.floor if bounds.head <= offset < ends.floor else offset
+        size = min(limit, ends.output - begin)
+        if begin < bounds.head and ends.floor:
+            size = min(size, bounds.head - begin)
+        if size <= 0:
+            return Piece(begin, b"")
+        parts = [read_at(number, DATA_AT + position, room) for position, room in bounds.places(begin, size)]
+        # A writer drops bytes before it writes others in their place: what is not dropped now was whole a moment ago.
+        if known is not None or begin < bounds.head or read_header(number).ends.floor <= begin:
+            return Piece(begin, parts[0] if len(parts) == 1 else b"".join(parts))
+    raise RegistryError("the job prints faster than its output can be read")

@@ -1,0 +1,150 @@
+"""What the index has of jobs: each function is one statement, or two, on a database of :class:`Index`.
+
+The document of a job is the truth. Columns beside it repeat what is searched for.
+"""
+
+import json
+import sqlite3
+from typing import Any, NamedTuple
+
+from ..._jobs import Job, JobState
+
+__all__ = [
+    "Row",
+    "due",
+    "find",
+    "first_ended",
+    "forget",
+    "has_expired",
+    "insert",
+    "newest",
+    "place",
+    "running",
+    "state_of",
+    "store",
+    "take_cookies",
+    "totals",
+]
+
+_ROW = "SELECT number, bytes, document FROM jobs"
+_CANDIDATES = {
+    # What is stored as one state may read as another.
+    JobState.LOST: (JobState.LOST, JobState.RUNNING, JobState.PENDING),
+    JobState.CANCELLED: (JobState.CANCELLED, JobState.RUNNING),
+}
+
+
+class Row(NamedTuple):
+    """A job as it is stored; *number* is the order of coming; *bytes* is what it was last known to keep in files."""
+
+    number: int
+    bytes: int
+    job: Job
+
+
+def find(database: sqlite3.Connection, key: str) -> Row | None:
+    """Return the row of a key."""
+    return _first(database.execute(f"{_ROW} WHERE key = ?", (key,)))
+
+
+def has_expired(database: sqlite3.Connection, key: str) -> bool:
+    """Whether a job of this key was there, and expired."""
+    return database.execute("SELECT 1 FROM expired WHERE key = ?", (key,)).fetchone() is not None
+
+
+def insert(database: sqlite3.Connection, job: Job) -> Row:
+    """Add a pending job."""
+    database.execute("DELETE FROM expired WHERE key = ?", (job.key,))
+    statement = "INSERT INTO jobs (key, state, rank, due, document) VALUES (?, ?, ?, ?, ?)"
+    values = (job.key, job.state, job.priority.rank, job.expires_at, _document(job))
+    number = database.execute(statement, values).lastrowid
+    assert number is not None  # noqa: S101  # an INSERT has one
+    return Row(number, 0, job)
+
+
+def store(database: sqlite3.Connection, row: Row, job: Job, kept: int | None = None) -> None:
+    """Replace a job of which *kept* bytes are in files (None: as many as before)."""
+    due = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+    ended = "(SELECT IFNULL(MAX(ended), 0) + 1 FROM jobs WHERE ended IS NOT NULL)" if job.state.ended else "NULL"
+    database.execute(
+        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, document = ? WHERE number = ?",  # noqa: S608
+        (job.state, due, row.bytes if kept is None else kept, _document(job), row.number),
+    )
+
+
+def forget(database: sqlite3.Connection, row: Row, *, remembered: int = 0) -> None:
+    """Remove a job; remember its key as expired, as one of the *remembered* latest (0: not at all)."""
+    database.execute("DELETE FROM jobs WHERE number = ?", (row.number,))
+    if remembered:
+        number = database.execute("INSERT OR REPLACE INTO expired (key) VALUES (?)", (row.job.key,)).lastrowid or 0
+        database.execute("DELETE FROM expired WHERE number <= ?", (number - remembered,))
+
+
+def take_cookies(database: sqlite3.Connection, row: Row) -> bool:
+    """Take the cookies of a job; return whether they were there."""
+    statement = "UPDATE jobs SET cookies_taken = 1 WHERE number = ? AND NOT cookies_taken"
+    return database.execute(statement, (row.number,)).rowcount > 0
+
+
+def due(database: sqlite3.Connection, now: float, limit: int) -> list[Row]:
+    """Return up to *limit* jobs that are to be made lost, or to be forgotten."""
+    return _all(database.execute(f"{_ROW} WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)))
+
+
+def first_ended(database: sqlite3.Connection) -> Row | None:
+    """Return the job that ended before all others."""
+    return _first(database.execute(f"{_ROW} WHERE ended IS NOT NULL ORDER BY ended LIMIT 1"))
+
+
+def running(database: sqlite3.Connection) -> list[Job]:
+    """Return the jobs that are stored as running."""
+    return [row.job for row in _all(database.execute(f"{_ROW} WHERE state = ?", (JobState.RUNNING,)))]
+
+
+def place(database: sqlite3.Connection, row: Row) -> int:
+    """Return the place of a pending job among those that wait."""
+    # The state is written out: so the index of those that are pending is used.
+    statement = "SELECT COUNT(*) FROM jobs WHERE state = 'pending' AND (rank, number) <= (?, ?)"
+    return int(database.execute(statement, (row.job.priority.rank, row.number)).fetchone()[0])
+
+
+def newest(database: sqlite3.Connection, state: JobState | None, before: int | None, limit: int) -> list[Row]:
+    """Return up to *limit* jobs that came before that of number *before*, newest first: those that may read as
+    *state*, or all."""
+    asked_for = () if state is None else _CANDIDATES.get(state, (state,))
+    conditions = [f"state IN ({', '.join('?' * len(asked_for))})"] if asked_for else []
+    arguments: list[Any] = [*asked_for]
+    if before is not None:
+        conditions.append("number < ?")
+        arguments.append(before)
+    where = " WHERE " + " AND ".join(conditions) if conditions else ""
+    return _all(database.execute(f"{_ROW}{where} ORDER BY number DESC LIMIT ?", (*arguments, limit)))
+
+
+def totals(database: sqlite3.Connection) -> tuple[int, int]:
+    """Return how many jobs there are, and how many bytes they keep in files."""
+    jobs, kept = database.execute("SELECT jobs, bytes FROM totals").fetchone()
+    return jobs, kept
+
+
+def state_of(database: sqlite3.Connection, number: int, key: str) -> JobState | None:
+    """Return the state that is stored of the job with this number and key; None: there is none."""
+    row = database.execute("SELECT state FROM jobs WHERE number = ? AND key = ?", (number, key)).fetchone()
+    return None if row is None else JobState(row[0])
+
+
+def _first(cursor: sqlite3.Cursor) -> Row | None:
+    return next(iter(_all(cursor)), None)
+
+
+def _all(cursor: sqlite3.Cursor) -> list[Row]:
+    return [Row(number, kept, Job.from_document(json.loads(document))) for number, kept, document in cursor.fetchall()]
+
+
+_DEFAULTS = Job("", "").to_document()
+
+
+def _document(job: Job) -> str:
+    # Without what every job says: it is a third then.
+    told = {name: value for name, value in job.to_document().items() if value != _DEFAULTS[name]}
+    return json.dumps(told, separators=(",", ":"))

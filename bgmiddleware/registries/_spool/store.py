@@ -1,0 +1,164 @@
+"""What a spool directory has: an index, files of jobs, a secret. All that touches them together is here."""
+
+import contextlib
+import itertools
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+
+from ..._jobs import Channel, Job, JobState
+from ...errors import ConfigurationError, RegistryError
+from . import rows as table
+from .directory import Directory
+from .index import Index
+from .jobfiles import JobFiles
+from .rows import Row
+from .writer import Writers
+
+__all__ = ["Change", "Store", "storage_errors", "trouble"]
+
+_FILE = re.compile(r"([0-9a-f]{32})\.([0-9]+)(?:\.[a-z]+)?")
+_ROWS_AT_ONCE = 200
+
+
+class Store:
+    """The storage of a spool registry. Constructing it makes nothing; *patience*: see :class:`Index`."""
+
+    def __init__(self, directory: str | os.PathLike[str], patience: float) -> None:
+        self.writers = Writers()
+        self._directory = Directory(directory)
+        self._index = Index(self._directory.path, patience)
+        self._prepared = False
+        first = os.urandom(1)[0]  # each process begins elsewhere
+        self._shards = itertools.cycle([f"{(first + number) % 256:02x}" for number in range(256)])
+
+    @property
+    def path(self) -> str:
+        """The absolute path of the directory."""
+        return self._directory.path
+
+    def check(self) -> None:
+        """Raise ``ConfigurationError`` where the directory cannot be used, or made. Makes nothing."""
+        if not self._directory.check():
+            return
+        try:
+            with storage_errors():
+                self._index.check()
+        except RegistryError as error:
+            raise ConfigurationError(f"directory = {self.path!r}: {error}") from error
+        finally:
+            self._index.release()
+
+    def files(self, row: Row) -> JobFiles:
+        """Return the files of a job."""
+        return JobFiles(self.path, row.job.key, row.number)
+
+    def secret(self) -> bytes:
+        """Return the bytes that all have in common who share the directory."""
+        self._prepare()
+        with storage_errors():
+            return self._directory.secret()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Look at the index."""
+        self._prepare()
+        with self._index.reading() as database:
+            yield database
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator["Change"]:
+        """Change the index; when that is done, the files, and wake who waits. One process at a time."""
+        self._prepare()
+        with storage_errors(), self._index.writing() as database:
+            change = Change(database)
+            yield change
+        for row in change.ended:
+            self.writers.close(row.job.key)
+            self.files(row).remove(Channel.REQUEST)
+        for row in change.changed:
+            self.files(row).stamp()
+        for row in change.gone:
+            self.files(row).remove()
+
+    def newest_first(self, state: JobState | None) -> Iterator[Row]:
+        """Yield the jobs that may read as *state*, or all; without a cursor that stays open."""
+        before = None
+        while True:
+            with self.reading() as database:
+                rows = table.newest(database, state, before, _ROWS_AT_ONCE)
+            if not rows:
+                return
+            yield from rows
+            before = rows[-1].number
+
+    def clean_up(self) -> None:
+        """Remove files of jobs that are gone, and requests of jobs that have ended: they were left by processes that
+        were killed after they changed the index, or before. Each call looks at one 256th of them."""
+        directory = os.path.join(self.path, next(self._shards))
+        with storage_errors(), contextlib.suppress(FileNotFoundError):
+            names = [match for name in os.listdir(directory) if (match := _FILE.fullmatch(name))]
+            with self.reading() as database:
+                left = [name for name in names if _is_left_behind(database, name)]
+            if left:
+                with self._index.writing() as database:  # nobody is about to add a job now
+                    for name in left:
+                        if _is_left_behind(database, name):
+                            os.unlink(os.path.join(directory, name[0]))
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        self.writers.close_all()
+        self._index.close()
+
+    def _prepare(self) -> None:
+        if not self._prepared:
+            self._directory.prepare()
+            with storage_errors():
+                self._index.prepare()
+            self._prepared = True
+        elif not os.path.exists(self._index.path):
+            # Somebody removed it all. The directory is not made again: what it is in may be a disk that is not there
+            # just now.
+            with storage_errors():
+                self._index.prepare()
+
+
+class Change:
+    """A change of the index, and what is to be done after it."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
+        self.changed: list[Row] = []
+        self.ended: list[Row] = []
+        self.gone: list[Row] = []
+
+    def store(self, row: Row, job: Job, kept: int | None = None) -> None:
+        """Replace a job; who waits for it is to be woken."""
+        table.store(self.database, row, job, kept)
+        self.changed.append(row)
+
+    def forget(self, row: Row, *, remembered: int) -> None:
+        """Remove a job; its files are to be removed."""
+        table.forget(self.database, row, remembered=remembered)
+        self.gone.append(row)
+
+
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Let what the system refuses be a ``RegistryError``."""
+    try:
+        yield
+    except OSError as error:
+        raise trouble(error) from error
+
+
+def trouble(error: OSError) -> RegistryError:
+    """Say what the system refused."""
+    return RegistryError(f"{error.filename or 'the spool directory'}: {error.strerror}")
+
+
+def _is_left_behind(database: sqlite3.Connection, name: re.Match[str]) -> bool:
+    state = table.state_of(database, int(name[2]), name[1])
+    return state is None or (state.ended and name[0].endswith(f".{Channel.REQUEST}"))

@@ -1,0 +1,1 @@
+"""Whose output is this? The streams, the hooks, and what libraries do with them."""

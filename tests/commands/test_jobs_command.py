@@ -1,0 +1,199 @@
+"""``python -m bgmiddleware jobs``, as a real process, on the spool directory that this process writes to."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bgmiddleware import Channel, Job, JobState, Registry
+from bgmiddleware._jobs import key_of, new_token
+from bgmiddleware.registries import open_registry
+from tests.kit.documents import ROOT
+from tests.registries.registry_contract import LONG, RUNNER, write
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"spool:{tmp_path / 'jobs'}"
+
+
+@pytest.fixture
+def registry(url: str) -> Iterator[Registry]:
+    with open_registry(url) as registry:
+        yield registry
+
+
+def begin(*arguments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "bgmiddleware", "jobs", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.fixture
+def jobs(url: str, registry: Registry) -> Callable[..., tuple[int, str, str]]:
+    """Run ``jobs ACTION …`` to its end; return its exit status and what it said."""
+
+    def jobs(action: str, *arguments: str) -> tuple[int, str, str]:
+        process = begin(action, "--registry", url, *arguments)
+        said, complained = process.communicate(timeout=LONG)
+        return process.returncode, said.decode(), complained.decode()
+
+    return jobs
+
+
+def running(registry: Registry, token: str, **options: object) -> str:
+    key = registry.add(Job(key_of(token), "GET /report", **options)).key
+    assert registry.claim(key, RUNNER)
+    return key
+
+
+def test_jobs_are_listed_newest_first(jobs, registry):
+    first = running(registry, new_token(), owner="ann")
+    write(registry, first, b"x" * 12_345)
+    second = registry.add(Job(key_of(new_token()), "POST /\x1b[31mred\n")).key
+    status, said, _ = jobs("list")
+    lines = said.splitlines()
+    assert (status, len(lines)) == (0, 2)
+    assert lines[0].startswith(f"{second}  pending")
+    assert lines[0].endswith("POST /�[31mred�"), "what a terminal would obey is not shown"
+    assert lines[1].startswith(f"{first}  running")
+    assert lines[1].endswith("12,345 B  GET /report  (ann)")
+
+
+def test_a_list_can_be_of_one_state_short_and_json(jobs, registry):
+    for _ in range(3):
+        running(registry, new_token())
+    registry.add(Job(key_of(new_token()), "waits"))
+    status, said, _ = jobs("list", "--state", "running", "--limit", "2", "--json")
+    documents = [json.loads(line) for line in said.splitlines()]
+    assert (status, [document["state"] for document in documents]) == (0, ["running", "running"])
+
+
+def test_a_job_is_shown_without_what_only_its_owner_should_know(jobs, registry):
+    token = new_token()
+    key = registry.add(Job(key_of(token), "GET /report", request={"HTTP_COOKIE": "session=secret"})).key
+    for name in (token, key, key[:8]):
+        status, said, _ = jobs("show", name)
+        document = json.loads(said)
+        assert (status, document["key"], document["state"], document["title"]) == (0, key, "pending", "GET /report")
+    assert "secret" not in said
+    assert token not in said
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [(JobState.FINISHED, 0), (JobState.FAILED, 1), (JobState.CANCELLED, 3), (JobState.LOST, 4)],
+)
+def test_following_prints_what_comes_and_exits_by_how_it_ends(registry, url, state, status):
+    token = new_token()
+    key = running(registry, token)
+    write(registry, key, b"first \xff\n")
+    process = begin("follow", "--registry", url, token)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"first \xff\n"
+    write(registry, key, b"second\n")
+    assert process.stdout.readline() == b"second\n"
+    registry.finish(key, RUNNER, state, reason="so it was")
+    rest, complained = process.communicate(timeout=LONG)
+    assert (process.returncode, rest) == (status, b"")
+    assert complained.decode() == ("" if status == 0 else f"bgmiddleware: the job is {state}: so it was\n")
+
+
+def test_following_says_what_was_dropped(jobs, url):
+    with open_registry(url, max_output=100) as registry:
+        key = running(registry, new_token())
+        write(registry, key, b"a" * 60)
+        write(registry, key, b"b" * 60)
+        registry.finish(key, RUNNER, JobState.FINISHED)
+    _, said, _ = jobs("follow", key)
+    assert said == "a" * 50 + "\n[… bytes 50 to 70 were dropped …]\n" + "b" * 50
+
+
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="began with Ctrl-C ignored, as by &")
+def test_ctrl_c_ends_the_follower_and_not_the_job(registry, url):
+    key = running(registry, new_token())
+    write(registry, key, b"line\n")
+    process = begin("follow", "--registry", url, key)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"line\n"
+    process.send_signal(signal.SIGINT)
+    _, complained = process.communicate(timeout=LONG)
+    assert (process.returncode, complained) == (130, b"")
+    assert registry.get(key).state is JobState.RUNNING
+
+
+def test_a_cancel_says_what_became_of_it(jobs, registry):
+    key = running(registry, new_token())
+    assert jobs("cancel", key) == (0, "it is asked to stop\n", "")
+    assert registry.get(key).cancel_requested_at is not None
+    waiting = registry.add(Job(key_of(new_token()), "waits")).key
+    assert jobs("cancel", waiting) == (0, "it is cancelled\n", "")
+    assert jobs("cancel", waiting) == (0, "it is cancelled already\n", "")
+
+
+def test_an_eviction_says_what_it_did(jobs, registry, url):
+    key = registry.add(Job(key_of(new_token()), "lost")).key
+    assert registry.claim(key, RUNNER, lease=0.001)
+    registry.append(key, Channel.OUTPUT, 0, b"kept", runner=RUNNER)
+    registry.wait(key, 4, LONG)  # until its lease has run out
+    assert jobs("evict") == (0, "1 lost, 0 forgotten\n", "")
+    assert jobs("evict") == (0, "0 lost, 0 forgotten\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["show", "0" * 32], "there is no job 00000000…"),
+        (["show", "00000000"], "there is no job 00000000…"),
+        (["show", "zebra"], "job = 'zebra': expected a token, a key, or at least 4 of its first characters"),
+        (["show", "../../etc"], "job = '../../etc': expected a token, a key, or at least 4 of its first characters"),
+        (["follow", "123"], "job = '123': expected a token, a key, or at least 4 of its first characters"),
+    ],
+)
+def test_what_is_no_job_is_said(jobs, arguments, complaint):
+    assert jobs(*arguments) == (2, "", f"bgmiddleware: {complaint}\n")
+
+
+def test_a_beginning_that_several_jobs_share_is_refused(jobs, registry):
+    for number in range(3):
+        registry.add(Job(f"abcd{number:028}", "one of three"))
+    status, said, complained = jobs("show", "abcd")
+    assert (status, said) == (2, "")
+    assert "there are 3 of them" in complained
+
+
+@pytest.mark.parametrize("url", ["memory:", "mongodb://localhost"])
+def test_a_registry_that_cannot_be_looked_at_is_refused(url):
+    process = begin("list", "--registry", url)
+    said, complained = process.communicate(timeout=LONG)
+    assert (process.returncode, said) == (2, b"")
+    assert complained.startswith(b"bgmiddleware: registry")
+
+
+@pytest.mark.parametrize("action", ["list", "evict"])
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_a_limit_is_a_number_from_1(jobs, action, limit):
+    status, said, complained = jobs(action, "--limit", limit)
+    assert (status, said) == (2, "")
+    assert f"--limit: expected a number from 1, not '{limit}'" in complained
+
+
+def test_who_has_read_enough_is_told_nothing_more(registry, url):
+    key = running(registry, new_token())
+    write(registry, key, b"x" * 1_000_000)
+    process = begin("follow", "--registry", url, key)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        assert process.stdout.read(1) == b"x"
+        process.stdout.close()
+        assert registry.finish(key, RUNNER, JobState.FINISHED)
+        assert process.wait(timeout=LONG) == 141, "as if SIGPIPE had ended it"
+        assert process.stderr.read() == b""

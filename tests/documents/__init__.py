@@ -1,0 +1,1 @@
+"""The documents, the demo, the benchmarks and the house itself are true."""

@@ -1,0 +1,210 @@
+"""The house as it is meant: who may import whom, what is public, and that importing does nothing."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bgmiddleware
+from tests.kit.documents import ROOT
+
+PACKAGE = ROOT / "bgmiddleware"
+
+# From the ground up: a module may import those of its own line and of the lines above it. What is not named here is
+# named by its package.
+LAYERS = (
+    ("errors", "_numbers"),
+    ("_jobs", "_loading", "_recording", "_capture"),
+    ("registries",),
+    ("_running",),
+    ("executors",),
+    ("marks", "owners", "_prefer", "_context"),
+    ("_serving",),
+    ("_starting",),
+    ("_middleware",),
+    ("paste", "_commands", "__init__"),
+    ("__main__",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+# What is not of the standard library, and who may use it.
+FOREIGN = {
+    "webob": {"owners", "_serving", "_middleware"},
+    "waitress": {"_commands"},
+    "redis": {"registries", "executors"},
+    **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
+}
+
+MAX_LINES = 600
+MAX_FUNCTION_LINES = 80
+
+
+def name_of(path: Path) -> str:
+    """Return the dotted name of a module inside the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in MODULES.items()}
+everywhere = pytest.mark.parametrize("module", MODULES)
+
+
+def imports(module: str) -> Iterator[str]:
+    """Yield what *module* imports, inside of functions too: a module of ours as ``.name``, any other by its name."""
+    is_package = MODULES[module].name == "__init__.py"
+    parts = [] if module == "__init__" else module.split(".")
+    home = parts if is_package else parts[:-1]
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or ""
+        elif isinstance(node, ast.ImportFrom):
+            base = [*home[: len(home) - node.level + 1], *((node.module or "").split(".") if node.module else [])]
+            for alias in node.names:
+                inner = ".".join([*base, alias.name])
+                yield "." + (inner if inner in MODULES else ".".join(base) or "__init__")
+
+
+def level_of(module: str) -> int:
+    return LEVEL[module.partition(".")[0]]
+
+
+@everywhere
+def test_imports_go_in_one_direction(module: str) -> None:
+    for imported in imports(module):
+        if imported.startswith("."):
+            assert level_of(imported[1:]) <= level_of(module), f"{module} imports {imported}"
+
+
+@everywhere
+def test_only_what_is_allowed_is_imported_from_elsewhere(module: str) -> None:
+    for imported in imports(module):
+        root = imported.partition(".")[0]
+        if root and root not in sys.stdlib_module_names:
+            assert module.partition(".")[0] in FOREIGN.get(root, ()), f"{module} imports {imported}"
+
+
+@everywhere
+def test_nothing_imports_the_package_by_its_name(module: str) -> None:
+    assert not [name for name in imports(module) if name.partition(".")[0] == "bgmiddleware"]
+    assert ".__init__" not in list(imports(module))
+
+
+def test_imports_at_the_head_of_modules_make_no_circle() -> None:
+    heads = {
+        module: {name[1:] for name in imports(module) if name.startswith(".") and not _only_inside(module, name)}
+        for module in MODULES
+    }
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " → ".join((*way, module))
+        if module not in done:
+            for imported in sorted(heads[module] - {module}):
+                visit(imported, (*way, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def _only_inside(module: str, name: str) -> bool:
+    """Whether *module* imports *name* in functions only: that is how a circle between two rooms of one is cut."""
+    last = name.rpartition(".")[2]
+    head = [node for node in TREES[module].body if isinstance(node, ast.ImportFrom)]
+    return not any(
+        (node.module or "").rpartition(".")[2] == last or last in {alias.name for alias in node.names} for node in head
+    )
+
+
+@everywhere
+def test_what_a_module_exports_is_sorted_and_there(module: str) -> None:
+    if module == "__main__":  # importing it is fine, its name is not a module's
+        return
+    path = "bgmiddleware" if module == "__init__" else f"bgmiddleware.{module}"
+    imported = importlib.import_module(path)
+    exported = getattr(imported, "__all__", [])
+    assert exported == sorted(exported, key=_as_ruff_sorts)
+    assert len(exported) == len(set(exported))
+    for name in exported:
+        assert hasattr(imported, name)
+
+
+def _as_ruff_sorts(name: str) -> tuple[int, str]:
+    """CONSTANTS, then Classes, then functions."""
+    return (0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2), name
+
+
+def test_what_is_public_is_exported() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(bgmiddleware.__path__)}
+    public = {name for name in vars(bgmiddleware) if not name.startswith("_")}
+    assert public - modules <= set(bgmiddleware.__all__)
+    # What users import by its path is not private by accident.
+    assert {name for name in modules if not name.startswith("_")} <= {
+        *("errors", "executors", "marks", "owners", "paste", "registries")
+    }
+
+
+WATCH = """
+import logging, socket, subprocess, sys, threading
+streams = sys.stdin, sys.stdout, sys.stderr
+before = dict(vars(threading)), dict(vars(threading.Thread)), dict(vars(logging.Logger)), dict(vars(subprocess.Popen))
+sockets = []
+sys.addaudithook(lambda event, args: sockets.append(event) if event.startswith("socket.") else None)
+import bgmiddleware, bgmiddleware.paste, bgmiddleware.__main__
+app = bgmiddleware.BackgroundMiddleware(lambda environ, start_response: [])
+assert streams == (sys.stdin, sys.stdout, sys.stderr)
+assert before == (vars(threading), vars(threading.Thread), vars(logging.Logger), vars(subprocess.Popen))
+assert threading.enumerate() == [threading.main_thread()]
+assert sockets == [], sockets
+"""
+
+
+def test_importing_and_constructing_start_and_replace_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", WATCH], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+@everywhere
+def test_no_module_is_longer_than_one_can_read(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= MAX_LINES
+
+
+@everywhere
+def test_no_function_is_longer_than_a_screen_or_two(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+@everywhere
+def test_no_error_is_swallowed_whatever_it_is(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or (
+                isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            )
+            silent = all(isinstance(statement, ast.Pass | ast.Continue) for statement in node.body)
+            assert not (broad and silent), f"line {node.lineno}"
+
+
+def test_the_mirror_of_lengths(capsys: pytest.CaptureFixture[str]) -> None:
+    """Report, and judge not: ``pytest -rP -k mirror``. A module of more than 300 lines is usually two things."""
+    lengths = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    functions = [
+        (node.end_lineno or 0) - node.lineno + 1
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+    print("modules over 300 lines:", {module: count for module, count in lengths.items() if count > 300})
+    print("functions:", len(functions), "median:", sorted(functions)[len(functions) // 2])
+    print("over 40 lines:", sum(count > 40 for count in functions))
+    assert "functions:" in capsys.readouterr().out

@@ -1,0 +1,40 @@
+"""The benchmarks run; what they measure is not judged here."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import needs
+from tests.kit.documents import ROOT
+from tests.kit.redis_server import needs_server
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("unmarked --rounds 2 --calls 10", "with decorators (watched)"),
+        ("registries --jobs 10 20 --calls 20", "evict, for each job"),
+        ("executors --jobs 2 --times 2 --lines 10 --kinds thread process", "to the viewer"),
+        ("executors --jobs 2 --times 2 --lines 10 --kinds rq celery", "bare engine"),
+        ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
+        ("viewers --rounds 1 --viewers 6 --idle 0.1 --arrival 0.1 --seconds 1.2", "Starved viewers: 0"),
+        ("page --rounds 1 --lines 20000", "page without the output"),
+        ("terminal --lines 500 --share 0.001", "The terminal"),
+    ],
+)
+def test_a_benchmark_prints_its_table(command: str, said: str) -> None:
+    needs("werkzeug")
+    if "rq" in command:
+        needs("rq")
+        needs("celery")
+        needs_server()
+    if command.startswith(("page", "terminal")):
+        needs("playwright")
+    name, *arguments = command.split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert "budget" in done.stdout

@@ -1,0 +1,1 @@
+"""Views of each framework in the background."""

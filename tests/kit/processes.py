@@ -1,0 +1,140 @@
+"""Servers as real processes: started, talked to, killed."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.kit.clients import OverHTTP, Reply
+from tests.kit.documents import ROOT
+
+TRIES = 400
+LONG = 30.0
+_OWN = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+class Server(OverHTTP):
+    """A server process on this machine, with what it said so far in ``log``."""
+
+    def __init__(self, command: Sequence[str], address: str, cwd: Path, **environ: str) -> None:
+        super().__init__(0)
+        self.directory = cwd
+        self.log = ""
+        self._changed = threading.Condition()  # guards the log
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, **_OWN, "HOME": str(cwd), "SITE_DIRECTORY": str(cwd), **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, name="reader of a server's log")
+        self._reader.start()
+        try:
+            self.port = int(self.said(address)[1])
+        except BaseException:
+            self.kill()
+            raise
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.log += line
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def said(self, pattern: str, times: int = 1) -> "re.Match[str]":
+        """Wait until the log has this so many times; return the last match."""
+
+        def found() -> list["re.Match[str]"]:
+            return list(re.finditer(pattern, self.log))
+
+        with self._changed:
+            self._changed.wait_for(lambda: len(found()) >= times or self.process.poll() is not None, LONG)
+            assert len(found()) >= times, self.log
+            return found()[times - 1]
+
+    def until(self, is_so: Callable[[Reply], Any], method: str, target: str, **headers: str) -> Reply:
+        """Repeat a request until the answer is as wanted; return that answer."""
+        deadline = time.monotonic() + LONG
+        while not is_so(reply := self.request(method, target, **headers)):
+            assert time.monotonic() < deadline, (reply, self.log)
+        return reply
+
+    def started(self, path: str, **headers: str) -> str:
+        """Start a job; return its target."""
+        reply = self.request("POST", path, **headers)
+        assert reply.status in (202, 303), (reply, self.log)
+        return path.partition("?")[0] + reply["Location"]
+
+    def ended(self, target: str, **headers: str) -> Any:
+        """Wait until the job of *target* has ended; return its state document."""
+
+        def has_ended(reply: Reply) -> bool:
+            return reply.status == 200 and reply.json["state"] not in ("pending", "running")
+
+        return self.until(has_ended, "GET", f"{target}&_view=status&_wait=1", **headers).json
+
+    def begun(self, target: str, text: str = "begun\n", **headers: str) -> None:
+        """Wait until the job has printed *text*."""
+        self.until(lambda reply: text in reply.text, "GET", f"{target}&_view=log&_offset=0&_wait=1", **headers)
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop it as a site does; return its exit status."""
+        self.send(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        try:
+            status = self.process.wait(LONG)
+        finally:
+            self.kill()
+        return status
+
+    def kill(self) -> None:
+        """Kill it with all its workers. Does nothing the second time."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def gunicorn(directory: Path, *options: str, **environ: str) -> Server:
+    """Serve ``tests.kit.served_site`` on gunicorn with four workers; return when all of them are there."""
+    command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", "4", *options]
+    server = Server(
+        [*command, "tests.kit.served_site:app"], r"Listening at: http://127\.0\.0\.1:(\d+)", directory, **environ
+    )
+    try:
+        # Not before: a worker that was just forked does not hear of SIGTERM.
+        server.said("the app is there", 1 if "--preload" in options else 4)
+        server.said("Booting worker with pid", 4)
+    except BaseException:
+        server.kill()
+        raise
+    return server
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Kill *server* at the end of the block, if it still runs."""
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -1,0 +1,152 @@
+"""An app for servers that are real processes; how it is served, its environment variables say.
+
+``SITE_REGISTRY``: where jobs are kept, as an ini file would say it; ``SITE_REGISTRY_OPTIONS``: more of it, as JSON.
+``SITE_SETTINGS``: arguments of the middleware, as JSON. ``SITE_LEASE``: seconds of a lease. ``SITE_DRAIN``: seconds
+that jobs get at the end. ``SITE_WORKERS``: how many run at a time. A view that waits for something waits for a file in
+``SITE_DIRECTORY``. Each response says in ``Worker`` which process gave it.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bgmiddleware import BackgroundMiddleware, ThreadExecutor, marks, owners
+from bgmiddleware._running import keeper, run, waiting
+from bgmiddleware._starting import starter
+from bgmiddleware.registries import open_registry
+
+FLOOD_LINE = "%010d " + "x" * 88 + "\n"  # where it is, so that each line says which bytes it is
+WAIT = 60.0  # never reached by a test that passes
+_DIRECTORY = Path(os.environ.get("SITE_DIRECTORY", "."))
+
+
+def _wait_for(name: str) -> None:
+    until = time.monotonic() + WAIT
+    while not (_DIRECTORY / name).exists():
+        assert time.monotonic() < until, f"the test never made {name}"
+        time.sleep(0.01)
+
+
+def _count(query: str) -> str:
+    """Print so many lines."""
+    number = int(query.partition("&")[0])
+    for line in range(number):
+        print("line", line)
+    return f"{number} lines"
+
+
+def _wait(query: str) -> str:
+    """Print, wait for a file, print again."""
+    print("begun")
+    _wait_for(query.partition("&")[0])
+    print("ended")
+    return "it came"
+
+
+def _burn(query: str) -> str:
+    """Keep the processor busy until a file is there, without a print or a pause; say by ``burning`` that it begins."""
+    print("begun")
+    (_DIRECTORY / "burning").touch()
+    until = time.monotonic() + WAIT
+    while not os.path.exists(_DIRECTORY / query.partition("&")[0]):
+        assert time.monotonic() < until, "the test never made the file"
+    return "burnt"
+
+
+def _stay(query: str) -> str:
+    """Print for ever."""
+    try:
+        while True:
+            print("still here")
+            time.sleep(0.01)
+    finally:
+        (_DIRECTORY / "interrupted").touch()
+
+
+def _lines(query: str) -> str:
+    """Print numbered lines, as fast or slow as it comes."""
+    name, _, number = query.partition("&")
+    chance = random.Random(name)
+    for line in range(int(number)):
+        print(f"{name}: {line}")
+        if not line % 20:
+            time.sleep(chance.random() * 0.05)
+    return f"{name} is done"
+
+
+def _large(query: str) -> str:
+    """Answer with so many bytes, each time the same."""
+    print("making", query)
+    return random.Random(query).randbytes(int(query.partition("&")[0])).hex()
+
+
+def _flood(query: str) -> str:
+    """Print some lines, wait for ``full``, print 4 MB, say so by a file, wait for ``free``, print some more."""
+    size = 0
+    for name, lines in (("full", 100), ("free", 40_000), ("", 100)):
+        for _ in range(lines):
+            size += len(FLOOD_LINE % size)
+            print(FLOOD_LINE % (size - len(FLOOD_LINE % 0)), end="")
+        (_DIRECTORY / f"printed-{name}").touch()
+        if name:
+            _wait_for(name)
+    return f"{size} bytes"
+
+
+_VIEWS = {
+    "/x/flood": _flood,
+    "/x/lines": _lines,
+    "/x/large": _large,
+    "/x/count": _count,
+    "/x/wait": _wait,
+    "/x/burn": _burn,
+    "/x/stay": _stay,
+}
+
+
+def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    view = _VIEWS.get(environ["PATH_INFO"])
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    text = "fast" if view is None else view(environ["QUERY_STRING"])
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Ran-In", str(os.getpid()))])
+    return [f"{text}\n".encode(), body]
+
+
+def _made() -> BackgroundMiddleware:
+    lease = os.environ.get("SITE_LEASE")
+    if lease is not None:
+        for module in (keeper, run, starter, waiting):
+            for name, seconds in {"LEASE": float(lease), "RENEW_EVERY": float(lease) / 3}.items():
+                if hasattr(module, name):
+                    setattr(module, name, seconds)
+    return BackgroundMiddleware(
+        answer,
+        when=marks.any_of(marks.path("/x/*"), marks.prefers_async),
+        registry=open_registry(
+            os.environ.get("SITE_REGISTRY", "memory:"), **json.loads(os.environ.get("SITE_REGISTRY_OPTIONS", "{}"))
+        ),
+        executor=ThreadExecutor(
+            drain=float(os.environ.get("SITE_DRAIN", "10")), max_workers=int(os.environ.get("SITE_WORKERS", "8"))
+        ),
+        owner=owners.header("X-User"),
+        dashboard="/_jobs",
+        authorize=lambda environ: environ.get("HTTP_X_USER") == "admin",
+        **json.loads(os.environ.get("SITE_SETTINGS", "{}")),
+    )
+
+
+middleware = _made()
+
+
+def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        return start_response(status, [*headers, ("Worker", str(os.getpid()))], exc_info)
+
+    return middleware(environ, start)
+
+
+print("the app is there", flush=True)

@@ -1,0 +1,1 @@
+"""The page and its terminal, in Python and in real browsers."""

@@ -1,0 +1,1 @@
+"""One job runs: the runner, the keeper, the exchange with the app, the recorded request."""

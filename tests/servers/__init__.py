@@ -1,0 +1,1 @@
+"""Real servers with several processes: start, drain, restart."""

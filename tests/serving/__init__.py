@@ -1,0 +1,1 @@
+"""What a token's URL answers, and the dashboard."""

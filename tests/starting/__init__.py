@@ -1,0 +1,1 @@
+"""A marked request becomes a job: marks, owners, joining, promotion, settings."""

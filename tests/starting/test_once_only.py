@@ -1,0 +1,445 @@
+"""A request that is sent again is not run again: ``Idempotency-Key`` and ``single_flight``."""
+
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from bgmiddleware import (
+    BackgroundMiddleware,
+    JobState,
+    MemoryRegistry,
+    ThreadExecutor,
+    background,
+    backgrounder,
+    marks,
+    owners,
+)
+from bgmiddleware._starting.joining import Flights
+from tests.kit.apps import WAIT
+from tests.kit.clients import InProcess, ended, start
+from tests.kit.readers import BOTH, PLAIN, Clock, Opener, Play, opened, token_of
+
+
+@pytest.fixture(params=BOTH)
+def opens(request: pytest.FixtureRequest) -> Iterator[Opener]:
+    yield from opened(request)
+
+
+KEY = {"idempotency_key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
+
+
+class Counting:
+    """An app that counts its runs and echoes its body, when it may."""
+
+    def __init__(self, *, blocked: bool = False) -> None:
+        self.runs: list[str] = []
+        self.may_end = threading.Event()
+        if not blocked:
+            self.may_end.set()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        self.runs.append(environ["PATH_INFO"])
+        assert self.may_end.wait(WAIT)
+        start_response("200 OK", [*PLAIN, ("Set-Cookie", "a=1")])
+        return [b"run %d: " % len(self.runs), body]
+
+
+# Idempotency-Key.
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_the_same_request_with_the_same_key_is_the_same_job(opens: Opener, is_over: bool) -> None:
+    app = Counting(blocked=not is_over)
+    site, client = opens(app)
+    first = start(client, "/pay?to=a", body=b"10", **KEY)
+    if is_over:
+        ended(site, first)
+    assert start(client, "/pay?to=a", body=b"10", **KEY) == first
+    again = client.request("POST", "/pay?to=a", b"10", accept="application/json", **KEY)
+    assert (again.status, again.json["token"]) == (202, token_of(first))
+    assert again["Job-State"] == ("finished" if is_over else again["Job-State"])
+    app.may_end.set()
+    ended(site, first)
+    assert app.runs == ["/pay"]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+@pytest.mark.parametrize(
+    ("method", "target", "body", "headers"),
+    [
+        ("POST", "/pay?to=a", b"11", {}),
+        ("POST", "/pay?to=b", b"10", {}),
+        ("POST", "/paid?to=a", b"10", {}),
+        ("PUT", "/pay?to=a", b"10", {}),
+        ("POST", "/pay?to=a", b"", {}),
+        ("POST", "/pay?to=a", b"10", {"host": "other.example"}),
+    ],
+)
+def test_another_request_with_the_same_key_is_422(
+    opens: Opener, is_over: bool, method: str, target: str, body: bytes, headers: dict[str, str]
+) -> None:
+    app = Counting(blocked=not is_over)
+    site, client = opens(app)
+    first = start(client, "/pay?to=a", body=b"10", **KEY)
+    if is_over:
+        ended(site, first)
+    reply = client.request(method, target, body, accept="application/json", **KEY, **headers)
+    assert (reply.status, reply.json["type"]) == (422, "urn:bgmiddleware:problem:idempotency-key-reused")
+    assert "no-store" in reply["Cache-Control"]
+    app.may_end.set()
+    ended(site, first)
+    assert app.runs == ["/pay"]
+    assert len(site.registry.jobs()) == 1, "nothing is kept of what was refused"
+
+
+def test_other_keys_and_no_key_are_other_jobs(opens: Opener) -> None:
+    app = Counting()
+    site, client = opens(app)
+    targets = [
+        start(client, "/", body=b"10", **({"idempotency_key": key} if key else {})) for key in ("a", "b", "", "")
+    ]
+    for target in targets:
+        ended(site, target)
+    assert len({*targets}) == len(app.runs) == 4
+
+
+def test_a_key_is_good_until_its_job_is_forgotten(opens: Opener) -> None:
+    clock, app = Clock(), Counting()
+    site, client = opens(app, registry=MemoryRegistry(ttl=100.0, clock=clock))
+    first = start(client, "/", body=b"10", **KEY)
+    ended(site, first)
+    clock.ahead = 99.0
+    start(client, "/", body=b"10", **KEY)
+    assert len(app.runs) == 1
+    clock.ahead = 101.0
+    assert client.request("GET", first).status == 410
+    other = start(client, "/", body=b"another request", **KEY)
+    ended(site, other)
+    assert len(app.runs) == 2
+    assert client.request("GET", f"{other}&_view=result").body == b"run 2: another request"
+
+
+@pytest.mark.parametrize(("size", "status"), [(1, 303), (255, 303), (256, 400), (5000, 400)])
+def test_a_key_that_is_too_long_is_400(opens: Opener, size: int, status: int) -> None:
+    site, client = opens(Counting())
+    reply = client.request("POST", "/", b"x", idempotency_key="k" * size)
+    assert reply.status == status
+    assert len(site.registry.jobs()) == (status == 303)
+    if status == 400:
+        assert reply.text == "An Idempotency-Key has 1 to 255 characters.\n"
+
+
+def test_an_empty_key_is_none_that_many_requests_share_by_mistake() -> None:
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        client = InProcess(site)
+        assert [client.request("POST", "/", body, idempotency_key="").status for body in (b"a", b"b")] == [400, 400]
+
+
+def test_a_key_is_its_owners_own(opens: Opener) -> None:
+    app = Counting()
+    site, client = opens(app, owner=owners.header("X-User"))
+    first = {user: start(client, "/", body=b"10", x_user=user, **KEY) for user in ("ada", "bob")}
+    assert first["ada"] != first["bob"]
+    for user, target in first.items():
+        ended(site, target)
+        assert start(client, "/", body=b"10", x_user=user, **KEY) == target
+    assert client.request("POST", "/", b"11", x_user="ada", **KEY).status == 422
+    assert start(client, "/", body=b"11", x_user="eve", **KEY) not in first.values()
+    assert len(app.runs) >= 2
+
+
+@pytest.mark.parametrize("options", [{}, {"single_flight": True}])
+@pytest.mark.parametrize("header", ["cookie", "authorization"])
+def test_where_there_are_no_owners_the_credentials_tell_people_apart(
+    opens: Opener, header: str, options: dict[str, Any]
+) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, **options)
+    key = {} if options else KEY
+    first = {who: start(client, "/", body=b"10", **{header: who}, **key) for who in ("ada=1", "bob=2")}
+    assert first["ada=1"] != first["bob=2"]
+    assert start(client, "/", body=b"10", **{header: "ada=1"}, **key) == first["ada=1"]
+    app.may_end.set()
+
+
+def test_a_key_tells_nobody_the_token(opens: Opener) -> None:
+    _, client = opens(Counting())
+    _, other = opens(Counting())
+    first, second = (start(client, "/", body=b"10", **KEY) for client in (client, other))
+    assert first != second, "it is made with a secret of the site"
+
+
+@pytest.mark.parametrize("options", [{}, {"single_flight": True}])
+def test_of_many_at_once_exactly_one_runs(opens: Opener, options: dict[str, Any]) -> None:
+    app = Counting(blocked=True)
+    site, client = opens(app, executor=ThreadExecutor(max_workers=16, drain=0.0), **options)
+    headers = {} if options else KEY
+    for number in range(5):
+        together = threading.Barrier(8)
+
+        def send(
+            path: str = f"/{number}", together: threading.Barrier = together, headers: dict[str, str] = headers
+        ) -> str:
+            headers = {"idempotency_key": headers["idempotency_key"] + path} if headers else {}
+            together.wait(WAIT)
+            return start(client, path, body=b"10", **headers)
+
+        with ThreadPoolExecutor(8) as pool:
+            targets = {pending.result(WAIT) for pending in [pool.submit(send) for _ in range(8)]}
+        assert len(targets) == 1
+    app.may_end.set()
+    for job in site.registry.jobs():
+        site.registry.wait(job.key, 2**62, WAIT)
+    assert sorted(app.runs) == [f"/{number}" for number in range(5)]
+
+
+def test_of_many_other_requests_at_once_one_runs_and_the_others_are_refused(opens: Opener) -> None:
+    app = Counting()
+    site, client = opens(app)
+    together = threading.Barrier(8)
+
+    def send(number: int) -> int:
+        together.wait(WAIT)
+        return client.request("POST", "/", b"%d" % number, **KEY).status
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(pool.map(send, range(8)))
+    assert statuses == [303] + [422] * 7
+    (job,) = site.registry.jobs()
+    site.registry.wait(job.key, 2**62, WAIT)
+    assert len(app.runs) == 1
+
+
+def test_a_refused_request_does_not_use_up_its_key(opens: Opener) -> None:
+    play = Play()
+    site, client = opens(play, executor=ThreadExecutor(max_workers=1, max_pending=0, drain=0.0))
+    running = start(client, "/")
+    assert client.request("POST", "/", b"10", **KEY).status == 503
+    play.answers()
+    ended(site, running)
+    while (reply := client.request("POST", "/", b"10", **KEY)).status == 503:
+        pass  # its thread is free a moment after its end is told
+    assert reply.status == 303
+
+
+def test_who_repeats_a_request_and_waits_gets_its_response(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    site, client = opens(app)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(client.request, "POST", "/", b"10", prefer="wait=30", **KEY)
+        while not app.runs:
+            pass
+        second = pool.submit(client.request, "POST", "/", b"10", prefer="wait=30", **KEY)
+        app.may_end.set()
+        replies = [first.result(WAIT), second.result(WAIT)]
+    third = client.request("POST", "/", b"10", prefer="wait=30", **KEY)
+    for reply in (*replies, third):
+        assert (reply.status, reply.body) == (200, b"run 1: 10")
+        assert reply["Preference-Applied"] == "wait=30"
+    assert len({reply["Content-Location"] for reply in (*replies, third)}) == 1
+    cookies = [value for reply in (*replies, third) for name, value in reply.headers if name == "Set-Cookie"]
+    assert cookies == ["a=1"], "to one of them"
+    assert app.runs == ["/"]
+    assert len(site.registry.jobs()) == 1
+
+
+def test_a_repetition_of_what_failed_fails_without_a_run(opens: Opener) -> None:
+    runs: list[int] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["wsgi.input"].read(2)
+        runs.append(1)
+        start_response("500 Internal Server Error", list(PLAIN))
+        return [b"sorry"]
+
+    _, client = opens(app)
+    for _ in range(2):
+        reply = client.request("POST", "/", b"10", prefer="wait=30", **KEY)
+        assert (reply.status, reply.body) == (500, b"sorry")
+    assert runs == [1]
+
+
+def test_a_key_keeps_its_job_even_if_it_was_done_in_time(opens: Opener) -> None:
+    app = Counting()
+    site, client = opens(app, promote_after=WAIT)
+    first = start(client, "/", body=b"10", **KEY)
+    ended(site, first)
+    assert start(client, "/", body=b"10", **KEY) == first
+    assert len(app.runs) == 1
+
+
+# single_flight.
+
+
+def test_a_request_joins_an_identical_one_while_that_runs(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    site, client = opens(app, single_flight=True)
+    first = start(client, "/report?q=1", body=b"10")
+    assert start(client, "/report?q=1", body=b"10") == first
+    others = {
+        start(client, "/report?q=2", body=b"10"),
+        start(client, "/reports?q=1", body=b"10"),
+        start(client, "/report?q=1", body=b"11"),
+        start(client, "/report?q=1", method="PUT", body=b"10"),
+    }
+    assert len(others | {first}) == 5
+    app.may_end.set()
+    for target in others | {first}:
+        ended(site, target)
+    again = start(client, "/report?q=1", body=b"10")
+    assert again not in others | {first}, "it has ended: this is another run"
+    ended(site, again)
+    assert len(app.runs) == 6
+    assert client.request("GET", first).status == 200, "and the former is still there"
+
+
+def test_without_it_nobody_joins(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app)
+    assert start(client, "/") != start(client, "/")
+    app.may_end.set()
+
+
+def test_nobody_joins_the_job_of_another_owner(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True, owner=owners.header("X-User"))
+    targets = {user: start(client, "/", x_user=user) for user in ("ada", "bob")}
+    assert targets["ada"] != targets["bob"]
+    assert start(client, "/", x_user="ada") == targets["ada"]
+    app.may_end.set()
+
+
+def test_a_key_goes_before_joining(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    assert start(client, "/", idempotency_key="a") != start(client, "/", idempotency_key="b")
+    assert start(client, "/") == start(client, "/")
+    app.may_end.set()
+
+
+def test_a_long_run_is_joined_though_the_ones_before_it_are_forgotten() -> None:
+    clock, app = Clock(), Counting()
+    with BackgroundMiddleware(
+        app, when=marks.always, single_flight=True, registry=MemoryRegistry(ttl=100.0, clock=clock)
+    ) as site:
+        client = InProcess(site)
+        ended(site, start(client, "/"))
+        app.may_end.clear()
+        running = start(client, "/")
+        clock.ahead = 200.0  # the first is forgotten, the second runs on
+        assert start(client, "/") == running
+        app.may_end.set()
+        assert ended(site, running).state is JobState.FINISHED
+
+
+def test_the_thousandth_run_is_found_as_quickly_as_the_first() -> None:
+    added: list[str] = []
+
+    class Noting(MemoryRegistry):
+        def add(self, job: Any) -> Any:
+            added.append(job.key)
+            return super().add(job)
+
+    with BackgroundMiddleware(Counting(), when=marks.always, single_flight=True, registry=Noting()) as site:
+        client = InProcess(site)
+        for _ in range(100):
+            ended(site, start(client, "/"))
+    assert len(added) <= 200, "it is not searched for among all those before"
+
+
+def test_what_is_remembered_of_flights_is_bounded() -> None:
+    flights = Flights(most=2)
+    flights.began("a", 5)
+    flights.began("b", 1)
+    flights.began("a", 3)
+    assert (flights.last("a"), flights.last("b"), flights.last("c")) == (5, 1, 0)
+    flights.began("c", 1)
+    assert (flights.last("a"), flights.last("b")) == (5, 0)
+
+
+@pytest.mark.parametrize("header", ["accept", "accept_language", "content_type"])
+def test_nobody_joins_who_wants_it_in_another_form(opens: Opener, header: str) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    one, other, again = (
+        token_of(client.request("POST", "/", b"[1]", **{header: value})["Location"])
+        for value in ("text/csv", "application/pdf", "text/csv")
+    )
+    app.may_end.set()
+    assert one != other
+    assert one == again
+
+
+def test_a_key_with_a_body_of_another_type_is_422(opens: Opener) -> None:
+    _, client = opens(Counting())
+    assert client.request("POST", "/", b"[1]", content_type="text/csv", **KEY).status == 303
+    assert client.request("POST", "/", b"[1]", content_type="application/json", **KEY).status == 422
+    assert client.request("POST", "/", b"[1]", content_type="text/csv", accept="application/json", **KEY).status == 202
+
+
+def test_of_credentials_nothing_is_remembered(opens: Opener) -> None:
+    site, client = opens(Counting(), single_flight=True)
+    client.request("POST", "/", cookie="session=" + "secret" * 10_000, authorization="Bearer abc")
+    (flight,) = site._starter.flights._last
+    assert re.fullmatch("[0-9a-f]{64}", flight)
+
+
+def test_who_joins_can_wait_too(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    start(client, "/", body=b"10")
+    with ThreadPoolExecutor() as pool:
+        joined = pool.submit(client.request, "POST", "/", b"10", prefer="wait=30")
+        app.may_end.set()
+        reply = joined.result(WAIT)
+    assert (reply.status, reply.body[-2:]) == (200, b"10")
+
+
+# Decorated ones.
+
+
+@pytest.mark.parametrize("options", [{}, {"single_flight": True}])
+def test_a_decorated_function_is_told_apart_by_the_body_of_its_request(opens: Opener, options: dict[str, Any]) -> None:
+    go_on = threading.Event()
+    ran: list[str] = []
+
+    @background
+    def report(name: str) -> str:
+        ran.append(name)
+        go_on.wait(WAIT)
+        return name
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        name = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])).decode()
+        start_response("200 OK", list(PLAIN))
+        return [report(name).encode()]
+
+    headers = {} if options else KEY
+    site, client = opens(app, when=marks.path("/never"), **options)
+    first = start(client, "/", body=b"ada", **headers)
+    assert start(client, "/", body=b"ada", **headers) == first
+    other = client.request("POST", "/", b"bob", **headers)
+    assert other.status == (303 if options else 422)
+    go_on.set()
+    assert ended(site, first).state is JobState.FINISHED
+    if options:
+        assert ended(site, "/" + other["Location"]).state is JobState.FINISHED
+    assert sorted(ran) == (["ada", "bob"] if options else ["ada"])
+    assert client.request("GET", f"{first}&_view=result").text == "ada"
+
+
+@pytest.mark.parametrize("options", [{}, {"single_flight": True}])
+def test_a_decorated_view_runs_once(opens: Opener, options: dict[str, Any]) -> None:
+    app = Counting(blocked=True)
+    site, client = opens(backgrounder(app), when=marks.path("/never"), **options)
+    headers = {} if options else KEY
+    first = start(client, "/", body=b"10", **headers)
+    assert start(client, "/", body=b"10", **headers) == first
+    app.may_end.set()
+    ended(site, first)
+    assert app.runs == ["/"]
