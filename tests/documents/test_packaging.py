@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import setuptools
 
 import bgmiddleware
 from tests.kit.documents import ROOT
