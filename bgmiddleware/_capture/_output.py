@@ -1,6 +1,7 @@
 """Where prints go: the output of one job, and what a request in the foreground printed so far."""
 
 import contextlib
+import os
 import subprocess
 import threading
 import time
@@ -9,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ..errors import JobCancelled
-from ._files import OutputFile, collector
+from ._files import Outlet, OutputFile
+from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
 __all__ = ["ForegroundOutput", "JobOutput", "Output"]
 
@@ -23,17 +25,26 @@ class Output(Protocol):
     """What the stand-ins write to on behalf of the running code.
 
     Where *pending* is a list, a text may be appended to it instead of calling ``out`` or ``err``; then ``drain_soon``
-    must be called if the text is large or the list holds *batch* of them. It saves a call for each print.
+    must be called if the text is large or the list holds *batch* of them. It saves a call for each print. *printed* is
+    the same list for ``print``, or None where the running code has put a stream of its own into ``sys``: *assigned*.
     """
 
     out: Callable[[str], int]
     err: Callable[[str], int]
     pending: list[str | bytes] | None
+    printed: list[str | bytes] | None
+    assigned: dict[str, Any]
     batch: int
 
     @property
     def job(self) -> Any:
         """The running job whose output this is; None in the foreground and after its end."""
+
+    def assign(self, name: str, stream: Any) -> None:
+        """Let *stream* be what ``sys`` has by *name*, for the job alone."""
+
+    def unassign(self, name: str) -> None:
+        """Let it be the stand-in again."""
 
     def drain_soon(self) -> None:
         """Store what is pending. Never blocks."""
@@ -44,8 +55,8 @@ class Output(Protocol):
     def flush(self) -> None:
         """Make visible to children what is written so far."""
 
-    def fileno(self) -> int | None:
-        """A file descriptor of the output's own; None: it has none."""
+    def fileno(self, name: str = "stdout") -> int | None:
+        """A file descriptor of the output's own for the stream *name*; None: it has none."""
 
 
 class ForegroundOutput:
@@ -56,6 +67,8 @@ class ForegroundOutput:
 
     job = None
     pending: list[str | bytes] | None = None
+    printed: list[str | bytes] | None = None
+    assigned: dict[str, Any] = {}  # noqa: RUF012  # of no job, so nothing is put into it
     batch = 1
 
     def __init__(self, out: Callable[[str], int], err: Callable[[str], int], limit: int = 65536) -> None:
@@ -88,13 +101,19 @@ class ForegroundOutput:
             self._keep(memoryview(data).tobytes()[: 4 * self._room].decode("utf-8", "backslashreplace"))
         return written
 
+    def assign(self, name: str, stream: Any) -> None:
+        """Never called: it is no job's."""
+
+    def unassign(self, name: str) -> None:
+        """Never called: it is no job's."""
+
     def drain_soon(self) -> None:
         """Do nothing: nothing is ever pending."""
 
     def flush(self) -> None:
         """Do nothing: the stand-in flushes the original."""
 
-    def fileno(self) -> int | None:
+    def fileno(self, name: str = "stdout") -> int | None:
         return None
 
 
@@ -131,13 +150,52 @@ class JobOutput:
         self._reason = ""
         self._due = False  # an interrupt is to be delivered
         self._children: dict[int, weakref.ref[subprocess.Popen[Any]]] = {}
-        self._file: OutputFile | None = None
-        self._is_shared = False  # others write to the file at any time: what is printed goes there line by line
+        self._pipe: ChildPipe | None = None  # from the first question for a number on
+        self._file: OutputFile | None = None  # all goes through it, line by line: see share()
+        self._is_forked = False  # a forked child's copy: then it only writes, its parent stores
+        self._stdout: tuple[int, int] | None = None
         self._is_watched = False
-        self.pending: list[str | bytes] | None = self._pending
+        self.assigned: dict[str, Any] = {}
+        """What the job has put into ``sys``, by name: ``stdin``, ``stdout``, ``stderr``."""
         self.batch = _BATCH
-        self.out: Callable[[str], int] = self._write
-        self.err: Callable[[str], int] = self._write
+        self._choose_writers()
+
+    def _choose_writers(self) -> None:
+        """Let the stand-ins do as it is now. What is seldom the case costs the usual print nothing."""
+        self.pending: list[str | bytes] | None = None
+        self.printed: list[str | bytes] | None = None
+        if self.job is None:
+            self.out, self.err = self._late
+            return
+        if self._due:
+            self.out = self.err = self._write_or_raise
+            return
+        if self._pipe is not None and self._file is None:
+            self.out = self.err = self._write_in_order
+            return
+        self.out = self.err = self._write
+        self.pending = self._pending
+        if not self.assigned:
+            self.printed = self._pending
+
+    def assign(self, name: str, stream: Any) -> None:
+        """Let *stream* be what ``sys`` has by *name*, for this job alone."""
+        self.assigned[name] = stream
+        self._choose_writers()
+
+    def unassign(self, name: str) -> None:
+        """Let it be the stand-in again."""
+        self.assigned.pop(name, None)
+        self._choose_writers()
+
+    def flush_assigned(self) -> None:
+        """At the end of the job, and still within it: let the streams that it has put into ``sys`` give what they hold
+        back, as Python does at the end of a script; then forget them."""
+        for stream in self.assigned.values():
+            with contextlib.suppress(Exception, JobCancelled):  # closed, or somebody's own
+                stream.flush()
+        self.assigned.clear()
+        self._choose_writers()
 
     def _write(self, text: str) -> int:
         if not isinstance(text, str):
@@ -165,7 +223,7 @@ class JobOutput:
         """Store what is pending, unless somebody is at it. Never blocks: writers, signal handlers, ``__del__``."""
         if self.batch == 1 and self.job is not None and not self._ends_line():
             return  # a print is two writes; readers take lines, as from a terminal, and what is flushed
-        if self._is_shared:
+        if self._file is not None:
             self._store_soon(blocking=True, collecting=self._is_watched)
         else:
             self._store_soon()
@@ -202,14 +260,19 @@ class JobOutput:
             return False
         return len(last) > _LARGE or (last[-1:] in ("\n", "\r", b"\n", b"\r") or last[:1] in ("\r", b"\r"))
 
+    def _write_in_order(self, text: str) -> int:
+        pipe = self._pipe
+        if pipe is not None and not self._is_forked and text != "\n" and pipe.has_more():
+            self._store_soon(blocking=True)  # what children wrote before this
+        return self._write(text)
+
     def _drain(self, collecting: bool = True) -> None:
         """Store what is pending; where it goes through a file first, leave it there unless *collecting*."""
         if self._busy:
             return
         self._busy = True
         try:
-            rest = b""
-            file = self._file  # taken once: whoever interrupts us here may ask for it
+            file, pipe = self._file, self._pipe  # taken once: whoever interrupts us here may ask for one
             batch = self._pending[:]
             if batch:
                 del self._pending[: len(batch)]
@@ -217,14 +280,23 @@ class JobOutput:
                     data = "".join(batch).encode("utf-8", "backslashreplace")  # type: ignore[arg-type]
                 except TypeError:  # some writes went to .buffer
                     data = b"".join(map(_encoded, batch))
-                if file is not None:
-                    rest = file.append(data)  # behind what children wrote so far
+                if self._is_forked and self._has_own_stdout():
+                    os.write(1, data)
+                elif pipe is not None and self._is_forked:
+                    pipe.append(data)
+                elif file is not None:
+                    rest = file.append(data)
+                    if rest:  # the system had no room for it
+                        file.collect(self._store)
+                        self._store(rest)
                 elif data:  # not print("", end="")
                     self._store(data)
-            if file is not None and (collecting or rest):
+            if self._is_forked:
+                return
+            if pipe is not None and file is None:
+                pipe.collect(self._store)  # a print looks before, so that all of this came after what was pending
+            elif file is not None and collecting:
                 file.collect(self._store)
-                if rest:  # the system had no room for it
-                    self._store(rest)
         finally:
             self._busy = False
 
@@ -234,33 +306,58 @@ class JobOutput:
             self.drain_soon()
 
     def flush(self) -> None:
-        """Put what is written into the file that children write to, if there is one; show it to who is waiting."""
-        if self._file is not None or self.batch == 1:
-            self._store_soon(blocking=self._is_shared)
+        """Store what is written before children write more, if there are any; show it to who is waiting."""
+        if self._pipe is not None or self.batch == 1:
+            self._store_soon(blocking=self._file is not None)
 
-    def fileno(self) -> int | None:
-        """Return a descriptor that appends to this output, for children; the first call makes it."""
-        return self._open_file(None)
+    def fileno(self, name: str = "stdout") -> int | None:
+        """Return a descriptor that writes to this output, for children and for who asks; the first call makes a pipe.
 
-    def share(self, number: int) -> None:
-        """Use the file *number*, an empty one, for this output: somebody else reads it, and others of this process
-        write to it. From now on each line that is printed is in it when the print returns, and so comes in order with
-        what they write. To be called before anything is written."""
-        self._is_shared = True
-        self.batch = 1
-        self._open_file(number)
-
-    def _open_file(self, number: int | None) -> int | None:
+        We use it for nothing else, so it may be closed, or be made to stand for something else.
+        """
+        if self._is_forked and self._has_own_stdout():
+            return 2 if name == "stderr" else 1
         with self._lock:
-            if self.job is None:
+            if self.job is None or not HAS_PIPES:
                 return None
             self._drain()
-            file = self._file
-            if file is None:
-                file = self._file = OutputFile(number)
+            if self._pipe is None:
+                self._pipe = ChildPipe()
+                self._choose_writers()
                 collector.add(self)
+            number = self._pipe.number(name)
         self._look_again()
-        return file.number
+        return number
+
+    def _has_own_stdout(self) -> bool:
+        return identity(1) != self._stdout
+
+    def share(self, outlet: Outlet) -> None:
+        """Let all go through *outlet*: somebody else reads it, and others of this process write to it. From now on each
+        line that is printed is in its file when the print returns, and so comes in order with what they write. To be
+        called before anything is written."""
+        with self._lock:
+            self.batch = 1
+            self._file = OutputFile(outlet)
+            self._pipe = self._file.pipe
+            self._choose_writers()
+            if self._pipe is not None:
+                collector.add(self)
+
+    @property
+    def reader(self) -> int:
+        """What the collector waits for: the pipe of the children."""
+        pipe = self._pipe
+        return -1 if pipe is None or self.job is None else pipe.reader
+
+    def collect(self) -> int:
+        """Store what children wrote; return how much that was."""
+        pipe = self._pipe
+        if pipe is None or self.job is None:
+            return 0
+        waiting = pipe.waiting()
+        self.drain()
+        return waiting
 
     def drain(self) -> None:
         """Store all that was written so far; waits for a drain under way."""
@@ -272,7 +369,7 @@ class JobOutput:
         """Store each write at once (*watched*), or in batches."""
         if self.job is not None:
             self._is_watched = watched
-            self.batch = 1 if watched or self._is_shared else _BATCH
+            self.batch = 1 if watched or self._file is not None else _BATCH
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -311,9 +408,7 @@ class JobOutput:
             return
         self._reason = reason
         self._due = True
-        # Swapping the function costs nothing until it is used.
-        self.out = self.err = self._write_or_raise
-        self.pending = None
+        self._choose_writers()
         for reference in list(self._children.values()):
             child = reference()
             if child is not None:
@@ -329,13 +424,12 @@ class JobOutput:
         # A helper thread must not die of it. And once only, so that clean-up code may print.
         if self._due and self.job is not None and threading.get_ident() == self._thread:
             self._due = False
-            self.out = self.err = self._write
-            self.pending = self._pending
+            self._choose_writers()
             raise JobCancelled(self._reason)
 
     def _write_or_raise(self, text: str) -> int:
         if self.job is None:  # it ended while it was interrupted
-            self.out, self.err = self._late
+            self._choose_writers()
             return self.out(text)
         self.check()
         return self._write(text)
@@ -346,33 +440,42 @@ class JobOutput:
             # The job's end is seen by all who still hold this output (threads, contexts), so it must not keep the job.
             self.job = None
             self._due = False
-            self.pending = None
-            self.out, self.err = self._late
+            self.assigned.clear()
+            self._choose_writers()
             # A writer that took the list just before now finds that it must store its text itself.
             self.batch = 1
             try:
                 self._drain()
-                if self._file is not None:
-                    self._file.close(self._store)
+                self._close_pipe()
             finally:
-                self._file = None
+                self._file = self._pipe = None
                 self._store = self._store_late
         self._look_again()
+
+    def _close_pipe(self) -> None:
+        file, pipe = self._file, self._pipe
+        if file is not None:
+            file.close(self._store)
+        elif pipe is not None:
+            read_late(pipe.close(), self._late[0])
+        if pipe is not None:
+            collector.ring()
 
     def _store_late(self, data: bytes) -> None:
         self._late[0](data.decode("utf-8", "backslashreplace"))
 
-    def after_fork(self) -> None:
-        """In a forked child: put each write into the shared file at once, since nobody will drain this copy."""
+    def after_fork(self, stdout: tuple[int, int] | None) -> None:
+        """In a forked child: put each write into the pipe at once, since nobody will drain this copy. Where it lets its
+        file 1 be another one than *stdout*, the parent's, such as a terminal, that is its stdout."""
+        self._stdout = stdout
         self._lock = threading.RLock()
         self._busy = self._due = False
+        self._is_forked = True
         self._pending.clear()  # it is the parent's, which still has it
         self.batch = 1
-        self.pending = self._pending
-        self.out = self.err = self._write
         self._store = self._store_late  # the registry's locks are as other threads left them
-        if self._file is not None:
-            self._file.is_parents = True
+        after_fork(self._pipe)
+        self._choose_writers()
 
 
 def _encoded(part: str | bytes) -> bytes:

@@ -16,7 +16,16 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
 
-from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._capture import (
+    JobOutput,
+    Outlet,
+    detached,
+    error_stream,
+    install_for_job,
+    own_descriptors,
+    use_output,
+    write_late,
+)
 from .._jobs import JobState, Priority, Progress, RecordedResponse
 from .._recording import replay_environ
 from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
@@ -64,9 +73,9 @@ class Run:
 
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
     one an executor takes first of those that wait. *deadline*: seconds after which it is asked to stop. *version*:
-    which version of the app this process runs. *output_file*: a descriptor of an empty file, given by a process that
-    does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too; who gave it
-    can read there what this process wrote before it died. The CPU time is that of the process and its children then.
+    which version of the app this process runs. *outlet*: given by a process that does nothing else meanwhile. All
+    output goes through it, and that of the file descriptors 1 and 2 too; who made it can read there what this process
+    wrote before it died. The CPU time is that of the process and its children then.
     """
 
     def __init__(
@@ -83,7 +92,7 @@ class Run:
         priority: Priority = Priority.NORMAL,
         deadline: float | None = None,
         version: str = "",
-        output_file: int | None = None,
+        outlet: Outlet | None = None,
     ) -> None:
         self.key = key
         self.priority = priority
@@ -97,8 +106,8 @@ class Run:
         self._takes_children = takes_children
         self._deadline = deadline
         self._version = version
-        self._output_file = output_file
-        self._cpu_clock = time.thread_time if output_file is None else _process_time
+        self._outlet = outlet
+        self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
         self._keeper = Keeper(registry, key, self._runner)
         self._output: JobOutput | None = None  # from the claim on
@@ -168,7 +177,7 @@ class Run:
             _log.exception("job %s could not be written down as lost", self.key[:8])
 
     def _run(self) -> None:
-        install()
+        install_for_job()
         keeper = self._keeper
         self._output = output = JobOutput(
             keeper.store,
@@ -189,6 +198,7 @@ class Run:
                 if self._preface:
                     output.note(self._preface)
                 state, reason = self._outcome(output)
+                output.flush_assigned()
         finally:
             # In this order: who sees the end sees everything.
             output.end()
@@ -202,9 +212,9 @@ class Run:
             )
 
     def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
-        if self._output_file is None:
+        if self._outlet is None:
             return contextlib.nullcontext()
-        return own_descriptors(output, self._output_file)
+        return own_descriptors(output, self._outlet)
 
     @contextlib.contextmanager
     def _limited(self, output: JobOutput) -> Iterator[None]:
