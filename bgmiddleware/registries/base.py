@@ -62,7 +62,7 @@ class Source(Protocol):
     """The live output of a job of this process, which its registry may read when somebody asks."""
 
     def drain(self) -> None:
-        """Append what was printed so far; waits for a drain under way. Never called with the registry's lock held."""
+        """Append what was printed so far, unless that is under way. Never called with the registry's lock held."""
 
     def watch(self, watched: bool) -> None:
         """From now on append each line at once (*watched*), or in batches again. Never blocks."""
