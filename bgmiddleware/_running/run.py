@@ -20,7 +20,7 @@ from .._capture import JobOutput, detached, error_stream, install, own_descripto
 from .._jobs import JobState, Priority, Progress, RecordedResponse
 from .._recording import replay_environ
 from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
-from ..registries.base import Registry
+from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
 from .keeper import LEASE, Keeper, patiently
@@ -156,7 +156,7 @@ class Run:
         """
         self._abandoned = True
         try:
-            if self.registry.transition(self.key, {JobState.PENDING}, JobState.LOST, reason=reason):
+            if self.registry.transition(self.key, {JobState.PENDING}, Transition(JobState.LOST, reason=reason)):
                 return
             output = self._output
             if output is not None:

@@ -26,7 +26,7 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of
 from bgmiddleware._running import keeper as _keeper
 from bgmiddleware._running.run import call_function
-from bgmiddleware.registries.base import END, Renewal, Source
+from bgmiddleware.registries.base import END, Renewal, Source, Transition
 from tests.registries.registry_contract import LONG, RegistryContract, all_of, begun, done
 
 KEY = key_of("one")
@@ -301,7 +301,7 @@ def test_a_cancel_that_somebody_else_asked_for_reaches_the_job(registry):
 def test_who_lost_the_job_stops_and_does_not_overwrite_its_state(registry):
     told: list[str] = []
     run = running_until_cancelled(registry, told)
-    registry.transition(KEY, {JobState.RUNNING}, JobState.LOST, runner=registry.get(KEY).runner, reason="gone")
+    registry.transition(KEY, {JobState.RUNNING}, Transition(JobState.LOST, registry.get(KEY).runner, reason="gone"))
     done(run)
     assert told == ["it was given up as lost"]
     assert (registry.get(KEY).state, registry.get(KEY).reason) == (JobState.LOST, "gone")
