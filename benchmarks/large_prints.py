@@ -1,8 +1,8 @@
 """What large prints cost: one job prints a lot in pieces of one size, while a viewer follows it and while none does.
 
 ``python -m benchmarks.large_prints``. Budgets: with a viewer at most twice the time without; at most 64 MiB of memory
-above the idle process, beside the piece itself; a status is answered within 100 ms. And one print of 50, 100 and 200 MB,
-each of which must take about twice as long as the one before it.
+above the idle process, beside the piece itself; a status is answered within 100 ms. And one print of 50, 100 and
+200 MB, each of which must take about twice as long as the one before it.
 """
 
 import argparse

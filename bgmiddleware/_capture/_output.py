@@ -104,7 +104,9 @@ class ForegroundOutput:
 class JobOutput:
     """The output of one job: any thread may write, nobody who writes waits for a reader.
 
-    Whoever writes faster than *store* takes it waits for that: a backlog has bounds. A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
+    Whoever writes faster than *store* takes it waits for that: a backlog has bounds.
+
+    A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
     *late_err*. *takes_children*: children of the job that were given no streams get this one.
     """
