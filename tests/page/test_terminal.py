@@ -185,10 +185,6 @@ def test_any_division_of_the_output_gives_the_same() -> None:
 # What programs send, and what has one meaning only.
 _MOVES = [f"\x1b[{n}{move}" for n in ("", 1, 2, 5, 30) for move in "ABCDEFGd"]
 _MOVES += ["\x1b[2;1H", "\x1b[5;9H", "\x1b[9;40f"]
-    "\x1b[2;1H",
-    "\x1b[5;9H",
-    "\x1b[9;40f",
-]
 _ERASES = [f"\x1b[{erase}" for erase in "K 1K 2K J 1J 2J 3X 2P 9P".split()] + ["\x1b[2K\rabcdef\x1b[3G\x1b[3@"]
 _OTHERS = ["\r", "\n", "\r\n", "\b", "\v", "\f", "\x00", *(f"\x1b{code}" for code in "7 8 [s [u D E [?25l".split())]
 _WORDS = ["a", "bc ", "word", "日本", "🎉", "e\u0301", "한", "─█", "x" * 9, "Größe", "👨\u200d👩", "☀\ufe0f", "  "]
