@@ -1,5 +1,6 @@
 """The registry in a directory: the contract, that of shared registries, and its own: modes, disks, locks, crashes."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -1271,6 +1272,47 @@ def test_a_runner_that_was_fenced_off_keeps_no_file_open(make, directory, clock)
     assert registry._store.writers._open
     assert registry.renew(KEY, RUNNER, lease=1.0).ok is False
     assert registry._store.writers._open == {}
+
+
+def test_two_threads_that_write_to_a_job_for_the_first_time_at_once_leave_no_file_open(make, directory):
+    registry = make(directory)
+    for number in range(50):
+        key = running(registry, f"job {number}")
+        start = threading.Barrier(2)
+
+        def append(channel: Channel, key: str = key, start: threading.Barrier = start) -> None:
+            start.wait(LONG)
+            registry.append(key, channel, 0, b"x", runner=RUNNER)
+
+        for each in [begun(append, channel) for channel in (Channel.OUTPUT, Channel.BODY)]:
+            done(each)
+        registry.finish(key, RUNNER, JobState.FINISHED)
+    assert open_files_of_jobs(directory) == []
+
+
+def test_of_two_writers_that_were_opened_at_once_the_second_is_closed_and_the_first_is_used(make, directory):
+    registry = make(directory)
+    key = running(registry)
+    row, _ = registry._look(key)
+    writers = _writer.Writers()
+    first, second, another = (
+        _writer.Writer(registry._store.files(row), runner, 1.0) for runner in (RUNNER, RUNNER, "another")
+    )
+    assert writers.add(first) is first
+    assert writers.add(second) is first
+    assert len(open_files_of_jobs(directory)) == 2
+    assert writers.add(another) is another
+    assert len(open_files_of_jobs(directory)) == 1
+    writers.close_all()
+    assert open_files_of_jobs(directory) == []
+
+
+def open_files_of_jobs(directory: Path) -> list[str]:
+    names = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing
+            names.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [name for name in names if name.startswith(f"{directory.resolve()}/") and "/index." not in name]
 
 
 def test_eight_threads_that_append_at_one_offset_add_it_once(make):
