@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import itertools
 import os
 import warnings
 from types import ModuleType
@@ -21,6 +22,9 @@ pytest.register_assert_rewrite("tests.executors.executor_contract", "tests.kit",
 
 PROMISED = os.environ.get("CI") == "true"
 
+# A test that uses one of these needs a program besides Python, so a short run leaves it out.
+_OUTSIDE = {"browser", "cluster", "rabbitmq_server", "redis_server", "redis_server_of_module", "valkey"}
+
 
 def needs(name: str) -> ModuleType:
     """Return the module *name*; without it skip the calling test or module, or fail where it was promised."""
@@ -32,8 +36,57 @@ def needs(name: str) -> ModuleType:
         pytest.skip(f"needs {name}", allow_module_level=True)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--everything", action="store_true", help="also run tests that need servers, engines, browsers or real time"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    text = "everything: runs only with --everything, since it needs a server, an engine, a browser or real time"
+    config.addinivalue_line("markers", text)
+    config.stash[_LEFT_OUT] = 0
+
+
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)  # behind -k and -m: what these left out is no news
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out of a short run what needs more than Python, unless a test or a file is named."""
+    if config.getoption("--everything") or _names_tests(config):
+        return
+    left_out = list(filter(_needs_more, items))
+    config.stash[_LEFT_OUT] = len(left_out)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = itertools.filterfalse(_needs_more, items)
+
+
+def _names_tests(config: pytest.Config) -> bool:
+    """Whether the command names files or tests: then it means them."""
+    return any(".py" in argument for argument in config.invocation_params.args if not argument.startswith("-"))
+
+
+def _needs_more(item: pytest.Item) -> bool:
+    return item.get_closest_marker("everything") is not None or bool(_OUTSIDE & set(getattr(item, "fixturenames", ())))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.stash[_LEFT_OUT]:
+        terminalreporter.write_line(
+            f"{config.stash[_LEFT_OUT]} tests that need servers, engines or browsers were left out: --everything"
+        )
+
+
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over from a process of xdist how many tests it left out; each leaves out the same."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail where somebody's ``importorskip`` skipped what was promised."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash[_LEFT_OUT]
     reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if PROMISED and reporter is not None else []
     missing = [report for report in skipped if "could not import" in str(report.longrepr)]

@@ -20,7 +20,7 @@ from .._capture import JobOutput, detached, error_stream, install, own_descripto
 from .._jobs import JobState, Priority, Progress, RecordedResponse
 from .._recording import replay_environ
 from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
-from ..registries.base import Registry
+from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
 from .keeper import LEASE, Keeper, patiently
@@ -28,6 +28,8 @@ from .keeper import LEASE, Keeper, patiently
 __all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request"]
 
 _log = logging.getLogger("bgmiddleware")
+
+_LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
 
 
 class RunningJob:
@@ -154,11 +156,11 @@ class Run:
         """
         self._abandoned = True
         try:
-            if self.registry.transition(self.key, {JobState.PENDING}, JobState.LOST, reason=reason):
+            if self.registry.transition(self.key, {JobState.PENDING}, Transition(JobState.LOST, reason=reason)):
                 return
             output = self._output
             if output is not None:
-                output.drain()
+                output.drain(_LAST_DRAIN)
                 self._keeper.flush()
             if self.registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
                 output.interrupt(reason)

@@ -4,7 +4,8 @@ here, and writes down what it was told; that nothing comes in between is its own
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from .._jobs import Job, JobState, Progress, RecordedResponse
+from .._jobs import Job, JobState, Progress
+from .base import Transition
 
 __all__ = ["asked_to_stop", "claimed", "ended", "has_room", "may_change", "renewed", "settled"]
 
@@ -30,50 +31,38 @@ def has_room(groups: Mapping[str, int], running: Iterable[Job], now: float) -> b
     return all(counted[group] < most for group, most in groups.items())
 
 
-def claimed(
-    job: Job, now: float, *, runner: str, lease: float | None, receipt: Mapping[str, str | float] | None = None
-) -> Job:
+def claimed(job: Job, now: float, change: Transition) -> Job:
     """Return the job as it runs from *now*."""
     return replace(
         job,
         state=JobState.RUNNING,
-        runner=runner,
+        runner=change.runner,
         started_at=now,
         expires_at=None,
-        lease_expires_at=None if lease is None else now + lease,
-        receipt={**job.receipt, **(receipt or {})},
+        lease_expires_at=None if change.lease is None else now + change.lease,
+        receipt={**job.receipt, **(change.receipt or {})},
     )
 
 
-def ended(
-    job: Job,
-    now: float,
-    to: JobState,
-    *,
-    ttl: float,
-    reason: str,
-    response: RecordedResponse | None = None,
-    receipt: Mapping[str, str | float] | None = None,
-    at: float | None = None,
-) -> Job:
+def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | None = None) -> Job:
     """Return the job as it ended, *now* or *at* an earlier time; its TTL begins now."""
     return replace(
         job,
-        state=to,
-        reason=reason,
-        response=response,
+        state=change.to,
+        reason=change.reason,
+        response=change.response,
         ended_at=now if at is None else at,
         expires_at=now + ttl,
         lease_expires_at=None,
         request={},
-        receipt={**job.receipt, **(receipt or {})},
+        receipt={**job.receipt, **(change.receipt or {})},
     )
 
 
 def settled(job: Job, now: float, *, ttl: float) -> Job:
     """Return the job, which reads as ended, as one that has ended."""
     seen = job.as_of(now)
-    return ended(job, now, seen.state, ttl=ttl, reason=seen.reason, at=seen.ended_at)
+    return ended(job, now, Transition(seen.state, reason=seen.reason), ttl=ttl, at=seen.ended_at)
 
 
 def renewed(
@@ -96,7 +85,7 @@ def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | Non
     """Return the job when a cancel was asked for; None where that changes nothing."""
     seen = job.as_of(now)
     if seen.state is JobState.PENDING:
-        return ended(job, now, JobState.CANCELLED, ttl=ttl, reason=reason)
+        return ended(job, now, Transition(JobState.CANCELLED, reason=reason), ttl=ttl)
     if seen.state is JobState.RUNNING and job.cancel_requested_at is None:
         return replace(job, cancel_requested_at=now, reason=reason)
     return None

@@ -15,7 +15,7 @@ from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from .._numbers import check_count, is_finite
 from ..errors import ConfigurationError
 
-__all__ = ["END", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source"]
+__all__ = ["END", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source", "Transition"]
 
 PAGE_BYTES = 256 * 1024
 """The most that one read is asked for: larger pieces stall the other readers of a shared registry."""
@@ -51,6 +51,20 @@ class Renewal(NamedTuple):
     cancel: bool
 
 
+class Transition(NamedTuple):
+    """A change of state: a claim by *runner* for *lease* seconds (None: until its process ends), or an end.
+
+    An end has a *reason* and the *response*, if there is one. *receipt* is added to the job's.
+    """
+
+    to: JobState
+    runner: str = ""
+    lease: float | None = None
+    reason: str = ""
+    response: RecordedResponse | None = None
+    receipt: Mapping[str, str | float] | None = None
+
+
 class Evicted(NamedTuple):
     """What one eviction did: jobs whose loss was made permanent, and ended jobs forgotten."""
 
@@ -62,7 +76,7 @@ class Source(Protocol):
     """The live output of a job of this process, which its registry may read when somebody asks."""
 
     def drain(self) -> None:
-        """Append what was printed so far; waits for a drain under way. Never called with the registry's lock held."""
+        """Append what was printed so far, unless that is under way. Never called with the registry's lock held."""
 
     def watch(self, watched: bool) -> None:
         """From now on append each line at once (*watched*), or in batches again. Never blocks."""
@@ -151,24 +165,13 @@ class Registry(ABC):
         """Block until the output is longer than *offset* or the job has ended, at most *timeout* seconds; return it."""
 
     @abstractmethod
-    def transition(
-        self,
-        key: str,
-        expect: Collection[JobState],
-        to: JobState,
-        *,
-        runner: str = "",
-        lease: float | None = None,
-        reason: str = "",
-        response: RecordedResponse | None = None,
-        receipt: Mapping[str, str | float] | None = None,
-    ) -> bool:
+    def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         """Change the state in one atomic compare-and-set; return whether it was done.
 
-        Refused if the state is none of *expect*, if the job has ended, or if it runs and *runner* is not who claimed
-        it. To ``RUNNING``: *runner* claims it, for *lease* seconds (None: until its process ends); refused too while
-        as many jobs of one of its ``groups`` run as that may be, not counting those whose lease ran out. To an ended
-        state: all channels are sealed, the request is forgotten, and the TTL begins. *receipt* is added to the job's.
+        Refused if the state is none of *expect*, if the job has ended, or if it runs and ``change.runner`` is not who
+        claimed it. A claim is refused too while as many jobs of one of the job's ``groups`` run as that may be, not
+        counting those whose lease ran out. At an end all channels are sealed, the request is forgotten, and the TTL
+        begins.
         """
 
     @abstractmethod
@@ -247,7 +250,8 @@ class Registry(ABC):
     ) -> bool:
         """Take a pending job to run it; true for exactly one of all who try. Where it is false and the job still
         pending, one of its groups is full."""
-        return self.transition(key, {JobState.PENDING}, JobState.RUNNING, runner=runner, lease=lease, receipt=receipt)
+        change = Transition(JobState.RUNNING, runner, lease, receipt=receipt)
+        return self.transition(key, {JobState.PENDING}, change)
 
     def finish(
         self,
@@ -260,9 +264,8 @@ class Registry(ABC):
         receipt: Mapping[str, str | float] | None = None,
     ) -> bool:
         """End a job that *runner* runs. All its bytes must be in: who sees the end sees everything."""
-        return self.transition(
-            key, {JobState.RUNNING}, state, runner=runner, reason=reason, response=response, receipt=receipt
-        )
+        change = Transition(state, runner, reason=reason, response=response, receipt=receipt)
+        return self.transition(key, {JobState.RUNNING}, change)
 
     def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Generator[Piece, None, None]:
         """Yield the output from *offset* until the job has ended, each byte once and in order, waiting for more.

@@ -4,10 +4,10 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
-from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from .._jobs import Channel, Job, JobState, Progress
 from ..errors import (
     BadOffset,
     ConfigurationError,
@@ -21,7 +21,7 @@ from ..errors import (
 )
 from . import _changes as changes
 from ._memory.logs import Log, Spool
-from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source
+from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source, Transition
 
 __all__ = ["MemoryRegistry"]
 
@@ -156,35 +156,22 @@ class MemoryRegistry(Registry):
                 if record.source is not None and not record.waiting:
                     record.source.watch(False)
 
-    def transition(
-        self,
-        key: str,
-        expect: Collection[JobState],
-        to: JobState,
-        *,
-        runner: str = "",
-        lease: float | None = None,
-        reason: str = "",
-        response: RecordedResponse | None = None,
-        receipt: Mapping[str, str | float] | None = None,
-    ) -> bool:
+    def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         with self._lock:
             record = self._find(key)
             now = self.clock()
             job = record.job
-            if not changes.may_change(job, now, expect, runner):
+            if not changes.may_change(job, now, expect, change.runner):
                 return False
-            if to is JobState.RUNNING:
+            if change.to is JobState.RUNNING:
                 running = (self._records[other].job for other in self._running)
                 if job.groups and not changes.has_room(job.groups, running, now):
                     return False
-                record.job = changes.claimed(job, now, runner=runner, lease=lease, receipt=receipt)
+                record.job = changes.claimed(job, now, change)
                 self._pending.pop(key, None)
                 self._running[key] = None
             else:
-                job = record.snapshot()
-                job = changes.ended(job, now, to, ttl=self.ttl, reason=reason, response=response, receipt=receipt)
-                self._end(record, job)
+                self._end(record, changes.ended(record.snapshot(), now, change, ttl=self.ttl))
             record.wake()
             return True
 

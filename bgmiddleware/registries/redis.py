@@ -18,17 +18,17 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import ClassVar
 
-from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from .._jobs import Channel, Job, JobState, Progress
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
 from ._redis.index import Index
 from ._redis.link import Address, Damaged, Server
 from ._redis.records import Records, Stored, nonce
-from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal
+from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Transition
 
 __all__ = ["RedisRegistry"]
 
@@ -132,33 +132,21 @@ class RedisRegistry(Registry):
                 left = min(left, limit - stored.now)
             self._records.pause(key, min(max(offset, 0), END), left)
 
-    def transition(
-        self,
-        key: str,
-        expect: Collection[JobState],
-        to: JobState,
-        *,
-        runner: str = "",
-        lease: float | None = None,
-        reason: str = "",
-        response: RecordedResponse | None = None,
-        receipt: Mapping[str, str | float] | None = None,
-    ) -> bool:
+    def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         for _ in range(_TRIES):
             stored = self._records.look(key)
             job, now = stored.job, stored.now
-            if not changes.may_change(job, now, expect, runner):
+            if not changes.may_change(job, now, expect, change.runner):
                 return False
-            if to is JobState.RUNNING:
-                new = changes.claimed(job, now, runner=runner, lease=lease, receipt=receipt)
+            if change.to is JobState.RUNNING:
+                new = changes.claimed(job, now, change)
                 if not self._index.reserve(new, place := nonce()):
                     return False
                 if self._write(stored, new, place):
                     return True
                 self._index.leave(new, place)
             else:
-                new = changes.ended(job, now, to, ttl=self.ttl, reason=reason, response=response, receipt=receipt)
-                if self._write(stored, new):
+                if self._write(stored, changes.ended(job, now, change, ttl=self.ttl)):
                     return True
         raise self._too_busy(key)
 

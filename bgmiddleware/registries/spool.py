@@ -7,11 +7,11 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import ClassVar, TypeVar
 
-from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from .._jobs import Channel, Job, JobState, Progress
 from ..errors import (
     ConfigurationError,
     Fenced,
@@ -30,7 +30,7 @@ from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
 from ._spool.writer import Sealed, Writer
-from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal
+from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, Transition
 
 __all__ = ["SpoolRegistry"]
 
@@ -166,34 +166,22 @@ class SpoolRegistry(Registry):
                 # A process may be killed between what it did and its waking us.
                 wait_for_change(min(left, _LOOK_EVERY))
 
-    def transition(
-        self,
-        key: str,
-        expect: Collection[JobState],
-        to: JobState,
-        *,
-        runner: str = "",
-        lease: float | None = None,
-        reason: str = "",
-        response: RecordedResponse | None = None,
-        receipt: Mapping[str, str | float] | None = None,
-    ) -> bool:
-        if to.ended:
+    def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
+        if change.to.ended:
             self._store.writers.close(key)
-        with self._store.changing() as change:
+        with self._store.changing() as store:
             now = self.clock()
-            row = self._find(change.database, key)
+            row = self._find(store.database, key)
             job = row.job
-            if not changes.may_change(job, now, expect, runner):
+            if not changes.may_change(job, now, expect, change.runner):
                 return False
-            if to is JobState.RUNNING:
-                if job.groups and not changes.has_room(job.groups, table.running(change.database), now):
+            if change.to is JobState.RUNNING:
+                if job.groups and not changes.has_room(job.groups, table.running(store.database), now):
                     return False
-                change.store(row, changes.claimed(job, now, runner=runner, lease=lease, receipt=receipt))
+                store.store(row, changes.claimed(job, now, change))
             else:
-                job = changes.ended(job, now, to, ttl=self.ttl, reason=reason, response=response, receipt=receipt)
-                self._end(change, row, job)
-                self._keep_max_bytes(change, row)
+                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl))
+                self._keep_max_bytes(store, row)
         return True
 
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import setuptools
 
 import bgmiddleware
 from tests.kit.documents import ROOT
@@ -56,10 +57,10 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: zipfile.ZipFil
     assert any(name.endswith("/licenses/LICENSE") for name in wheel.namelist())
 
 
-def test_every_directory_with_modules_is_declared_as_a_package() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+def test_every_directory_with_modules_is_found_as_a_package() -> None:
+    include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("*.py")}
-    assert set(declared) == found
+    assert set(setuptools.find_packages(str(ROOT), include=include)) == found
 
 
 def test_an_ini_file_finds_the_filter_by_its_entry_point() -> None:

@@ -32,7 +32,7 @@ from bgmiddleware import (
     RegistryFull,
 )
 from bgmiddleware._jobs import key_of
-from bgmiddleware.registries.base import END, Piece
+from bgmiddleware.registries.base import END, Piece, Transition
 
 LONG = 30.0
 """A timeout that no test may reach."""
@@ -140,7 +140,7 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "append nothing": lambda registry, key: registry.append(key, Channel.REQUEST, 0, b""),
     "read": lambda registry, key: registry.read(key, Channel.BODY, 0),
     "wait": lambda registry, key: registry.wait(key, 0, LONG),
-    "transition": lambda registry, key: registry.transition(key, {JobState.PENDING}, JobState.LOST),
+    "transition": lambda registry, key: registry.transition(key, {JobState.PENDING}, Transition(JobState.LOST)),
     "claim": lambda registry, key: registry.claim(key, RUNNER),
     "finish": lambda registry, key: registry.finish(key, RUNNER, JobState.FINISHED),
     "renew": lambda registry, key: registry.renew(key, RUNNER),
@@ -791,7 +791,7 @@ class RegistryContract:
         before = registry.get(KEY)
         clock.advance(1.0)
         for to in JobState:
-            assert registry.transition(KEY, set(JobState), to, runner=RUNNER, reason="no") is False
+            assert registry.transition(KEY, set(JobState), Transition(to, RUNNER, reason="no")) is False
         assert registry.request_cancel(KEY) is state
         assert registry.renew(KEY, RUNNER, lease=15.0, progress=Progress(1)) == (False, False)
         assert registry.evict() == (0, 0)
@@ -799,23 +799,23 @@ class RegistryContract:
 
     def test_a_transition_from_another_state_is_refused(self, registry):
         added(registry)
-        assert registry.transition(KEY, {JobState.RUNNING}, JobState.FINISHED, runner=RUNNER) is False
-        assert registry.transition(KEY, (), JobState.FINISHED, runner=RUNNER) is False
+        assert registry.transition(KEY, {JobState.RUNNING}, Transition(JobState.FINISHED, RUNNER)) is False
+        assert registry.transition(KEY, (), Transition(JobState.FINISHED, RUNNER)) is False
         assert registry.get(KEY).state is JobState.PENDING
         registry.claim(KEY, RUNNER)
-        assert registry.transition(KEY, {JobState.PENDING}, JobState.LOST, runner=RUNNER) is False
+        assert registry.transition(KEY, {JobState.PENDING}, Transition(JobState.LOST, RUNNER)) is False
         assert registry.get(KEY).state is JobState.RUNNING
 
     def test_a_running_job_is_ended_by_its_runner_only(self, registry):
         running(registry)
         assert registry.finish(KEY, "another", JobState.FINISHED) is False
-        assert registry.transition(KEY, {JobState.RUNNING}, JobState.LOST) is False
+        assert registry.transition(KEY, {JobState.RUNNING}, Transition(JobState.LOST)) is False
         assert registry.get(KEY).state is JobState.RUNNING
         assert registry.finish(KEY, RUNNER, JobState.FINISHED) is True
 
     def test_a_pending_job_may_be_ended_by_anybody(self, registry):
         added(registry)
-        assert registry.transition(KEY, {JobState.PENDING}, JobState.LOST, reason="server shut down")
+        assert registry.transition(KEY, {JobState.PENDING}, Transition(JobState.LOST, reason="server shut down"))
         assert registry.get(KEY).reason == "server shut down"
         assert registry.claim(KEY, RUNNER) is False
 

@@ -11,7 +11,7 @@ from ..._capture import open_output_file, refuse_more
 from ..._jobs import Channel, Job, JobState
 from ..._running import LEASE, RENEW_EVERY, over_deadline, patiently
 from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError
-from ...registries.base import PAGE_BYTES, Registry
+from ...registries.base import PAGE_BYTES, Registry, Transition
 
 __all__ = ["Remains", "Watcher", "how_it_ended", "signal_group"]
 
@@ -129,7 +129,7 @@ class Remains:
         if job.cancel_requested_at is not None:
             state, reason = JobState.CANCELLED, job.reason
         if job.started_at is None:
-            registry.transition(key, {JobState.PENDING}, state, reason=reason)
+            registry.transition(key, {JobState.PENDING}, Transition(state, reason=reason))
             return
         with contextlib.suppress(BadOffset, Fenced):  # it lives and prints, or has ended
             self._store_rest(registry, job)
