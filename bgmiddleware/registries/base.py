@@ -216,6 +216,11 @@ class Registry(ABC):
         """Raise ``ConfigurationError`` where it can be known already that the storage cannot be used. Makes nothing."""
         return
 
+    def is_there(self) -> bool:
+        """Whether anybody used the storage before: where nobody did, somebody who only looks may have mistyped its
+        name. Makes nothing."""
+        return True
+
     def secret(self) -> bytes:
         """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again
         are made with it. They outlive a shared registry's processes."""
