@@ -90,6 +90,8 @@ class OutputFile:
     def __init__(self, outlet: Outlet) -> None:
         self._number = os.dup(outlet.file)
         self.pipe = ChildPipe((outlet.reader, outlet.writer)) if outlet.writer >= 0 else None
+        self.backlog = 0
+        """Bytes that this process added and that were not collected since."""
         self._collected = 0
         self._punched = 0
 
@@ -98,7 +100,9 @@ class OutputFile:
         pipe = self.pipe
         if pipe is not None and pipe.has_more():
             self.move()
-        return _write(self._number, data)
+        rest = _write(self._number, data)
+        self.backlog += len(data) - len(rest)
+        return rest
 
     def move(self) -> int:
         """Move to the file what the pipe holds; return how much that was."""
@@ -114,6 +118,7 @@ class OutputFile:
         What is added meanwhile waits for the next time: a child may write faster than we read.
         """
         self.move()
+        self.backlog = 0
         end = os.fstat(self._number).st_size
         while self._collected < end:
             data = os.pread(self._number, min(_COLLECT_BYTES, end - self._collected), self._collected)

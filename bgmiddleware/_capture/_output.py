@@ -19,6 +19,9 @@ _BATCH = 1024
 _LARGE = 4096
 _ROUNDS = 4
 _YIELD_EVERY = 0.0005
+_PIECE = 256 * 1024  # characters that become bytes at a time: a copy of what is larger would double its memory
+_BACKLOG = 4 * 1024 * 1024
+_LONGEST_WAIT = 1.0
 
 
 class Output(Protocol):
@@ -33,8 +36,11 @@ class Output(Protocol):
     err: Callable[[str], int]
     pending: list[str | bytes] | None
     printed: list[str | bytes] | None
-    assigned: dict[str, Any]
     batch: int
+
+    @property
+    def assigned(self) -> dict[str, Any]:
+        """What the job has put into ``sys``, by name."""
 
     @property
     def job(self) -> Any:
@@ -120,6 +126,8 @@ class ForegroundOutput:
 class JobOutput:
     """The output of one job: any thread may write, nobody who writes waits for a reader.
 
+    Whoever writes faster than *store* takes it waits for that: a backlog has bounds.
+
     A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
     *late_err*. *takes_children*: children of the job that were given no streams get this one.
@@ -145,6 +153,7 @@ class JobOutput:
         self._lock = threading.RLock()
         self._busy = False
         self._pending: list[str | bytes] = []
+        self._missed = 0  # about how much was written while somebody else stored; guarded by nothing: it is a guess
         self._yielded_at = 0.0
         self._thread = 0
         self._reason = ""
@@ -220,24 +229,26 @@ class JobOutput:
         return len(data)
 
     def drain_soon(self) -> None:
-        """Store what is pending, unless somebody is at it. Never blocks: writers, signal handlers, ``__del__``."""
+        """Store what is pending, unless somebody is at it; wait a little for them where the backlog is long."""
         if self.batch == 1 and self.job is not None and not self._ends_line():
             return  # a print is two writes; readers take lines, as from a terminal, and what is flushed
         if self._file is not None:
-            self._store_soon(blocking=True, collecting=self._is_watched)
+            self._store_soon(patience=-1, collecting=self._is_watched)
         else:
-            self._store_soon()
+            self._store_soon(patience=None)
 
     def store_soon(self) -> None:
         """Store what was written so far, unless somebody is at it. Never blocks."""
         self._store_soon()
 
-    def _store_soon(self, *, blocking: bool = False, collecting: bool = True) -> None:
+    def _store_soon(self, *, patience: float | None = 0, collecting: bool = True) -> None:
+        """Store what is pending, when the lock is free within *patience* seconds: -1 for ever, None as the backlog
+        asks for."""
         # Who holds the lock looks again when it has given it back: what came meanwhile found it taken. A few times
         # only, or it might work for the other writers for ever. That is enough: 1. each round stored something; 2. so
         # it woke the readers, and they drain themselves before they sleep.
         for _ in range(_ROUNDS):
-            if not self._lock.acquire(blocking=blocking):
+            if not self._acquire(patience):
                 break
             try:
                 if self._busy:
@@ -253,6 +264,18 @@ class JobOutput:
             time.sleep(0)
             self._yielded_at = time.monotonic()
 
+    def _acquire(self, patience: float | None) -> bool:
+        if patience is not None:
+            return self._lock.acquire(timeout=patience)
+        if self._lock.acquire(blocking=False):
+            return True
+        with contextlib.suppress(IndexError):  # somebody stored it just now
+            self._missed += len(self._pending[-1])
+        if self._missed < _BACKLOG and len(self._pending) < 8 * _BATCH:
+            return False
+        # Not for ever: a __del__ may write while its thread holds a lock that who stores needs.
+        return self._lock.acquire(timeout=_LONGEST_WAIT)
+
     def _ends_line(self) -> bool:
         try:
             last = self._pending[-1]
@@ -263,7 +286,7 @@ class JobOutput:
     def _write_in_order(self, text: str) -> int:
         pipe = self._pipe
         if pipe is not None and not self._is_forked and text != "\n" and pipe.has_more():
-            self._store_soon(blocking=True)  # what children wrote before this
+            self._store_soon(patience=_LONGEST_WAIT)  # what children wrote before this
         return self._write(text)
 
     def _drain(self, collecting: bool = True) -> None:
@@ -276,21 +299,9 @@ class JobOutput:
             batch = self._pending[:]
             if batch:
                 del self._pending[: len(batch)]
-                try:
-                    data = "".join(batch).encode("utf-8", "backslashreplace")  # type: ignore[arg-type]
-                except TypeError:  # some writes went to .buffer
-                    data = b"".join(map(_encoded, batch))
-                if self._is_forked and self._has_own_stdout():
-                    os.write(1, data)
-                elif pipe is not None and self._is_forked:
-                    pipe.append(data)
-                elif file is not None:
-                    rest = file.append(data)
-                    if rest:  # the system had no room for it
-                        file.collect(self._store)
-                        self._store(rest)
-                elif data:  # not print("", end="")
-                    self._store(data)
+                self._missed = 0
+                for data in _pieces(batch):
+                    self._put(data, file, pipe)
             if self._is_forked:
                 return
             if pipe is not None and file is None:
@@ -300,6 +311,21 @@ class JobOutput:
         finally:
             self._busy = False
 
+    def _put(self, data: bytes, file: OutputFile | None, pipe: ChildPipe | None) -> None:
+        if self._is_forked and self._has_own_stdout():
+            with contextlib.suppress(OSError):
+                os.write(1, data)
+        elif self._is_forked and pipe is not None:
+            pipe.append(data)
+        elif file is None:
+            self._store(data)
+        else:
+            rest = file.append(data)  # behind what children wrote so far
+            if (rest or file.backlog > _BACKLOG) and not self._is_forked:
+                file.collect(self._store)
+            if rest:  # the system had no room for it
+                self._store(rest)
+
     def _look_again(self) -> None:
         """To be called by who held the lock: a writer that came meanwhile could not store."""
         if len(self._pending) >= self.batch:
@@ -308,7 +334,7 @@ class JobOutput:
     def flush(self) -> None:
         """Store what is written before children write more, if there are any; show it to who is waiting."""
         if self._pipe is not None or self.batch == 1:
-            self._store_soon(blocking=self._file is not None)
+            self._store_soon(patience=0 if self._file is None else -1)
 
     def fileno(self, name: str = "stdout") -> int | None:
         """Return a descriptor that writes to this output, for children and for who asks; the first call makes a pipe.
@@ -357,13 +383,16 @@ class JobOutput:
             return 0
         waiting = pipe.waiting()
         self.drain()
-        return waiting
+        return max(0, waiting - pipe.waiting())
 
-    def drain(self) -> None:
-        """Store all that was written so far; waits for a drain under way."""
-        with self._lock:
-            self._drain()
-        self._look_again()
+    def drain(self, patience: float = 0.0) -> None:
+        """Store all that was written so far. Waits *patience* seconds for a drain under way, and leaves it to that."""
+        if self._lock.acquire(timeout=patience):
+            try:
+                self._drain()
+            finally:
+                self._lock.release()
+            self._look_again()
 
     def watch(self, watched: bool) -> None:
         """Store each write at once (*watched*), or in batches."""
@@ -476,6 +505,19 @@ class JobOutput:
         self._store = self._store_late  # the registry's locks are as other threads left them
         after_fork(self._pipe)
         self._choose_writers()
+
+
+def _pieces(batch: list[str | bytes]) -> Iterator[bytes]:
+    """Yield what was written as bytes; what is large in pieces, one at a time."""
+    large = batch.pop() if len(batch[-1]) > _PIECE else ""  # who writes so much has it stored at once: it is the last
+    text: str | bytes
+    try:
+        text = "".join(batch)  # type: ignore[arg-type]
+    except TypeError:  # some writes went to .buffer
+        text = b"".join(map(_encoded, batch))
+    for whole in (text, large):
+        for begin in range(0, len(whole), _PIECE):
+            yield _encoded(whole[begin : begin + _PIECE])
 
 
 def _encoded(part: str | bytes) -> bytes:

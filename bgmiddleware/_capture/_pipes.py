@@ -136,9 +136,9 @@ def identity(number: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _close_if(number: int, identity: tuple[int, int] | None) -> None:
+def _close_if(number: int, what: tuple[int, int] | None) -> None:
     """Close *number* if it is still what it was: user code may have closed it, and others have it now."""
-    if identity(number) == identity:
+    if identity(number) == what:
         with contextlib.suppress(OSError):
             os.close(number)
 

@@ -82,7 +82,7 @@ class Place:
         return self._passes_on and sys.__dict__.get(self.name) is self.front
 
     def heal(self) -> Any:
-        """Put a stand-in there, and the front into the dictionary; return what was there, or None where all was well."""
+        """Put a stand-in there, and the front into the dictionary; return what it replaced, None where all was well."""
         found = sys.__dict__.get(self.name, _MISSING)
         if found is not self.front:  # the first time, or C code put it there
             self.server = found
@@ -219,7 +219,7 @@ _places: dict[str, Place] = {}
 
 
 def _is_stand_in(stream: object) -> bool:
-    # No attribute is asked of a foreign object, not even __class__: mod_wsgi has a stdout that raises whatever one asks.
+    # No attribute is asked of a foreign object, not even __class__: mod_wsgi has a stdout that raises at each.
     return issubclass(type(stream), StandIn | StdinStandIn)
 
 
@@ -262,9 +262,10 @@ def _meant(stream: object) -> object:
     for name, place in _places.items():
         if stream is place.front:
             return place.of_jobs
-        if stream is not None and place.stand_in is not None:
-            if stream is place.stand_in.original or stream is getattr(sys, f"__{name}__", None):
-                return place.of_jobs
+        if place.stand_in is None or stream is None:
+            continue
+        if stream is place.stand_in.original or stream is getattr(sys, f"__{name}__", None):
+            return place.of_jobs
     return stream
 
 

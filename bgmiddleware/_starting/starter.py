@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import marks
+from .._capture import Outlet
 from .._context import entrances
 from .._jobs import Channel, Job, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request
 from .._serving import (
-    UNSTORED,
     Answer,
     Headers,
     Site,
@@ -55,7 +55,6 @@ WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
 
-_ALLOW = ("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
 _LONGEST_IDEMPOTENCY_KEY = 255
 
@@ -145,7 +144,7 @@ class Starter:
         """Whether this request could be a repetition of another one."""
         return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
 
-    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, output_file: int | None = None) -> Run:
+    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, outlet: Outlet | None = None) -> Run:
         return Run(
             job.key,
             job.title,
@@ -158,15 +157,15 @@ class Starter:
             priority=job.priority,
             deadline=job.deadline,
             version=self.version,
-            output_file=output_file,
+            outlet=outlet,
         )
 
-    def stored_run(self, app: WSGIApplication, key: str, output_file: int | None) -> Run:
+    def stored_run(self, app: WSGIApplication, key: str, outlet: Outlet | None) -> Run:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
         work = replay_request(app, registry, key, job.request, {})
-        return self._run(job, work, Context(), output_file=output_file)
+        return self._run(job, work, Context(), outlet=outlet)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
         """Return the groups that a request's job belongs to, of which only so many run at a time."""
@@ -193,11 +192,6 @@ class Starter:
                 " a token would be unknown to the others. Serve from one process with threads, or use a registry"
                 " that processes share"
             )
-        method = environ["REQUEST_METHOD"]
-        if method == "HEAD":
-            return Answer("200 OK", (("Content-Type", "text/plain; charset=utf-8"), *UNSTORED))
-        if method == "OPTIONS":
-            return Answer("204 No Content", (_ALLOW, *UNSTORED))
         purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
         if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
             # A browser drops this and asks again when the person really follows the link.

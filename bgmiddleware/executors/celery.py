@@ -25,6 +25,7 @@ from click import ClickException
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError
 
+from .._capture import Outlet
 from .._jobs import Priority
 from .._loading import loaded
 from ..errors import ConfigurationError, QueueFull
@@ -244,7 +245,7 @@ def _run(task: "_Task") -> None:
     path = task.output_path(task.request.id, os.getpid())
     output_file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        must_wait = run_message(task.site, task.request.id, output_file)
+        must_wait = run_message(task.site, task.request.id, Outlet(output_file))
     finally:
         os.close(output_file)
         os.unlink(path)
@@ -293,11 +294,11 @@ class _Task(Task):  # type: ignore[misc]
 
     def end(self, key: str, pid: int, how: str) -> None:
         """Write down the end of a job that a process ran, unless that did so."""
-        path, output_file = self.output_path(key, pid), None
+        path, outlet = self.output_path(key, pid), None
         with contextlib.suppress(FileNotFoundError):  # it came not so far
-            output_file = os.open(path, os.O_RDWR)
+            outlet = Outlet(os.open(path, os.O_RDWR))
             os.unlink(path)
-        with contextlib.closing(Remains(output_file)) as remains:
+        with contextlib.closing(Remains(outlet)) as remains:
             remains.end_if_left(self.site.registry, key, pid, how)
 
     def end_all(self, pids: Collection[int], how: str) -> None:
