@@ -84,7 +84,7 @@ class BackgroundMiddleware:
         owner: Owner | None = None,
         single_flight: bool = False,
         max_body: int = MAX_BODY,
-        stream_slots: int = 2,
+        stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
         deadline: float | None = None,
@@ -236,6 +236,7 @@ class BackgroundMiddleware:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does
         not end in time is ``lost``. What there is of all jobs can still be read. Idempotent."""
         self.executor.shutdown(drain)
+        self._site.viewers.end()
         self._starter.waiting.close()
 
     def close(self, drain: float | None = None) -> None:

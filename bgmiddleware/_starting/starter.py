@@ -64,6 +64,13 @@ class _OtherRequest(Exception):
     """An Idempotency-Key was used before, for a request that asks for something else."""
 
 
+def _misconfigured(environ: dict[str, Any], error: ConfigurationError) -> Answer:
+    """Answer that the site cannot start jobs as it is configured. Raised through a server, it would be no answer: some
+    close the connection, and some leave the client waiting."""
+    _log.error("no job can be started: %s", error)
+    return problem(environ, 500, "misconfigured", f"{error}.")
+
+
 @dataclass(frozen=True)
 class Starter:
     """Starts the jobs of one middleware, by its options. Any thread may call."""
@@ -90,6 +97,12 @@ class Starter:
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
+        try:
+            return self._start_replay(app, environ, context)
+        except ConfigurationError as error:
+            return _misconfigured(environ, error)
+
+    def _start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -114,6 +127,14 @@ class Starter:
         self, function: Callable[[], Any], environ: dict[str, Any], context: Context, printed: str
     ) -> Answer:
         """Start a ``@background`` function as a job, whose output begins with what was *printed* before."""
+        try:
+            return self._start_function(function, environ, context, printed)
+        except ConfigurationError as error:
+            return _misconfigured(environ, error)
+
+    def _start_function(
+        self, function: Callable[[], Any], environ: dict[str, Any], context: Context, printed: str
+    ) -> Answer:
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -189,9 +210,10 @@ class Starter:
             )
         if environ.get("wsgi.multiprocess") and not registry.shared:
             raise ConfigurationError(
-                f"this server runs several processes, and a {type(registry).__name__} keeps its jobs in one:"
-                " a token would be unknown to the others. Serve from one process with threads, or use a registry"
-                " that processes share"
+                f"this server runs several processes, or says so, and a {type(registry).__name__} keeps its jobs in"
+                " one: a token would be unknown to the others. Give the middleware a registry that processes share,"
+                ' registry=SpoolRegistry("/var/lib/…") or registry=RedisRegistry("redis://…"), or serve from one'
+                " process with threads, by a server that says so (python -m bgmiddleware serve)"
             )
         method = environ["REQUEST_METHOD"]
         if method == "HEAD":

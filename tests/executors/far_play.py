@@ -40,7 +40,7 @@ def far_away(app: Any, registry: Registry, url: str, told: Path | None = None) -
     config = {"url": url, "ttl": registry.ttl, "app": f"{app.__module__}:{getattr(app, '__name__', '')}"}
     with contextlib.ExitStack() as stack:
         if hasattr(app, "directs"):
-            config |= {"app": "far_play:view", "port": stack.enter_context(_listening(app.directs))}
+            config |= {"app": "tests.executors.far_play:view", "port": stack.enter_context(_listening(app.directs))}
         if told is not None:
             told.write_text(json.dumps(config))
             yield
