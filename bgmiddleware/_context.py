@@ -29,6 +29,9 @@ declared = False
 entrances: set[CodeType] = set()
 """The code of the functions that catch :class:`BackgroundRequested`."""
 
+UNSTARTED = ("HEAD", "OPTIONS")
+"""The methods of requests that start no job: they are the app's, marked or not."""
+
 
 class BackgroundRequested(BaseException):
     """Leaves a view, through its framework, for the middleware: go on in the background.
@@ -164,7 +167,8 @@ def _declare(function: Callable[..., Any], decorator: str) -> None:
 
 
 def _may_leave() -> bool:
-    """Whether a middleware will catch what the caller raises, and the caller is not in a job already."""
+    """Whether a middleware will catch what the caller raises, its request may start a job, and the caller is not in
+    one already."""
     output = current_output()
     if output is not None and output.job is not None:
         return False
@@ -173,6 +177,7 @@ def _may_leave() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_code in entrances:
-            return True
+            there = frame.f_locals  # the request as it came, which some frameworks change
+            return there.get("recorded", there["environ"])["REQUEST_METHOD"] not in UNSTARTED
         frame = frame.f_back  # type: ignore[assignment]
     return False

@@ -145,7 +145,7 @@ class BackgroundMiddleware:
         self._max_body = max_body
         self._authorize = authorize
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
-        self._is_dashboard = marks.none_of() if dashboard is None else marks.exactly(dashboard)
+        self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
         self._when = when if dashboard is None else marks.any_of(self._is_dashboard, when)
         self._may_bear_token = f"{token_name}="
         self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
@@ -162,7 +162,7 @@ class BackgroundMiddleware:
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
                 environ = self._without_our_parameters(environ)
-        if self._when(environ) and not _context.current_job():
+        if self._when(environ) and not _context.current_job() and self._may_start(environ):
             return self._answer_marked(environ).send(environ, start_response)
         if _context.declared and not _context.current_job():
             return self._watch(environ, start_response)
@@ -170,6 +170,10 @@ class BackgroundMiddleware:
             return self.app(environ, start_response)
         except BackgroundRequested as asked:  # from a view that this very request imported
             return self._answer_asked(environ, environ, asked).send(environ, start_response)
+
+    def _may_start(self, environ: dict[str, Any]) -> bool:
+        """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
+        return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_dashboard(environ)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
         if self._authorize is not None and self._is_dashboard(environ):

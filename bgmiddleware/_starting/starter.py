@@ -17,7 +17,6 @@ from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request
 from .._serving import (
-    UNSTORED,
     Answer,
     Headers,
     Site,
@@ -51,7 +50,6 @@ WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
 
-_ALLOW = ("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
 _LONGEST_IDEMPOTENCY_KEY = 255
 
@@ -194,11 +192,6 @@ class Starter:
                 " a token would be unknown to the others. Serve from one process with threads, or use a registry"
                 " that processes share"
             )
-        method = environ["REQUEST_METHOD"]
-        if method == "HEAD":
-            return Answer("200 OK", (("Content-Type", "text/plain; charset=utf-8"), *UNSTORED))
-        if method == "OPTIONS":
-            return Answer("204 No Content", (_ALLOW, *UNSTORED))
         purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
         if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
             # A browser drops this and asks again when the person really follows the link.

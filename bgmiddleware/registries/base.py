@@ -76,7 +76,7 @@ class Source(Protocol):
     """The live output of a job of this process, which its registry may read when somebody asks."""
 
     def drain(self) -> None:
-        """Append what was printed so far; waits for a drain under way. Never called with the registry's lock held."""
+        """Append what was printed so far, unless that is under way. Never called with the registry's lock held."""
 
     def watch(self, watched: bool) -> None:
         """From now on append each line at once (*watched*), or in batches again. Never blocks."""
@@ -217,6 +217,11 @@ class Registry(ABC):
     def check(self) -> None:
         """Raise ``ConfigurationError`` where it can be known already that the storage cannot be used. Makes nothing."""
         return
+
+    def is_there(self) -> bool:
+        """Whether anybody used the storage before: where nobody did, somebody who only looks may have mistyped its
+        name. Makes nothing."""
+        return True
 
     def secret(self) -> bytes:
         """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from ...errors import BackgroundError, ConfigurationError, RegistryError
-from .directory import make_file
+from .directory import INDEX, make_file
 
 __all__ = ["Index"]
 
@@ -71,7 +71,7 @@ class Index:
     """
 
     def __init__(self, directory: str, patience: float) -> None:
-        self.path = os.path.join(directory, "index.db")
+        self.path = os.path.join(directory, INDEX)
         self._lock_path = os.path.join(directory, "index.lock")
         self._patience = patience
         self._pid = os.getpid()
