@@ -7,7 +7,7 @@ import logging
 import operator
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from types import CodeType
@@ -45,6 +45,9 @@ they have one, is where the wish is noted."""
 
 late_entrances: set[CodeType] = set()
 """The code of the functions that pass on a response that has begun."""
+
+UNSTARTED = ("HEAD", "OPTIONS")
+"""The methods of requests that start no job: they are the app's, marked or not."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +199,13 @@ def _declare(function: Callable[..., Any], decorator: str) -> None:
 
 
 def _foreground() -> ForegroundOutput | None:
-    """Return what keeps the wish of the caller for the middleware around it; None: there is no middleware, or the
-    caller is in a job already."""
+    """Return what keeps the wish of the caller for the middleware around it; None: there is no middleware, its request
+    may not start a job, or the caller is in a job already."""
     output = current_output()
     if output is not None and output.job is not None:
         return None
     if isinstance(output, ForegroundOutput) and output.is_of_this_thread():
-        return output
+        return output if _may_start(output.request) else None
     # The context may be one of the view's own; then the stack tells, which is the way that the exception will take.
     frame = sys._getframe(2)
     while frame is not None:
@@ -210,7 +213,8 @@ def _foreground() -> ForegroundOutput | None:
             found = frame.f_locals.get("foreground")
             if found is None:  # not watched yet, since this very request imported the decorated view
                 found = ForegroundOutput(write_late("stdout"), write_late("stderr"))
-            return found if isinstance(found, ForegroundOutput) else None
+                found.request = frame.f_locals["environ"]
+            return found if isinstance(found, ForegroundOutput) and _may_start(found.request) else None
         if frame.f_code in late_entrances:
             where = sys._getframe(2)
             _log.warning(
@@ -222,6 +226,11 @@ def _foreground() -> ForegroundOutput | None:
             return None
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _may_start(request: Mapping[str, Any] | None) -> bool:
+    # The request as it came: some frameworks change it on the way to the view.
+    return request is not None and request["REQUEST_METHOD"] not in UNSTARTED
 
 
 def _left(foreground: ForegroundOutput, function: Callable[[], Any] | None) -> BackgroundRequested:

@@ -67,7 +67,7 @@ class BackgroundMiddleware:
     that a marked request may take before its client is redirected; what is done in time is answered as if nothing were
     between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see
     :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token. *single_flight*: whether a
-    request joins an identical one of the same owner that still runs. *max_body*: bytes of a request body, beyond it
+    request joins an identical one of the same client that still runs. *max_body*: bytes of a request body, beyond it
     413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is,
     and a pace. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
     lets in. *page*: makes the page of a job for a site with looks of its own: a function of
@@ -152,7 +152,7 @@ class BackgroundMiddleware:
         self._max_body = max_body
         self._authorize = authorize
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
-        self._is_dashboard = marks.none_of() if dashboard is None else marks.exactly(dashboard)
+        self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
         self._when = when if dashboard is None else marks.any_of(self._is_dashboard, when)
         self._may_bear_token = f"{token_name}="
         self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
@@ -169,7 +169,7 @@ class BackgroundMiddleware:
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
                 environ = self._without_our_parameters(environ)
-        if self._when(environ) and not _context.current_job():
+        if self._when(environ) and not _context.current_job() and self._may_start(environ):
             return self._answer_marked(environ).send(environ, start_response)
         if not _context.declared:
             try:
@@ -209,6 +209,10 @@ class BackgroundMiddleware:
         if has_body:
             forget_body(recorded)
         return iterable
+
+    def _may_start(self, environ: dict[str, Any]) -> bool:
+        """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
+        return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_dashboard(environ)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
         if self._authorize is not None and self._is_dashboard(environ):

@@ -13,18 +13,35 @@ from typing import Any
 from ._prefer import preferences
 from .errors import ConfigurationError
 
-__all__ = ["Mark", "all_of", "always", "any_of", "exactly", "header", "none_of", "path", "prefers_async", "query"]
+__all__ = [
+    "Mark",
+    "all_of",
+    "always",
+    "any_of",
+    "exactly",
+    "header",
+    "navigation",
+    "never",
+    "none_of",
+    "path",
+    "prefers_async",
+    "query",
+]
 
 Environ = Mapping[str, Any]
 Mark = Callable[[Environ], bool]
 
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
-def path(*globs: str, methods: Iterable[str] | None = None) -> Mark:
+
+def path(*globs: str, methods: Iterable[str] | None = None, parts: bool = False) -> Mark:
     """Mark requests whose ``PATH_INFO`` matches one of *globs*, as a whole and with upper and lower case told apart.
 
     ``*`` stands for any characters (``/`` too), ``?`` for one, ``[…]`` for one of a set. Globs are in the characters
-    of the URL after decoding (UTF-8). *methods*: only for these HTTP methods. Raises ``ConfigurationError`` if there
-    is no glob, or one that does not begin with ``/`` or ``*``, or *methods* is one ``str``.
+    of the URL after decoding (UTF-8). *methods*: only for these HTTP methods; by default GET, POST, PUT, PATCH and
+    DELETE. *parts*: also requests of a page for its parts, which :func:`navigation` leaves out. Raises
+    ``ConfigurationError`` if there is no glob, or one that does not begin with ``/`` or ``*``, or *methods* is one
+    ``str``.
     """
     if not globs:
         raise ConfigurationError("path() needs at least one glob, such as '/reports/*'")
@@ -33,34 +50,41 @@ def path(*globs: str, methods: Iterable[str] | None = None) -> Mark:
             raise ConfigurationError.of_setting("path", glob, "a glob that begins with '/' or '*'")
     if isinstance(methods, str):  # an iterable of letters, none of which is a method
         raise ConfigurationError.of_setting("methods", methods, f"a list, such as [{methods.upper()!r}]")
-    matches = _of_globs(globs)
-    if methods is None:
-        return matches
-    wanted = frozenset(method.upper() for method in methods)
-    return lambda environ: matches(environ) and environ["REQUEST_METHOD"] in wanted
+    wanted = _METHODS if methods is None else frozenset(method.upper() for method in methods)
+
+    def may_start(environ: Environ) -> bool:
+        return environ.get("REQUEST_METHOD", "GET") in wanted and (parts or navigation(environ))
+
+    return _of_globs(globs, may_start)
 
 
-def _of_globs(globs: tuple[str, ...]) -> Mark:
+def under(*globs: str) -> Mark:
+    """Mark all requests whose path matches one of *globs*, by whatever method and for whatever use."""
+    return _of_globs(globs, always)
+
+
+def _of_globs(globs: tuple[str, ...], others: Mark) -> Mark:
+    """Return the mark of what matches one of *globs* and is marked by *others* too."""
     # This runs for every request of the site. A prefix is a third faster than a regular expression, and nearly all
     # globs are one.
     prefixes = tuple(_as_wsgi(glob[:-1]) for glob in globs if glob.endswith("*") and not _is_pattern(glob[:-1]))
     if len(prefixes) == len(globs) == 1:
-        return _of_prefix(prefixes[0])
+        return _of_prefix(prefixes[0], others)
     if len(prefixes) == len(globs):
-        return lambda environ: bool(environ.get("PATH_INFO", "").startswith(prefixes))
+        return lambda environ: environ.get("PATH_INFO", "").startswith(prefixes) and others(environ)
     matches = re.compile("|".join(fnmatch.translate(glob) for glob in globs)).match
-    return lambda environ: matches(_of_wsgi(environ.get("PATH_INFO", ""))) is not None
+    return lambda environ: matches(_of_wsgi(environ.get("PATH_INFO", ""))) is not None and others(environ)
 
 
-def _of_prefix(prefix: str) -> Mark:
+def _of_prefix(prefix: str, others: Mark) -> Mark:
     if not prefix:
-        return always
+        return others
     # What begins with "/a" lies between "/a" and "/b": two comparisons, which make no new string.
     behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
     def path_begins(environ: Environ) -> bool:
         try:
-            return prefix <= environ["PATH_INFO"] < behind  # type: ignore[no-any-return]  # two str
+            return prefix <= environ["PATH_INFO"] < behind and others(environ)
         except KeyError:  # an empty one may be left out
             return False
 
@@ -85,6 +109,19 @@ def _as_wsgi(text: str) -> str:
 def _of_wsgi(text: str) -> str:
     """Return what a *text* of an environ says: one ``?`` stands for one character, not for one of its bytes."""
     return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def navigation(environ: Environ) -> bool:
+    """Mark what a person or a program goes to, by the ``Sec-Fetch-Mode`` and ``Sec-Fetch-Dest`` that browsers send.
+
+    Nobody can watch the job of an image, a style, a script, a frame or the page's own ``fetch``. Marks a request
+    without these headers: programs send none, nor do browsers to a site that is served without TLS.
+    """
+    mode, destination = environ.get("HTTP_SEC_FETCH_MODE"), environ.get("HTTP_SEC_FETCH_DEST")
+    if mode is None:
+        return destination in (None, "document")
+    # Of a link with the attribute "download", and of what a service worker passes on, the destination is empty.
+    return mode == "navigate" and destination in (None, "document", "empty")
 
 
 def prefers_async(environ: Environ) -> bool:
@@ -114,9 +151,14 @@ def query(name: str) -> Mark:
 
 
 def always(environ: Environ) -> bool:
-    """Mark every request: also what browsers ask for beside it, as ``/favicon.ico``. To leave those out there is
-    ``all_of(always, none_of(exactly("/favicon.ico")))``."""
+    """Mark every request: also what browsers ask for beside it, as ``/favicon.ico``. :func:`navigation` leaves those
+    out."""
     return True
+
+
+def never(environ: Environ) -> bool:
+    """Mark no request: for sites that use the decorators only, or whose app answers ``Prefer: respond-async``."""
+    return False
 
 
 def any_of(*marks: Mark) -> Mark:
@@ -131,6 +173,11 @@ def any_of(*marks: Mark) -> Mark:
 
 def all_of(*marks: Mark) -> Mark:
     """Mark what each of *marks* marks."""
+    if len(marks) == 1:
+        return marks[0]
+    if len(marks) == 2:
+        first, second = marks
+        return lambda environ: first(environ) and second(environ)
     return lambda environ: all(mark(environ) for mark in marks)
 
 

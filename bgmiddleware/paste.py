@@ -63,6 +63,14 @@ def _mark(text: str) -> marks.Mark:
             return marks.prefers_async
         case "always" if not rest:
             return marks.always
+        case "never" if not rest:
+            return marks.never
+        case "navigation" if not rest:
+            return marks.navigation
+        case "path" if rest:
+            return marks.path(*_globs(rest))
+        case "path+parts" if rest:
+            return marks.path(*_globs(rest), parts=True)
         case "query" if rest:
             return marks.query(rest)
         case "header" if rest:
@@ -79,7 +87,8 @@ def _owner(text: str) -> owners.Owner:
         case "header" if rest:
             return owners.header(rest)
         case "cookie" if rest:
-            return owners.cookie(rest)
+            secret, _, name = rest.partition(" name=")
+            return owners.cookie(secret.rstrip(), name=name.strip() if name else None)
     return _imported("owner", text)
 
 
@@ -108,13 +117,33 @@ def _named(setting: str, text: str) -> Any:
 
 
 def _marks(text: str) -> list[marks.Mark]:
-    return [_mark(word) for word in text.split()]
+    """Return the marks that are listed; ``and`` makes one of those beside it."""
+    found: list[list[marks.Mark]] = []
+    joins = False
+    for word in text.split():
+        if word == "and":
+            if joins or not found:
+                raise ValueError(text)
+            joins = True
+        elif joins:
+            found[-1].append(_mark(word))
+            joins = False
+        else:
+            found.append([_mark(word)])
+    if joins:
+        raise ValueError(text)
+    return [marks.all_of(*together) for together in found]
 
 
 # For each setting how its text is read, what it may be, and which of the three it belongs to.
 SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "paths": (_globs, "globs that begin with '/' or '*', with spaces between", "marks"),
-    "when": (_marks, "prefers_async, always, query:NAME, header:NAME[=VALUE], python:MODULE:NAME", "marks"),
+    "when": (
+        _marks,
+        "prefers_async, always, never, navigation, path:GLOB, path+parts:GLOB, query:NAME, header:NAME[=VALUE],"
+        " python:MODULE:NAME, with spaces or 'and' between",
+        "marks",
+    ),
     "promote_after": (_number, "seconds", "middleware"),
     "registry": (str, REGISTRY_URLS, "kind"),
     "executor": (str, EXECUTORS, "kind"),
@@ -137,7 +166,11 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "max_memory": (_size, "bytes, also as 64k, 16M, 1G", "executor"),
     "grace": (_number, "seconds", "executor"),
     "queue": (str, "a text", "executor"),
-    "owner": (_owner, "remote_user, header:NAME, cookie:SECRET, python:MODULE:NAME", "middleware"),
+    "owner": (
+        _owner,
+        "remote_user, header:NAME, cookie:SECRET, cookie:SECRET name=NAME, python:MODULE:NAME",
+        "middleware",
+    ),
     "single_flight": (_boolean, "true or false", "middleware"),
     "max_body": (_size, "bytes, also as 64k, 16M, 1G", "middleware"),
     "stream_slots": (_integer, "a whole number", "middleware"),

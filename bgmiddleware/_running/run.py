@@ -29,6 +29,8 @@ __all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "repla
 
 _log = logging.getLogger("bgmiddleware")
 
+_LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
+
 
 class RunningJob:
     """The job that the calling code belongs to: see :func:`bgmiddleware.current_job`. Any thread of it may call.
@@ -158,7 +160,7 @@ class Run:
                 return
             output = self._output
             if output is not None:
-                output.drain()
+                output.drain(_LAST_DRAIN)
                 self._keeper.flush()
             if self.registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
                 output.interrupt(reason)

@@ -89,7 +89,7 @@ def limits_of(per_owner: object, per_mark: object) -> Limits:
         isinstance(glob, str) and is_whole(most, 1) for glob, most in per_mark.items()
     ):
         raise ConfigurationError.of_setting("limit_per_mark", per_mark, "for each glob a whole number from 1")
-    return tuple((glob, marks.path(glob), most) for glob, most in per_mark.items())
+    return tuple((glob, marks.under(glob), most) for glob, most in per_mark.items())
 
 
 def priorities_of(per_mark: object) -> Priorities:
@@ -100,4 +100,4 @@ def priorities_of(per_mark: object) -> Priorities:
         isinstance(glob, str) and word in words for glob, word in per_mark.items()
     ):
         raise ConfigurationError.of_setting("priority_per_mark", per_mark, f"for each glob one of {', '.join(words)}")
-    return tuple((marks.path(glob), Priority(word)) for glob, word in per_mark.items())
+    return tuple((marks.under(glob), Priority(word)) for glob, word in per_mark.items())

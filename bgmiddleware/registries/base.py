@@ -76,7 +76,7 @@ class Source(Protocol):
     """The live output of a job of this process, which its registry may read when somebody asks."""
 
     def drain(self) -> None:
-        """Append what was printed so far; waits for a drain under way. Never called with the registry's lock held."""
+        """Append what was printed so far, unless that is under way. Never called with the registry's lock held."""
 
     def watch(self, watched: bool) -> None:
         """From now on append each line at once (*watched*), or in batches again. Never blocks."""
@@ -131,7 +131,8 @@ class Registry(ABC):
 
         *lease*: where it waits in the memory of a process, seconds that it may do so before ``renew`` says that this
         process is still there; None: it waits elsewhere, for ``pending_ttl``.
-        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken.
+        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken, or where
+        the job has a name that another one holds (:meth:`Job.holds_name`): with the key of that one.
         Evicts, now and then, what is due.
         """
 
@@ -179,7 +180,8 @@ class Registry(ABC):
         """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is.
 
         A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
-        no runner: with none, the process that it waits in says that it is there, for *lease* seconds.
+        no runner: with none, the process that it waits in says that it is there, for *lease* seconds, and that the job
+        is admitted.
         """
 
     @abstractmethod
@@ -215,6 +217,11 @@ class Registry(ABC):
     def check(self) -> None:
         """Raise ``ConfigurationError`` where it can be known already that the storage cannot be used. Makes nothing."""
         return
+
+    def is_there(self) -> bool:
+        """Whether anybody used the storage before: where nobody did, somebody who only looks may have mistyped its
+        name. Makes nothing."""
+        return True
 
     def secret(self) -> bytes:
         """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again

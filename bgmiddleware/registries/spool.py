@@ -101,20 +101,26 @@ class SpoolRegistry(Registry):
         """Raise ``ConfigurationError`` where the directory cannot be used, or made. Makes nothing."""
         self._store.check()
 
+    def is_there(self) -> bool:
+        return self._store.is_there()
+
     # The primitives.
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
-        now = self.clock()
-        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
         with self._store.changing() as change:
+            now = self.clock()
+            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
             self._evict_now_and_then(change, now)
             taken = table.find(change.database, job.key)
             if taken is not None:
                 if not taken.job.has_expired(now):
                     raise JobExists(job.key)
                 change.forget(taken, remembered=0)
+            holder = table.last_of_name(change.database, job.name) if job.name else None
+            if holder is not None and holder.job.holds_name(now):
+                raise JobExists(holder.job.key)
             self._make_room(change)
             row = table.insert(change.database, job)
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file

@@ -189,8 +189,6 @@ def test_everybody_else_gets_a_redirect(client: Client, accept: str) -> None:
 @pytest.mark.parametrize(
     ("method", "headers", "status"),
     [
-        ("HEAD", {}, 200),
-        ("OPTIONS", {}, 204),
         ("GET", {"sec_purpose": "prefetch"}, 503),
         ("GET", {"sec_purpose": "prefetch;prerender"}, 503),
         ("GET", {"purpose": "prefetch"}, 503),
@@ -205,6 +203,36 @@ def test_what_is_no_real_request_starts_nothing(
     assert "no-store" in reply["Cache-Control"]
     assert site.registry.jobs() == []
     assert stage.calls == []
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+def test_a_head_and_an_options_request_are_the_apps(client_of: Any, method: str) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        allowed = ("Allow", "GET, POST"), ("Access-Control-Allow-Origin", "*")
+        start_response("200 OK", [("Content-Type", "text/plain"), *allowed])
+        return []
+
+    site, client = client_of(app)
+    reply = client.request(method, "/slow", origin="https://other.example", access_control_request_method="POST")
+    assert (reply.status, reply["Allow"], reply["Access-Control-Allow-Origin"]) == (200, "GET, POST", "*")
+    assert site.registry.jobs() == []
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+def test_a_head_and_an_options_request_of_a_decorated_view_are_answered_by_it(client_of: Any, method: str) -> None:
+    @backgrounder
+    def view(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain"), ("X-Seen", environ["REQUEST_METHOD"])])
+        return []
+
+    def framework(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["REQUEST_METHOD"] = "GET"  # as some do, to have a HEAD answered by what answers GET
+        return view(environ, start_response)
+
+    site, client = client_of(framework, when=marks.never)
+    reply = client.request(method, "/slow")
+    assert (reply.status, reply["X-Seen"]) == (200, "GET")
+    assert site.registry.jobs() == []
 
 
 def test_another_purpose_is_no_prefetch(client: Client) -> None:
@@ -548,7 +576,7 @@ def test_odd_output_arrives_as_it_was(client_of: Any) -> None:
     assert reply.body == head + b"x" * 10_000_000 + b"\n"
     page = client.request("GET", target, accept="text/html")
     assert page.status == 200
-    assert len(page.body) < 40_000 + 64 * 1024, "the page, and the end of the output"
+    assert len(page.body) < 45_000 + 64 * 1024, "the page, and the end of the output"
 
 
 def test_pages_are_cut_between_characters(client_of: Any) -> None:

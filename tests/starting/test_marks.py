@@ -231,3 +231,62 @@ def test_the_first_mark_that_decides_ends_the_search():
     assert marks.any_of(NO, YES, unasked)({})
     assert not marks.all_of(NO, unasked)({})
     assert not marks.none_of(YES, unasked)({})
+
+
+BROWSERS = {
+    "an address that was typed in": ("navigate", "document", True),
+    "a link with the attribute download": ("navigate", "empty", True),
+    "an image": ("no-cors", "image", False),
+    "a style": ("no-cors", "style", False),
+    "a script of a module": ("cors", "script", False),
+    "a font": ("cors", "font", False),
+    "a video": ("no-cors", "video", False),
+    "a frame": ("navigate", "iframe", False),
+    "an old frame": ("navigate", "frame", False),
+    "an embedded object": ("navigate", "object", False),
+    "fetch()": ("cors", "empty", False),
+    "fetch() of the same origin": ("same-origin", "empty", False),
+    "a beacon": ("no-cors", "empty", False),
+    "a web socket": ("websocket", "websocket", False),
+    "a program": (None, None, True),
+    "who says only for what": (None, "image", False),
+    "who says only what page": (None, "document", True),
+    "who says only how": ("no-cors", None, False),
+    "who says only that it goes there": ("navigate", None, True),
+}
+
+
+@pytest.mark.parametrize("name", BROWSERS)
+@pytest.mark.parametrize("globs", [("/reports/*",), ("/a/*", "/reports/*"), ("/reports/[1-9]",), ("*",)])
+def test_a_path_marks_what_somebody_goes_to_and_no_part_of_a_page(name, globs):
+    mode, destination, is_marked = BROWSERS[name]
+    environ = at("/reports/1")
+    if mode is not None:
+        environ["HTTP_SEC_FETCH_MODE"] = mode
+    if destination is not None:
+        environ["HTTP_SEC_FETCH_DEST"] = destination
+    assert marks.navigation(environ) is is_marked
+    assert marks.path(*globs)(environ) is is_marked
+    assert marks.path(*globs, methods=["GET"])(environ) is is_marked
+    assert marks.path(*globs, parts=True)(environ) is True
+    assert not marks.path(*globs, methods=["POST"], parts=True)(environ)
+
+
+def test_a_path_marks_no_method_that_only_special_clients_send_unless_it_is_named():
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        assert marks.path("/dav/*")(at("/dav/1", method))
+    for method in ("PROPFIND", "LOCK", "MKCOL", "REPORT", "HEAD", "OPTIONS", "TRACE"):
+        assert not marks.path("/dav/*")(at("/dav/1", method))
+        assert marks.path("/dav/*", methods=[method])(at("/dav/1", method))
+
+
+def test_never_marks_nothing():
+    assert not marks.never(at("/"))
+    assert not marks.never({**at("/"), "HTTP_PREFER": "respond-async"})
+
+
+def test_all_of_one_two_or_three_marks_what_each_of_them_marks():
+    for marked in ([YES], [YES, YES], [YES, YES, YES]):
+        assert marks.all_of(*marked)(at("/"))
+    for unmarked in ([NO], [YES, NO], [NO, YES], [YES, YES, NO]):
+        assert not marks.all_of(*unmarked)(at("/"))

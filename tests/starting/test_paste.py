@@ -15,7 +15,15 @@ from urllib.request import urlopen
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, MemoryRegistry, ThreadExecutor, marks
+from bgmiddleware import (
+    BackgroundMiddleware,
+    ConfigurationError,
+    JobState,
+    MemoryRegistry,
+    ThreadExecutor,
+    marks,
+    owners,
+)
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.paste import SETTINGS, filter_app_factory
 from tests.conftest import needs
@@ -49,7 +57,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 
 def is_marked(app: BackgroundMiddleware, path: str = "/", **environ: str) -> bool:
-    return app._when({**ENVIRON, "PATH_INFO": path, **environ})
+    return bool(app._when({**ENVIRON, "PATH_INFO": path, **environ}))
 
 
 def test_a_filter_in_a_pipeline_marks_its_paths(load: Load) -> None:
@@ -144,6 +152,24 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("cookie:a secret that is long enough", "bgmiddleware-"),
+        ("cookie:a secret that is long enough name=shop", "shop."),
+        ("cookie:a secret that is long enough   name=shop-2 ", "shop-2."),
+    ],
+)
+def test_owner_names_its_cookie(text: str, name: str) -> None:
+    owner = filter_app_factory(lambda *_: [], None, owner=text)._site.owner
+    assert isinstance(owner, owners.CookieOwner)
+    who, ((_, cookie),) = owner.issue({})
+    assert cookie.startswith(name)
+    assert owners.cookie("a secret that is long enough", name=name[:-1])({"HTTP_COOKIE": cookie}) == (
+        None if name == "bgmiddleware-" else who
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "environ", "owner"),
     [
         ("remote_user", {"REMOTE_USER": "ada"}, "ada"),
@@ -171,6 +197,18 @@ def test_owner_knows_each_kind_of_owner(text: str, environ: dict[str, str], owne
         ("header:X-Slow=yes", {"HTTP_X_SLOW": "no"}, False),
         ("query:slow header:X-Slow", {"HTTP_X_SLOW": "1"}, True),
         ("python:bgmiddleware.marks:always", {}, True),
+        ("never", {"HTTP_PREFER": "respond-async"}, False),
+        ("navigation", {}, True),
+        ("navigation", {"HTTP_SEC_FETCH_DEST": "image"}, False),
+        ("path:/r/*", {"PATH_INFO": "/r/1"}, True),
+        ("path:/r/*", {"PATH_INFO": "/r/1", "HTTP_SEC_FETCH_DEST": "image"}, False),
+        ("path+parts:/r/*", {"PATH_INFO": "/r/1", "HTTP_SEC_FETCH_DEST": "image"}, True),
+        ("path+parts:/r/*", {"PATH_INFO": "/s"}, False),
+        ("path:/r/* and header:X-Slow", {"PATH_INFO": "/r/1", "HTTP_X_SLOW": "1"}, True),
+        ("path:/r/* and header:X-Slow", {"PATH_INFO": "/r/1"}, False),
+        ("path:/r/* and header:X-Slow", {"HTTP_X_SLOW": "1"}, False),
+        ("path:/r/* and header:X-Slow and query:a query:b", {"QUERY_STRING": "b"}, True),
+        ("path:/r/* and header:X-Slow and query:a", {"PATH_INFO": "/r/1", "HTTP_X_SLOW": "1"}, False),
     ],
 )
 def test_when_knows_each_kind_of_mark(text: str, environ: dict[str, str], marked: bool) -> None:
@@ -194,6 +232,12 @@ def test_an_unknown_key_is_refused_by_name_when_loading(load: Load) -> None:
         ("when", "sometimes"),
         ("when", "query:"),
         ("when", "always:1"),
+        ("when", "never:1"),
+        ("when", "path:"),
+        ("when", "path:reports"),
+        ("when", "and always"),
+        ("when", "always and"),
+        ("when", "always and and always"),
         ("when", "python:nosuchmodule:mark"),
         ("when", "python:bgmiddleware.marks:nosuchmark"),
         ("when", "python:bgmiddleware.marks:__all__"),

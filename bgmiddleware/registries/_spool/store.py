@@ -18,7 +18,7 @@ from .writer import Writers
 
 __all__ = ["Change", "Store", "storage_errors", "trouble"]
 
-_FILE = re.compile(r"([0-9a-f]{32})\.([0-9]+)(?:\.[a-z]+)?")
+_FILE = re.compile(rf"([0-9a-f]{{32}})\.([0-9]+)(?:\.(?:{Channel.REQUEST}|{Channel.BODY}))?")
 _ROWS_AT_ONCE = 200
 
 
@@ -49,6 +49,10 @@ class Store:
             raise ConfigurationError(f"directory = {self.path!r}: {error}") from error
         finally:
             self._index.release()
+
+    def is_there(self) -> bool:
+        """Whether the directory was used before. Makes nothing."""
+        return os.path.exists(self._index.path)
 
     def files(self, row: Row) -> JobFiles:
         """Return the files of a job."""
@@ -98,14 +102,16 @@ class Store:
         were killed after they changed the index, or before. Each call looks at one 256th of them."""
         directory = os.path.join(self.path, next(self._shards))
         with storage_errors(), contextlib.suppress(FileNotFoundError):
-            names = [match for name in os.listdir(directory) if (match := _FILE.fullmatch(name))]
+            matches = map(_FILE.fullmatch, os.listdir(directory))
+            names = [match for match in matches if match and match[1].startswith(os.path.basename(directory))]
             with self.reading() as database:
                 left = [name for name in names if _is_left_behind(database, name)]
             if left:
                 with self._index.writing() as database:  # nobody is about to add a job now
                     for name in left:
                         if _is_left_behind(database, name):
-                            os.unlink(os.path.join(directory, name[0]))
+                            with contextlib.suppress(IsADirectoryError, PermissionError):  # then it is none of ours
+                                os.unlink(os.path.join(directory, name[0]))
 
     def close(self) -> None:
         """Let go of files and connections."""
