@@ -885,6 +885,29 @@ def test_bytes_of_an_append_that_was_killed_are_none_and_the_next_one_takes_thei
     assert all_of(registry, KEY, Channel.BODY) == b"body on"
 
 
+def test_a_writer_that_was_killed_when_it_had_dropped_what_it_would_overwrite_leaves_readers_an_end(
+    make, directory, clock
+):
+    registry = make(directory, max_output=10)
+    running(registry, lease=1.0)
+    write(registry, KEY, bytes(range(100)))
+    registry.close()
+    (file,) = files_in(directory)
+    with open(file, "r+b") as job:
+        ends = _layout.read_header(job.fileno()).ends._replace(floor=150)
+        os.pwrite(job.fileno(), _layout.packed_ends(ends), _layout.ENDS_AT)
+    for lost in (False, True):
+        assert registry.get(KEY).output_dropped == (5, 100)
+        assert registry.read(KEY, Channel.OUTPUT, 97) == (100, b"")
+        following = registry.follow(KEY, tick=0.001)
+        assert [next(following), next(following)] == [(0, bytes(range(5))), (100, b"")]
+        assert registry.page(KEY, 5).piece == (100, b"")
+        if lost:
+            assert list(following) == []
+        clock.advance(1.0)
+        registry.evict()
+
+
 def test_what_comes_after_the_end_was_written_down_is_not_shown(make, directory):
     registry = make(directory, max_output=10)
     running(registry)
