@@ -166,6 +166,14 @@ class Job:
     """The groups that it belongs to, and how many jobs of each may run at a time, itself included."""
     fingerprint: str = ""
     """A digest of what the request asks for, to tell a repetition from another request."""
+    name: str = ""
+    """By which a repetition of the request finds the job; no two jobs hold one name at a time. Empty: it has none."""
+    name_salt: str = ""
+    """A random text: with the name, what the job's token is made of. So a name that is held again has another token."""
+    keeps_name: bool = False
+    """Whether it holds its name until it is forgotten; else until it ended, or was asked to stop."""
+    admitted: bool = True
+    """Whether an executor took it: only then others may be told of it."""
     request: Mapping[str, str] = field(default_factory=dict)
     """The recorded environ; empty when the job has ended."""
     response: RecordedResponse | None = None
@@ -199,6 +207,14 @@ class Job:
     def has_expired(self, now: float) -> bool:
         """Whether it ended more than its TTL before *now*."""
         return self.state.ended and self.expires_at is not None and now >= self.expires_at
+
+    def holds_name(self, now: float) -> bool:
+        """Whether no other job may have its name at *now*."""
+        if self.has_expired(now):
+            return False
+        if self.keeps_name and self.admitted:
+            return True
+        return not self.as_of(now).state.ended and self.cancel_requested_at is None
 
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""

@@ -131,7 +131,8 @@ class Registry(ABC):
 
         *lease*: where it waits in the memory of a process, seconds that it may do so before ``renew`` says that this
         process is still there; None: it waits elsewhere, for ``pending_ttl``.
-        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken.
+        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken, or where
+        the job has a name that another one holds (:meth:`Job.holds_name`): with the key of that one.
         Evicts, now and then, what is due.
         """
 
@@ -180,7 +181,8 @@ class Registry(ABC):
         """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is.
 
         A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
-        no runner: with none, the process that it waits in says that it is there, for *lease* seconds.
+        no runner: with none, the process that it waits in says that it is there, for *lease* seconds, and that the job
+        is admitted.
         """
 
     @abstractmethod

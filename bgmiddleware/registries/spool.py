@@ -121,6 +121,9 @@ class SpoolRegistry(Registry):
                 if not taken.job.has_expired(now):
                     raise JobExists(job.key)
                 change.forget(taken, remembered=0)
+            holder = table.last_of_name(change.database, job.name) if job.name else None
+            if holder is not None and holder.job.holds_name(now):
+                raise JobExists(holder.job.key)
             self._make_room(change)
             row = table.insert(change.database, job)
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file

@@ -56,6 +56,8 @@ redis: Any = needs("redis")
 
 from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
 
+pytestmark = pytest.mark.everything
+
 Make = Callable[..., RedisRegistry]
 
 ENDED = [state for state in JobState if state.ended]

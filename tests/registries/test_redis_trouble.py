@@ -37,6 +37,8 @@ redis: Any = needs("redis")
 
 from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
 
+pytestmark = pytest.mark.everything
+
 RECORD = f"bg:{{{KEY}}}"
 
 

@@ -39,6 +39,7 @@ _PARTS = {
     "enter": ("_index",),
     "file": ("_index",),
     "reserve": ("_index",),
+    "name": ("_index",),
     "due": ("_index",),
 }
 

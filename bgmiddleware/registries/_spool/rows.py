@@ -20,6 +20,7 @@ __all__ = [
     "forget",
     "has_expired",
     "insert",
+    "last_of_name",
     "newest",
     "place",
     "running",
@@ -65,6 +66,11 @@ def find(database: sqlite3.Connection, key: str) -> Row | None:
     raise RegistryError(f"what the index says of the job {key[:8]}… is damaged, or of a newer version")
 
 
+def last_of_name(database: sqlite3.Connection, name: str) -> Row | None:
+    """Return the job that was the last to be given a name."""
+    return _first(database.execute(f"{_ROW} WHERE name = ? ORDER BY number DESC LIMIT 1", (name,)))
+
+
 def has_expired(database: sqlite3.Connection, key: str) -> bool:
     """Whether a job of this key was there, and expired."""
     return database.execute("SELECT 1 FROM expired WHERE key = ?", (key,)).fetchone() is not None
@@ -73,8 +79,8 @@ def has_expired(database: sqlite3.Connection, key: str) -> bool:
 def insert(database: sqlite3.Connection, job: Job) -> Row:
     """Add a pending job."""
     database.execute("DELETE FROM expired WHERE key = ?", (job.key,))
-    statement = "INSERT INTO jobs (key, state, rank, due, document) VALUES (?, ?, ?, ?, ?)"
-    values = (job.key, job.state, job.priority.rank, job.expires_at, _document(job))
+    statement = "INSERT INTO jobs (key, state, rank, due, name, document) VALUES (?, ?, ?, ?, ?, ?)"
+    values = (job.key, job.state, job.priority.rank, job.expires_at, job.name or None, _document(job))
     number = database.execute(statement, values).lastrowid
     assert number is not None  # noqa: S101  # an INSERT has one
     return Row(number, 0, job.key, job)
