@@ -243,6 +243,8 @@ class Job:
 _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
+    **dict.fromkeys(("name", "name_salt"), (str,)),
+    **dict.fromkeys(("keeps_name", "admitted"), (bool,)),
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
     **dict.fromkeys(("groups", "request", "receipt"), (dict,)),

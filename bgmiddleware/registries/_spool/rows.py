@@ -60,15 +60,12 @@ class Row(Entry):
 
 def find(database: sqlite3.Connection, key: str) -> Row | None:
     """Return the row of a key; ``RegistryError`` where it cannot be read."""
-    entry = _first(database.execute(f"{_ROW} WHERE key = ?", (key,)))
-    if entry is None or isinstance(entry, Row):
-        return entry
-    raise RegistryError(f"what the index says of the job {key[:8]}… is damaged, or of a newer version")
+    return _readable(_first(database.execute(f"{_ROW} WHERE key = ?", (key,))))
 
 
 def last_of_name(database: sqlite3.Connection, name: str) -> Row | None:
-    """Return the job that was the last to be given a name."""
-    return _first(database.execute(f"{_ROW} WHERE name = ? ORDER BY number DESC LIMIT 1", (name,)))
+    """Return the job that was the last to be given a name; ``RegistryError`` where it cannot be read."""
+    return _readable(_first(database.execute(f"{_ROW} WHERE name = ? ORDER BY number DESC LIMIT 1", (name,))))
 
 
 def has_expired(database: sqlite3.Connection, key: str) -> bool:
@@ -156,6 +153,12 @@ def state_of(database: sqlite3.Connection, number: int, key: str) -> str | None:
     """Return the state that is stored of the job with this number and key; None: there is none."""
     row = database.execute("SELECT state FROM jobs WHERE number = ? AND key = ?", (number, key)).fetchone()
     return None if row is None else str(row[0])
+
+
+def _readable(entry: Entry | None) -> Row | None:
+    if entry is None or isinstance(entry, Row):
+        return entry
+    raise RegistryError(f"what the index says of the job {entry.key[:8]}… is damaged, or of a newer version")
 
 
 def _first(cursor: sqlite3.Cursor) -> Entry | None:
