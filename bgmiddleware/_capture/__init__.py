@@ -8,14 +8,12 @@ not know of. Standard library only.
 
 from ._descriptors import own_descriptors
 from ._files import Outlet
-from ._foreground import UNPRINTED
 from ._install import error_stream, install, install_for_job
 from ._output import ForegroundOutput, JobOutput, Output
 from ._streams import bound, current, current_output, detached, use_output
-from ._system import write_late
+from ._system import replaced, write_late
 
 __all__ = [
-    "UNPRINTED",
     "ForegroundOutput",
     "JobOutput",
     "Outlet",
@@ -28,6 +26,7 @@ __all__ = [
     "install",
     "install_for_job",
     "own_descriptors",
+    "replaced",
     "use_output",
     "write_late",
 ]

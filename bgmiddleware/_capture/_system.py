@@ -13,11 +13,20 @@ from typing import Any
 
 from ._streams import LARGE, ByteStandIn, StandIn, StandInOfOther, StdinStandIn, current, use_output
 
-__all__ = ["Place", "are_in_place", "replace_streams", "stand_in_of", "write_late"]
+__all__ = ["Place", "are_in_place", "replace_streams", "replaced", "stand_in_of", "write_late"]
 
 _NAMES = ("stdin", "stdout", "stderr")
 
 _MISSING: Any = object()
+
+
+class _Replaced:
+    """How often somebody has put a stream into ``sys`` outside of jobs: each watched request asks."""
+
+    changes = 0
+
+
+replaced = _Replaced()
 
 
 class Place:
@@ -67,6 +76,7 @@ class Place:
     def put(self, stream: Any) -> None:
         """Let *stream* be what the name is outside of jobs."""
         self.server = stream
+        replaced.changes += 1
         self._passes_on = _passes_on(stream) or (stream is None and self.of_jobs is None)
         if _is_stand_in(stream):
             self.stand_in = self.of_jobs = stream
@@ -272,18 +282,18 @@ def _meant(stream: object) -> object:
 def replace_streams() -> dict[str, tuple[Any, Any]]:
     """Put a stand-in where there is none, or no longer; return what was replaced, by name: the original and its
     stand-in. To be called by one thread at a time."""
-    replaced = {}
+    found = {}
     if not _places:
         _places.update((name, Place(name)) for name in _NAMES)
     for name, place in _places.items():
         original = place.heal()
         if original is not None:
-            replaced[name] = original, place.stand_in
+            found[name] = original, place.stand_in
     if _places["stdout"] is not vars(type(sys)).get("stdout"):
         # What pickles modules by their exact class (cloudpickle) asks any other class for this.
         described = {**_places, "__reduce__": lambda module: (importlib.import_module, (module.__name__,))}
         sys.__class__ = type("module", (type(sys),), described)
-    return replaced
+    return found
 
 
 def are_in_place() -> bool:

@@ -39,6 +39,7 @@ def claimed(job: Job, now: float, change: Transition) -> Job:
         runner=change.runner,
         started_at=now,
         expires_at=None,
+        admitted=True,
         lease_expires_at=None if change.lease is None else now + change.lease,
         receipt={**job.receipt, **(change.receipt or {})},
     )
@@ -70,11 +71,12 @@ def renewed(
 ) -> Job | None:
     """Return the job with a lease that counts from *now*; None where it is not the runner's.
 
-    A pending job is nobody's: it is renewed for the process that it waits in, and never beyond *pending_ttl*.
+    A pending job is nobody's: it is renewed for the process that it waits in, and never beyond *pending_ttl*. That
+    process has admitted it.
     """
     if job.state is JobState.PENDING and not runner:
         until = job.expires_at if lease is None else min(now + lease, job.created_at + pending_ttl)
-        return replace(job, expires_at=until)
+        return replace(job, expires_at=until, admitted=True)
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None
     until = job.lease_expires_at if lease is None else now + lease

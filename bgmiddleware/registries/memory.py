@@ -72,6 +72,7 @@ class MemoryRegistry(Registry):
         self._running: dict[str, None] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # in the order of their ends: oldest first
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
+        self._names: dict[str, str] = {}  # the key of the last job of each name
         self._bytes = 0
         self._evicted_at = 0.0
 
@@ -86,6 +87,9 @@ class MemoryRegistry(Registry):
                 if not taken.job.has_expired(now):
                     raise JobExists(job.key)
                 self._forget(job.key)
+            holder = self._names.get(job.name)
+            if holder is not None and self._records[holder].job.holds_name(now):
+                raise JobExists(holder)
             if len(self._records) >= self.max_jobs and not self._make_room():
                 raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
             while self._bytes >= self.max_bytes:
@@ -95,6 +99,8 @@ class MemoryRegistry(Registry):
             self._records[job.key] = _Record(job)
             self._pending[job.key] = None
             self._expired.pop(job.key, None)
+            if job.name:
+                self._names[job.name] = job.key
             return job
 
     def get(self, key: str) -> Job:
@@ -318,6 +324,8 @@ class MemoryRegistry(Registry):
         self._pending.pop(key, None)
         self._running.pop(key, None)
         self._ended.pop(key, None)
+        if self._names.get(record.job.name) == key:
+            del self._names[record.job.name]
         for log in record.logs.values():
             self._bytes -= log.stored
             log.remove()

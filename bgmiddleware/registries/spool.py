@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sqlite3
@@ -41,6 +42,8 @@ _CLEAN_UP_EVERY = 10.0
 _LOOK_EVERY = 5.0
 
 T = TypeVar("T")
+
+_log = logging.getLogger("bgmiddleware")
 
 
 class SpoolRegistry(Registry):
@@ -118,6 +121,9 @@ class SpoolRegistry(Registry):
                 if not taken.job.has_expired(now):
                     raise JobExists(job.key)
                 change.forget(taken, remembered=0)
+            holder = table.last_of_name(change.database, job.name) if job.name else None
+            if holder is not None and holder.job.holds_name(now):
+                raise JobExists(holder.job.key)
             self._make_room(change)
             row = table.insert(change.database, job)
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file
@@ -338,7 +344,9 @@ class SpoolRegistry(Registry):
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
         lost = evicted = 0
         for row in table.due(change.database, now, limit):
-            if row.job.state.ended:
+            if not isinstance(row, Row):
+                _log.warning("%s: the job %s… is given up: it cannot be read", self.directory, row.key[:8])
+            if not isinstance(row, Row) or row.job.state.ended:
                 change.forget(row, remembered=self.max_jobs)
                 evicted += 1
             else:

@@ -81,6 +81,11 @@ def added(registry: Registry, name: str = "one") -> str:
     return registry.add(Job(key_of(name), name)).key
 
 
+def named(token: str, name: str = "n", **more: Any) -> Job:
+    """Return a new job that has a name."""
+    return Job(key_of(token), token, name=name, name_salt=f"salt of {token}", **more)
+
+
 def running(registry: Registry, name: str = "one", *, lease: float | None = None) -> str:
     key = added(registry, name)
     assert registry.claim(key, RUNNER, lease=lease)
@@ -233,6 +238,109 @@ class RegistryContract:
 
     def test_discarding_an_unknown_key_does_nothing(self, registry):
         assert registry.discard(KEY) is False
+
+    # Names.
+
+    def test_two_jobs_do_not_hold_one_name(self, registry):
+        added(registry, "unnamed")
+        first = registry.add(named("first"))
+        assert (first.name, first.name_salt, first.keeps_name) == ("n", "salt of first", False)
+        for name in ("second", "third"):
+            with pytest.raises(JobExists) as refused:
+                registry.add(named(name))
+            assert refused.value.key == first.key
+            with pytest.raises(JobNotFound):
+                registry.get(key_of(name))
+        assert registry.add(named("other", name="another name")).name == "another name"
+        assert len(registry.jobs()) == 3
+
+    @pytest.mark.parametrize("frees", ["ends", "is asked to stop", "is discarded", "is lost"])
+    def test_a_name_is_free_when_its_job(self, registry, clock, frees):
+        key = registry.add(named("first")).key
+        if frees == "is discarded":
+            registry.discard(key)
+        elif frees == "is lost":
+            clock.advance(20.0)
+        else:
+            registry.claim(key, RUNNER)
+            if frees == "ends":
+                registry.finish(key, RUNNER, JobState.FAILED)
+            else:
+                registry.request_cancel(key)
+        second = registry.add(named("second"))
+        with pytest.raises(JobExists) as refused:
+            registry.add(named("third"))
+        assert refused.value.key == second.key
+        if frees == "is asked to stop":
+            assert registry.finish(key, RUNNER, JobState.CANCELLED)
+            with pytest.raises(JobExists):
+                registry.add(named("third"))
+
+    @each_end
+    def test_a_name_that_is_kept_is_free_when_its_job_has_expired(self, registry, clock, state):
+        first = registry.add(named("first", keeps_name=True))
+        registry.claim(first.key, RUNNER)
+        registry.request_cancel(first.key)
+        registry.finish(first.key, RUNNER, state)
+        clock.advance(59.99)
+        with pytest.raises(JobExists) as refused:
+            registry.add(named("second", keeps_name=True))
+        assert refused.value.key == first.key
+        clock.advance(0.01)
+        second = registry.add(named("second", keeps_name=True))
+        assert second.state is JobState.PENDING
+        with pytest.raises(JobExpired):
+            registry.get(first.key)
+        registry.evict()
+        with pytest.raises(JobExists) as refused:
+            registry.add(named("third", keeps_name=True))
+        assert refused.value.key == second.key
+
+    def test_a_name_is_free_when_its_job_made_room(self, make):
+        registry = make(max_jobs=2)
+        first = registry.add(named("first", keeps_name=True))
+        registry.claim(first.key, RUNNER)
+        registry.finish(first.key, RUNNER, JobState.FINISHED)
+        for name in ("a", "b"):
+            ended(registry, name)
+        assert registry.add(named("second", keeps_name=True)).name == "n"
+
+    def test_the_name_of_a_job_that_nobody_admitted_is_free_when_it_was_never_started(self, registry, clock):
+        first = registry.add(named("first", keeps_name=True, admitted=False), lease=5.0)
+        with pytest.raises(JobExists):
+            registry.add(named("second", keeps_name=True))
+        assert not registry.get(first.key).admitted
+        clock.advance(5.0)
+        registry.add(named("second", keeps_name=True))
+        assert registry.get(first.key).state is JobState.LOST
+
+    @pytest.mark.parametrize("admits", ["renewed", "claimed"])
+    def test_a_job_is_admitted_when_it_is(self, registry, clock, admits):
+        first = registry.add(named("first", keeps_name=True, admitted=False), lease=5.0)
+        if admits == "renewed":
+            assert registry.renew(first.key, "", lease=10.0).ok
+        else:
+            assert registry.claim(first.key, RUNNER, lease=10.0)
+        assert registry.get(first.key).admitted
+        clock.advance(10.0)
+        assert registry.get(first.key).state is JobState.LOST
+        with pytest.raises(JobExists) as refused:
+            registry.add(named("second", keeps_name=True))
+        assert refused.value.key == first.key
+
+    def test_of_many_that_are_given_one_name_at_once_one_has_it(self, registry):
+        together = threading.Barrier(8)
+
+        def add(name: str) -> str:
+            together.wait(LONG)
+            try:
+                return registry.add(named(name)).key
+            except JobExists as error:
+                return error.key
+
+        adding = [begun(add, f"{number}") for number in range(8)]
+        assert len({done(one) for one in adding}) == 1
+        assert len(registry.jobs()) == 1
 
     # How long a job lives.
 

@@ -8,20 +8,22 @@ from ..._jobs import Job, JobState
 from ...errors import RegistryError
 from .link import Server
 
-__all__ = ["Entered", "Index"]
+__all__ = ["LINGER", "Entered", "Index"]
 
 _log = logging.getLogger("bgmiddleware")
 
 _NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue")
 _LOOK_AGAIN = 3600.0  # at jobs that run without a lease
+LINGER = 60.0  # for so many seconds more a name is kept than its job may hold it
 
 
 class Entered(NamedTuple):
-    """The answer to who wants a place for a new job: *full*; or *known*, there is one of this key already. *gone*:
-    the keys of those that made room."""
+    """The answer to who wants a place for a new job: *full*; or *known*, there is one of this key already; or *holder*,
+    what its name holds. *gone*: the keys of those that made room."""
 
     full: bool
     known: bool
+    holder: str
     now: float
     gone: list[str]
 
@@ -34,10 +36,23 @@ class Index:
         self._prefix = f"{{{prefix}}}"
         self._keys = [f"{self._prefix}:{name}" for name in _NAMES]
 
-    def enter(self, key: str, rank: int, max_jobs: int, patience: float) -> Entered:
-        """Take a place for a new job, whose priority has this *rank*, which is pending, for *patience* seconds."""
-        answer, now, *gone = self._run("enter", [], key, max_jobs, patience, rank)
-        return Entered(answer == b"full", answer == b"known", float(now), [other.decode() for other in gone])
+    def enter(self, job: Job, max_jobs: int, patience: float, holder: str) -> Entered:
+        """Take a place for a new job, pending for *patience* seconds, and its name, which may hold *holder* now."""
+        names = [self._name(job)] if job.name else []
+        arguments = (job.key, max_jobs, patience, job.priority.rank, holder, _milliseconds(patience + LINGER))
+        answer, now, *others = self._server.run("enter", [*self._keys, *names], *arguments)
+        keys = [other.decode() for other in others]
+        if answer == b"named":
+            return Entered(False, False, keys[0], float(now), [])
+        return Entered(answer == b"full", answer == b"known", "", float(now), keys)
+
+    def keep_name(self, job: Job, seconds: float) -> bool:
+        """Keep the name of a job, whose record is there; false where another one has it by now."""
+        keys = [*self._keys, self._name(job)]
+        return bool(self._server.run("name", keys, job.key, _milliseconds(seconds))[0] == b"ok")
+
+    def _name(self, job: Job) -> str:
+        return f"{self._prefix}:name:{job.name}"
 
     def file(self, job: Job, now: float, place: str, *, anew: bool = False) -> None:
         """Bring the index up to date with a job. Where that fails it is done when the job is due: the record counts."""
@@ -104,6 +119,10 @@ class Index:
     def _group(self, name: str) -> str:
         # What of the name is no text (a lone surrogate) is written as its number is.
         return f"{self._prefix}:group:{name}".encode("utf-8", "backslashreplace").decode()
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(1000 * min(seconds, 1e12))
 
 
 def _until(job: Job) -> str:

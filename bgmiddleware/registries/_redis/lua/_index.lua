@@ -1,4 +1,5 @@
--- Before each script of the index. KEYS are always these seven, all in the index's slot; behind them, the groups of a job.
+-- Before each script of the index. KEYS are always these seven, all in the index's slot; behind them, the groups of a job,
+-- or its name.
 --   jobs     every key, by the order of coming        due    when to look at one that is pending or runs
 --   pending  those that wait, by the same order       ended  those that ended, by when they are forgotten
 --   running  those that run, by the same order        last   the number of the last that came

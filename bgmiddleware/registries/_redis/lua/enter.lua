@@ -1,7 +1,13 @@
--- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority. Take a place for a new job. Return the time, and the jobs that made room.
+-- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority, and for a job with a name: what that
+-- may hold now, and for how many milliseconds it is taken. KEYS[8]: the name, see name.lua. Take a place for a new job.
+-- Return the time, and the jobs that made room.
 local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
 if redis.call('ZSCORE', JOBS, key) then
   return {'known', now}
+end
+local holder = KEYS[8] and redis.call('GET', KEYS[8])
+if holder and holder ~= ARGV[6] then
+  return {'named', now, holder}
 end
 local gone = {}
 while redis.call('ZCARD', JOBS) >= most do
@@ -13,6 +19,9 @@ while redis.call('ZCARD', JOBS) >= most do
   redis.call('ZREM', ENDED, first)
   redis.call('ZREM', JOBS, first)
   gone[#gone + 1] = first
+end
+if KEYS[8] then
+  redis.call('SET', KEYS[8], key .. '?', 'PX', ARGV[7])
 end
 local number = redis.call('INCR', LAST)
 redis.call('ZADD', JOBS, number, key)

@@ -1,0 +1,12 @@
+-- ARGV: now, key, milliseconds. KEYS[8]: a name. It has the key of the last job that was given it, with a '?' behind it
+-- until the record of that is there. Say that it is, and keep the name for so long, if it is still this job's.
+local key = ARGV[2]
+local holder = redis.call('GET', KEYS[8])
+if holder == key then
+  redis.call('PEXPIRE', KEYS[8], ARGV[3]) -- takes no memory: see write.lua
+elseif holder == key .. '?' then
+  redis.call('SET', KEYS[8], key, 'PX', ARGV[3])
+else
+  return {'lost'}
+end
+return {'ok'}
