@@ -104,13 +104,13 @@ class OutputFile:
         self.backlog += len(data) - len(rest)
         return rest
 
-    def move(self) -> int:
-        """Move to the file what the pipe holds; return how much that was."""
+    def move(self) -> None:
+        """Move to the file what the pipe holds."""
         pipe = self.pipe
         if pipe is None or pipe.reader < 0:
-            return 0
+            return
         with _locked(self._number):
-            return _move(pipe.reader, self._number)
+            pipe.moved += _move(pipe.reader, self._number)
 
     def collect(self, store: Callable[[bytes], None]) -> None:
         """Move to *store* what was added since the last time, and give its space back.

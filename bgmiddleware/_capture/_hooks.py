@@ -188,6 +188,7 @@ class _Probe:
 
     pending: list[str | bytes] | None = None
     printed: list[str | bytes] | None = None
+    is_direct = False
     batch = 1
 
     def __init__(self, output: JobOutput) -> None:

@@ -30,12 +30,14 @@ class Output(Protocol):
     Where *pending* is a list, a text may be appended to it instead of calling ``out`` or ``err``; then ``drain_soon``
     must be called if the text is large or the list holds *batch* of them. It saves a call for each print. *printed* is
     the same list for ``print``, or None where the running code has put a stream of its own into ``sys``: *assigned*.
+    *is_direct*: whether ``print`` may call ``out`` or ``err`` then.
     """
 
     out: Callable[[str], int]
     err: Callable[[str], int]
     pending: list[str | bytes] | None
     printed: list[str | bytes] | None
+    is_direct: bool
     batch: int
 
     @property
@@ -76,6 +78,7 @@ class ForegroundOutput:
     job = None
     pending: list[str | bytes] | None = None
     printed: list[str | bytes] | None = None
+    is_direct = False
     assigned: dict[str, Any] = {}  # noqa: RUF012  # of no job, so nothing is put into it
     batch = 1
 
@@ -201,6 +204,8 @@ class JobOutput:
         """Let the stand-ins do as it is now. What is seldom the case costs the usual print nothing."""
         self.pending: list[str | bytes] | None = None
         self.printed: list[str | bytes] | None = None
+        self.is_direct = False
+        """Whether what is printed goes to ``out`` and ``err``, and not to what the job put into ``sys``."""
         if self.job is None:
             self.out, self.err = self._late
             return
@@ -209,6 +214,7 @@ class JobOutput:
             return
         if self._pipe is not None and self._file is None:
             self.out = self.err = self._write_in_order
+            self.is_direct = not self.assigned
             return
         self.out = self.err = self._write
         self.pending = self._pending
@@ -312,9 +318,10 @@ class JobOutput:
         return len(last) > _LARGE or (last[-1:] in ("\n", "\r", b"\n", b"\r") or last[:1] in ("\r", b"\r"))
 
     def _write_in_order(self, text: str) -> int:
-        pipe = self._pipe
-        if pipe is not None and not self._is_forked and text != "\n" and pipe.has_more():
-            self._store_soon(patience=_LONGEST_WAIT)  # what children wrote before this
+        if text != "\n":
+            pipe = self._pipe
+            if pipe is not None and not self._is_forked and pipe.has_more():
+                self._store_soon(patience=_LONGEST_WAIT)  # what children wrote before this
         return self._write(text)
 
     def _drain(self, collecting: bool = True) -> None:
@@ -409,9 +416,9 @@ class JobOutput:
         pipe = self._pipe
         if pipe is None or self.job is None:
             return 0
-        waiting = pipe.waiting()
+        before = pipe.moved
         self.drain()
-        return max(0, waiting - pipe.waiting())
+        return pipe.moved - before
 
     def drain(self, patience: float = 0.0) -> None:
         """Store all that was written so far. Waits *patience* seconds for a drain under way, and leaves it to that."""

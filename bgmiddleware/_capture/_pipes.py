@@ -21,7 +21,9 @@ try:
     import fcntl
     import termios
 except ImportError:  # Windows: a job has no number of its own there
-    fcntl = termios = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]
+else:
+    _ioctl, _FIONREAD = fcntl.ioctl, termios.FIONREAD
 
 __all__ = ["HAS_PIPES", "ChildPipe", "after_fork", "collector", "enlarge", "identity", "read_late", "waiting_in"]
 
@@ -51,6 +53,8 @@ class ChildPipe:
         self._is_large = ends is not None
         self._identity = identity(self._writer)
         self._public: dict[str, int] = {}
+        self.moved = 0
+        """How many bytes were read from it."""
         os.set_blocking(self.reader, False)
         _open_pipes.add(self)
 
@@ -62,12 +66,13 @@ class ChildPipe:
         return number
 
     def has_more(self) -> bool:
-        """Whether there is something to read."""
-        return waiting_in(self.reader, self._size) > 0
-
-    def waiting(self) -> int:
-        """Return how many bytes there are to read."""
-        return waiting_in(self.reader, self._size)
+        """Whether there is something to read. Each print of a job with a pipe asks."""
+        size = self._size
+        try:
+            _ioctl(self.reader, _FIONREAD, size)
+        except (OSError, ValueError):  # it is closed
+            return False
+        return size[0] > 0
 
     def append(self, data: bytes) -> None:
         """Write *data*; wait until there is room. Drop it where nobody reads any more."""
@@ -82,12 +87,10 @@ class ChildPipe:
             except OSError:
                 return
 
-    def collect(self, store: Callable[[bytes], None]) -> int:
-        """Move to *store* what the pipe holds now, and return how much that was. What is written meanwhile waits for
-        the next time: a child may write faster than we read."""
-        if self.reader < 0:
-            return 0
-        left = moved = waiting_in(self.reader, self._size)
+    def collect(self, store: Callable[[bytes], None]) -> None:
+        """Move to *store* what the pipe holds now. What is written meanwhile waits for the next time: a child may
+        write faster than we read."""
+        left = waiting_in(self.reader, self._size)
         if left >= 65536 and not self._is_large:
             self._is_large = True
             enlarge(self.reader, _LARGE_PIPE)
@@ -99,8 +102,8 @@ class ChildPipe:
             if not data:
                 break
             left -= len(data)
+            self.moved += len(data)
             store(data)
-        return moved - left
 
     def close(self) -> int:
         """Write no more; return the reading end, of which the caller takes care."""
@@ -161,8 +164,8 @@ def _reopened(number: int) -> int:
 def waiting_in(reader: int, size: "array.array[int]") -> int:
     """Return how many bytes a pipe holds; 0 where it is closed. *size*: room for the answer."""
     try:
-        fcntl.ioctl(reader, termios.FIONREAD, size)
-    except OSError:
+        _ioctl(reader, _FIONREAD, size)
+    except (OSError, ValueError):
         return 0
     return size[0]
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ._output import Output
 from ._streams import LARGE, ByteStandIn, StandIn, StandInOfOther, StdinStandIn, current, use_output
 
 __all__ = ["Place", "are_in_place", "replace_streams", "replaced", "stand_in_of", "write_late"]
@@ -51,11 +52,12 @@ class Place:
         return stream
 
     def __set__(self, module: object, stream: Any) -> None:
-        stream = _meant(stream)
         output = current.get()
         if output is None or output.job is None:
-            self.put(stream)
-        elif stream is self.of_jobs or stream is self.stand_in:
+            self.put(self.of_jobs if stream is self.front else stream)
+            return
+        stream = _meant(stream)
+        if stream is self.of_jobs or stream is self.stand_in:
             output.unassign(self.name)
         else:
             _write_through(stream)
@@ -159,6 +161,15 @@ class Front(io.TextIOBase):
                 raise RuntimeError(f"lost sys.{place.name}")
             return int(stream.write(text) or 0)
 
+        if place.name == "stderr":
+
+            def write_directly(output: Output, text: str) -> int:
+                return output.err(text)
+        else:
+
+            def write_directly(output: Output, text: str) -> int:
+                return output.out(text)
+
         server = place.server
         write_outside: Callable[[str], int] = write_slowly
         if type(server) is StandIn or type(server) is StandInOfOther:
@@ -177,6 +188,8 @@ class Front(io.TextIOBase):
                         return size
                     output.drain_soon()
                     return size
+                if output.is_direct:
+                    return write_directly(output, text)
             return write_slowly(text)
 
         is_plain = place.of_jobs is None or _is_stand_in(place.of_jobs)

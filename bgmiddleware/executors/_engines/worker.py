@@ -94,10 +94,14 @@ def interrupted_by(number: signal.Signals) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unheard(number: signal.Signals) -> Iterator[None]:
-    """Let signal *number* do nothing to this process. Not ignored: its children would inherit that."""
+    """Let signal *number* do nothing to this process. Not ignored: its children would inherit that. A forked one ends
+    of it, as it would elsewhere: so pools of processes end their workers."""
+    pid = os.getpid()
 
     def hear(number: int, frame: FrameType | None) -> None:
-        """Do nothing."""
+        if os.getpid() != pid:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     before = signal.signal(number, hear)
     try:
