@@ -28,17 +28,16 @@ def own_descriptors(output: JobOutput, outlet: Outlet) -> Iterator[None]:
     _flush()
     _unbuffer_c()
     output.share(outlet)
-    number = outlet.writer if outlet.writer >= 0 else outlet.file
     kept = {at: _duplicate(at) for at in (1, 2) if at not in _lost or identity(at) != _lost[at]}
     try:
         for descriptor in kept:
-            os.dup2(number, descriptor)
+            os.dup2(outlet.writer, descriptor)
         yield
     finally:
         _flush()
         for descriptor, original in kept.items():
             is_now = identity(descriptor)
-            if is_now not in (None, identity(number)):
+            if is_now not in (None, identity(outlet.writer)):
                 _lost[descriptor] = is_now
             elif original is not None:
                 os.dup2(original, descriptor)

@@ -23,6 +23,7 @@ __all__ = ["Outlet", "OutputFile"]
 _COLLECT_BYTES = 256 * 1024
 _PUNCH_BYTES = 1024 * 1024
 _PUNCH_BEHIND = 2 * 1024 * 1024  # more than may be collected and not be in the registry yet
+_PIPE = ".pipe"
 _PIPE_BYTES = 1024 * 1024
 
 
@@ -32,12 +33,12 @@ class Outlet:
     read there what it printed before it died.
 
     *file*: a descriptor of an empty file, which has all of the output in the end. *reader*, *writer*: the ends of a
-    pipe, which is the process's file 1 and 2; the process moves to the file what comes through it. Negative: the file
-    itself is.
+    pipe, which is the process's file 1 and 2; the process moves to the file what comes through it. Negative: they are
+    not this process's business.
     """
 
     file: int
-    reader: int = -1
+    reader: int
     writer: int = -1
 
     @classmethod
@@ -47,6 +48,33 @@ class Outlet:
         enlarge(reader, _PIPE_BYTES)
         os.set_blocking(reader, False)
         return cls(open_output_file(), reader, writer)
+
+    @classmethod
+    def make_at(cls, path: str) -> "Outlet":
+        """Make one with names, at *path*, for who looks after this process and finds it there."""
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.mkfifo(path + _PIPE, 0o600)
+        reader = os.open(path + _PIPE, os.O_RDONLY | os.O_NONBLOCK)
+        enlarge(reader, _PIPE_BYTES)
+        return cls(file, reader, os.open(path + _PIPE, os.O_WRONLY))
+
+    @classmethod
+    def find_at(cls, path: str) -> "Outlet":
+        """Open the one at *path*, to read it. Raises ``FileNotFoundError``."""
+        reader = os.open(path + _PIPE, os.O_RDONLY | os.O_NONBLOCK)  # made last
+        return cls(os.open(path, os.O_RDWR | os.O_APPEND), reader)
+
+    @staticmethod
+    def remove_at(path: str) -> None:
+        """Remove its names, whoever has it open. Does nothing if they are gone."""
+        for name in (path, path + _PIPE):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+    @staticmethod
+    def is_pipe(path: str) -> bool:
+        """Whether *path* is the second name of one."""
+        return path.endswith(_PIPE)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -80,8 +108,9 @@ class Outlet:
     def end(self, write: Callable[[str], Any]) -> None:
         """Let go of the file. What is still written to the pipe goes to *write*."""
         os.close(self.file)
-        if self.reader >= 0:
-            read_late(self.reader, write)
+        if self.writer >= 0:
+            os.close(self.writer)
+        read_late(self.reader, write)
 
 
 class OutputFile:
@@ -89,7 +118,7 @@ class OutputFile:
 
     def __init__(self, outlet: Outlet) -> None:
         self._number = os.dup(outlet.file)
-        self.pipe = ChildPipe((outlet.reader, outlet.writer)) if outlet.writer >= 0 else None
+        self.pipe = ChildPipe((outlet.reader, outlet.writer))
         self.backlog = 0
         """Bytes that this process added and that were not collected since."""
         self._collected = 0
@@ -97,8 +126,7 @@ class OutputFile:
 
     def append(self, data: bytes) -> bytes:
         """Add *data* behind what came through the pipe so far; return what the system has no room for."""
-        pipe = self.pipe
-        if pipe is not None and pipe.has_more():
+        if self.pipe.has_more():
             self.move()
         rest = _write(self._number, data)
         self.backlog += len(data) - len(rest)
@@ -106,11 +134,8 @@ class OutputFile:
 
     def move(self) -> None:
         """Move to the file what the pipe holds."""
-        pipe = self.pipe
-        if pipe is None or pipe.reader < 0:
-            return
         with _locked(self._number):
-            pipe.moved += _move(pipe.reader, self._number)
+            self.pipe.moved += _move(self.pipe.reader, self._number)
 
     def collect(self, store: Callable[[bytes], None]) -> None:
         """Move to *store* what was added since the last time, and give its space back.
@@ -136,8 +161,7 @@ class OutputFile:
     def close(self, store: Callable[[bytes], None]) -> None:
         """Collect the rest. Who made the outlet reads what comes after it."""
         self.collect(store)
-        if self.pipe is not None:
-            os.close(self.pipe.close())
+        os.close(self.pipe.close())
         os.close(self._number)
 
 

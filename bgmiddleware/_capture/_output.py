@@ -402,8 +402,7 @@ class JobOutput:
             self._file = OutputFile(outlet)
             self._pipe = self._file.pipe
             self._choose_writers()
-            if self._pipe is not None:
-                collector.add(self)
+            collector.add(self)
 
     @property
     def reader(self) -> int:

@@ -219,6 +219,9 @@ class ByteStandIn(io.BufferedIOBase):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._text.original.buffer, name)
 
+    def _dealloc_warn(self, source: object) -> None:
+        """Do nothing: who lets go of a wrapper around us without closing it leaves no file open."""
+
     @property
     def raw(self) -> Any:
         return self if self._text.is_in_job() else self._text.original.buffer.raw

@@ -62,7 +62,7 @@ def _load(asked: dict[str, Any]) -> tuple[Site | None, str]:
 
 def _receive(parent: socket.socket) -> tuple[dict[str, Any], Outlet] | None:
     """Return the next message and the outlet that came with it; None at the end."""
-    line, numbers = b"", [-1]
+    line, numbers = b"", [-1, -1, -1]
     while not line.endswith(b"\n"):
         data, received, _, _ = socket.recv_fds(parent, 65536, 3)
         if not data:
