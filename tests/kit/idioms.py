@@ -1,6 +1,6 @@
 """What scripts and libraries do with their stdout and stderr, each as a view of a job: the table of docs/capture.rst.
 
-An app of its own, so that child processes can load it. ``EXPECTED``: what each prints if all of it is caught.
+``python -m tests.kit.idioms threads FILE``, or ``processes``, runs them all, and writes down where each printed.
 """
 
 import asyncio
@@ -10,7 +10,9 @@ import contextlib
 import ctypes
 import faulthandler
 import getpass
+import importlib
 import io
+import json
 import logging
 import logging.config
 import multiprocessing
@@ -29,17 +31,23 @@ from multiprocessing.pool import ThreadPool
 from sys import stdout as stdout_at_import
 from typing import Any
 
-IDIOMS: dict[str, Callable[[], Any]] = {}
-"""By their names in the table."""
+from bgmiddleware import BackgroundMiddleware, ThreadExecutor, marks
+from bgmiddleware._jobs import Channel, key_of
+from bgmiddleware.executors.process import ProcessExecutor
+from bgmiddleware.registries.spool import SpoolRegistry
+from tests.kit.clients import InProcess
+
+IDIOMS: dict[str, tuple[Callable[[], Any], int]] = {}
+"""By their names in the table: what a job does, and how often it prints "caught", at least."""
 
 write_at_import = sys.stdout.write
 default_argument = sys.stdout
 thread_pool_at_import = ThreadPoolExecutor(1)
 
 
-def idiom(name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+def idiom(times: int, name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     def note(function: Callable[[], Any]) -> Callable[[], Any]:
-        IDIOMS[name] = function
+        IDIOMS[name] = function, times
         return function
 
     return note
@@ -49,91 +57,85 @@ def say(text: str = "caught") -> None:
     print(text, flush=True)
 
 
-def optional(name: str) -> Any:
-    import importlib
-
-    return importlib.import_module(name)
-
-
-@idiom("``print``, ``sys.stdout.write``, ``writelines``")
+@idiom(3, "``print``, ``sys.stdout.write``, ``writelines``")
 def _() -> None:
     print("caught")
     sys.stdout.write("caught\n")
     sys.stdout.writelines(["caught\n"])
 
 
-@idiom("``sys.stdout.buffer.write``")
+@idiom(1, "``sys.stdout.buffer.write``")
 def _() -> None:
     sys.stdout.buffer.write(b"caught\n")
 
 
-@idiom("``print(file=sys.__stdout__)``")
+@idiom(1, "``print(file=sys.__stdout__)``")
 def _() -> None:
     print("caught", file=sys.__stdout__, flush=True)
 
 
-@idiom("``sys.__stdout__.buffer.write``")
+@idiom(1, "``sys.__stdout__.buffer.write``")
 def _() -> None:
     assert sys.__stdout__ is not None
     sys.__stdout__.buffer.write(b"caught\n")
     sys.__stdout__.buffer.flush()
 
 
-@idiom("``from sys import stdout`` before the first job")
+@idiom(1, "``from sys import stdout`` before the first job")
 def _() -> None:
     stdout_at_import.write("caught\n")
     stdout_at_import.flush()
 
 
-@idiom("``sys.stdout.write``, kept before the first job")
+@idiom(1, "``sys.stdout.write``, kept before the first job")
 def _() -> None:
     write_at_import("caught\n")
 
 
-@idiom("a default argument ``file=sys.stdout``, as Halo's")
+@idiom(1, "a default argument ``file=sys.stdout``, as Halo's")
 def _(file: Any = default_argument) -> None:
     print("caught", file=file, flush=True)
 
 
-@idiom("``sys.stdout = io.TextIOWrapper(sys.stdout.buffer)``")
+@idiom(1, "``sys.stdout = io.TextIOWrapper(sys.stdout.buffer)``")
 def _() -> None:
     sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")
     print("caught")
 
 
-@idiom("``sys.stdout = codecs.getwriter(…)(sys.stdout.detach())``")
+@idiom(1, "``sys.stdout = codecs.getwriter(…)(sys.stdout.detach())``")
 def _() -> None:
     sys.stdout = codecs.getwriter("utf-8")(sys.stdout.detach())  # type: ignore[assignment]
     print("caught")
 
 
-@idiom("``sys.stdout.reconfigure``")
+@idiom(1, "``sys.stdout.reconfigure``")
 def _() -> None:
     sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)  # type: ignore[union-attr]
     print("caught")
 
 
-@idiom('``open(sys.stdout.fileno(), "w")``')
+@idiom(1, '``open(sys.stdout.fileno(), "w")``')
 def _() -> None:
-    sys.stdout = open(sys.stdout.fileno(), "w", encoding="utf-8", buffering=1)
+    sys.stdout = open(sys.stdout.fileno(), "w", encoding="utf-8", buffering=1)  # noqa: SIM115
     print("caught")
 
 
-@idiom("``open(sys.stdout.fileno(), closefd=False)``")
+@idiom(2, "``open(sys.stdout.fileno(), closefd=False)``")
 def _() -> None:
     with open(sys.stdout.fileno(), "wb", 0, closefd=False) as file:
         file.write(b"caught\n")
     print("caught")
 
 
-@idiom("``os.fdopen(os.dup(sys.stdout.fileno()))``")
+@idiom(2, "``os.fdopen(os.dup(sys.stdout.fileno()))``")
 def _() -> None:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as file:
         file.write("caught\n")
     print("caught")
 
 
-@idiom("``os.dup2(file, sys.stdout.fileno())``, and back")
+@idiom(2, "``os.dup2(file, sys.stdout.fileno())``, and back")
 def _() -> None:
     print("caught")
     kept = os.dup(sys.stdout.fileno())
@@ -144,13 +146,13 @@ def _() -> None:
     print("caught")
 
 
-@idiom("``os.close(sys.stdout.fileno())``")
+@idiom(1, "``os.close(sys.stdout.fileno())``")
 def _() -> None:
     os.close(sys.stdout.fileno())
     print("caught")
 
 
-@idiom("``sys.stdout.close()``, ``with sys.stdout``")
+@idiom(2, "``sys.stdout.close()``, ``with sys.stdout``")
 def _() -> None:
     with sys.stdout:
         print("caught")
@@ -158,7 +160,7 @@ def _() -> None:
     print("caught")
 
 
-@idiom("``sys.stdout = sys.__stdout__``")
+@idiom(1, "``sys.stdout = sys.__stdout__``")
 def _() -> None:
     with open(os.devnull, "w") as nothing:
         sys.stdout = nothing
@@ -167,14 +169,14 @@ def _() -> None:
     print("caught")
 
 
-@idiom("``sys.stdout = open(os.devnull)``, left and closed")
+@idiom(1, "``sys.stdout = open(os.devnull)``, left and closed")
 def _() -> None:
     print("caught")
     with open(os.devnull, "w") as nothing:
         sys.stdout = nothing
 
 
-@idiom("``sys.stdout = None``, ``del sys.stdout``")
+@idiom(1, "``sys.stdout = None``, ``del sys.stdout``")
 def _() -> None:
     print("caught")
     sys.stdout = None  # type: ignore[assignment]
@@ -182,7 +184,7 @@ def _() -> None:
     del sys.stdout
 
 
-@idiom("a class that writes to ``sys.stdout`` and to a file")
+@idiom(1, "a class that writes to ``sys.stdout`` and to a file")
 def _() -> None:
     class Tee:
         def __init__(self) -> None:
@@ -202,7 +204,7 @@ def _() -> None:
     assert tee.log.getvalue() == "caught\n"
 
 
-@idiom("``contextlib.redirect_stdout``")
+@idiom(1, "``contextlib.redirect_stdout``")
 def _() -> None:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
@@ -210,7 +212,7 @@ def _() -> None:
     print(text.getvalue(), end="")
 
 
-@idiom('``unittest.mock.patch("sys.stdout")``')
+@idiom(1, '``unittest.mock.patch("sys.stdout")``')
 def _() -> None:
     from unittest import mock
 
@@ -219,7 +221,7 @@ def _() -> None:
     print(text.getvalue(), end="")
 
 
-@idiom("``unittest`` with ``buffer=True``")
+@idiom(1, "``unittest`` with ``buffer=True``")
 def _() -> None:
     class Test(unittest.TestCase):
         def test(self) -> None:
@@ -230,7 +232,7 @@ def _() -> None:
     print("caught" if result.wasSuccessful() else "failed")
 
 
-@idiom("``code.InteractiveInterpreter``, ``traceback``, ``sys.excepthook``")
+@idiom(5, "``code.InteractiveInterpreter``, ``traceback``, ``sys.excepthook``")
 def _() -> None:
     code.InteractiveInterpreter().runsource("print('caught')")
     try:
@@ -240,14 +242,14 @@ def _() -> None:
         traceback.print_exc()
 
 
-@idiom("``warnings.warn``")
+@idiom(2, "``warnings.warn``")
 def _() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("caught", stacklevel=1)
 
 
-@idiom("``logging``, ``logging.basicConfig``, ``logging.config``")
+@idiom(2, "``logging``, ``logging.basicConfig``, ``logging.config``")
 def _() -> None:
     logging.getLogger("idioms").warning("caught")
     logger = logging.getLogger("idioms.console")
@@ -257,7 +259,7 @@ def _() -> None:
     logger.removeHandler(handler)
 
 
-@idiom("threads, ``threading.Timer``, ``ThreadPoolExecutor``, ``ThreadPool``")
+@idiom(4, "threads, ``threading.Timer``, ``ThreadPoolExecutor``, ``ThreadPool``")
 def _() -> None:
     thread = threading.Thread(target=say)
     thread.start()
@@ -270,7 +272,7 @@ def _() -> None:
         pool.map(say, ["caught"])
 
 
-@idiom("``asyncio``, ``asyncio.to_thread``, asynchronous subprocesses")
+@idiom(3, "``asyncio``, ``asyncio.to_thread``, asynchronous subprocesses")
 def _() -> None:
     async def main() -> None:
         say()
@@ -281,7 +283,7 @@ def _() -> None:
     asyncio.run(main())
 
 
-@idiom("``asyncio``: ``connect_write_pipe(…, sys.stdout)``")
+@idiom(2, "``asyncio``: ``connect_write_pipe(…, sys.stdout)``")
 def _() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -293,22 +295,22 @@ def _() -> None:
     print("caught")
 
 
-@idiom("``subprocess.run(…, stdout=sys.stdout)``")
+@idiom(1, "``subprocess.run(…, stdout=sys.stdout)``")
 def _() -> None:
     subprocess.run(["echo", "caught"], stdout=sys.stdout, check=True)
 
 
-@idiom("``subprocess.run(…)``, given nothing")
+@idiom(1, "``subprocess.run(…)``, given nothing")
 def _() -> None:
     subprocess.run(["echo", "caught"], check=True)
 
 
-@idiom("``subprocess.run(…, capture_output=True)``")
+@idiom(1, "``subprocess.run(…, capture_output=True)``")
 def _() -> None:
     print(subprocess.run(["echo", "caught"], check=True, capture_output=True, text=True).stdout, end="")
 
 
-@idiom("a shell with ``> /dev/stderr``, ``tee /dev/stderr``, ``/dev/stdout``")
+@idiom(6, "a shell with ``> /dev/stderr``, ``tee /dev/stderr``, ``/dev/stdout``")
 def _() -> None:
     script = (
         "echo caught; echo caught > /dev/stderr; echo caught | tee /dev/stderr > /dev/null; echo caught > /dev/stdout"
@@ -318,13 +320,13 @@ def _() -> None:
     print("caught")
 
 
-@idiom("``os.system``, ``os.posix_spawn``")
+@idiom(2, "``os.system``, ``os.posix_spawn``")
 def _() -> None:
     os.system("echo caught")
     os.waitpid(os.posix_spawn("/bin/echo", ["echo", "caught"], os.environ), 0)
 
 
-@idiom("``os.write(1, …)``, ``printf`` of C code")
+@idiom(2, "``os.write(1, …)``, ``printf`` of C code")
 def _() -> None:
     os.write(1, b"caught\n")
     library = ctypes.CDLL(None)
@@ -332,7 +334,7 @@ def _() -> None:
     library.fflush(None)
 
 
-@idiom("``os.fork``, ``multiprocessing`` by fork")
+@idiom(2, "``os.fork``, ``multiprocessing`` by fork")
 def _() -> None:
     pid = os.fork()
     if not pid:
@@ -344,21 +346,21 @@ def _() -> None:
     process.join()
 
 
-@idiom("``multiprocessing`` by spawn")
+@idiom(1, "``multiprocessing`` by spawn")
 def _() -> None:
     process = multiprocessing.get_context("spawn").Process(target=say)
     process.start()
     process.join()
 
 
-@idiom("``multiprocessing`` by a fork server, which this job begins")
+@idiom(1, "``multiprocessing`` by a fork server, which this job begins")
 def _() -> None:
     process = multiprocessing.get_context("forkserver").Process(target=say)
     process.start()
     process.join()
 
 
-@idiom("``ProcessPoolExecutor`` and ``multiprocessing.Pool`` of the job, by fork")
+@idiom(2, "``ProcessPoolExecutor`` and ``multiprocessing.Pool`` of the job, by fork")
 def _() -> None:
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=context) as executor:
@@ -367,7 +369,7 @@ def _() -> None:
         pool.apply(say)
 
 
-@idiom("``pty.fork``, and what runs a command in a terminal: invoke, pexpect, ``script``")
+@idiom(1, "``pty.fork``, and what runs a command in a terminal: invoke, pexpect, ``script``")
 def _() -> None:
     pid, terminal = pty.fork()
     if not pid:
@@ -381,7 +383,7 @@ def _() -> None:
     print(said.decode().strip() if os.waitpid(pid, 0)[1] == 0 else "failed")
 
 
-@idiom("``faulthandler.dump_traceback``")
+@idiom(1, "``faulthandler.dump_traceback``")
 def _() -> None:
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file)
@@ -389,16 +391,16 @@ def _() -> None:
     print("caught")
 
 
-@idiom("``input()``, ``getpass.getpass()``: at their end")
+@idiom(1, "``input()``, ``getpass.getpass()``: at their end")
 def _() -> None:
     with contextlib.suppress(EOFError):
         input("caught\n")
     assert getpass.getuser()
 
 
-@idiom("Click: ``echo``, ``progressbar``, ``CliRunner``")
+@idiom(3, "Click: ``echo``, ``progressbar``, ``CliRunner``")
 def _() -> None:
-    click = optional("click")
+    click = importlib.import_module("click")
     from click.testing import CliRunner
 
     click.echo("caught")
@@ -407,9 +409,9 @@ def _() -> None:
     print(CliRunner().invoke(command).output, end="")
 
 
-@idiom("Rich: ``print``, ``track``, a console of one's own")
+@idiom(5, "Rich: ``print``, ``track``, a console of one's own")
 def _() -> None:
-    rich = optional("rich")
+    rich = importlib.import_module("rich")
     from rich.console import Console
     from rich.progress import track
 
@@ -419,7 +421,7 @@ def _() -> None:
         print("caught")
 
 
-@idiom("tqdm: bars, ``tqdm.write``")
+@idiom(4, "tqdm: bars, ``tqdm.write``")
 def _() -> None:
     from tqdm import tqdm
 
@@ -427,61 +429,106 @@ def _() -> None:
         tqdm.write("caught")
 
 
-@idiom("Loguru")
+@idiom(1, "Loguru")
 def _() -> None:
-    optional("loguru").logger.info("caught")
+    importlib.import_module("loguru").logger.info("caught")
 
 
-@idiom("Halo, alive-progress, yaspin")
+@idiom(4, "Halo, alive-progress, yaspin")
 def _() -> None:
-    alive = optional("alive_progress")
-    with optional("halo").Halo(text="caught", interval=10):
+    alive = importlib.import_module("alive_progress")
+    with importlib.import_module("halo").Halo(text="caught", interval=10):
         pass
     with alive.alive_bar(2, title="caught", force_tty=False) as bar:
         bar()
         print("caught")
         bar()
-    with optional("yaspin").yaspin(text="caught"):
+    with importlib.import_module("yaspin").yaspin(text="caught"):
         pass
 
 
-@idiom("Joblib, by threads")
+@idiom(2, "Joblib, by threads")
 def _() -> None:
-    joblib = optional("joblib")
+    joblib = importlib.import_module("joblib")
     joblib.Parallel(n_jobs=2, backend="threading")(joblib.delayed(say)() for _ in range(2))
 
 
-@idiom("Joblib, by processes of its own")
+@idiom(2, "Joblib, by processes of its own")
 def _() -> None:
-    joblib = optional("joblib")
+    joblib = importlib.import_module("joblib")
     joblib.Parallel(n_jobs=2)(joblib.delayed(say)() for _ in range(2))
     joblib.externals.loky.get_reusable_executor().shutdown()
 
 
-@idiom("invoke, with and without a terminal")
+@idiom(2, "invoke, with and without a terminal")
 def _() -> None:
-    invoke = optional("invoke")
+    invoke = importlib.import_module("invoke")
     invoke.run("echo caught")
     invoke.run("echo caught", pty=True)
 
 
-@idiom("pexpect, with ``logfile``")
+@idiom(1, "pexpect, with ``logfile``")
 def _() -> None:
-    pexpect = optional("pexpect")
+    pexpect = importlib.import_module("pexpect")
     child = pexpect.spawn("echo caught", logfile=sys.stdout.buffer)
     child.expect(pexpect.EOF)
     child.close()
 
 
-@idiom("wurlitzer: ``sys_pipes()``, around C code")
+@idiom(1, "wurlitzer: ``sys_pipes()``, around C code")
 def _() -> None:
-    with optional("wurlitzer").sys_pipes():
+    with importlib.import_module("wurlitzer").sys_pipes():
         library = ctypes.CDLL(None)
         library.printf(b"caught\n")
         library.fflush(None)
 
 
-def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    list(IDIOMS.values())[int(environ["PATH_INFO"].strip("/"))]()
+def views(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    list(IDIOMS.values())[int(environ["PATH_INFO"].strip("/"))][0]()
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"done\n"]
+
+
+def make_app() -> BackgroundMiddleware:
+    options: dict[str, Any] = {}
+    if "IDIOMS_SPOOL" in os.environ:
+        options["registry"] = SpoolRegistry(os.environ["IDIOMS_SPOOL"])
+        options["executor"] = ProcessExecutor("tests.kit.idioms:app", max_workers=1)
+    else:
+        options["executor"] = ThreadExecutor(max_workers=1)
+    return BackgroundMiddleware(views, when=marks.always, **options)
+
+
+def main(kind: str, path: str) -> None:
+    """Run all; write to the file *path* the state and the output of each, by name. The last job comes twice, so that
+    what the others left behind is seen."""
+    with tempfile.TemporaryDirectory() as directory:
+        if kind == "processes":
+            os.environ["IDIOMS_SPOOL"] = directory
+        with make_app() as app:
+            found = {name: _run(app, at) for at, name in enumerate(IDIOMS)}
+            found["afterwards"] = _run(app, 0)
+        with open(path, "w") as file:
+            json.dump(found, file)
+    os._exit(0)  # whatever the libraries left running
+
+
+def _run(app: BackgroundMiddleware, at: int) -> tuple[str, str]:
+    location = InProcess(app).request("GET", f"/{at}")["Location"]
+    key = key_of(location.rpartition("=")[2])
+    for _ in app.registry.follow(key):
+        pass
+    job = app.registry.get(key)
+    output = b""
+    while data := app.registry.read(key, Channel.OUTPUT, len(output)).data:
+        output += data
+    return f"{job.state.value} {job.reason}".strip(), output.decode("utf-8", "backslashreplace")
+
+
+app = make_app() if "IDIOMS_SPOOL" in os.environ else None
+
+if __name__ == "__main__":
+    # As the module that child processes know: its idioms are pickled by their names.
+    from tests.kit import idioms
+
+    idioms.main(*sys.argv[1:])
