@@ -13,7 +13,7 @@ from .._jobs import Job
 from ..errors import ConfigurationError, RegistryError
 from ..registries.base import Registry
 from . import assets
-from .icons import SYMBOLS
+from .icons import LOOKS, look_of
 from .negotiate import View, choose
 from .policies import style_policy
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
@@ -107,9 +107,9 @@ def _style() -> str:
 
 
 def _html_row(job: Job, now: float) -> str:
-    begun = datetime.fromtimestamp(job.created_at, UTC)
+    begun, look = datetime.fromtimestamp(job.created_at, UTC), look_of(job)
     cells = (
-        f'<span class="job-badge" data-job="{job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
+        f'<span class="job-badge" data-job="{look}">{LOOKS[look][0]} {look}</span>',
         html.escape(readable(job.title)),
         html.escape(readable(job.owner or "–")),
         f'<time datetime="{begun.isoformat(timespec="seconds")}">{_ago(now - job.created_at)} ago</time>',
