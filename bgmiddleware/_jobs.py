@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import NoneType
 from typing import Any, Self
 
 __all__ = ["Channel", "Job", "JobState", "Priority", "Progress", "RecordedResponse", "key_of", "new_token"]
@@ -93,6 +94,11 @@ class Progress:
         object.__setattr__(self, "message", str(self.message).encode("utf-8", "backslashreplace").decode())
         if not all(math.isfinite(number) for number in (self.done, self.total or 0)):
             raise ValueError(f"progress takes finite numbers: {self.done!r} of {self.total!r}")  # JSON has no others
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the progress that a part of a job's document holds. Skips what it does not know."""
+        return cls(document["done"], document.get("total"), document.get("message", ""))
 
     @property
     def percent(self) -> float | None:
@@ -217,20 +223,38 @@ class Job:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Return the job that a document of :meth:`to_document` holds. Skips what it does not know: in a fleet there
-        may be newer ones."""
-        known: dict[str, Any] = {name: document[name] for name in _FIELDS if name in document}
+        may be newer ones. Raises ``ValueError``, ``TypeError`` or ``KeyError`` for what is no job."""
+        known = {name: value for name, value in document.items() if name in _KINDS}
+        for name, value in known.items():
+            if not isinstance(value, _KINDS[name]):
+                raise TypeError(f"{name} is no {_KINDS[name]}")
         known["state"] = JobState(known.get("state", JobState.PENDING))
         known["priority"] = Priority(known.get("priority", Priority.NORMAL))
         if known.get("response") is not None:
             known["response"] = RecordedResponse.from_document(known["response"])
         if known.get("progress") is not None:
-            known["progress"] = Progress(**known["progress"])
+            known["progress"] = Progress.from_document(known["progress"])
         if known.get("output_dropped") is not None:
-            known["output_dropped"] = tuple(known["output_dropped"])
+            begin, end = known["output_dropped"]
+            known["output_dropped"] = int(begin), int(end)
         return cls(**known)
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Job))
+_INSTANT = (int, float, NoneType)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
+    **dict.fromkeys(("name", "name_salt"), (str,)),
+    **dict.fromkeys(("keeps_name", "admitted"), (bool,)),
+    **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
+    **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
+    **dict.fromkeys(("groups", "request", "receipt"), (dict,)),
+    **dict.fromkeys(("response", "progress"), (dict, NoneType)),
+    **dict.fromkeys(("output_end", "body_end"), (int,)),
+    "created_at": (int, float),
+    "owner": (str, NoneType),
+    "output_dropped": (list, tuple, NoneType),
+}
+"""What JSON has of each field: a document may be damaged, and what is in it is compared and counted."""
 
 
 def new_token() -> str:

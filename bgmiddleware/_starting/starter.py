@@ -7,12 +7,12 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import Context
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import marks
-from .._context import entrances
+from .._context import Wish, entrances
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request
@@ -109,10 +109,19 @@ class Starter:
         with request.body:
             return self._start(environ, request, run, self.promote_after)
 
-    def start_function(
-        self, function: Callable[[], Any], environ: dict[str, Any], context: Context, printed: str
-    ) -> Answer:
-        """Start a ``@background`` function as a job, whose output begins with what was *printed* before."""
+    def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
+        """Start what a decorator asked for. *environ*: the request as it was before *app* saw it."""
+        if wish.function is not None:
+            return self._start_function(wish.function, environ, wish)
+        try:
+            environ = {**environ, "wsgi.input": rewound(environ["wsgi.input"])}
+        except BadRequestBody as error:
+            return problem(environ, error.status, "bad-request-body", f"{error}.")
+        # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.
+        return self.start_replay(app, environ, copy_context())
+
+    def _start_function(self, function: Callable[[], Any], environ: dict[str, Any], wish: Wish) -> Answer:
+        """Start a ``@background`` function as a job, whose output begins with what was printed before."""
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -123,7 +132,7 @@ class Starter:
             )
 
         def run(job: Job) -> Run:
-            return self._run(job, call_function(function), context, printed)
+            return self._run(job, call_function(function), wish.context, wish.printed)
 
         if not self._may_join(environ):
             return self._start(environ, None, run, 0.0)

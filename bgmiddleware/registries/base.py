@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from .._numbers import check_count, is_finite
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, RegistryError
 
 __all__ = ["END", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source", "Transition"]
 
@@ -157,8 +157,9 @@ class Registry(ABC):
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         """Return up to *limit* bytes from *offset*; none at the end or behind it.
 
-        Never empty before the end. Inside a dropped range it begins behind that range, which the piece's offset says.
-        May cut inside a character.
+        Inside a dropped range it begins behind that range, which the piece's offset says. So a piece from before the
+        end ends behind *offset*, also where it is empty, since all that was left was dropped. May cut inside a
+        character.
         """
 
     @abstractmethod
@@ -272,19 +273,22 @@ class Registry(ABC):
     def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Generator[Piece, None, None]:
         """Yield the output from *offset* until the job has ended, each byte once and in order, waiting for more.
 
-        An empty piece says that nothing came for *tick* seconds.
+        An empty piece says that nothing came for *tick* seconds, or at an offset further on, what was dropped.
+        Raises ``RegistryError`` where bytes are missing: silence is no end.
         """
         while True:
             # The state is taken before reading: 1. a runner appends, then ends; 2. so an end seen first means that
             # the reads below reach the end of the output.
             job = self.wait(key, offset, tick)
             piece = self.read(key, Channel.OUTPUT, offset)
-            if not piece.data:
+            if piece.end <= offset:
+                if job.output_end > offset:
+                    raise RegistryError(f"bytes of the job {key[:8]}… are not there")
                 if job.state.ended:
                     return
                 yield Piece(offset, b"")
                 continue
-            while piece.data:
+            while piece.end > offset:
                 yield piece
                 offset = piece.end
                 piece = self.read(key, Channel.OUTPUT, offset)
@@ -295,7 +299,8 @@ class Registry(ABC):
         """Return one page of output from *offset*, or its last ``-offset`` bytes, cut between characters.
 
         Waits up to *timeout* seconds for more than *offset*; or does not look at the job again, where it is given one
-        that was just read. An offset behind the end gives an empty page at the end.
+        that was just read. An offset behind the end gives an empty page at the end. A page from before the end ends
+        behind *offset*, unless all that is there is the beginning of a character and the job may print its rest.
         """
         if job is None:
             job = self.wait(key, offset, timeout) if timeout > 0 and offset >= 0 else self.get(key)
@@ -308,7 +313,9 @@ class Registry(ABC):
         # What was dropped behind a piece will not complete its last character.
         goes_on = job.output_dropped is None or piece.end != job.output_dropped[0]
         if goes_on and (piece.end < job.output_end or not job.state.ended):
-            piece = _to_character(piece)
+            whole = _to_character(piece)
+            # A page that is too small for a character has a part of it: the next one must begin further on.
+            piece = piece if whole.end <= offset and piece.end < job.output_end else whole
         return Page(job, piece)
 
     def __enter__(self) -> Self:

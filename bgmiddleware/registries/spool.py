@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sqlite3
@@ -41,6 +42,8 @@ _CLEAN_UP_EVERY = 10.0
 _LOOK_EVERY = 5.0
 
 T = TypeVar("T")
+
+_log = logging.getLogger("bgmiddleware")
 
 
 class SpoolRegistry(Registry):
@@ -341,7 +344,9 @@ class SpoolRegistry(Registry):
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
         lost = evicted = 0
         for row in table.due(change.database, now, limit):
-            if row.job.state.ended:
+            if not isinstance(row, Row):
+                _log.warning("%s: the job %s… is given up: it cannot be read", self.directory, row.key[:8])
+            if not isinstance(row, Row) or row.job.state.ended:
                 change.forget(row, remembered=self.max_jobs)
                 evicted += 1
             else:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import sys
 import threading
@@ -66,6 +67,8 @@ class InProcess:
 
         iterable = self._app(environ(method, target, body, **headers), start_response)
         iterator = iter(iterable)
+        if not head:  # a generator, which begins when it is asked
+            iterator = itertools.chain(list(itertools.islice(iterator, 1)), iterator)
         try:
             yield int(head[0][:3]), head[1], iterator
         finally:

@@ -105,7 +105,7 @@ everywhere = pytest.mark.parametrize("client_of", EVERYWHERE, indirect=True)
 
 
 def test_an_unmarked_request_goes_through_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where a decorator is used, the app is watched, and gets a start_response of ours.
+    # Where a decorator is used, the app is watched.
     monkeypatch.setattr(_context, "declared", False)
     seen: list[Any] = []
     iterable = [b"x"]
