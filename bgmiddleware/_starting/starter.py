@@ -63,6 +63,13 @@ class _OtherRequest(Exception):
     """An Idempotency-Key was used before, for a request that asks for something else."""
 
 
+def _misconfigured(environ: dict[str, Any], error: ConfigurationError) -> Answer:
+    """Answer that the site cannot start jobs as it is configured. Raised through a server, it would be no answer: some
+    close the connection, and some leave the client waiting."""
+    _log.error("no job can be started: %s", error)
+    return problem(environ, 500, "misconfigured", f"{error}.")
+
+
 @dataclass(frozen=True)
 class Starter:
     """Starts the jobs of one middleware, by its options. Any thread may call."""
@@ -89,6 +96,12 @@ class Starter:
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
+        try:
+            return self._start_replay(app, environ, context)
+        except ConfigurationError as error:
+            return _misconfigured(environ, error)
+
+    def _start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -112,7 +125,10 @@ class Starter:
     def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
         """Start what a decorator asked for. *environ*: the request as it was before *app* saw it."""
         if wish.function is not None:
-            return self._start_function(wish.function, environ, wish)
+            try:
+                return self._start_function(wish.function, environ, wish)
+            except ConfigurationError as error:
+                return _misconfigured(environ, error)
         try:
             environ = {**environ, "wsgi.input": rewound(environ["wsgi.input"])}
         except BadRequestBody as error:
@@ -198,9 +214,10 @@ class Starter:
             )
         if environ.get("wsgi.multiprocess") and not registry.shared:
             raise ConfigurationError(
-                f"this server runs several processes, and a {type(registry).__name__} keeps its jobs in one:"
-                " a token would be unknown to the others. Serve from one process with threads, or use a registry"
-                " that processes share"
+                f"this server runs several processes, or says so, and a {type(registry).__name__} keeps its jobs in"
+                " one: a token would be unknown to the others. Give the middleware a registry that processes share,"
+                ' registry=SpoolRegistry("/var/lib/…") or registry=RedisRegistry("redis://…"), or serve from one'
+                " process with threads, by a server that says so (python -m bgmiddleware serve)"
             )
         purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
         if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
