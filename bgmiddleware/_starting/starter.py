@@ -24,6 +24,7 @@ from .._serving import (
     Visit,
     about,
     answer_ended,
+    bad_query,
     names_json,
     problem,
     retry_after,
@@ -226,7 +227,7 @@ class Starter:
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
-        return None
+        return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
         # Looked for on the stack, once for each start: so it costs the requests that start nothing, nothing.
