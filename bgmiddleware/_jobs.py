@@ -145,6 +145,8 @@ class Job:
     """When a pending job turns lost, or an ended one is forgotten; None while it runs, and until a loss is made
     permanent."""
     cancel_requested_at: float | None = None
+    holder: str = ""
+    """The process in whose memory it waits, if it does; with that it is lost."""
     runner: str = ""
     """Who claimed it."""
     lease_expires_at: float | None = None

@@ -282,17 +282,20 @@ class Starter:
         """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
         registry = self.site.registry
         must_hold = registry.shared and self.site.executor.keeps_queue
-        job = registry.add(job, lease=LEASE) if must_hold else registry.add(job)
+        job = registry.add(replace(job, holder=self.waiting.holder), lease=LEASE) if must_hold else registry.add(job)
         try:
             offset = 0
             for chunk in request.chunks() if request else ():
                 offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
-            self.site.executor.submit(run(job))
+            begun = run(job)
+            if must_hold:
+                self.waiting.hold(begun)
+            self.site.executor.submit(begun)
         except BaseException:
             registry.discard(job.key)
+            if must_hold:
+                self.waiting.let_go(job.key)
             raise
-        if must_hold:
-            self.waiting.hold(job.key)
         return job
 
     def _begin_or_join(

@@ -129,10 +129,16 @@ class Registry(ABC):
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         """Store a new pending job and return it as stored: ``created_at`` and ``expires_at`` are the registry's.
 
-        *lease*: where it waits in the memory of a process, seconds that it may do so before ``renew`` says that this
-        process is still there; None: it waits elsewhere, for ``pending_ttl``.
+        Where it waits in the memory of a process, its ``holder``, this is :meth:`hold` too, for *lease* seconds. A job
+        without one waits elsewhere, for ``pending_ttl``.
         Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken.
         Evicts, now and then, what is due.
+        """
+
+    @abstractmethod
+    def hold(self, holder: str, lease: float) -> None:
+        """Say that the process *holder* is there for *lease* seconds from now: that long its jobs may wait, and never
+        beyond ``pending_ttl``. One call for all of them. Late, it revives them, unless their loss was made permanent.
         """
 
     @abstractmethod
@@ -178,8 +184,7 @@ class Registry(ABC):
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
         """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is.
 
-        A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
-        no runner: with none, the process that it waits in says that it is there, for *lease* seconds.
+        A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false.
         """
 
     @abstractmethod
@@ -230,10 +235,6 @@ class Registry(ABC):
         return False
 
     # What is the same for all of them.
-
-    def _patience(self, lease: float | None) -> float:
-        """Return how many seconds a job that is added with *lease* may wait for now."""
-        return self.pending_ttl if lease is None else min(lease, self.pending_ttl)
 
     def claim(
         self,

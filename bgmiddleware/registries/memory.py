@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from .._jobs import Channel, Job, JobState, Progress
@@ -72,6 +72,7 @@ class MemoryRegistry(Registry):
         self._running: dict[str, None] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # in the order of their ends: oldest first
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
+        self._has_held = False  # whether a job had a holder
         self._bytes = 0
         self._evicted_at = 0.0
 
@@ -91,11 +92,19 @@ class MemoryRegistry(Registry):
             while self._bytes >= self.max_bytes:
                 if not self._make_room():
                     raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
+            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
+            if job.holder and lease is not None:
+                self._has_held = True
+                job = changes.held(job, now + lease)
+                self._hold(job.holder, now + lease)
             self._records[job.key] = _Record(job)
             self._pending[job.key] = None
             self._expired.pop(job.key, None)
             return job
+
+    def hold(self, holder: str, lease: float) -> None:
+        with self._lock:
+            self._hold(holder, self.clock() + lease)
 
     def get(self, key: str) -> Job:
         with self._lock:
@@ -179,9 +188,7 @@ class MemoryRegistry(Registry):
         with self._lock:
             record = self._find(key)
             cancel = record.job.cancel_requested_at is not None
-            job = changes.renewed(
-                record.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
-            )
+            job = changes.renewed(record.job, self.clock(), runner=runner, lease=lease, progress=progress)
             if job is not None:
                 record.job = job
             return Renewal(job is not None, cancel)
@@ -263,6 +270,13 @@ class MemoryRegistry(Registry):
 
     def _job(self, key: str) -> Job:
         return self._find(key).snapshot().as_of(self.clock())
+
+    def _hold(self, holder: str, until: float) -> None:
+        # Each of them is changed: who shares no jobs with other processes has no need of this.
+        for record in map(self._records.__getitem__, self._pending):
+            if record.job.holder == holder:
+                waits = replace(record.job, expires_at=record.job.created_at + self.pending_ttl)
+                record.job = changes.held(waits, until)
 
     def _check_writable(self, record: "_Record", channel: Channel, runner: str) -> None:
         job = record.job
@@ -350,7 +364,9 @@ class MemoryRegistry(Registry):
         def is_overdue(key: str) -> bool:
             return self._records[key].job.as_of(now).state.ended
 
-        overdue = itertools.chain(itertools.takewhile(is_overdue, self._pending), filter(is_overdue, self._running))
+        # Those that wait for nobody's sake are due in the order of their coming.
+        first: Callable[..., Iterator[str]] = filter if self._has_held else itertools.takewhile
+        overdue = itertools.chain(first(is_overdue, self._pending), filter(is_overdue, self._running))
         return list(itertools.islice(overdue, limit))
 
 

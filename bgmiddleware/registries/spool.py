@@ -107,8 +107,10 @@ class SpoolRegistry(Registry):
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
         now = self.clock()
-        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
+        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
         with self._store.changing() as change:
+            if job.holder and lease is not None:
+                table.hold(change.database, job.holder, now + lease)
             self._evict_now_and_then(change, now)
             taken = table.find(change.database, job.key)
             if taken is not None:
@@ -121,7 +123,11 @@ class SpoolRegistry(Registry):
             # without its row, which is cleaned up.
             self._store.files(row).create(self.max_output)
         self._clean_up_now_and_then()
-        return job
+        return job if lease is None or not job.holder else changes.held(job, now + lease)
+
+    def hold(self, holder: str, lease: float) -> None:
+        with self._store.changing() as change:
+            table.hold(change.database, holder, self.clock() + lease)
 
     def get(self, key: str) -> Job:
         return self._look(key)[1]
@@ -185,9 +191,7 @@ class SpoolRegistry(Registry):
         with self._store.changing() as change:
             row = self._find(change.database, key)
             cancel = row.job.cancel_requested_at is not None
-            job = changes.renewed(
-                row.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
-            )
+            job = changes.renewed(row.job, self.clock(), runner=runner, lease=lease, progress=progress)
             if job is not None and (lease is not None or progress is not None):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
                 table.store(change.database, row, job, self._store.files(row).ends().kept)

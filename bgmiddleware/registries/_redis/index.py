@@ -12,7 +12,8 @@ __all__ = ["Entered", "Index"]
 
 _log = logging.getLogger("bgmiddleware")
 
-_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue")
+_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue", "holders", "held")
+_MOST_HOLDERS = 1000
 _LOOK_AGAIN = 3600.0  # at jobs that run without a lease
 
 
@@ -33,11 +34,28 @@ class Index:
         self._server = server
         self._prefix = f"{{{prefix}}}"
         self._keys = [f"{self._prefix}:{name}" for name in _NAMES]
+        self._held_until: dict[str, float] = {}  # by holder: as of the last look, never too late
 
-    def enter(self, key: str, rank: int, max_jobs: int, patience: float) -> Entered:
-        """Take a place for a new job, whose priority has this *rank*, which is pending, for *patience* seconds."""
-        answer, now, *gone = self._run("enter", [], key, max_jobs, patience, rank)
+    def enter(self, job: Job, max_jobs: int, patience: float, lease: float) -> Entered:
+        """Take a place for a new job, which is pending for *patience* seconds; its holder, if it has one, is there for
+        *lease* seconds."""
+        args = (job.key, max_jobs, patience, job.priority.rank, job.holder, lease)
+        answer, now, *gone = self._run("enter", [], *args)
         return Entered(answer == b"full", answer == b"known", float(now), [other.decode() for other in gone])
+
+    def hold(self, holder: str, lease: float) -> None:
+        """Say that a process is there for *lease* seconds, in whose memory jobs wait."""
+        self._held_until[holder] = float(self._run("hold", [], holder, lease)[1])
+
+    def held_until(self, holder: str, now: float) -> float:
+        """Return until when a process is there for sure, or was."""
+        until = self._held_until.get(holder, 0.0)
+        if until <= now:  # else it is that, or later: nobody takes it back
+            score = self._server.link.command("ZSCORE", self._keys[7], holder)
+            if len(self._held_until) > _MOST_HOLDERS:
+                self._held_until.clear()
+            until = self._held_until[holder] = 0.0 if score is None else float(score)
+        return until
 
     def file(self, job: Job, now: float, place: str, *, anew: bool = False) -> None:
         """Bring the index up to date with a job. Where that fails it is done when the job is due: the record counts."""
@@ -46,11 +64,11 @@ class Index:
             at = now + _LOOK_AGAIN if job.lease_expires_at is None else job.lease_expires_at
         where = "ended" if job.state.ended else job.state.value
         rank = str(job.priority.rank)
-        self._file(job.key, job.groups, where, repr(at), "anew" if anew else "", place, _until(job), rank)
+        self._file(job.key, job.groups, where, repr(at), "anew" if anew else "", place, _until(job), rank, job.holder)
 
     def drop(self, key: str) -> None:
         """Know nothing more of a job."""
-        self._file(key, [], "gone", "", "", "", "", "")
+        self._file(key, [], "gone", "", "", "", "", "", "")
 
     def reserve(self, job: Job, place: str) -> bool:
         """Take a place in each group of a job that is about to run, or in none; return whether there is room. Where

@@ -40,6 +40,7 @@ _PARTS = {
     "file": ("_index",),
     "reserve": ("_index",),
     "due": ("_index",),
+    "hold": ("_index",),
 }
 
 

@@ -52,6 +52,11 @@ _STEPS = (
     ALTER TABLE jobs ADD COLUMN rank INTEGER NOT NULL DEFAULT 1;  -- of its priority: 0 is taken first
     CREATE INDEX jobs_by_place ON jobs (rank, number) WHERE state = 'pending';
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN holder TEXT;  -- in whose memory it waits; NULL when it does not wait any more
+    CREATE INDEX jobs_by_holder ON jobs (holder) WHERE holder IS NOT NULL;
+    CREATE TABLE holders (holder TEXT PRIMARY KEY, until REAL NOT NULL);
+    """,
 )
 
 

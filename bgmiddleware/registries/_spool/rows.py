@@ -8,6 +8,7 @@ import sqlite3
 from typing import Any, NamedTuple
 
 from ..._jobs import Job, JobState
+from .. import _changes as changes
 
 __all__ = [
     "Row",
@@ -16,6 +17,7 @@ __all__ = [
     "first_ended",
     "forget",
     "has_expired",
+    "hold",
     "insert",
     "newest",
     "place",
@@ -26,7 +28,9 @@ __all__ = [
     "totals",
 ]
 
-_ROW = "SELECT number, bytes, document FROM jobs"
+_ROW = (
+    "SELECT number, bytes, document, holder, (SELECT until FROM holders WHERE holders.holder = jobs.holder) FROM jobs"
+)
 _CANDIDATES = {
     # What is stored as one state may read as another.
     JobState.LOST: (JobState.LOST, JobState.RUNNING, JobState.PENDING),
@@ -55,20 +59,30 @@ def has_expired(database: sqlite3.Connection, key: str) -> bool:
 def insert(database: sqlite3.Connection, job: Job) -> Row:
     """Add a pending job."""
     database.execute("DELETE FROM expired WHERE key = ?", (job.key,))
-    statement = "INSERT INTO jobs (key, state, rank, due, document) VALUES (?, ?, ?, ?, ?)"
-    values = (job.key, job.state, job.priority.rank, job.expires_at, _document(job))
+    statement = "INSERT INTO jobs (key, state, rank, due, holder, document) VALUES (?, ?, ?, ?, ?, ?)"
+    values = (job.key, job.state, job.priority.rank, job.expires_at, job.holder or None, _document(job))
     number = database.execute(statement, values).lastrowid
     assert number is not None  # noqa: S101  # an INSERT has one
     return Row(number, 0, job)
 
 
+def hold(database: sqlite3.Connection, holder: str, until: float) -> None:
+    """Say until when a process is there in whose memory jobs wait; forget those that are gone, with their jobs."""
+    database.execute("INSERT OR REPLACE INTO holders (holder, until) VALUES (?, ?)", (holder, until))
+    database.execute(
+        "DELETE FROM holders WHERE until < ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.holder = holders.holder)",
+        (until - _HOLDERS_KEPT,),
+    )
+
+
 def store(database: sqlite3.Connection, row: Row, job: Job, kept: int | None = None) -> None:
     """Replace a job of which *kept* bytes are in files (None: as many as before)."""
     due = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+    holder = (job.holder or None) if job.state is JobState.PENDING else None
     ended = "(SELECT IFNULL(MAX(ended), 0) + 1 FROM jobs WHERE ended IS NOT NULL)" if job.state.ended else "NULL"
     database.execute(
-        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, document = ? WHERE number = ?",  # noqa: S608
-        (job.state, due, row.bytes if kept is None else kept, _document(job), row.number),
+        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, holder = ?, document = ? WHERE number = ?",  # noqa: S608
+        (job.state, due, row.bytes if kept is None else kept, holder, _document(job), row.number),
     )
 
 
@@ -88,7 +102,9 @@ def take_cookies(database: sqlite3.Connection, row: Row) -> bool:
 
 def due(database: sqlite3.Connection, now: float, limit: int) -> list[Row]:
     """Return up to *limit* jobs that are to be made lost, or to be forgotten."""
-    return _all(database.execute(f"{_ROW} WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)))
+    found = _all(database.execute(f"{_ROW} WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)))
+    gone = "holder IN (SELECT holder FROM holders WHERE until <= ?) AND due > ?"
+    return found + _all(database.execute(f"{_ROW} WHERE {gone} LIMIT ?", (now, now, limit - len(found))))
 
 
 def first_ended(database: sqlite3.Connection) -> Row | None:
@@ -138,9 +154,15 @@ def _first(cursor: sqlite3.Cursor) -> Row | None:
 
 
 def _all(cursor: sqlite3.Cursor) -> list[Row]:
-    return [Row(number, kept, Job.from_document(json.loads(document))) for number, kept, document in cursor.fetchall()]
+    return [Row(number, kept, _job(document, *more)) for number, kept, document, *more in cursor.fetchall()]
 
 
+def _job(document: str, holder: str | None, until: float | None) -> Job:
+    job = Job.from_document(json.loads(document))
+    return job if holder is None else changes.held(job, until or 0.0)
+
+
+_HOLDERS_KEPT = 3600.0  # seconds; far more than any lease
 _DEFAULTS = Job("", "").to_document()
 
 
