@@ -60,7 +60,7 @@ class BackgroundMiddleware:
     that a marked request may take before its client is redirected; what is done in time is answered as if nothing were
     between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see
     :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token. *single_flight*: whether a
-    request joins an identical one of the same owner that still runs. *max_body*: bytes of a request body, beyond it
+    request joins an identical one of the same client that still runs. *max_body*: bytes of a request body, beyond it
     413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is,
     and a pace. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
     lets in. *page*: makes the page of a job for a site with looks of its own: a function of

@@ -34,12 +34,12 @@ class Waiting:
         self._held: dict[int, _Held] = {}  # by process
 
     @property
-    def holder(self) -> str:
+    def process(self) -> str:
         """The name of this process."""
         return self._here().name
 
     def hold(self, run: Run) -> None:
-        """Hold a job, which was added with this holder, until it has begun or its run is gone. Raises ``QueueFull``."""
+        """Hold a job, which was added for this process, until it has begun or its run is gone. Raises ``QueueFull``."""
         self._here().add(run)
 
     def let_go(self, key: str) -> None:

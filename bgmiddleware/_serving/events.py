@@ -85,13 +85,16 @@ class _Events:
                 seen = news
                 sent_at = time.monotonic()
                 yield _event(status_document(visit, job), kind="status")
+            goes_on = piece.end > offset  # also without a text: what was dropped, or the rest of a character
+            offset = max(offset, piece.end)
             if piece.data:
-                offset = piece.end
                 sent_at = time.monotonic()
                 text = piece.data.decode("utf-8", "replace")
                 yield _event({"offset": piece.offset, "text": text}, number=str(offset))
             if job.state.ended:
                 if offset < job.output_end:
+                    if not goes_on:
+                        raise OSError("the job's bytes are not there any more")  # breaks the connection: it is no end
                     continue
                 yield _event(status_document(visit, job), kind="done", number=f"{offset}{_DONE}")
                 return
@@ -101,9 +104,9 @@ class _Events:
             if now - sent_at >= _HEARTBEAT_EVERY:
                 sent_at = now
                 yield b": still there\n\n"
-            if piece.data and offset < job.output_end:
+            if goes_on and offset < job.output_end:
                 continue  # more is there already
-            if piece.data or offset < job.output_end:
+            if goes_on or offset < job.output_end:
                 time.sleep(_APART)  # what is printed meanwhile is one event; and half a character may become one
             visit.registry.wait(visit.key, offset, min(LOOK_EVERY, max(0.0, ends_at - now)))
 

@@ -102,8 +102,8 @@ def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
     offset = 0
     while offset < job.output_end:
         piece = registry.read(job.key, Channel.OUTPUT, offset, min(PAGE_BYTES, job.output_end - offset))
-        if not piece.data:
-            return
+        if piece.end <= offset:
+            raise OSError("the job's bytes are not there any more")  # breaks the connection: it is not whole
         if piece.offset > offset:
             yield _gap(offset, piece.offset)
         yield piece.data[: max(0, job.output_end - piece.offset)]
@@ -125,7 +125,7 @@ class _Followed:
 
     def __next__(self) -> bytes:
         piece, self._next = self._next, None
-        while piece is None or not piece.data:
+        while piece is None or piece.end <= self._offset:
             piece = next(self._pieces)
             if not piece.data and self._gone():
                 raise StopIteration

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -12,7 +12,7 @@ from .._jobs import Job, key_of
 from .._prefer import preferences
 from ..errors import JobNotFound
 from ..executors.base import Executor
-from ..owners import Owner
+from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
 from .estimates import Estimates
 from .parts import PageMaker, page_maker
@@ -72,17 +72,25 @@ class Site:
 
     def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
         """Return what a request about *token* needs, with the owner that it proves."""
-        return self.visit_by(None if self.owner is None else self.owner(environ), environ, token)
+        return self.visit_by(self._owners(environ), environ, token)
 
-    def visit_by(self, owner: str | None, environ: Mapping[str, Any], token: str) -> "Visit":
-        """The same for an *owner* that is known already: to prove it again may cost a signature."""
+    def visit_by(self, owners: Collection[str], environ: Mapping[str, Any], token: str) -> "Visit":
+        """The same for *owners* that are known already: to prove them again may cost a signature."""
         parameters = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True))
-        return Visit(self, environ, token, key_of(token), owner, parameters)
+        return Visit(self, environ, token, key_of(token), owners, parameters)
+
+    def _owners(self, environ: Mapping[str, Any]) -> list[str]:
+        """Return whose jobs the client may see that has their tokens."""
+        if isinstance(self.owner, CookieOwner):
+            proofs = self.owner.proofs(environ)
+            return [proof.owner for proof in proofs] + [guest(proof.job) for proof in proofs if proof.job]
+        owner = None if self.owner is None else self.owner(environ)
+        return [] if owner is None else [owner]
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A request about the job of *token*, sent by *owner* (None: by nobody in particular).
+    """A request about the job of *token*, sent by one who proves to be the *owners* (none: nobody in particular).
 
     *parameters* are those of the query, of each name the last.
     """
@@ -91,7 +99,7 @@ class Visit:
     environ: Mapping[str, Any]
     token: str
     key: str
-    owner: str | None
+    owners: Collection[str]
     parameters: Mapping[str, str]
 
     @property
@@ -105,7 +113,7 @@ class Visit:
         Raises ``JobNotFound`` (also where it is somebody else's) or ``JobExpired``.
         """
         job = self.registry.get(self.key)
-        if job.owner is not None and job.owner != self.owner:
+        if job.owner is not None and job.owner not in self.owners:
             raise JobNotFound(self.key)
         return job
 

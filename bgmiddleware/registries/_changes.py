@@ -39,6 +39,7 @@ def claimed(job: Job, now: float, change: Transition) -> Job:
         runner=change.runner,
         started_at=now,
         expires_at=None,
+        admitted=True,
         lease_expires_at=None if change.lease is None else now + change.lease,
         receipt={**job.receipt, **(change.receipt or {})},
     )
@@ -66,12 +67,22 @@ def settled(job: Job, now: float, *, ttl: float) -> Job:
 
 
 def held(job: Job, until: float) -> Job:
-    """Return a pending job as its holder has it, who is there *until* then."""
+    """Return a pending job whose process is there *until* then."""
     return replace(job, expires_at=until if job.expires_at is None else min(job.expires_at, until))
 
 
-def renewed(job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None) -> Job | None:
-    """Return the job with a lease that counts from *now*; None where it is not the runner's."""
+def renewed(
+    job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None, pending_ttl: float
+) -> Job | None:
+    """Return the job with a lease that counts from *now*; None where it is not the runner's.
+
+    A pending job is nobody's: who has it renewed, never beyond *pending_ttl*, has admitted it. One that waits in a
+    process is there as long as that is.
+    """
+    if job.state is JobState.PENDING and not runner:
+        most = job.created_at + pending_ttl
+        until = most if job.process else job.expires_at if lease is None else min(now + lease, most)
+        return replace(job, expires_at=until, admitted=True)
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None
     until = job.lease_expires_at if lease is None else now + lease

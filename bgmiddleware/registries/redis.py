@@ -7,7 +7,7 @@ what concerns both is done in two steps, the record first: it says what is true,
   stream of one entry, whose number is the end of the output, so that a reader who asks for what is behind its offset
   cannot miss it; ``:gone``: what is left for a while when the job has expired.
 * ``{bg}:jobs``, ``:pending``, ``:running``, ``:due``, ``:ended`` …: sorted sets of keys (see ``lua/_index.lua``);
-  ``{bg}:group:NAME``: who runs of a group; ``{bg}:secret``.
+  ``{bg}:group:NAME``: who runs of a group; ``{bg}:name:NAME``: who holds a name; ``{bg}:secret``.
 
 Only ended jobs have a time to live on the server. It is a little longer than ``ttl``, and each read compares the
 instants exactly: so a job is never found with one half of its keys.
@@ -25,7 +25,7 @@ from typing import ClassVar
 from .._jobs import Channel, Job, JobState, Progress
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
-from ._redis.index import Index
+from ._redis.index import LINGER, Index
 from ._redis.link import Address, Damaged, Server
 from ._redis.records import Records, Stored, nonce
 from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Transition
@@ -39,6 +39,7 @@ _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10
 _TRIES = 100
 _BATCH = 200
+_NAMED = 30 * 24 * 3600.0  # a name of what has not ended: of one whose record the server lost, it is left for so long
 
 
 class RedisRegistry(Registry):
@@ -97,18 +98,25 @@ class RedisRegistry(Registry):
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         self._evict_now_and_then()
-        known, now = self._enter(job, 0.0 if lease is None else lease)
-        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
-        if not self._records.create(job, self.max_output):
-            if not known:
-                self._file(self._records.look(job.key))  # the index had lost it
-            raise JobExists(job.key)
-        if known:  # of one that has expired
-            self._index.file(job, now, "", anew=True)
-        return job if lease is None or not job.holder else changes.held(job, now + lease)
+        patience = self.pending_ttl if job.process else self._patience(lease)
+        here = (lease or 0.0) if job.process else 0.0
+        for _ in range(_TRIES):
+            known, now = self._enter(job, patience, here)
+            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
+            if not self._records.create(job, self.max_output):
+                if not known:
+                    self._file(self._records.look(job.key))  # the index had lost it
+                raise JobExists(job.key)
+            if known:  # of one that has expired
+                self._index.file(job, now, "", anew=True)
+            if self._has_name(job, patience):
+                return changes.held(job, now + here) if job.process else job
+            # Between its place and its record it was taken for one that is gone: who did so has the name now.
+            self.discard(job.key)
+        raise self._too_busy(job.key)
 
-    def hold(self, holder: str, lease: float) -> None:
-        self._index.hold(holder, lease)
+    def hold(self, process: str, lease: float) -> None:
+        self._index.hold(process, lease)
 
     def get(self, key: str) -> Job:
         return self._look(key).seen
@@ -154,7 +162,9 @@ class RedisRegistry(Registry):
 
     def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
         def renewed(stored: Stored) -> Job | None:
-            return changes.renewed(stored.job, stored.now, runner=runner, lease=lease, progress=progress)
+            return changes.renewed(
+                stored.job, stored.now, runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+            )
 
         job, ok = self._change(key, renewed)
         return Renewal(ok, job.cancel_requested_at is not None)
@@ -187,7 +197,7 @@ class RedisRegistry(Registry):
         begin = 0
         while len(found) < skip + limit and (keys := self._index.newest(state, begin, _BATCH)):
             begin += len(keys)
-            each = (self._with_holder(stored).seen for stored in self._records.look_at_each(keys))
+            each = (self._with_process(stored).seen for stored in self._records.look_at_each(keys))
             found |= {job.key: job for job in each if state in (None, job.state)}
         return list(found.values())[skip : skip + limit]
 
@@ -202,27 +212,53 @@ class RedisRegistry(Registry):
         return self._index.secret(secrets.token_bytes(32))
 
     def _look(self, key: str) -> Stored:
-        return self._with_holder(self._records.look(key))
+        return self._with_process(self._records.look(key))
 
-    def _with_holder(self, stored: Stored) -> Stored:
+    def _with_process(self, stored: Stored) -> Stored:
         job = stored.job
-        if job.state is not JobState.PENDING or not job.holder:
+        if job.state is not JobState.PENDING or not job.process:
             return stored
-        return stored._replace(held_until=self._index.held_until(job.holder, stored.now))
+        return stored._replace(held_until=self._index.held_until(job.process, stored.now))
 
-    def _enter(self, job: Job, lease: float) -> tuple[bool, float]:
-        """Take a place for a new job; return whether the index has one of this key already, and the time."""
-        entered = self._index.enter(job, self.max_jobs, self.pending_ttl, lease)
-        if entered.full:
-            self.evict(_EVICT_AT_ONCE)  # those that were never started make room too
-            again = self._index.enter(job, self.max_jobs, self.pending_ttl, lease)
-            entered = again._replace(gone=entered.gone + again.gone)
-        for other in entered.gone:
+    def _enter(self, job: Job, patience: float, lease: float) -> tuple[bool, float]:
+        """Take a place and a name for a new job; return whether the index has one of this key already, and the time."""
+        gone: list[str] = []
+        holder, may_evict = "", True
+        for _ in range(_TRIES):
+            entered = self._index.enter(job, self.max_jobs, patience, lease, holder)
+            gone += entered.gone
+            if entered.holder:
+                holder = entered.holder
+                self._check_is_free(holder.removesuffix("?"))
+            elif entered.full and may_evict:
+                may_evict = False
+                self.evict(_EVICT_AT_ONCE)  # those that were never started make room too
+            else:
+                break
+        else:
+            raise self._too_busy(job.key)
+        for other in gone:
             with contextlib.suppress(JobNotFound, JobExpired):
                 self._records.forget(other, as_expired=True)
         if entered.full:
             raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
         return entered.known, entered.now
+
+    def _has_name(self, job: Job, patience: float) -> bool:
+        """Whether a job that was just stored has the name that it was given."""
+        try:
+            return not job.name or self._index.keep_name(job, patience + LINGER)
+        except RegistryError:
+            with contextlib.suppress(RegistryError):
+                self.discard(job.key)
+            raise
+
+    def _check_is_free(self, holder: str) -> None:
+        """Raise ``JobExists`` where the job of this key holds its name."""
+        with contextlib.suppress(JobNotFound, JobExpired, Damaged):
+            stored = self._look(holder)
+            if stored.held.holds_name(stored.now):
+                raise JobExists(holder)
 
     def _change(self, key: str, change: Callable[[Stored], Job | None]) -> tuple[Job, bool]:
         """Change a job unless *change* returns None; return it as it reads, and whether it was changed."""
@@ -241,6 +277,9 @@ class RedisRegistry(Registry):
         if not self._records.write(stored, new, place, self.ttl):
             return False
         self._index.file(new, stored.now, place)
+        if new.name and (new.state, new.admitted) != (stored.job.state, stored.job.admitted):
+            with contextlib.suppress(RegistryError):  # it is done; the name lasts as long as it was meant to
+                self._index.keep_name(new, self.ttl + LINGER if new.state.ended else _NAMED)
         return True
 
     def _file(self, stored: Stored) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sqlite3
@@ -41,6 +42,8 @@ _CLEAN_UP_EVERY = 10.0
 _LOOK_EVERY = 5.0
 
 T = TypeVar("T")
+
+_log = logging.getLogger("bgmiddleware")
 
 
 class SpoolRegistry(Registry):
@@ -101,33 +104,41 @@ class SpoolRegistry(Registry):
         """Raise ``ConfigurationError`` where the directory cannot be used, or made. Makes nothing."""
         self._store.check()
 
+    def is_there(self) -> bool:
+        return self._store.is_there()
+
     # The primitives.
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
-        now = self.clock()
-        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self.pending_ttl)
         with self._store.changing() as change:
-            if job.holder and lease is not None:
-                table.hold(change.database, job.holder, now + lease)
+            now = self.clock()
+            patience = self.pending_ttl if job.process else self._patience(lease)
+            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
+            here = (lease or 0.0) if job.process else 0.0
+            if job.process:
+                table.hold(change.database, job.process, now + here)
             self._evict_now_and_then(change, now)
             taken = table.find(change.database, job.key)
             if taken is not None:
                 if not taken.job.has_expired(now):
                     raise JobExists(job.key)
                 change.forget(taken, remembered=0)
+            holder = table.last_of_name(change.database, job.name) if job.name else None
+            if holder is not None and holder.job.holds_name(now):
+                raise JobExists(holder.job.key)
             self._make_room(change)
             row = table.insert(change.database, job)
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file
             # without its row, which is cleaned up.
             self._store.files(row).create(self.max_output)
         self._clean_up_now_and_then()
-        return job if lease is None or not job.holder else changes.held(job, now + lease)
+        return changes.held(job, now + here) if job.process else job
 
-    def hold(self, holder: str, lease: float) -> None:
+    def hold(self, process: str, lease: float) -> None:
         with self._store.changing() as change:
-            table.hold(change.database, holder, self.clock() + lease)
+            table.hold(change.database, process, self.clock() + lease)
 
     def get(self, key: str) -> Job:
         return self._look(key)[1]
@@ -191,7 +202,9 @@ class SpoolRegistry(Registry):
         with self._store.changing() as change:
             row = self._find(change.database, key)
             cancel = row.job.cancel_requested_at is not None
-            job = changes.renewed(row.job, self.clock(), runner=runner, lease=lease, progress=progress)
+            job = changes.renewed(
+                row.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+            )
             if job is not None and (lease is not None or progress is not None):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
                 table.store(change.database, row, job, self._store.files(row).ends().kept)
@@ -339,7 +352,9 @@ class SpoolRegistry(Registry):
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
         lost = evicted = 0
         for row in table.due(change.database, now, limit):
-            if row.job.state.ended:
+            if not isinstance(row, Row):
+                _log.warning("%s: the job %s… is given up: it cannot be read", self.directory, row.key[:8])
+            if not isinstance(row, Row) or row.job.state.ended:
                 change.forget(row, remembered=self.max_jobs)
                 evicted += 1
             else:

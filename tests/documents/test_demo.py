@@ -24,6 +24,8 @@ import pytest
 from tests.kit.clients import OverHTTP, Reply, start
 from tests.kit.documents import ROOT, STRICT
 
+pytestmark = pytest.mark.everything
+
 PYTHON = [sys.executable, *STRICT]
 SIGNED_IN = {"authorization": "Basic ZGVtbzpkZW1v"}  # demo:demo
 

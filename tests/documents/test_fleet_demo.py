@@ -13,6 +13,8 @@ from tests.kit.clients import OverHTTP, start
 from tests.kit.documents import ROOT
 from tests.kit.redis_server import needs_server
 
+pytestmark = pytest.mark.everything
+
 
 @pytest.fixture(autouse=True)
 def _promised() -> None:

@@ -30,6 +30,8 @@ from redis import Redis  # noqa: E402
 
 from bgmiddleware.executors.celery import CeleryExecutor, _force  # noqa: E402
 
+pytestmark = pytest.mark.everything
+
 OPTIONS = ("--loglevel", "INFO", "--without-mingle", "--without-gossip")
 
 

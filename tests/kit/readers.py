@@ -29,7 +29,8 @@ from tests.kit.clients import InProcess, OverHTTP, served
 
 Client = InProcess | OverHTTP
 BOTH = ("in-process", "waitress")
-ELSEWHERE = ("processes", "rq", "celery")  # the first of those as it is, with jobs in other processes
+# The first of those as it is, with jobs in other processes.
+ELSEWHERE = tuple(pytest.param(name, marks=pytest.mark.everything) for name in ("processes", "rq", "celery"))
 EVERYWHERE = (*BOTH, *ELSEWHERE)
 UNKNOWN = "6b9f2e1c-0000-4000-8000-000000000000"
 PLAIN = [("Content-Type", "text/plain")]

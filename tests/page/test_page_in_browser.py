@@ -30,6 +30,8 @@ from tests.kit.readers import Clock, Play, answering, token_of
 needs("playwright.sync_api")
 from playwright.sync_api import expect  # noqa: E402  # there may be none
 
+pytestmark = pytest.mark.everything
+
 expect.set_options(timeout=10_000)
 
 MARKUP = "</pre></script></title><script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)>"

@@ -9,6 +9,8 @@ import pytest
 from tests.kit.processes import Server, running
 from tests.kit.servers import gevent, gthread, mod_wsgi, open_directory, sync, uwsgi, waitress
 
+pytestmark = pytest.mark.everything
+
 Serve = Callable[..., Server]
 
 

@@ -13,6 +13,8 @@ from tests.kit.processes import TRIES, Server, running
 from tests.kit.redis_server import redis_server_of_module  # noqa: F401  # a fixture
 from tests.kit.servers import gevent, gthread, mod_wsgi, open_directory, sync, uwsgi
 
+pytestmark = pytest.mark.everything
+
 _unique = itertools.count()
 LINES = "".join(f"line {number}\n" for number in range(5000))
 

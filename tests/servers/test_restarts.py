@@ -19,6 +19,8 @@ from tests.conftest import needs
 from tests.kit.processes import LONG, TRIES, Server, gunicorn, running
 from tests.kit.redis_server import redis_server_of_module  # noqa: F401  # a fixture
 
+pytestmark = pytest.mark.everything
+
 LEASE = 2.0
 
 

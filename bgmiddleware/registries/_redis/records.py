@@ -33,7 +33,7 @@ class Stored(NamedTuple):
 
     @property
     def held(self) -> Job:
-        """The job as its holder has it."""
+        """The job as long as its process is there."""
         return self.job if self.held_until is None else changes.held(self.job, self.held_until)
 
     @property

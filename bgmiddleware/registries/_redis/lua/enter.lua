@@ -1,11 +1,17 @@
--- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority, its holder, and how long that is there
--- for sure. Take a place for a new job. Return the time, and the jobs that made room.
-local now, key, most, holder = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3]), ARGV[6]
-if holder ~= '' then
-  redis.call('ZADD', HOLDERS, string.format('%.17g', NOW + tonumber(ARGV[7])), holder)
+-- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority; for a job with a name: what that may
+-- hold now, and for how many milliseconds it is taken; and the process that it waits in, and how long that is there for
+-- sure. Behind the KEYS: the name, see name.lua. Take a place for a new job. Return the time, and the jobs that made room.
+local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
+local name, process = KEYS[FIRST_GROUP], ARGV[8]
+if process ~= '' then
+  redis.call('ZADD', PROCESSES, string.format('%.17g', NOW + tonumber(ARGV[9])), process)
 end
 if redis.call('ZSCORE', JOBS, key) then
   return {'known', now}
+end
+local holder = name and redis.call('GET', name)
+if holder and holder ~= ARGV[6] then
+  return {'named', now, holder}
 end
 local gone = {}
 while redis.call('ZCARD', JOBS) >= most do
@@ -18,12 +24,15 @@ while redis.call('ZCARD', JOBS) >= most do
   redis.call('ZREM', JOBS, first)
   gone[#gone + 1] = first
 end
+if name then
+  redis.call('SET', name, key .. '?', 'PX', ARGV[7])
+end
 local number = redis.call('INCR', LAST)
 redis.call('ZADD', JOBS, number, key)
 redis.call('ZADD', PENDING, number, key)
 redis.call('ZADD', QUEUE, turn(ARGV[5], number), key)
 redis.call('ZADD', DUE, string.format('%.17g', NOW + tonumber(ARGV[4])), key)
-if holder ~= '' then
-  redis.call('ZADD', HELD, 0, holder .. SEPARATOR .. key)
+if process ~= '' then
+  redis.call('ZADD', HELD, 0, process .. SEPARATOR .. key)
 end
 return {'ok', now, unpack(gone)}
