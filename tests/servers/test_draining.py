@@ -54,7 +54,12 @@ def test_a_running_job_gets_time_to_end(serve: Serve, directory: Path) -> None:
     assert end_of(serve, directory, target) == ("finished", "", "begun\nended\n")
 
 
-@pytest.mark.parametrize("view", ["log", "events", "result&_wait=30"])
+VIEWS = "log", "events", "result&_wait=30"
+
+
+@pytest.mark.parametrize(
+    ("serve", "view"), [*((uwsgi, view) for view in VIEWS), (gthread, "log"), (waitress, "log"), (mod_wsgi, "log")]
+)
 def test_a_running_job_gets_time_to_end_also_where_somebody_watches(serve: Serve, directory: Path, view: str) -> None:
     drain = "2" if serve is mod_wsgi else "20"
     with running(serve(directory, SITE_REGISTRY=f"spool:{directory}/jobs", SITE_DRAIN=drain)) as server:
