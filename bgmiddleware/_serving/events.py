@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._jobs import Job, JobState
+from ..registries.base import Page
 from .problems import Answer, problem
 from .status import status_document
+from .stored import Missing
 from .viewers import disconnection_of
 from .visit import LOOK_EVERY, BadParameter, Visit, about
 
@@ -64,7 +66,12 @@ class _Events:
     def __init__(self, visit: Visit, offset: int, leave: Callable[[], None]) -> None:
         self._leave = leave
         self._gone = disconnection_of(visit.environ)
-        self._events = self._made(visit, offset)
+        try:
+            first = visit.registry.page(visit.key, offset)  # what cannot be read can still be said
+        except BaseException:
+            leave()
+            raise
+        self._events = self._made(visit, offset, first)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._events
@@ -72,13 +79,15 @@ class _Events:
     def close(self) -> None:
         self._leave()
 
-    def _made(self, visit: Visit, offset: int) -> Iterator[bytes]:
+    def _made(self, visit: Visit, offset: int, first: Page) -> Iterator[bytes]:
         yield f"retry: {_RETRY_MS}\n\n".encode()
         ends_at = time.monotonic() + _LONGEST
         sent_at = time.monotonic()
         seen: tuple[object, ...] = ()
+        page: Page | None = first
         while True:
-            job, piece = visit.registry.page(visit.key, offset)
+            job, piece = page or visit.registry.page(visit.key, offset)
+            page = None
             offset = min(offset, job.output_end)
             news = _news(visit, job)
             if news != seen and not job.state.ended:
@@ -94,7 +103,7 @@ class _Events:
             if job.state.ended:
                 if offset < job.output_end:
                     if not goes_on:
-                        raise OSError("the job's bytes are not there any more")  # breaks the connection: it is no end
+                        raise Missing("the job's bytes are not there any more")  # breaks the connection: it is no end
                     continue
                 yield _event(status_document(visit, job), kind="done", number=f"{offset}{_DONE}")
                 return

@@ -1,12 +1,13 @@
 """A job's output as plain text: followed live, whole, a range, or a page of it."""
 
+import itertools
 import re
 from collections.abc import Callable, Generator, Iterator
 
 from .._jobs import Channel, Job
 from ..registries.base import PAGE_BYTES, Piece, Registry
 from .problems import Answer, Headers
-from .stored import Asked, Stored, asked_range, conditional, entity_tag
+from .stored import Asked, Missing, Stored, asked_range, conditional, entity_tag
 from .viewers import disconnection_of
 from .visit import LOOK_EVERY, Visit, about
 
@@ -30,9 +31,9 @@ def answer_log(visit: Visit, job: Job) -> Answer:
     give_back = visit.take_slot()
     if give_back is not None:
         # Not kept by proxies until it is whole.
-        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit, give_back))
+        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit, job, give_back))
     # Without a length: a job that prints much may drop some of it while it is being sent.
-    return Answer("200 OK", (*_head(job), *visit.pace()), _whole(visit.registry, job))
+    return Answer("200 OK", (*_head(job), *visit.pace()), _begun(_whole(visit.registry, job)))
 
 
 def _head(job: Job) -> Headers:
@@ -66,7 +67,7 @@ def _answer_page(visit: Visit, job: Job, offset: int) -> Answer:
 def _answer_whole(visit: Visit, job: Job) -> Answer:
     headers = (*_head(job), _length(_whole_length(job)))
     if job.output_dropped is not None:
-        return Answer("200 OK", headers, _whole(visit.registry, job))  # offsets are not positions in this text
+        return Answer("200 OK", headers, _begun(_whole(visit.registry, job)))  # offsets are not positions in this text
     headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job, Channel.OUTPUT)))
     return conditional(visit.environ, headers, Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end))
 
@@ -82,7 +83,7 @@ def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
         )
     placed = (("Content-Range", f"bytes {begin}-{end - 1}/*"), _length(end - begin), ("Accept-Ranges", "bytes"))
     content = Stored(visit.registry, job.key, Channel.OUTPUT, begin, end)
-    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content)
+    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content.begun())
 
 
 def _gap(begin: int, end: int) -> bytes:
@@ -103,22 +104,33 @@ def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
     while offset < job.output_end:
         piece = registry.read(job.key, Channel.OUTPUT, offset, min(PAGE_BYTES, job.output_end - offset))
         if piece.end <= offset:
-            raise OSError("the job's bytes are not there any more")  # breaks the connection: it is not whole
+            raise Missing("the job's bytes are not there any more")  # breaks the connection: it is not whole
         if piece.offset > offset:
             yield _gap(offset, piece.offset)
         yield piece.data[: max(0, job.output_end - piece.offset)]
         offset = piece.end
 
 
+def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Return the same with the first piece read by now: an answer that was not sent can still say that it cannot be."""
+    return itertools.chain(list(itertools.islice(pieces, 1)), pieces)
+
+
 class _Followed:
     """The output as it comes. Holds a slot until it is closed; ends with the job, or raises: silence is no end."""
 
-    def __init__(self, visit: Visit, give_back: Callable[[], None]) -> None:
+    def __init__(self, visit: Visit, job: Job, give_back: Callable[[], None]) -> None:
         self._give_back = give_back
         self._pieces: Generator[Piece, None, None] = visit.registry.follow(visit.key, tick=LOOK_EVERY)
         self._gone = disconnection_of(visit.environ)
         self._offset = 0
         self._next: Piece | None = None
+        if job.output_end:  # it can be read at once; and what cannot be read can still be said
+            try:
+                self._next = next(self._pieces)
+            except BaseException:
+                self.close()
+                raise
 
     def __iter__(self) -> Iterator[bytes]:
         return self

@@ -60,7 +60,7 @@ class _ForgottenAfter:
     def __init__(self, registry: Registry, job: Job) -> None:
         self._registry = registry
         self._key = job.key
-        self._chunks = iter(Stored(registry, job.key, Channel.BODY, 0, job.body_end))
+        self._chunks = iter(Stored(registry, job.key, Channel.BODY, 0, job.body_end).begun())
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
