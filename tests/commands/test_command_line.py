@@ -41,6 +41,9 @@ def app(environ, start_response):
     elif path == "/opens-many":
         kept.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(1100))
     start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/who":
+        names = "REMOTE_ADDR", "HTTP_HOST", "wsgi.url_scheme", "HTTP_X_FORWARDED_HOST"
+        return [" ".join(environ.get(name, "-") for name in names).encode()]
     return [b"done\\n"]
 
 
@@ -59,7 +62,7 @@ class Served:
         self.process = begin(directory, "--background", "/x/*", "--port", "0", *arguments)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.fullmatch(r"Serving on (http://127\.0\.0\.1:\d+)/ \(Ctrl-C stops\)\n", line)
+        found = re.fullmatch(r"Serving on (http://(?:127\.0\.0\.1|0\.0\.0\.0):\d+)/ \(Ctrl-C stops\)\n", line)
         assert found, (line, self.process.communicate())
         self.address = found[1]
 
@@ -116,6 +119,39 @@ def test_it_serves_the_app_and_its_slow_paths_in_the_background(serve: Callable[
     url, log = served.get("/x/quick")
     assert url.startswith(f"{served.address}/x/quick?_t=")
     assert log == ""
+
+
+OF_A_PROXY = {
+    "Host": "inner",
+    "X-Forwarded-For": "10.1.2.3",
+    "X-Forwarded-Host": "shop.example",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Port": "443",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saw"),
+    [
+        ((), "127.0.0.1 inner http shop.example"),
+        (("--trusted-proxy", "127.0.0.1"), "10.1.2.3 shop.example https shop.example"),
+        (("--trusted-proxy", "*"), "10.1.2.3 shop.example https shop.example"),
+        (("--trusted-proxy", "10.0.0.1"), "127.0.0.1 inner http -"),
+        (
+            ("--trusted-proxy", "127.0.0.1", "--trusted-proxy-headers", "x-forwarded-proto"),
+            "127.0.0.1 inner https -",
+        ),
+    ],
+)
+def test_a_proxy_is_believed_where_it_is_trusted(
+    serve: Callable[..., Served], arguments: tuple[str, ...], saw: str
+) -> None:
+    assert serve(*arguments).get("/who", **OF_A_PROXY)[1] == saw
+
+
+def test_who_comes_from_elsewhere_may_be_no_proxy(serve: Callable[..., Served]) -> None:
+    saw = serve("--host", "0.0.0.0").get("/who", **OF_A_PROXY)[1]
+    assert saw == "127.0.0.1 inner http -"
 
 
 def test_descriptors_of_any_number_are_served(serve: Callable[..., Served]) -> None:
@@ -209,6 +245,7 @@ def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: 
         (["--drain", "-1"], "bgmiddleware: drain = -1.0: expected a number from 0"),
         (["--workers", "0"], "argument --workers: expected a number from 1, not '0'"),
         (["--threads", "0"], "argument --threads: expected a number from 1, not '0'"),
+        (["--trusted-proxy-count", "0"], "argument --trusted-proxy-count: expected a number from 1, not '0'"),
         (["--port", "99999"], "argument --port: expected 0 to 65535, not '99999'"),
         (["--port", "http"], "argument --port: expected 0 to 65535, not 'http'"),
     ],

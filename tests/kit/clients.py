@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import sys
 import threading
@@ -66,6 +67,8 @@ class InProcess:
 
         iterable = self._app(environ(method, target, body, **headers), start_response)
         iterator = iter(iterable)
+        if not head:  # a generator, which begins when it is asked
+            iterator = itertools.chain(list(itertools.islice(iterator, 1)), iterator)
         try:
             yield int(head[0][:3]), head[1], iterator
         finally:
@@ -133,7 +136,13 @@ class OverHTTP:
 def served(app: Any, *, patience: float = 10.0, **options: Any) -> Iterator[OverHTTP]:
     """Serve *app* on waitress, on a free port if none is given; in the end wait up to *patience* seconds for what is
     still being answered."""
-    options = {"port": 0, "threads": 8, "channel_request_lookahead": 1, **options}
+    options = {
+        "port": 0,
+        "threads": 8,
+        "channel_request_lookahead": 1,
+        "clear_untrusted_proxy_headers": False,
+        **options,
+    }
     sockets: dict[int, Any] = {}
     server: Any = create_server(app, sockets, host="127.0.0.1", **options)
     stopping = threading.Event()
