@@ -82,7 +82,7 @@ def _answer_page(visit: Visit, job: Job, offset: int) -> Answer:
 def _answer_whole(visit: Visit, job: Job) -> Answer:
     headers = (*_head(job), _length(_whole_length(job)))
     if job.output_dropped is not None:
-        return Answer("200 OK", headers, _begun(_whole(visit.registry, job)))  # offsets are not positions in this text
+        return Answer("200 OK", headers, _begun(visit, job))  # offsets are not positions in this text
     headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job, Channel.OUTPUT)))
     return conditional(visit.environ, headers, Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end))
 
@@ -98,7 +98,7 @@ def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
         )
     placed = (("Content-Range", f"bytes {begin}-{end - 1}/*"), _length(end - begin), ("Accept-Ranges", "bytes"))
     content = Stored(visit.registry, job.key, Channel.OUTPUT, begin, end)
-    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content.begun())
+    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content.begun(visit.environ))
 
 
 def _gap(begin: int, end: int) -> bytes:
@@ -126,16 +126,19 @@ def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
         offset = piece.end
 
 
-def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Return the same with the first piece read by now: an answer that was not sent can still say that it cannot be."""
-    return itertools.chain(list(itertools.islice(pieces, 1)), pieces)
+def _begun(visit: Visit, job: Job) -> Iterator[bytes]:
+    """Return the same with the first piece read by now, unless it is for a HEAD: an answer that was not sent can still
+    say that it cannot be read."""
+    pieces = _whole(visit.registry, job)
+    count = 0 if visit.environ["REQUEST_METHOD"] == "HEAD" else 1
+    return itertools.chain(list(itertools.islice(pieces, count)), pieces)
 
 
 class _Cut:
     """The output so far, and then no end: whoever reads it is told that this is not all."""
 
     def __init__(self, visit: Visit, job: Job) -> None:
-        self._pieces = _begun(_whole(visit.registry, job))
+        self._pieces = _begun(visit, job)
         self._environ = visit.environ
 
     def __iter__(self) -> Iterator[bytes]:

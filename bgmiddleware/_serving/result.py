@@ -46,14 +46,14 @@ def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[st
     headers = (*_headers(visit, job, response, content), *added)
     if response.code == 200:
         return conditional(visit.environ, headers, content)
-    return Answer(response.status, headers, () if response.code in _BODYLESS else content.begun())
+    return Answer(response.status, headers, () if response.code in _BODYLESS else content.begun(visit.environ))
 
 
 def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored) -> Headers:
     names = {name.lower() for name, _ in response.headers}
     left_out = {"content-length"}
     if "set-cookie" in names:
-        content.begun()  # what cannot be answered must not take the cookies along
+        content.begun(visit.environ)  # what cannot be answered must not take the cookies along
         if not _is_first_reader(visit):
             left_out.add("set-cookie")
     headers = [(name, value) for name, value in response.headers if name.lower() not in left_out]

@@ -38,10 +38,10 @@ class Stored:
         self._end = end
         self._first = b""
 
-    def begun(self) -> Self:
-        """Read the first piece, if it was not read yet; return self. An answer that was not sent can still say that it
-        cannot be read."""
-        if not self._first and self._begin < self._end:
+    def begun(self, environ: Mapping[str, Any]) -> Self:
+        """Read the first piece for a request, unless that is a HEAD; return self. An answer that was not sent can still
+        say that it cannot be read."""
+        if not self._first and self._begin < self._end and environ["REQUEST_METHOD"] != "HEAD":
             self._first = self._read(self._begin)
         return self
 
@@ -114,7 +114,7 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
     *headers* are those of the 200, with ``Content-Length`` and a validator. The order is that of RFC 9110 §13.2.2.
     """
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD") or not any(name in environ for name in _CONDITIONS):
-        return Answer("200 OK", headers, content.begun())
+        return Answer("200 OK", headers, content.begun(environ))
     request = Request(dict(environ))
     response = Response(headerlist=list(headers))
     etag, modified = response.etag, _date(lambda: response.last_modified)
@@ -130,8 +130,8 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
         return _without_body("304 Not Modified", headers)
     asked = asked_range(environ)
     if asked is None or not _is_still(environ.get("HTTP_IF_RANGE"), headers):
-        return Answer("200 OK", headers, content.begun())
-    return _partial(asked, headers, content)
+        return Answer("200 OK", headers, content.begun(environ))
+    return _partial(environ, asked, headers, content)
 
 
 def _later(one: Any, other: Any) -> bool:
@@ -154,7 +154,7 @@ def _is_still(validator: str | None, headers: Headers) -> bool:
     return not validator.startswith("W/") and any(key.lower() == name and value == validator for key, value in headers)
 
 
-def _partial(asked: Asked, headers: Headers, content: "Stored") -> Answer:
+def _partial(environ: Mapping[str, Any], asked: Asked, headers: Headers, content: "Stored") -> Answer:
     length = content.length
     begin, end = asked.within(length)
     if begin >= end:
@@ -162,7 +162,7 @@ def _partial(asked: Asked, headers: Headers, content: "Stored") -> Answer:
         return _without_body("416 Range Not Satisfiable", headers, unsatisfied)
     kept = tuple((name, value) for name, value in headers if name.lower() != "content-length")
     placed = (("Content-Length", str(end - begin)), ("Content-Range", f"bytes {begin}-{end - 1}/{length}"))
-    return Answer("206 Partial Content", (*kept, *placed), content.part(begin, end).begun())
+    return Answer("206 Partial Content", (*kept, *placed), content.part(begin, end).begun(environ))
 
 
 def _without_body(status: str, headers: Headers, *added: tuple[str, str]) -> Answer:
