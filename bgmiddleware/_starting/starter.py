@@ -180,6 +180,7 @@ class Starter:
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
             priority=job.priority,
+            groups=job.groups,
             deadline=job.deadline,
             version=self.version,
             output_file=output_file,

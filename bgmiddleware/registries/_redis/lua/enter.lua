@@ -5,7 +5,8 @@ local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
 if redis.call('ZSCORE', JOBS, key) then
   return {'known', now}
 end
-local holder = KEYS[8] and redis.call('GET', KEYS[8])
+local NAME = KEYS[8]
+local holder = NAME and redis.call('GET', NAME)
 if holder and holder ~= ARGV[6] then
   return {'named', now, holder}
 end
@@ -20,8 +21,8 @@ while redis.call('ZCARD', JOBS) >= most do
   redis.call('ZREM', JOBS, first)
   gone[#gone + 1] = first
 end
-if KEYS[8] then
-  redis.call('SET', KEYS[8], key .. '?', 'PX', ARGV[7])
+if NAME then
+  redis.call('SET', NAME, key .. '?', 'PX', ARGV[7])
 end
 local number = redis.call('INCR', LAST)
 redis.call('ZADD', JOBS, number, key)
