@@ -75,10 +75,11 @@ class Run:
     """One job, ready to be run once in this process, by whatever thread an executor has.
 
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
-    one an executor takes first of those that wait. *deadline*: seconds after which it is asked to stop. *version*:
-    which version of the app this process runs. *output_file*: a descriptor of an empty file, given by a process that
-    does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too; who gave it
-    can read there what this process wrote before it died. The CPU time is that of the process and its children then.
+    one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
+    after which it is asked to stop. *version*: which version of the app this process runs. *output_file*: a descriptor
+    of an empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the
+    file descriptors 1 and 2 too; who gave it can read there what this process wrote before it died. The CPU time is
+    that of the process and its children then.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class Run:
         takes_logging: bool = True,
         takes_children: bool = False,
         priority: Priority = Priority.NORMAL,
+        groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
         version: str = "",
         output_file: int | None = None,
     ) -> None:
         self.key = key
         self.priority = priority
+        self.groups = {} if groups is None else groups
         self.registry = registry
         self._work = work
         self._context = context

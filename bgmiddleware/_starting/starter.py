@@ -7,12 +7,12 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import Context
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import marks
-from .._context import entrances
+from .._context import Wish, entrances
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request
@@ -63,6 +63,13 @@ class _OtherRequest(Exception):
     """An Idempotency-Key was used before, for a request that asks for something else."""
 
 
+def _misconfigured(environ: dict[str, Any], error: ConfigurationError) -> Answer:
+    """Answer that the site cannot start jobs as it is configured. Raised through a server, it would be no answer: some
+    close the connection, and some leave the client waiting."""
+    _log.error("no job can be started: %s", error)
+    return problem(environ, 500, "misconfigured", f"{error}.")
+
+
 @dataclass(frozen=True)
 class Starter:
     """Starts the jobs of one middleware, by its options. Any thread may call."""
@@ -89,6 +96,12 @@ class Starter:
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
+        try:
+            return self._start_replay(app, environ, context)
+        except ConfigurationError as error:
+            return _misconfigured(environ, error)
+
+    def _start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -109,10 +122,22 @@ class Starter:
         with request.body:
             return self._start(environ, request, run, self.promote_after)
 
-    def start_function(
-        self, function: Callable[[], Any], environ: dict[str, Any], context: Context, printed: str
-    ) -> Answer:
-        """Start a ``@background`` function as a job, whose output begins with what was *printed* before."""
+    def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
+        """Start what a decorator asked for. *environ*: the request as it was before *app* saw it."""
+        if wish.function is not None:
+            try:
+                return self._start_function(wish.function, environ, wish)
+            except ConfigurationError as error:
+                return _misconfigured(environ, error)
+        try:
+            environ = {**environ, "wsgi.input": rewound(environ["wsgi.input"])}
+        except BadRequestBody as error:
+            return problem(environ, error.status, "bad-request-body", f"{error}.")
+        # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.
+        return self.start_replay(app, environ, copy_context())
+
+    def _start_function(self, function: Callable[[], Any], environ: dict[str, Any], wish: Wish) -> Answer:
+        """Start a ``@background`` function as a job, whose output begins with what was printed before."""
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -123,7 +148,7 @@ class Starter:
             )
 
         def run(job: Job) -> Run:
-            return self._run(job, call_function(function), context, printed)
+            return self._run(job, call_function(function), wish.context, wish.printed)
 
         if not self._may_join(environ):
             return self._start(environ, None, run, 0.0)
@@ -155,6 +180,7 @@ class Starter:
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
             priority=job.priority,
+            groups=job.groups,
             deadline=job.deadline,
             version=self.version,
             output_file=output_file,
@@ -188,9 +214,10 @@ class Starter:
             )
         if environ.get("wsgi.multiprocess") and not registry.shared:
             raise ConfigurationError(
-                f"this server runs several processes, and a {type(registry).__name__} keeps its jobs in one:"
-                " a token would be unknown to the others. Serve from one process with threads, or use a registry"
-                " that processes share"
+                f"this server runs several processes, or says so, and a {type(registry).__name__} keeps its jobs in"
+                " one: a token would be unknown to the others. Give the middleware a registry that processes share,"
+                ' registry=SpoolRegistry("/var/lib/…") or registry=RedisRegistry("redis://…"), or serve from one'
+                " process with threads, by a server that says so (python -m bgmiddleware serve)"
             )
         purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
         if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):

@@ -39,6 +39,7 @@ _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10
 _TRIES = 100
 _BATCH = 200
+_MOMENT = 0.01
 _NAMED = 30 * 24 * 3600.0  # a name of what has not ended: of one whose record the server lost, it is left for so long
 
 
@@ -224,10 +225,12 @@ class RedisRegistry(Registry):
         """Take a place and a name for a new job; return whether the index has one of this key already, and the time."""
         gone: list[str] = []
         holder, may_evict = "", True
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
             entered = self._index.enter(job, self.max_jobs, patience, lease, holder)
             gone += entered.gone
-            if entered.holder:
+            if entered.holder.endswith("?") and tried < _TRIES // 2:
+                time.sleep(_MOMENT)  # whoever takes it just now has it then, unless he died
+            elif entered.holder:
                 holder = entered.holder
                 self._check_is_free(holder.removesuffix("?"))
             elif entered.full and may_evict:

@@ -142,9 +142,16 @@ def _lose(play: Play, site: BackgroundMiddleware, *others: Any) -> None:
     site.executor.shutdown(0.0)
 
 
+def _misconfigured(opens: Opener, accept: str) -> Reply:
+    inner = BackgroundMiddleware(answering(), when=marks.always)
+    _, client = opens(lambda environ, start_response: inner(environ, start_response), when=marks.prefers_async)
+    return client.request("POST", "/", accept=accept)
+
+
 PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "queue-full": _queue_full,
     "registry-error": _broken,
+    "misconfigured": _misconfigured,
     "speculative": _of_no_job(sec_purpose="prefetch"),
     "bad-request-body": _of_no_job(body=b"x" * 11),
     "bad-idempotency-key": _of_no_job(idempotency_key="k" * 256),

@@ -34,7 +34,7 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of
 from bgmiddleware.registries.base import END, Piece, Transition
 
-LONG = 30.0
+LONG = 120.0
 """A timeout that no test may reach."""
 
 KEY = key_of("one")

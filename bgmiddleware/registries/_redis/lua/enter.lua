@@ -2,14 +2,15 @@
 -- hold now, and for how many milliseconds it is taken; and the process that it waits in, and how long that is there for
 -- sure. Behind the KEYS: the name, see name.lua. Take a place for a new job. Return the time, and the jobs that made room.
 local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
-local name, process = KEYS[FIRST_GROUP], ARGV[8]
+local process = ARGV[8]
 if process ~= '' then
   redis.call('ZADD', PROCESSES, string.format('%.17g', NOW + tonumber(ARGV[9])), process)
 end
 if redis.call('ZSCORE', JOBS, key) then
   return {'known', now}
 end
-local holder = name and redis.call('GET', name)
+local NAME = KEYS[FIRST_GROUP]
+local holder = NAME and redis.call('GET', NAME)
 if holder and holder ~= ARGV[6] then
   return {'named', now, holder}
 end
@@ -24,8 +25,8 @@ while redis.call('ZCARD', JOBS) >= most do
   redis.call('ZREM', JOBS, first)
   gone[#gone + 1] = first
 end
-if name then
-  redis.call('SET', name, key .. '?', 'PX', ARGV[7])
+if NAME then
+  redis.call('SET', NAME, key .. '?', 'PX', ARGV[7])
 end
 local number = redis.call('INCR', LAST)
 redis.call('ZADD', JOBS, number, key)
