@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._jobs import Job, JobState
+from ..registries.base import Page
 from .problems import Answer, problem
 from .status import status_document
+from .stored import Missing
 from .visit import LOOK_EVERY, BadParameter, Hold, Visit, about
 
 __all__ = ["answer_events"]
@@ -63,7 +65,12 @@ class _Events:
 
     def __init__(self, visit: Visit, offset: int, held: Hold | None) -> None:
         self._held = held
-        self._events = _made(visit, offset, held)  # knows nothing of us, so that we are dropped at once
+        try:
+            first = visit.registry.page(visit.key, offset)  # what cannot be read can still be said
+        except BaseException:
+            self.close()
+            raise
+        self._events = _made(visit, offset, held, first)  # knows nothing of us, so that we are dropped at once
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -82,13 +89,15 @@ class _Events:
     __del__ = close
 
 
-def _made(visit: Visit, offset: int, held: Hold | None) -> Iterator[bytes]:
+def _made(visit: Visit, offset: int, held: Hold | None, first: Page) -> Iterator[bytes]:
     yield f"retry: {_RETRY_MS}\n\n".encode()
     ends_at = time.monotonic() + _LONGEST
     sent_at = time.monotonic()
     seen: tuple[object, ...] = ()
+    page: Page | None = first
     while True:
-        job, piece = visit.registry.page(visit.key, offset)
+        job, piece = page or visit.registry.page(visit.key, offset)
+        page = None
         offset = min(offset, job.output_end)
         news = _news(visit, job)
         if news != seen and not job.state.ended:
@@ -104,7 +113,7 @@ def _made(visit: Visit, offset: int, held: Hold | None) -> Iterator[bytes]:
         if job.state.ended:
             if offset < job.output_end:
                 if not goes_on:
-                    raise OSError("the job's bytes are not there any more")  # breaks the connection: it is no end
+                    raise Missing("the job's bytes are not there any more")  # breaks the connection: it is no end
                 continue
             yield _event(status_document(visit, job), kind="done", number=f"{offset}{_DONE}")
             return

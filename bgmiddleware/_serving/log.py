@@ -1,5 +1,6 @@
 """A job's output as plain text: followed live, whole, a range, or a page of it."""
 
+import itertools
 import re
 import time
 from collections.abc import Generator, Iterator
@@ -8,7 +9,7 @@ from .._jobs import Channel, Job
 from ..registries.base import PAGE_BYTES, Piece, Registry
 from .connections import broken_off, is_behind_proxy, makes_ends_visible
 from .problems import Answer, Headers
-from .stored import Asked, Stored, asked_range, conditional, entity_tag
+from .stored import Asked, Missing, Stored, asked_range, conditional, entity_tag
 from .visit import LOOK_EVERY, Hold, Visit, about
 
 __all__ = ["answer_log"]
@@ -34,7 +35,7 @@ def answer_log(visit: Visit, job: Job) -> Answer:
     held = visit.take_slot()
     if held is not None:
         # Not kept by proxies until it is whole.
-        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit, held))
+        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit, job, held))
     return _answer_so_far(visit, job)
 
 
@@ -81,7 +82,7 @@ def _answer_page(visit: Visit, job: Job, offset: int) -> Answer:
 def _answer_whole(visit: Visit, job: Job) -> Answer:
     headers = (*_head(job), _length(_whole_length(job)))
     if job.output_dropped is not None:
-        return Answer("200 OK", headers, _whole(visit.registry, job))  # offsets are not positions in this text
+        return Answer("200 OK", headers, _begun(visit, job))  # offsets are not positions in this text
     headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job, Channel.OUTPUT)))
     return conditional(visit.environ, headers, Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end))
 
@@ -97,7 +98,7 @@ def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
         )
     placed = (("Content-Range", f"bytes {begin}-{end - 1}/*"), _length(end - begin), ("Accept-Ranges", "bytes"))
     content = Stored(visit.registry, job.key, Channel.OUTPUT, begin, end)
-    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content)
+    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content.begun(visit.environ))
 
 
 def _gap(begin: int, end: int) -> bytes:
@@ -118,18 +119,26 @@ def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
     while offset < job.output_end:
         piece = registry.read(job.key, Channel.OUTPUT, offset, min(PAGE_BYTES, job.output_end - offset))
         if piece.end <= offset:
-            raise OSError("the job's bytes are not there any more")  # breaks the connection: it is not whole
+            raise Missing("the job's bytes are not there any more")  # breaks the connection: it is not whole
         if piece.offset > offset:
             yield _gap(offset, piece.offset)
         yield piece.data[: max(0, job.output_end - piece.offset)]
         offset = piece.end
 
 
+def _begun(visit: Visit, job: Job) -> Iterator[bytes]:
+    """Return the same with the first piece read by now, unless it is for a HEAD: an answer that was not sent can still
+    say that it cannot be read."""
+    pieces = _whole(visit.registry, job)
+    count = 0 if visit.environ["REQUEST_METHOD"] == "HEAD" else 1
+    return itertools.chain(list(itertools.islice(pieces, count)), pieces)
+
+
 class _Cut:
     """The output so far, and then no end: whoever reads it is told that this is not all."""
 
     def __init__(self, visit: Visit, job: Job) -> None:
-        self._pieces = _whole(visit.registry, job)
+        self._pieces = _begun(visit, job)
         self._environ = visit.environ
 
     def __iter__(self) -> Iterator[bytes]:
@@ -148,7 +157,7 @@ class _Followed:
     is sent that nobody sees: a carriage return where a line begins, and a space of no width within a line.
     """
 
-    def __init__(self, visit: Visit, held: Hold) -> None:
+    def __init__(self, visit: Visit, job: Job, held: Hold) -> None:
         self._held = held
         self._environ = visit.environ
         self._pieces: Generator[Piece, None, None] = visit.registry.follow(visit.key, tick=LOOK_EVERY)
@@ -158,6 +167,12 @@ class _Followed:
         self._sign_every = _SIGN_EVERY_TO_PROXY if is_behind_proxy(visit.environ) else _SIGN_EVERY
         self._sent_at = time.monotonic()
         self._said_why = makes_ends_visible(visit.environ)
+        if job.output_end:  # it can be read at once; and what cannot be read can still be said
+            try:
+                self._next = next(self._pieces)
+            except BaseException:
+                self.close()
+                raise
 
     def __iter__(self) -> Iterator[bytes]:
         return self

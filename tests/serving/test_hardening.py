@@ -254,7 +254,7 @@ site.close()
         env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.stdout, done.stderr) == ("child\nstatus 1\n", "")
 
