@@ -18,7 +18,9 @@ __all__ = [
     "RecordedRequest",
     "RememberingInput",
     "can_rewind",
+    "forget_body",
     "record_request",
+    "remember_body",
     "replay_environ",
     "rewound",
     "title_of",
@@ -233,6 +235,19 @@ def rewound(body: Any) -> "Input":
     if can_rewind(body):
         body.seek(0)
     return body  # type: ignore[no-any-return]
+
+
+def remember_body(environ: dict[str, Any], limit: int) -> None:
+    """Let the body of a request be read a second time, where it cannot be already."""
+    if not can_rewind(environ["wsgi.input"]):
+        environ["wsgi.input"] = RememberingInput(environ["wsgi.input"], limit)
+
+
+def forget_body(environ: Mapping[str, Any]) -> None:
+    """Remember no more of the body of a request than was read."""
+    body = environ["wsgi.input"]
+    if type(body) is RememberingInput:
+        body.forget()
 
 
 class _Chained:

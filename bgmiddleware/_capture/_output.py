@@ -52,9 +52,11 @@ class Output(Protocol):
 
 
 class ForegroundOutput:
-    """What one request prints in the foreground: it goes where it went, and its first *limit* characters are kept.
+    """What the requests of one context print in the foreground, one request after the other.
 
-    They begin the output of the ``@background`` function that the request may yet call.
+    A print goes where it went. The first *limit* characters of a request are kept as well: they begin the output of
+    the ``@background`` function that it may yet call. One object serves all requests of a server's thread: to make one
+    for each would cost more than all else that a request pays.
     """
 
     job = None
@@ -62,23 +64,50 @@ class ForegroundOutput:
     batch = 1
 
     def __init__(self, out: Callable[[str], int], err: Callable[[str], int], limit: int = 65536) -> None:
+        self.out = self._keeping(out)
+        self.err = self._keeping(err)
+        self._limit = self._room = limit
+        self._thread = threading.get_ident()
+        self.request: dict[str, Any] | None = None
+        """The environ of the request that is being answered, as it was before the app saw it; None: there is none."""
+        self.wish: Any = None
+        """What a view of this request asked for."""
+        self.is_used = False
+        """Whether :meth:`end` has something to do after this request."""
+        self.stdout: Any = None
+        self.stderr: Any = None
+        """``sys.stdout`` and ``sys.stderr`` as they were when the stand-ins were last known to be in place."""
         self._kept: list[str] = []
-        self._room = limit
 
-        def keeping(write: Callable[[str], int]) -> Callable[[str], int]:
-            def keep(text: str) -> int:
-                written = write(text)
-                self._keep(text)
-                return written
+    def is_of_this_thread(self) -> bool:
+        """Whether the calling thread answers a request of this output. A copied context may take it to others."""
+        return self.request is not None and self._thread == threading.get_ident()
 
-            return keep
+    def _keeping(self, write: Callable[[str], int]) -> Callable[[str], int]:
+        def keep(text: str) -> int:
+            written = write(text)
+            self._keep(text)
+            return written
 
-        self.out, self.err = keeping(out), keeping(err)
+        return keep
 
     def _keep(self, text: str) -> None:
-        if self._room > 0:
+        if self._room > 0 and self.is_of_this_thread():
             self._kept.append(text[: self._room])
             self._room -= len(text)
+            self.is_used = True
+
+    def ask(self, wish: object) -> None:
+        """Note what a view of this request asks for."""
+        self.wish = wish
+        self.is_used = True
+
+    def end(self) -> None:
+        """End the request: forget what was kept of it."""
+        self.request = self.wish = None
+        self._kept.clear()
+        self._room = self._limit
+        self.is_used = False
 
     @property
     def text(self) -> str:

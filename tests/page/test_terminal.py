@@ -10,6 +10,8 @@ import pytest
 from tests.kit.documents import ROOT
 from tests.page.terminals import RECORDINGS, both, node, ours, progress
 
+pytestmark = pytest.mark.everything
+
 STATIC = ROOT / "bgmiddleware" / "_serving" / "static"
 
 Lines = list[str]

@@ -885,6 +885,29 @@ def test_bytes_of_an_append_that_was_killed_are_none_and_the_next_one_takes_thei
     assert all_of(registry, KEY, Channel.BODY) == b"body on"
 
 
+def test_a_writer_that_was_killed_when_it_had_dropped_what_it_would_overwrite_leaves_readers_an_end(
+    make, directory, clock
+):
+    registry = make(directory, max_output=10)
+    running(registry, lease=1.0)
+    write(registry, KEY, bytes(range(100)))
+    registry.close()
+    (file,) = files_in(directory)
+    with open(file, "r+b") as job:
+        ends = _layout.read_header(job.fileno()).ends._replace(floor=150)
+        os.pwrite(job.fileno(), _layout.packed_ends(ends), _layout.ENDS_AT)
+    for lost in (False, True):
+        assert registry.get(KEY).output_dropped == (5, 100)
+        assert registry.read(KEY, Channel.OUTPUT, 97) == (100, b"")
+        following = registry.follow(KEY, tick=0.001)
+        assert [next(following), next(following)] == [(0, bytes(range(5))), (100, b"")]
+        assert registry.page(KEY, 5).piece == (100, b"")
+        if lost:
+            assert list(following) == []
+        clock.advance(1.0)
+        registry.evict()
+
+
 def test_what_comes_after_the_end_was_written_down_is_not_shown(make, directory):
     registry = make(directory, max_output=10)
     running(registry)
@@ -1155,6 +1178,108 @@ def test_a_newer_program_may_know_more_of_a_job(make, directory):
         database.execute("""UPDATE jobs SET document = json_set(document, '$.colour', 'red')""")
     database.close()
     assert registry.get(KEY).title == "one"
+
+
+UNREADABLE = {
+    "a state of a newer version": ("document", "json_set(document, '$.state', 'paused')"),
+    "a priority of a newer version": ("document", "json_set(document, '$.priority', 'urgent')"),
+    "half a document": ("document", "substr(document, 1, 40)"),
+    "no document": ("document", "''"),
+    "no JSON": ("document", "'[' || document"),
+    "no object": ("document", "'[]'"),
+    "null": ("document", "'null'"),
+    "deep JSON": ("document", f"'{'[' * 100_000}'"),
+    "no UTF-8": ("document", "CAST(x'ff' || document AS TEXT)"),
+    "an instant that is none": ("document", "json_set(document, '$.created_at', 'soon')"),
+    "another lease": ("document", "json_set(document, '$.lease_expires_at', json('[]'))"),
+    "groups that are none": ("document", "json_set(document, '$.groups', 'many')"),
+    "a response without headers": ("document", """json_set(document, '$.response', json('{"status": "200 OK"}'))"""),
+    "the key of another job": ("document", "json_set(document, '$.key', '" + key_of("two") + "')"),
+    "a title that is none": ("document", "json_remove(document, '$.title')"),
+}
+
+
+@pytest.fixture(params=UNREADABLE)
+def spoils(request: pytest.FixtureRequest, directory: Path) -> Callable[[], None]:
+    column, value = UNREADABLE[request.param]
+
+    def spoil() -> None:
+        with contextlib.closing(sqlite3.connect(directory / "index.db")) as database, database:
+            changed = database.execute(f"UPDATE jobs SET {column} = {value} WHERE key = ?", (KEY,)).rowcount
+            assert changed == 1
+
+    return spoil
+
+
+@pytest.mark.parametrize("state", [JobState.PENDING, JobState.RUNNING, JobState.FINISHED])
+def test_a_row_that_cannot_be_read_is_an_error_of_its_own_job_and_is_given_up_when_it_is_due(
+    make, directory, clock, caplog, spoils, state
+):
+    registry = make(directory, ttl=60.0, pending_ttl=60.0)
+    {
+        JobState.PENDING: added,
+        JobState.RUNNING: lambda registry: running(registry, lease=60.0),
+        JobState.FINISHED: lambda registry: ended(registry, output=b"x"),
+    }[state](registry)
+    files = files_in(directory)
+    spoils()
+    uses = (
+        lambda: registry.get(KEY),
+        lambda: registry.read(KEY, Channel.OUTPUT, 0),
+        lambda: registry.wait(KEY, 0, LONG),
+        lambda: registry.request_cancel(KEY),
+        lambda: registry.finish(KEY, RUNNER, JobState.FINISHED),
+        lambda: added(registry, "one"),
+    )
+    for use in uses:
+        with pytest.raises(RegistryError, match=f"{KEY[:8]}… is damaged, or of a newer version"):
+            use()
+    added(registry, "two")
+    assert registry.claim(key_of("two"), RUNNER, lease=60.0)
+    assert [job.title for job in registry.jobs()] == ["two"]
+    assert "1 jobs cannot be read" in caplog.text
+    for _ in range(256):
+        assert registry.evict() == (0, 0)
+    assert set(files) < set(files_in(directory))
+    clock.advance(60.0)
+    assert registry.evict() == (1, 1)  # the other one is lost
+    assert f"the job {KEY[:8]}… is given up" in caplog.text
+    assert not set(files) & set(files_in(directory))
+    with pytest.raises(JobExpired):
+        registry.get(KEY)
+    added(registry, "one")
+
+
+def test_a_row_that_cannot_be_read_makes_room_as_others_do(make, directory, clock):
+    registry = make(directory, max_jobs=2)
+    ended(registry)
+    ended(registry, "two")
+    with contextlib.closing(sqlite3.connect(directory / "index.db")) as database, database:
+        database.execute("UPDATE jobs SET document = '' WHERE key = ?", (KEY,))
+    added(registry, "three")
+    assert [job.title for job in registry.jobs()] == ["three", "two"]
+
+
+def test_a_list_goes_on_behind_many_rows_that_cannot_be_read(make, directory):
+    registry = make(directory)
+    added(registry, "first")
+    for number in range(250):
+        added(registry, f"job {number}")
+    with contextlib.closing(sqlite3.connect(directory / "index.db")) as database, database:
+        database.execute("UPDATE jobs SET document = '' WHERE key != ?", (key_of("first"),))
+    assert [job.title for job in registry.jobs()] == ["first"]
+
+
+def test_the_files_of_a_job_in_a_state_of_a_newer_version_stay(make, directory):
+    registry = make(directory)
+    added(registry)
+    registry.append(KEY, Channel.REQUEST, 0, b"request")
+    with contextlib.closing(sqlite3.connect(directory / "index.db")) as database, database:
+        database.execute("UPDATE jobs SET state = 'paused', document = json_set(document, '$.state', 'paused')")
+    files = files_in(directory)
+    for _ in range(256):
+        registry.evict()
+    assert files_in(directory) == files
 
 
 # Time.

@@ -20,6 +20,8 @@ from tests.kit.processes import LONG, Server, gunicorn, running
 from tests.kit.redis_server import RedisServer
 from tests.kit.wall_clock import WallClock
 
+pytestmark = pytest.mark.everything
+
 needs("gunicorn")
 
 HOUR = 3600

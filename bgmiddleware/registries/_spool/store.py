@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sqlite3
@@ -13,13 +14,16 @@ from . import rows as table
 from .directory import Directory
 from .index import Index
 from .jobfiles import JobFiles
-from .rows import Row
+from .rows import Entry, Row
 from .writer import Writers
 
 __all__ = ["Change", "Store", "storage_errors", "trouble"]
 
 _FILE = re.compile(rf"([0-9a-f]{{32}})\.([0-9]+)(?:\.(?:{Channel.REQUEST}|{Channel.BODY}))?")
 _ROWS_AT_ONCE = 200
+_ENDED = frozenset(state for state in JobState if state.ended)
+
+_log = logging.getLogger("bgmiddleware")
 
 
 class Store:
@@ -54,9 +58,9 @@ class Store:
         """Whether the directory was used before. Makes nothing."""
         return os.path.exists(self._index.path)
 
-    def files(self, row: Row) -> JobFiles:
+    def files(self, row: Entry) -> JobFiles:
         """Return the files of a job."""
-        return JobFiles(self.path, row.job.key, row.number)
+        return JobFiles(self.path, row.key, row.number)
 
     def secret(self) -> bytes:
         """Return the bytes that all have in common who share the directory."""
@@ -79,23 +83,29 @@ class Store:
             change = Change(database)
             yield change
         for row in change.ended:
-            self.writers.close(row.job.key)
+            self.writers.close(row.key)
             self.files(row).remove(Channel.REQUEST)
         for row in change.changed:
             self.files(row).stamp()
-        for row in change.gone:
-            self.files(row).remove()
+        for gone in change.gone:
+            self.files(gone).remove()
 
     def newest_first(self, state: JobState | None) -> Iterator[Row]:
-        """Yield the jobs that may read as *state*, or all; without a cursor that stays open."""
+        """Yield the jobs that may read as *state*, or all, as far as they can be read; without a cursor that stays
+        open."""
         before = None
+        unreadable = 0
         while True:
             with self.reading() as database:
-                rows = table.newest(database, state, before, _ROWS_AT_ONCE)
-            if not rows:
-                return
+                entries = table.newest(database, state, before, _ROWS_AT_ONCE)
+            if not entries:
+                break
+            rows = [entry for entry in entries if isinstance(entry, Row)]
+            unreadable += len(entries) - len(rows)
             yield from rows
-            before = rows[-1].number
+            before = entries[-1].number
+        if unreadable:
+            _log.warning("%s: %d jobs cannot be read, and are left out of a list", self.path, unreadable)
 
     def clean_up(self) -> None:
         """Remove files of jobs that are gone, and requests of jobs that have ended: they were left by processes that
@@ -138,14 +148,14 @@ class Change:
         self.database = database
         self.changed: list[Row] = []
         self.ended: list[Row] = []
-        self.gone: list[Row] = []
+        self.gone: list[Entry] = []
 
     def store(self, row: Row, job: Job, kept: int | None = None) -> None:
         """Replace a job; who waits for it is to be woken."""
         table.store(self.database, row, job, kept)
         self.changed.append(row)
 
-    def forget(self, row: Row, *, remembered: int) -> None:
+    def forget(self, row: Entry, *, remembered: int) -> None:
         """Remove a job; its files are to be removed."""
         table.forget(self.database, row, remembered=remembered)
         self.gone.append(row)
@@ -167,4 +177,5 @@ def trouble(error: OSError) -> RegistryError:
 
 def _is_left_behind(database: sqlite3.Connection, name: re.Match[str]) -> bool:
     state = table.state_of(database, int(name[2]), name[1])
-    return state is None or (state.ended and name[0].endswith(f".{Channel.REQUEST}"))
+    # A state that only a newer version knows is none of these.
+    return state is None or (state in _ENDED and name[0].endswith(f".{Channel.REQUEST}"))
