@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import UNPRINTED, current, install
 from ._context import BackgroundRequested
-from ._recording import MAX_BODY, RememberingInput, can_rewind, rewound
+from ._recording import MAX_BODY, RememberingInput, as_it_came, can_rewind, length_of, rewound, without_traces
 from ._running import Run, Waiting
 from ._serving import (
     Answer,
@@ -169,7 +169,7 @@ class BackgroundMiddleware:
         try:
             return self.app(environ, start_response)
         except BackgroundRequested as asked:  # from a view that this very request imported
-            return self._answer_asked(environ, environ, asked).send(environ, start_response)
+            return self._answer_asked(environ, without_traces(environ), asked).send(environ, start_response)
 
     def _may_start(self, environ: dict[str, Any]) -> bool:
         """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
@@ -183,10 +183,11 @@ class BackgroundMiddleware:
     def _watch(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Call the app, prepared for a decorated view in it: the request as it came, and what it prints, are kept."""
         install()
-        body = environ["wsgi.input"]
-        if (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ) and not can_rewind(body):
-            body = environ["wsgi.input"] = RememberingInput(body, self._max_body)
-        recorded = environ.copy()
+        body = environ.get("wsgi.input")
+        has_body = environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ
+        if has_body and body is not None and not can_rewind(body):
+            body = environ["wsgi.input"] = RememberingInput(body, self._max_body, length_of(environ))
+        recorded = as_it_came(environ)
         begun = False
 
         def begin(*arguments: Any, **named: Any) -> Any:
@@ -213,7 +214,7 @@ class BackgroundMiddleware:
         if asked.function is not None:
             return self._starter.start_function(asked.function, recorded, asked.context, asked.printed)
         try:
-            recorded["wsgi.input"] = rewound(recorded["wsgi.input"])
+            recorded["wsgi.input"] = rewound(recorded.get("wsgi.input"))
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
         # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.

@@ -73,7 +73,13 @@ class _Events:
         self._leave()
 
     def _made(self, visit: Visit, offset: int) -> Iterator[bytes]:
-        yield f"retry: {_RETRY_MS}\n\n".encode()
+        blocks = self._blocks(visit, offset)
+        # Not alone: some clients take a block without data for an empty message.
+        yield f"retry: {_RETRY_MS}\n".encode() + next(blocks)
+        yield from blocks
+
+    def _blocks(self, visit: Visit, offset: int) -> Iterator[bytes]:
+        """Yield the blocks. The first comes at once: the state of a job, or the end of it."""
         ends_at = time.monotonic() + _LONGEST
         sent_at = time.monotonic()
         seen: tuple[object, ...] = ()

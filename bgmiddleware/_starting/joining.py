@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._recording import RecordedRequest
+from .multipart import digest_of_parts, split_boundary
 
 __all__ = ["Flights", "credentials_in", "fingerprint_of", "negotiated_in"]
 
@@ -58,12 +59,17 @@ def negotiated_in(environ: Mapping[str, Any]) -> list[str]:
 
 def fingerprint_of(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:
     """Return a digest of method, URL and body, and of the body's type: what must be the same for a request to be a
-    repetition."""
-    digest = hashlib.sha256()
+    repetition. A body of several parts is what its parts are."""
     url = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
-    names = ("REQUEST_METHOD", *url, "CONTENT_TYPE")
-    digest.update(json.dumps([environ.get(name, "") for name in names]).encode())
-    if request is not None:
+    content_type, boundary = split_boundary(environ.get("CONTENT_TYPE") or "")
+    parts = digest_of_parts(request.chunks(), boundary) if boundary and request is not None else None
+    if parts is None:
+        content_type = environ.get("CONTENT_TYPE") or ""
+    said = [environ.get(name, "") for name in ("REQUEST_METHOD", *url)]
+    digest = hashlib.sha256(json.dumps([*said, content_type]).encode())
+    if parts is not None:
+        digest.update(b"parts" + parts)
+    elif request is not None:
         for chunk in request.chunks():
             digest.update(chunk)
     return digest.hexdigest()

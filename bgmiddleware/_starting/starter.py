@@ -97,12 +97,14 @@ class Starter:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
         kept = request.kept
-        if not self.site.executor.in_process:
+        is_here = self.site.executor.in_process
+        if not is_here:
             self.dropped.tell(kept)
             kept = {}
+        multiprocess = not is_here or bool(environ.get("wsgi.multiprocess"))
 
         def run(job: Job) -> Run:
-            work = replay_request(app, self.site.registry, job.key, request.environ, kept)
+            work = replay_request(app, self.site.registry, job.key, request.environ, kept, multiprocess=multiprocess)
             return self._run(job, work, context)
 
         with request.body:
@@ -163,7 +165,7 @@ class Starter:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
-        work = replay_request(app, registry, key, job.request, {})
+        work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
         return self._run(job, work, Context(), output_file=output_file)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
@@ -322,7 +324,8 @@ class Starter:
             except JobExists:
                 with contextlib.suppress(JobNotFound, JobExpired):  # gone this moment: the next round begins it
                     there = self.site.registry.get(key)
-                    if idempotency_key is None and there.state.ended:
+                    # One that was asked to stop reads as running until its next print.
+                    if idempotency_key is None and (there.state.ended or there.cancel_requested_at is not None):
                         continue
                     if there.fingerprint != fingerprint:
                         raise _OtherRequest from None
