@@ -9,7 +9,6 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from .._jobs import Channel, Job, JobState, Progress
@@ -114,7 +113,7 @@ class SpoolRegistry(Registry):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
         with self._store.changing() as change:
             now = self.clock()
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
+            job = job.changed(state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
             self._evict_now_and_then(change, now)
             taken = table.find(change.database, job.key)
             if taken is not None:
@@ -395,4 +394,4 @@ class SpoolRegistry(Registry):
 
 
 def _with_ends(job: Job, ends: Ends) -> Job:
-    return replace(job, output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)
+    return job.changed(output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)
