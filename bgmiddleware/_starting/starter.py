@@ -318,7 +318,7 @@ class Starter:
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
         if must_hold:
-            job = replace(job, process=self.waiting.process)
+            job = job.changed(process=self.waiting.process)
         job = registry.add(job, lease=lease) if lease is not None else registry.add(job)
         try:
             offset = 0

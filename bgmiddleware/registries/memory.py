@@ -283,7 +283,7 @@ class MemoryRegistry(Registry):
         self._held_until[process] = until
         for record in map(self._records.__getitem__, self._pending):
             if record.job.process == process:
-                waits = replace(record.job, expires_at=record.job.created_at + self.pending_ttl)
+                waits = record.job.changed(expires_at=record.job.created_at + self.pending_ttl)
                 record.job = changes.held(waits, until)
 
     def _check_writable(self, record: "_Record", channel: Channel, runner: str) -> None:
