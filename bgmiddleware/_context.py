@@ -3,19 +3,31 @@
 import contextlib
 import functools
 import inspect
+import logging
 import operator
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context, copy_context
-from types import CodeType
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from ._capture import ForegroundOutput, current_output
+from ._capture import ForegroundOutput, current_output, write_late
 from ._running import RunningJob
 from .errors import ConfigurationError
 
-__all__ = ["BackgroundRequested", "background", "backgrounder", "current_job", "progress", "track"]
+__all__ = [
+    "BackgroundRequested",
+    "Wish",
+    "background",
+    "backgrounder",
+    "current_job",
+    "progress",
+    "swallower_of",
+    "track",
+]
+
+_log = logging.getLogger("bgmiddleware")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -26,25 +38,44 @@ _REPORT_EVERY = 0.1
 declared = False
 """Whether a decorator was used in this process: then requests are watched, so that nothing they did is missing."""
 
-entrances: set[CodeType] = set()
-"""The code of the functions that catch :class:`BackgroundRequested`."""
+entrances: set[int] = set()
+"""The code of the functions that take a request from the view that asked for the background. Their *foreground*, where
+they have one, is where the wish is noted. By identity: to hash code costs more than to look for it."""
+
+late_entrances: set[int] = set()
+"""The code of the functions that pass on a response that has begun, by identity."""
 
 UNSTARTED = ("HEAD", "OPTIONS")
 """The methods of requests that start no job: they are the app's, marked or not."""
 
 
-class BackgroundRequested(BaseException):
+@dataclass(frozen=True)
+class Wish:
+    """What a view asked for, kept by the middleware's call: what becomes of the exception is then no matter."""
+
+    function: Callable[[], Any] | None
+    """What to run; None: replay the request."""
+    context: Context
+    """A copy of the caller's."""
+    printed: str
+    """What the request printed so far."""
+    error: "BackgroundRequested"
+
+
+class BackgroundRequested(SystemExit):
     """Leaves a view, through its framework, for the middleware: go on in the background.
 
-    A ``BaseException``, as ``GeneratorExit`` is: it is no error, so ``except Exception`` must not take it for one.
-    *function* is what to run; None: replay the request. *context* is a copy of the caller's.
+    A ``SystemExit`` of code None, because that is what frameworks, error monitors and bare ``except:`` clauses let
+    pass, and what is no error to them. It is only raised where a middleware is further up on the very stack.
     """
 
-    def __init__(self, function: Callable[[], Any] | None, context: Context, printed: str) -> None:
-        super().__init__("a view asked for the background, and no BackgroundMiddleware is around it")
-        self.function = function
-        self.context = context
-        self.printed = printed
+    wish: Wish
+
+    def __init__(self) -> None:
+        super().__init__()  # an argument would be its code
+
+    def __str__(self) -> str:
+        return "a view left for the background, and this kept it from its BackgroundMiddleware"
 
 
 class _NoJob(RunningJob):
@@ -118,9 +149,10 @@ def backgrounder(view: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @_wraps(view)
     def call(*args: _P.args, **options: _P.kwargs) -> _R:
-        if not _may_leave():
+        foreground = _foreground()
+        if foreground is None:
             return view(*args, **options)
-        raise BackgroundRequested(None, copy_context(), "")
+        raise _left(foreground, None)
 
     return call
 
@@ -138,11 +170,10 @@ def background(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @_wraps(function)
     def call(*args: _P.args, **options: _P.kwargs) -> _R:
-        if not _may_leave():
+        foreground = _foreground()
+        if foreground is None:
             return function(*args, **options)
-        output = current_output()
-        printed = output.text if isinstance(output, ForegroundOutput) else ""
-        raise BackgroundRequested(functools.partial(function, *args, **options), copy_context(), printed)
+        raise _left(foreground, functools.partial(function, *args, **options))
 
     return call
 
@@ -166,18 +197,59 @@ def _declare(function: Callable[..., Any], decorator: str) -> None:
     declared = True
 
 
-def _may_leave() -> bool:
-    """Whether a middleware will catch what the caller raises, its request may start a job, and the caller is not in
-    one already."""
+def _foreground() -> ForegroundOutput | None:
+    """Return what keeps the wish of the caller for the middleware around it; None: there is no middleware, its request
+    may not start a job, or the caller is in a job already."""
     output = current_output()
     if output is not None and output.job is not None:
-        return False
-    # The stack is the very way that the exception will take. Telling by a context variable would cost each request
-    # of the site; this costs the ones that leave.
+        return None
+    if isinstance(output, ForegroundOutput) and output.is_of_this_thread():
+        return output if _may_start(output.request) else None
+    # The context may be one of the view's own; then the stack tells, which is the way that the exception will take.
     frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code in entrances:
-            there = frame.f_locals  # the request as it came, which some frameworks change
-            return there.get("recorded", there["environ"])["REQUEST_METHOD"] not in UNSTARTED
+        if id(frame.f_code) in entrances:
+            found = frame.f_locals.get("foreground")
+            if found is None:  # not watched yet, since this very request imported the decorated view
+                found = ForegroundOutput(write_late("stdout"), write_late("stderr"))
+                found.request = frame.f_locals["environ"]
+            return found if isinstance(found, ForegroundOutput) and _may_start(found.request) else None
+        if id(frame.f_code) in late_entrances:
+            where = sys._getframe(2)
+            _log.warning(
+                "a decorated function was called in the midst of a response, and runs in the foreground: %s:%d in %s",
+                where.f_code.co_filename,
+                where.f_lineno,
+                where.f_code.co_name,
+            )
+            return None
         frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return None
+
+
+def _may_start(request: Mapping[str, Any] | None) -> bool:
+    # The request as it came: some frameworks change it on the way to the view.
+    return request is not None and request["REQUEST_METHOD"] not in UNSTARTED
+
+
+def _left(foreground: ForegroundOutput, function: Callable[[], Any] | None) -> BackgroundRequested:
+    """Note what the caller asks for, and return what it leaves by."""
+    error = BackgroundRequested()
+    error.wish = Wish(function, copy_context(), foreground.text, error)
+    if foreground.wish is None:
+        foreground.ask(error.wish)
+    else:
+        _log.error(
+            "a view asked for the background twice; only the first counts, which was kept from leaving by %s",
+            swallower_of(foreground.wish.error),
+        )
+    return error
+
+
+def swallower_of(error: BaseException) -> str:
+    """Return where *error* was caught."""
+    frames = error.__traceback__
+    if frames is None:
+        return "an unknown place"
+    code = frames.tb_frame.f_code
+    return f"{code.co_filename}:{frames.tb_lineno} in {code.co_name}"

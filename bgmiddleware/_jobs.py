@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import math
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import NoneType
 from typing import Any, Self
 
 __all__ = ["Channel", "Job", "JobState", "Priority", "Progress", "RecordedResponse", "key_of", "new_token"]
@@ -94,6 +95,11 @@ class Progress:
         if not all(math.isfinite(number) for number in (self.done, self.total or 0)):
             raise ValueError(f"progress takes finite numbers: {self.done!r} of {self.total!r}")  # JSON has no others
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the progress that a part of a job's document holds. Skips what it does not know."""
+        return cls(document["done"], document.get("total"), document.get("message", ""))
+
     @property
     def percent(self) -> float | None:
         """*done* in percent of *total*, within 0 and 100; None where there is no total."""
@@ -145,6 +151,8 @@ class Job:
     """When a pending job turns lost, or an ended one is forgotten; None while it runs, and until a loss is made
     permanent."""
     cancel_requested_at: float | None = None
+    process: str = ""
+    """The process in whose memory it waits, if it does; with that it is lost."""
     runner: str = ""
     """Who claimed it."""
     lease_expires_at: float | None = None
@@ -160,6 +168,14 @@ class Job:
     """The groups that it belongs to, and how many jobs of each may run at a time, itself included."""
     fingerprint: str = ""
     """A digest of what the request asks for, to tell a repetition from another request."""
+    name: str = ""
+    """By which a repetition of the request finds the job; no two jobs hold one name at a time. Empty: it has none."""
+    name_salt: str = ""
+    """A random text: with the name, what the job's token is made of. So a name that is held again has another token."""
+    keeps_name: bool = False
+    """Whether it holds its name until it is forgotten; else until it ended, or was asked to stop."""
+    admitted: bool = True
+    """Whether an executor took it: only then others may be told of it."""
     request: Mapping[str, str] = field(default_factory=dict)
     """The recorded environ; empty when the job has ended."""
     response: RecordedResponse | None = None
@@ -170,6 +186,16 @@ class Job:
     body_end: int = 0
     receipt: Mapping[str, str | float] = field(default_factory=dict)
     """What its runner says of the run: who it was, how much time of a processor it took."""
+
+    def changed(self, **fields: Any) -> Self:
+        """Return the job with other values in some *fields*.
+
+        The same as :func:`dataclasses.replace`, which takes three times as long: every job changes several times.
+        """
+        job = object.__new__(type(self))
+        for name, set_field in _SETTERS.items():
+            set_field(job, fields[name] if name in fields else getattr(self, name))
+        return job
 
     def elapsed(self, now: float) -> float:
         """Seconds that it has run until *now*, or until it ended; 0.0 if it never started."""
@@ -184,15 +210,23 @@ class Job:
         """
         if self.state is JobState.RUNNING and self.lease_expires_at is not None and now >= self.lease_expires_at:
             if self.cancel_requested_at is not None:
-                return replace(self, state=JobState.CANCELLED, ended_at=self.lease_expires_at)
-            return replace(self, state=JobState.LOST, reason="its runner vanished", ended_at=self.lease_expires_at)
+                return self.changed(state=JobState.CANCELLED, ended_at=self.lease_expires_at)
+            return self.changed(state=JobState.LOST, reason="its runner vanished", ended_at=self.lease_expires_at)
         if self.state is JobState.PENDING and self.expires_at is not None and now >= self.expires_at:
-            return replace(self, state=JobState.LOST, reason="never started", ended_at=self.expires_at, expires_at=None)
+            return self.changed(state=JobState.LOST, reason="never started", ended_at=self.expires_at, expires_at=None)
         return self
 
     def has_expired(self, now: float) -> bool:
         """Whether it ended more than its TTL before *now*."""
         return self.state.ended and self.expires_at is not None and now >= self.expires_at
+
+    def holds_name(self, now: float) -> bool:
+        """Whether no other job may have its name at *now*."""
+        if self.has_expired(now):
+            return False
+        if self.keeps_name and self.admitted:
+            return True
+        return not self.as_of(now).state.ended and self.cancel_requested_at is None
 
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
@@ -201,25 +235,53 @@ class Job:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Return the job that a document of :meth:`to_document` holds. Skips what it does not know: in a fleet there
-        may be newer ones."""
-        known: dict[str, Any] = {name: document[name] for name in _FIELDS if name in document}
+        may be newer ones. Raises ``ValueError``, ``TypeError`` or ``KeyError`` for what is no job."""
+        known = {name: value for name, value in document.items() if name in _KINDS}
+        for name, value in known.items():
+            if not isinstance(value, _KINDS[name]):
+                raise TypeError(f"{name} is no {_KINDS[name]}")
         known["state"] = JobState(known.get("state", JobState.PENDING))
         known["priority"] = Priority(known.get("priority", Priority.NORMAL))
         if known.get("response") is not None:
             known["response"] = RecordedResponse.from_document(known["response"])
         if known.get("progress") is not None:
-            known["progress"] = Progress(**known["progress"])
+            known["progress"] = Progress.from_document(known["progress"])
         if known.get("output_dropped") is not None:
-            known["output_dropped"] = tuple(known["output_dropped"])
+            begin, end = known["output_dropped"]
+            known["output_dropped"] = int(begin), int(end)
         return cls(**known)
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Job))
+# Those of the slots: the class itself refuses, as it is frozen.
+_SETTERS: dict[str, Callable[[Job, Any], None]] = {
+    field.name: vars(Job)[field.name].__set__ for field in dataclasses.fields(Job)
+}
+_INSTANT = (int, float, NoneType)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
+    **dict.fromkeys(("name", "name_salt", "process"), (str,)),
+    **dict.fromkeys(("keeps_name", "admitted"), (bool,)),
+    **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
+    **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
+    **dict.fromkeys(("groups", "request", "receipt"), (dict,)),
+    **dict.fromkeys(("response", "progress"), (dict, NoneType)),
+    **dict.fromkeys(("output_end", "body_end"), (int,)),
+    "created_at": (int, float),
+    "owner": (str, NoneType),
+    "output_dropped": (list, tuple, NoneType),
+}
+"""What JSON has of each field: a document may be damaged, and what is in it is compared and counted."""
+
+
+_VERSION_4 = 0x4 << 76 | 0x2 << 62  # and the variant
+_NOT_VERSION = ~(0xF << 76 | 0x3 << 62)
 
 
 def new_token() -> str:
     """Return a token: a random (version 4) UUID of RFC 9562, 122 unguessable bits, in its canonical form."""
-    return str(uuid.uuid4())
+    # As uuid.uuid4() makes it, at a third of its time.
+    digits = f"{int.from_bytes(os.urandom(16)) & _NOT_VERSION | _VERSION_4:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def key_of(token: str) -> str:

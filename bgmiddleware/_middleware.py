@@ -1,6 +1,7 @@
 """The middleware: look, decide, delegate."""
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from contextvars import copy_context
 from string import Template
@@ -9,9 +10,9 @@ from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from . import _context, marks
-from ._capture import UNPRINTED, current, install
-from ._context import BackgroundRequested
-from ._recording import MAX_BODY, RememberingInput, as_it_came, can_rewind, length_of, rewound, without_traces
+from ._capture import current
+from ._context import BackgroundRequested, Wish
+from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
 from ._serving import (
     Answer,
@@ -22,10 +23,10 @@ from ._serving import (
     Viewers,
     answer_dashboard,
     page_maker,
-    problem,
     serve,
 )
 from ._starting import (
+    LazyResponse,
     Starter,
     WSGIApplication,
     check_functions,
@@ -33,10 +34,16 @@ from ._starting import (
     check_places,
     check_switches,
     check_texts,
+    end_of,
+    foreground_of,
     limits_of,
+    may_be_lazy,
+    may_begin_twice,
     priorities_of,
+    settle,
+    taken,
 )
-from .errors import BadRequestBody, ConfigurationError
+from .errors import ConfigurationError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
 from .owners import Owner
@@ -56,19 +63,20 @@ class BackgroundMiddleware:
     a token; whoever has the token gets the job's output, its state, and in the end its response, from the *registry*.
     All other requests go to *app* as they are.
 
-    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*: seconds
-    that a marked request may take before its client is redirected; what is done in time is answered as if nothing were
-    between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see
-    :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token. *single_flight*: whether a
-    request joins an identical one of the same owner that still runs. *max_body*: bytes of a request body, beyond it
-    413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is,
-    and a pace. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
+    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*:
+    seconds that a marked request may take before its client is redirected; what is done in time is answered as if
+    nothing were between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``.
+    *owner* (see :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token.
+    *single_flight*: whether a request joins an identical one of the same client that still runs. *max_body*: bytes
+    of a request body, beyond it 413. *stream_slots*: how many connections of this process may be held open by
+    viewers; others get what there is, and a pace; default: half of the server's threads, where it says how many it
+    has, else 2. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
     lets in. *page*: makes the page of a job for a site with looks of its own: a function of
-    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: where the page's script and
-    style are: ``inline``, in the page, or ``external``, at URLs of their own. *capture_logging*: whether log records of
-    a job reach its output where no handler writes them to the console. *capture_children*: whether subprocesses that a
-    job gives no streams print to its output too.
-    *token_name*: the query parameter that bears the token.
+    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: where the page's script
+    and style are: ``inline``, in the page, or ``external``, at URLs of their own. *capture_logging*: whether log
+    records of a job reach its output where no handler writes them to the console. *capture_children*: whether
+    subprocesses that a job gives no streams print to its output too. *token_name*: the query parameter that bears
+    the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -84,7 +92,7 @@ class BackgroundMiddleware:
         owner: Owner | None = None,
         single_flight: bool = False,
         max_body: int = MAX_BODY,
-        stream_slots: int = 2,
+        stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
         deadline: float | None = None,
@@ -164,12 +172,45 @@ class BackgroundMiddleware:
                 environ = self._without_our_parameters(environ)
         if self._when(environ) and not _context.current_job() and self._may_start(environ):
             return self._answer_marked(environ).send(environ, start_response)
-        if _context.declared and not _context.current_job():
-            return self._watch(environ, start_response)
+        if not _context.declared:
+            try:
+                return self.app(environ, start_response)
+            except BackgroundRequested as asked:  # from a view that this very request imported
+                settle(asked.wish, ())
+                return self._answer_wish(without_traces(environ), asked.wish, start_response)
+
+        # A decorator was used in this process, so the request is watched: it is kept as it came, and what it prints.
+        foreground: Any = current.get()
         try:
-            return self.app(environ, start_response)
-        except BackgroundRequested as asked:  # from a view that this very request imported
-            return self._answer_asked(environ, without_traces(environ), asked).send(environ, start_response)
+            # Everything is in place for the next request of this thread.
+            is_ready = (
+                foreground.request is None and foreground.stdout is sys.stdout and foreground.stderr is sys.stderr
+            )
+        except AttributeError:  # the first one, or a job
+            is_ready = False
+        if not is_ready:
+            if foreground is not None and foreground.job is not None:
+                return self.app(environ, start_response)
+            foreground = foreground_of(foreground)
+        has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
+        if has_body:
+            remember_body(environ, self._max_body)
+        recorded = as_it_came(environ) if "webob.adhoc_attrs" in environ else environ.copy()
+        foreground.request = recorded
+        try:
+            iterable = self.app(environ, start_response)
+        except BaseException as error:
+            iterable = taken(error, foreground)
+        foreground.request = None
+        if foreground.is_used:
+            wish = end_of(foreground, iterable)
+            if wish is not None:
+                return self._answer_wish(recorded, wish, start_response)
+        if type(iterable) is not list and may_be_lazy(iterable, environ):
+            return LazyResponse(iterable, recorded, start_response, self._answer_wish, self.registry)
+        if has_body:
+            forget_body(recorded)
+        return iterable
 
     def _may_start(self, environ: dict[str, Any]) -> bool:
         """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
@@ -180,45 +221,13 @@ class BackgroundMiddleware:
             return answer_dashboard(environ, self.registry, self._authorize)
         return self._starter.start_replay(self.app, environ, copy_context())
 
-    def _watch(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """Call the app, prepared for a decorated view in it: the request as it came, and what it prints, are kept."""
-        install()
-        body = environ.get("wsgi.input")
-        has_body = environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ
-        if has_body and body is not None and not can_rewind(body):
-            body = environ["wsgi.input"] = RememberingInput(body, self._max_body, length_of(environ))
-        recorded = as_it_came(environ)
-        begun = False
-
-        def begin(*arguments: Any, **named: Any) -> Any:
-            nonlocal begun
-            begun = True
-            return start_response(*arguments, **named)
-
-        try:
-            token = current.set(UNPRINTED)
-            try:
-                return self.app(environ, begin)
-            finally:
-                current.reset(token)
-        except BackgroundRequested as asked:
-            # Only where the app had begun a response, as PEP 3333 wants it: test clients raise what they are given.
-            exc_info = (type(asked), asked, asked.__traceback__) if begun else None
-            return self._answer_asked(environ, recorded, asked).send(environ, start_response, exc_info)
-        finally:
-            if type(body) is RememberingInput:
-                body.forget()
-
-    def _answer_asked(self, environ: dict[str, Any], recorded: dict[str, Any], asked: BackgroundRequested) -> Answer:
+    def _answer_wish(self, recorded: dict[str, Any], wish: Wish, start_response: StartResponse) -> Iterable[bytes]:
         """Start what a decorator asked for, with the request as it was *recorded* before the app saw it."""
-        if asked.function is not None:
-            return self._starter.start_function(asked.function, recorded, asked.context, asked.printed)
         try:
-            recorded["wsgi.input"] = rewound(recorded.get("wsgi.input"))
-        except BadRequestBody as error:
-            return problem(environ, error.status, "bad-request-body", f"{error}.")
-        # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.
-        return self._starter.start_replay(self.app, recorded, copy_context())
+            answer = self._starter.start_wish(self.app, recorded, wish)
+        finally:
+            forget_body(recorded)
+        return answer.send(recorded, may_begin_twice(start_response))
 
     def _without_our_parameters(self, environ: dict[str, Any]) -> dict[str, Any]:
         """Return the request as a form of the replayed document meant it: to the URL that it was first at."""
@@ -241,6 +250,7 @@ class BackgroundMiddleware:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does
         not end in time is ``lost``. What there is of all jobs can still be read. Idempotent."""
         self.executor.shutdown(drain)
+        self._site.viewers.end()
         self._starter.waiting.close()
 
     def close(self, drain: float | None = None) -> None:
@@ -257,7 +267,7 @@ class BackgroundMiddleware:
         self.close()
 
 
-_context.entrances.update({BackgroundMiddleware.__call__.__code__, BackgroundMiddleware._watch.__code__})
+_context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

@@ -19,8 +19,10 @@ __all__ = [
     "RememberingInput",
     "as_it_came",
     "can_rewind",
+    "forget_body",
     "length_of",
     "record_request",
+    "remember_body",
     "replay_environ",
     "rewound",
     "title_of",
@@ -293,6 +295,20 @@ def rewound(body: Any) -> "Input":
     if can_rewind(body):
         body.seek(0)
     return body  # type: ignore[no-any-return]
+
+
+def remember_body(environ: dict[str, Any], limit: int) -> None:
+    """Let the body of a request be read a second time, where it cannot be already."""
+    body = environ.get("wsgi.input")
+    if body is not None and not can_rewind(body):
+        environ["wsgi.input"] = RememberingInput(body, limit, length_of(environ))
+
+
+def forget_body(environ: Mapping[str, Any]) -> None:
+    """Remember no more of the body of a request than was read."""
+    body = environ.get("wsgi.input")
+    if type(body) is RememberingInput:
+        body.forget()
 
 
 class _Chained:

@@ -5,20 +5,23 @@ if there were none. Where the function returns None, nobody in particular, a job
 Write your own as you like: ``Callable[[Mapping[str, Any]], str | None]``.
 """
 
+import hmac
+import re
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from webob.cookies import SignedCookieProfile
+from webob.cookies import SignedSerializer, make_cookie
 from webob.request import BaseRequest
 
 from .errors import ConfigurationError
 
-__all__ = ["CookieOwner", "Owner", "cookie", "header", "remote_user"]
+__all__ = ["CookieOwner", "Owner", "Proof", "cookie", "guest", "header", "remote_user"]
 
 Owner = Callable[[Mapping[str, Any]], str | None]
 
 _LEAST_SECRET = 16
+_MOST_COOKIES = 8
 
 
 def remote_user(environ: Mapping[str, Any]) -> str | None:
@@ -35,36 +38,83 @@ def header(name: str) -> Owner:
     return lambda environ: environ.get(key) or None
 
 
-def cookie(secret: str, *, name: str = "bgmiddleware") -> "CookieOwner":
+def cookie(secret: str, *, name: str | None = None) -> "CookieOwner":
     """Return an owner that is a browser: a signed cookie, which a client is given when it starts its first job.
 
-    *secret*: at least 16 characters, the same for all processes of a site. Raises ``ConfigurationError`` for less.
+    *secret*: at least 16 characters, the same for all processes of a site. *name*: how the names of its cookies begin;
+    by default they begin with ``bgmiddleware-`` and differ with the secret, since cookies do not know ports: two sites
+    of one host must not overwrite each other's. Raises ``ConfigurationError`` for a shorter secret or a bad name.
     """
     return CookieOwner(secret, name)
 
 
-class CookieOwner:
-    """Tells browsers apart by a cookie that they cannot forge (HMAC-SHA512), for sites without users."""
+class Proof(NamedTuple):
+    """What one cookie proves: who its browser is, and the name of the *job* that it began when it had no cookie yet."""
 
-    def __init__(self, secret: str, name: str) -> None:
+    owner: str
+    job: str
+
+
+def guest(job: str) -> str:
+    """Return whose the job of this name is that was begun by somebody without a cookie."""
+    return f"guest {job}"
+
+
+class CookieOwner:
+    """Tells browsers apart by cookies that they cannot forge (HMAC-SHA512), for sites without users.
+
+    Each one that is given has a name of its own. So it replaces none: a browser that sends two first requests at once
+    has two, and is the owner of both jobs. The oldest says who it is from then on.
+    """
+
+    def __init__(self, secret: str, name: str | None) -> None:
         if not (isinstance(secret, str) and len(secret) >= _LEAST_SECRET):
             raise ConfigurationError(f"owners.cookie: the secret must be a text of at least {_LEAST_SECRET} characters")
-        self._profiles = {
-            secure: SignedCookieProfile(
-                secret, "bgmiddleware.owner", name, secure=secure, httponly=True, samesite="Lax"
-            )
-            for secure in (False, True)
-        }
+        if name is None:
+            name = f"bgmiddleware-{hmac.new(secret.encode(), b'name', 'sha256').hexdigest()[:8]}"
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)):
+            raise ConfigurationError.of_setting("owners.cookie: name", name, "1 to 64 letters, digits, - and _")
+        self._name = name
+        self._serializer = SignedSerializer(secret, "bgmiddleware.owner")
+        self._is_ours = re.compile(rf"{name}\.[0-9a-f]{{8}}").fullmatch
 
     def __call__(self, environ: Mapping[str, Any]) -> str | None:
-        """Return the owner that the request's cookie proves, None without one."""
-        value = self._profile(environ).bind(BaseRequest(dict(environ))).get_value()
-        return value if isinstance(value, str) else None
+        """Return the owner that the request's cookies prove, None without one."""
+        proofs = self.proofs(environ)
+        return proofs[0].owner if proofs else None
 
-    def issue(self, environ: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """Return a new owner, and the headers that give its client the cookie."""
+    def proofs(self, environ: Mapping[str, Any]) -> list[Proof]:
+        """Return what the request's cookies prove, at most eight, the oldest first (RFC 6265 §5.4)."""
+        if self._name not in environ.get("HTTP_COOKIE", ""):
+            return []
+        cookies = BaseRequest(dict(environ)).cookies.items()
+        ours = [value for name, value in cookies if self._is_ours(name)][:_MOST_COOKIES]
+        return [proof for value in ours if (proof := self._proof(value)) is not None]
+
+    def others(self, environ: Mapping[str, Any]) -> str:
+        """Return the cookies of the request without ours."""
+        pairs = environ.get("HTTP_COOKIE", "").split(";")
+        return ";".join(pair for pair in pairs if not self._is_ours(pair.partition("=")[0].strip()))
+
+    def issue(self, environ: Mapping[str, Any], job: str = "") -> tuple[str | None, tuple[tuple[str, str], ...]]:
+        """Return a new owner, and the headers that give its client the cookie, which proves also that it began a *job*.
+
+        No owner where another site caused the request: a browser does not send the cookies along then that it has.
+        """
+        if environ.get("HTTP_SEC_FETCH_SITE") == "cross-site":
+            return None, ()
         owner = secrets.token_urlsafe(16)
-        return owner, tuple(self._profile(environ).bind(BaseRequest(dict(environ))).get_headers(owner))
+        cookie = make_cookie(
+            f"{self._name}.{secrets.token_hex(4)}",
+            self._serializer.dumps([owner, job]),
+            secure=environ.get("wsgi.url_scheme") == "https",
+            httponly=True,
+            samesite="Lax",
+        )
+        return owner, (("Set-Cookie", cookie),)
 
-    def _profile(self, environ: Mapping[str, Any]) -> SignedCookieProfile:
-        return self._profiles[environ.get("wsgi.url_scheme") == "https"]
+    def _proof(self, value: str) -> Proof | None:
+        try:
+            return Proof(*self._serializer.loads(value.encode()))
+        except (TypeError, ValueError):
+            return None

@@ -87,7 +87,8 @@ def _owner(text: str) -> owners.Owner:
         case "header" if rest:
             return owners.header(rest)
         case "cookie" if rest:
-            return owners.cookie(rest)
+            secret, _, name = rest.partition(" name=")
+            return owners.cookie(secret.rstrip(), name=name.strip() if name else None)
     return _imported("owner", text)
 
 
@@ -165,7 +166,11 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "max_memory": (_size, "bytes, also as 64k, 16M, 1G", "executor"),
     "grace": (_number, "seconds", "executor"),
     "queue": (str, "a text", "executor"),
-    "owner": (_owner, "remote_user, header:NAME, cookie:SECRET, python:MODULE:NAME", "middleware"),
+    "owner": (
+        _owner,
+        "remote_user, header:NAME, cookie:SECRET, cookie:SECRET name=NAME, python:MODULE:NAME",
+        "middleware",
+    ),
     "single_flight": (_boolean, "true or false", "middleware"),
     "max_body": (_size, "bytes, also as 64k, 16M, 1G", "middleware"),
     "stream_slots": (_integer, "a whole number", "middleware"),

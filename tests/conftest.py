@@ -22,8 +22,8 @@ pytest.register_assert_rewrite("tests.executors.executor_contract", "tests.kit",
 
 PROMISED = os.environ.get("CI") == "true"
 
-# A test that uses one of these needs a program besides Python, so a short run leaves it out.
-_OUTSIDE = {"browser", "cluster", "rabbitmq_server", "redis_server", "redis_server_of_module", "valkey"}
+# A test that uses one of these needs another program or process, so a short run leaves it out.
+_OUTSIDE = {"browser", "child", "cluster", "rabbitmq_server", "redis_server", "redis_server_of_module", "valkey"}
 
 
 def needs(name: str) -> ModuleType:

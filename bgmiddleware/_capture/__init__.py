@@ -8,10 +8,18 @@ threads, pools, forks, children and logging. Standard library only.
 from ._descriptors import own_descriptors
 from ._files import open_output_file, refuse_more
 from ._output import ForegroundOutput, JobOutput, Output
-from ._streams import UNPRINTED, bound, current, current_output, detached, error_stream, install, use_output, write_late
+from ._streams import (
+    bound,
+    current,
+    current_output,
+    detached,
+    error_stream,
+    install,
+    use_output,
+    write_late,
+)
 
 __all__ = [
-    "UNPRINTED",
     "ForegroundOutput",
     "JobOutput",
     "Output",

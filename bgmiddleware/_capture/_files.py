@@ -32,6 +32,8 @@ class OutputFile:
         self.number = open_output_file() if number is None else os.dup(number)
         self.is_parents = False
         """Whether this is a forked child's copy: then it only appends, its parent collects."""
+        self.backlog = 0
+        """Bytes that this process added and that were not collected since."""
         self._collected = 0
         self._punched = 0
         self._behind = 0 if number is None else _PUNCH_BEHIND
@@ -44,6 +46,8 @@ class OutputFile:
                 at += os.write(self.number, memoryview(data)[at:])
         except OSError:
             return data[at:]
+        finally:
+            self.backlog += at
         return b""
 
     def collect(self, store: Callable[[bytes], None]) -> None:
@@ -53,6 +57,7 @@ class OutputFile:
         """
         if self.is_parents:
             return
+        self.backlog = 0
         end = os.fstat(self.number).st_size
         while self._collected < end:
             data = os.pread(self.number, min(_COLLECT_BYTES, end - self._collected), self._collected)

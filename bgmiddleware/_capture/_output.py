@@ -17,6 +17,9 @@ _BATCH = 1024
 _LARGE = 4096
 _ROUNDS = 4
 _YIELD_EVERY = 0.0005
+_PIECE = 256 * 1024  # characters that become bytes at a time: a copy of what is larger would double its memory
+_BACKLOG = 4 * 1024 * 1024
+_LONGEST_WAIT = 1.0
 
 
 class Output(Protocol):
@@ -49,9 +52,11 @@ class Output(Protocol):
 
 
 class ForegroundOutput:
-    """What one request prints in the foreground: it goes where it went, and its first *limit* characters are kept.
+    """What the requests of one context print in the foreground, one request after the other.
 
-    They begin the output of the ``@background`` function that the request may yet call.
+    A print goes where it went. The first *limit* characters of a request are kept as well: they begin the output of
+    the ``@background`` function that it may yet call. One object serves all requests of a server's thread: to make one
+    for each would cost more than all else that a request pays.
     """
 
     job = None
@@ -59,23 +64,50 @@ class ForegroundOutput:
     batch = 1
 
     def __init__(self, out: Callable[[str], int], err: Callable[[str], int], limit: int = 65536) -> None:
+        self.out = self._keeping(out)
+        self.err = self._keeping(err)
+        self._limit = self._room = limit
+        self._thread = threading.get_ident()
+        self.request: dict[str, Any] | None = None
+        """The environ of the request that is being answered, as it was before the app saw it; None: there is none."""
+        self.wish: Any = None
+        """What a view of this request asked for."""
+        self.is_used = False
+        """Whether :meth:`end` has something to do after this request."""
+        self.stdout: Any = None
+        self.stderr: Any = None
+        """``sys.stdout`` and ``sys.stderr`` as they were when the stand-ins were last known to be in place."""
         self._kept: list[str] = []
-        self._room = limit
 
-        def keeping(write: Callable[[str], int]) -> Callable[[str], int]:
-            def keep(text: str) -> int:
-                written = write(text)
-                self._keep(text)
-                return written
+    def is_of_this_thread(self) -> bool:
+        """Whether the calling thread answers a request of this output. A copied context may take it to others."""
+        return self.request is not None and self._thread == threading.get_ident()
 
-            return keep
+    def _keeping(self, write: Callable[[str], int]) -> Callable[[str], int]:
+        def keep(text: str) -> int:
+            written = write(text)
+            self._keep(text)
+            return written
 
-        self.out, self.err = keeping(out), keeping(err)
+        return keep
 
     def _keep(self, text: str) -> None:
-        if self._room > 0:
+        if self._room > 0 and self.is_of_this_thread():
             self._kept.append(text[: self._room])
             self._room -= len(text)
+            self.is_used = True
+
+    def ask(self, wish: object) -> None:
+        """Note what a view of this request asks for."""
+        self.wish = wish
+        self.is_used = True
+
+    def end(self) -> None:
+        """End the request: forget what was kept of it."""
+        self.request = self.wish = None
+        self._kept.clear()
+        self._room = self._limit
+        self.is_used = False
 
     @property
     def text(self) -> str:
@@ -100,6 +132,8 @@ class ForegroundOutput:
 
 class JobOutput:
     """The output of one job: any thread may write, nobody who writes waits for a reader.
+
+    Whoever writes faster than *store* takes it waits for that: a backlog has bounds.
 
     A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
@@ -126,6 +160,7 @@ class JobOutput:
         self._lock = threading.RLock()
         self._busy = False
         self._pending: list[str | bytes] = []
+        self._missed = 0  # about how much was written while somebody else stored; guarded by nothing: it is a guess
         self._yielded_at = 0.0
         self._thread = 0
         self._reason = ""
@@ -162,24 +197,26 @@ class JobOutput:
         return len(data)
 
     def drain_soon(self) -> None:
-        """Store what is pending, unless somebody is at it. Never blocks: writers, signal handlers, ``__del__``."""
+        """Store what is pending, unless somebody is at it; wait a little for them where the backlog is long."""
         if self.batch == 1 and self.job is not None and not self._ends_line():
             return  # a print is two writes; readers take lines, as from a terminal, and what is flushed
         if self._is_shared:
-            self._store_soon(blocking=True, collecting=self._is_watched)
+            self._store_soon(patience=-1, collecting=self._is_watched)
         else:
-            self._store_soon()
+            self._store_soon(patience=None)
 
     def store_soon(self) -> None:
         """Store what was written so far, unless somebody is at it. Never blocks."""
         self._store_soon()
 
-    def _store_soon(self, *, blocking: bool = False, collecting: bool = True) -> None:
+    def _store_soon(self, *, patience: float | None = 0, collecting: bool = True) -> None:
+        """Store what is pending, when the lock is free within *patience* seconds: -1 for ever, None as the backlog
+        asks for."""
         # Who holds the lock looks again when it has given it back: what came meanwhile found it taken. A few times
         # only, or it might work for the other writers for ever. That is enough: 1. each round stored something; 2. so
         # it woke the readers, and they drain themselves before they sleep.
         for _ in range(_ROUNDS):
-            if not self._lock.acquire(blocking=blocking):
+            if not self._acquire(patience):
                 break
             try:
                 if self._busy:
@@ -195,6 +232,18 @@ class JobOutput:
             time.sleep(0)
             self._yielded_at = time.monotonic()
 
+    def _acquire(self, patience: float | None) -> bool:
+        if patience is not None:
+            return self._lock.acquire(timeout=patience)
+        if self._lock.acquire(blocking=False):
+            return True
+        with contextlib.suppress(IndexError):  # somebody stored it just now
+            self._missed += len(self._pending[-1])
+        if self._missed < _BACKLOG and len(self._pending) < 8 * _BATCH:
+            return False
+        # Not for ever: a __del__ may write while its thread holds a lock that who stores needs.
+        return self._lock.acquire(timeout=_LONGEST_WAIT)
+
     def _ends_line(self) -> bool:
         try:
             last = self._pending[-1]
@@ -208,23 +257,22 @@ class JobOutput:
             return
         self._busy = True
         try:
-            rest = b""
             file = self._file  # taken once: whoever interrupts us here may ask for it
             batch = self._pending[:]
             if batch:
                 del self._pending[: len(batch)]
-                try:
-                    data = "".join(batch).encode("utf-8", "backslashreplace")  # type: ignore[arg-type]
-                except TypeError:  # some writes went to .buffer
-                    data = b"".join(map(_encoded, batch))
-                if file is not None:
+                self._missed = 0
+                for data in _pieces(batch):
+                    if file is None:
+                        self._store(data)
+                        continue
                     rest = file.append(data)  # behind what children wrote so far
-                elif data:  # not print("", end="")
-                    self._store(data)
-            if file is not None and (collecting or rest):
+                    if rest or file.backlog > _BACKLOG:
+                        file.collect(self._store)
+                    if rest:  # the system had no room for it
+                        self._store(rest)
+            if file is not None and collecting:
                 file.collect(self._store)
-                if rest:  # the system had no room for it
-                    self._store(rest)
         finally:
             self._busy = False
 
@@ -236,7 +284,7 @@ class JobOutput:
     def flush(self) -> None:
         """Put what is written into the file that children write to, if there is one; show it to who is waiting."""
         if self._file is not None or self.batch == 1:
-            self._store_soon(blocking=self._is_shared)
+            self._store_soon(patience=-1 if self._is_shared else 0)
 
     def fileno(self) -> int | None:
         """Return a descriptor that appends to this output, for children; the first call makes it."""
@@ -262,11 +310,14 @@ class JobOutput:
         self._look_again()
         return file.number
 
-    def drain(self) -> None:
-        """Store all that was written so far; waits for a drain under way."""
-        with self._lock:
-            self._drain()
-        self._look_again()
+    def drain(self, patience: float = 0.0) -> None:
+        """Store all that was written so far. Waits *patience* seconds for a drain under way, and leaves it to that."""
+        if self._lock.acquire(timeout=patience):
+            try:
+                self._drain()
+            finally:
+                self._lock.release()
+            self._look_again()
 
     def watch(self, watched: bool) -> None:
         """Store each write at once (*watched*), or in batches."""
@@ -373,6 +424,19 @@ class JobOutput:
         self._store = self._store_late  # the registry's locks are as other threads left them
         if self._file is not None:
             self._file.is_parents = True
+
+
+def _pieces(batch: list[str | bytes]) -> Iterator[bytes]:
+    """Yield what was written as bytes; what is large in pieces, one at a time."""
+    large = batch.pop() if len(batch[-1]) > _PIECE else ""  # who writes so much has it stored at once: it is the last
+    text: str | bytes
+    try:
+        text = "".join(batch)  # type: ignore[arg-type]
+    except TypeError:  # some writes went to .buffer
+        text = b"".join(map(_encoded, batch))
+    for whole in (text, large):
+        for begin in range(0, len(whole), _PIECE):
+            yield _encoded(whole[begin : begin + _PIECE])
 
 
 def _encoded(part: str | bytes) -> bytes:

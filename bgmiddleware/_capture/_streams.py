@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from typing import Any, TextIO
 
-from ._output import ForegroundOutput, Output
+from ._output import Output
 
 __all__ = [
-    "UNPRINTED",
     "after_fork",
     "bound",
     "current_output",
@@ -62,41 +61,6 @@ def bound(function: Callable[..., Any], output: Output) -> Callable[..., Any]:
             return function(*args, **options)
 
     return run
-
-
-class _Unprinted:
-    """What a watched request prints to as long as it has printed nothing: one object for all, which the first print
-    replaces by an output of the request's own."""
-
-    job = pending = None
-    batch = 0
-
-    def out(self, text: str) -> int:
-        return self._made().out(text)
-
-    def err(self, text: str) -> int:
-        return self._made().err(text)
-
-    def write_bytes(self, data: bytes, original: Callable[[bytes], int]) -> int:
-        return self._made().write_bytes(data, original)
-
-    def flush(self) -> None:
-        """Do nothing: the stand-in flushes the original."""
-
-    def fileno(self) -> int | None:
-        return None
-
-    def drain_soon(self) -> None:
-        """Do nothing: there is nothing."""
-
-    def _made(self) -> ForegroundOutput:
-        # In the context of the request, whose end puts back what was there before it.
-        output = ForegroundOutput(write_late("stdout"), write_late("stderr"))
-        current.set(output)
-        return output
-
-
-UNPRINTED: Any = _Unprinted()
 
 
 class _StandIn(io.TextIOWrapper):
@@ -340,7 +304,7 @@ def install() -> None:
     They are never taken away again: that is only safe as long as nobody else has put a stream over them.
     """
     if sys.stdout is _latest.get("stdout") and sys.stderr is _latest.get("stderr") and type(sys.stdin) is _StdinStandIn:
-        return  # the usual case, quickly: each watched request asks
+        return  # the usual case, quickly
     if _holds_stand_in(sys.stdout) and _holds_stand_in(sys.stderr) and _is_stand_in_or_none(sys.stdin):
         return
     # Here and not above: the hooks use this module.

@@ -68,6 +68,9 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         with open_registry(options.registry) as registry:
             if not registry.shared:
                 raise ConfigurationError("registry: its jobs are in the memory of another process")
+            registry.check()
+            if not registry.is_there():
+                raise ConfigurationError(f"registry = {options.registry!r}: there are no jobs, and never were")
             status = actions[options.action](registry, options)
             sys.stdout.flush()
             return status

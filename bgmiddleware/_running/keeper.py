@@ -42,17 +42,22 @@ _GONE = (Fenced, JobNotFound, JobExpired, BadOffset)
 def patiently(registry: Registry, call: Callable[[], _T]) -> _T:
     """Return what *call* does to a registry; repeat it while a shared one is away, for half a minute.
 
-    What is tried again must be safe to repeat. Raises what *call* raised last.
+    What is tried again must be safe to repeat. Raises what *call* raised last, as a ``RegistryError``.
     """
     for last in _tries(registry):
         try:
             return call()
         except (*_GONE, RegistryFull):
             raise  # it answered
-        except RegistryError:
+        except Exception as error:  # a library below it raises whatever it likes
             if last:
-                raise
+                raise as_trouble(error) from error
     raise AssertionError("unreachable: one of them is the last")
+
+
+def as_trouble(error: Exception) -> RegistryError:
+    """Return what came out of a registry as the error that it should have been."""
+    return error if isinstance(error, RegistryError) else RegistryError(f"{type(error).__name__}: {error}")
 
 
 def _tries(registry: Registry) -> Iterator[bool]:
@@ -74,6 +79,8 @@ class Keeper:
     thread that stores. Elsewhere a thread per job gathers it for 20 ms or 64 KiB, and sends it: a print never waits for
     a network, unless the job prints faster than the registry takes it. What the registry cannot take because it is
     away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and the output says which bytes.
+    Whatever a registry raises, that thread goes on; and it renews and looks for a cancel by time, not when it has sent
+    all there is, which of a job that prints without pause is never.
 
     Where :meth:`leave_to_parent` was called, this thread neither renews nor looks for a cancel while there is a parent,
     and progress is told by the job's own thread. For a registry has locks, and C code that lets no other thread run
@@ -87,7 +94,7 @@ class Keeper:
         self._output: JobOutput | None = None
         self._thread: threading.Thread | None = None  # None: the registry takes all at once
         self._changed = threading.Condition()  # guards the next five
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[memoryview] = deque()
         self._size = 0
         self._given = 0
         self._dropped_from: int | None = None
@@ -117,18 +124,19 @@ class Keeper:
             self._thread = thread
 
     def _open(self) -> None:
-        with contextlib.suppress(RegistryError):  # what comes will tell
+        with contextlib.suppress(Exception):  # what comes will tell
             self._registry.append(self._key, Channel.OUTPUT, 0, b"", runner=self._runner)
 
     def store(self, data: bytes) -> None:
         """Take a piece of output. Called with the output's lock held, so by one thread at a time."""
-        is_keeper = self._thread is threading.current_thread()
+        is_keeper = self._is_keeper()
         if is_keeper and not self._away and not self._has_room(data):
             self._send()  # it collects what a file holds, more than there is room for, and cannot wait for itself
         with self._changed:
             if self._thread is not None and not is_keeper:
                 # It prints faster than the registry takes it: it waits. Not where the registry is away.
-                self._changed.wait_for(lambda: self._has_room(data) or self._away)
+                while not (self._has_room(data) or self._away) and self._thread.is_alive():
+                    self._changed.wait(_LOOK_EVERY)
             if self._has_room(data):
                 self._put(data)
             elif self._dropped_from is None:
@@ -167,6 +175,9 @@ class Keeper:
                 self._put(b"")
         self._send()
 
+    def _is_keeper(self) -> bool:
+        return self._thread is threading.current_thread()
+
     def _has_told_all(self) -> bool:
         sent = self._send()
         self._look()
@@ -180,33 +191,41 @@ class Keeper:
             missing = f"\n[bytes {self._dropped_from} to {self._given} of the output could not be stored]\n"
             self._dropped_from = None
             data = missing.encode() + data
-        self._waiting.append(data)
+        self._waiting.append(memoryview(data))
         self._size += len(data)
 
     def _next_chunk(self) -> bytes:
         if not self._chunk:
             with self._changed:
-                data = b"".join(self._waiting)
-                self._waiting.clear()
-                if len(data) > _CHUNK:
-                    self._waiting.append(data[_CHUNK:])
-                self._chunk = data[:_CHUNK]
+                parts, room = [], _CHUNK
+                while self._waiting and room:
+                    part = self._waiting.popleft()
+                    if len(part) > room:
+                        self._waiting.appendleft(part[room:])
+                        part = part[:room]
+                    parts.append(part)
+                    room -= len(part)
+                self._chunk = b"".join(parts)
         return self._chunk
 
     def _send(self) -> bool:
-        """Append what waits; return whether all of it is in, or nobody wants it any more."""
+        """Append what waits now; return whether it is in, or nobody wants it any more."""
         with self._sending:
+            left = self._size  # what comes meanwhile waits for the next time: it need never end
             try:
-                while chunk := self._next_chunk():
+                while left > 0 and (chunk := self._next_chunk()):
                     # Always the same frozen chunk at the same offset: if it had arrived after all, it is a no-op.
                     self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
                     self._chunk = b""
+                    left -= len(chunk)
                     with self._changed:
                         self._size -= len(chunk)
                         self._changed.notify_all()
+                    if self._is_keeper():
+                        self._look()
             except _GONE:
                 self._forget()
-            except RegistryError as error:
+            except Exception as error:
                 self._say_away(error)
                 return False
             self._away = False
@@ -220,13 +239,17 @@ class Keeper:
             self._size = 0
             self._changed.notify_all()
 
-    def _say_away(self, error: RegistryError) -> None:
+    def _say_away(self, error: Exception) -> None:
         with self._changed:
             away, self._away = self._away, True
             self._changed.notify_all()
         if not away:
-            with detached():  # it is not the job that says this
-                _log.warning("job %s: output waits for its registry: %s", self._key[:8], error)
+            self._say("output waits for its registry", error)
+
+    def _say(self, what: str, error: Exception) -> None:
+        # It is not the job that says this. And what a log handler of the app raises ends no keeper.
+        with detached(), contextlib.suppress(Exception):
+            _log.warning("job %s: %s: %s", self._key[:8], what, as_trouble(error))
 
     def _keep(self) -> None:
         """Run in the job's keeper thread until the job has ended."""
@@ -234,18 +257,28 @@ class Keeper:
         assert output is not None  # noqa: S101  # begin() comes first
         pause = _BACK_OFF[0]
         while not self._ending:
+            sent = False
+            try:
+                sent = self._turn(output)
+            except Exception as error:
+                self._say("its keeper goes on", error)
+            pause = _GATHER if sent else min(2 * max(pause, _BACK_OFF[0]), _BACK_OFF[1])
+            with self._changed:
+                self._changed.wait_for(partial(self._has_gathered, _ENOUGH if sent else _EVER), pause)
+
+    def _turn(self, output: JobOutput) -> bool:
+        """Send what there is now, and look after the lease; return whether the registry took it."""
+        try:
             # Told to store each line at once, then asked for what it has: what is printed from here on wakes us. Not
             # while much is printed: then it is gathered where it is, which costs the job nothing.
             output.watch(True)
             output.store_soon()
             with self._changed:
                 self._changed.wait_for(lambda: self._size or self._ending, _COLLECT_EVERY)
+        finally:
             output.watch(False)
-            sent = self._send()
             self._look()
-            pause = _GATHER if sent else min(2 * max(pause, _BACK_OFF[0]), _BACK_OFF[1])
-            with self._changed:
-                self._changed.wait_for(partial(self._has_gathered, _ENOUGH if sent else _EVER), pause)
+        return self._send()
 
     def _has_gathered(self, enough: float) -> bool:
         return self._ending or self._size > enough
@@ -273,8 +306,8 @@ class Keeper:
                 self._interrupt(self._registry.get(self._key).reason)
         except (JobNotFound, JobExpired):
             self._interrupt("its registry has forgotten it")
-        except RegistryError:
-            self._progress = self._progress or progress  # the next look tries again
+        except Exception:  # the next look tries again
+            self._progress = self._progress or progress
 
     def _interrupt(self, reason: str) -> None:
         if self._output is not None:

@@ -1,7 +1,8 @@
 """A marked request becomes a job: it is recorded, joined or admitted, added to the registry, submitted and answered.
 
-``starter`` does so step by step; ``joining`` finds the job of a repeated request, ``untouched`` answers without a job
-what was done within ``promote_after``, and ``options`` checks what the site configured.
+``watching`` takes a request from the decorated view that it reached, and ``starter`` starts a job step by step.
+``joining`` finds the job of a repeated request, ``untouched`` answers without a job what was done within
+``promote_after``, and ``options`` checks what the site configured.
 """
 
 from .options import (
@@ -14,8 +15,10 @@ from .options import (
     priorities_of,
 )
 from .starter import Starter, WSGIApplication
+from .watching import LazyResponse, end_of, foreground_of, may_be_lazy, may_begin_twice, settle, taken
 
 __all__ = [
+    "LazyResponse",
     "Starter",
     "WSGIApplication",
     "check_functions",
@@ -23,6 +26,12 @@ __all__ = [
     "check_places",
     "check_switches",
     "check_texts",
+    "end_of",
+    "foreground_of",
     "limits_of",
+    "may_be_lazy",
+    "may_begin_twice",
     "priorities_of",
+    "settle",
+    "taken",
 ]

@@ -1,28 +1,68 @@
-"""Which requests are the same, so that one joins the job of another."""
+"""Which requests are the same, so that one joins the job of another.
+
+Nobody is given what is for another. So whose a request is has to be known: an ``owner`` says so, or the request agrees
+with the other one in all that a job sees of it, but for what is no sign of who asks.
+"""
 
 import hashlib
+import hmac
 import json
+import logging
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._recording import RecordedRequest
+from .._serving import Headers
+from ..owners import CookieOwner, Owner, guest
 from .multipart import digest_of_parts, split_boundary
 
-__all__ = ["Flights", "credentials_in", "fingerprint_of", "negotiated_in"]
+__all__ = ["Asking", "Beginnings", "asker_of", "asking", "asking_again", "fingerprint_of", "negotiated_in"]
+
+_log = logging.getLogger("bgmiddleware")
+
+_URL = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
+_ASKED = ("REQUEST_METHOD", *_URL, "CONTENT_TYPE")
+_NEGOTIATED = ("HTTP_ACCEPT", "HTTP_ACCEPT_LANGUAGE")
+
+# What is no sign of who asks. All else is one, whatever it is called.
+_NO_SIGN = frozenset(
+    (
+        # 1. What is asked for, and in which form. The fingerprint has that, and what is negotiated.
+        *_ASKED,
+        *_NEGOTIATED,
+        *"""CONTENT_LENGTH REQUEST_URI RAW_URI SCRIPT_URI SCRIPT_URL SCRIPT_FILENAME PATH_TRANSLATED
+        HTTP_IDEMPOTENCY_KEY HTTP_PREFER HTTP_ACCEPT_ENCODING HTTP_TE HTTP_EXPECT HTTP_CONNECTION HTTP_KEEP_ALIVE
+        HTTP_CONTENT_LENGTH HTTP_CONTENT_TYPE""".split(),
+        # 2. What a browser or a program says anew each time: how it came here, what it has already, when it asks.
+        *"""HTTP_CACHE_CONTROL HTTP_PRAGMA HTTP_REFERER HTTP_SEC_FETCH_DEST HTTP_SEC_FETCH_MODE HTTP_SEC_FETCH_SITE
+        HTTP_SEC_FETCH_USER HTTP_DATE HTTP_PRIORITY HTTP_RANGE HTTP_IF_RANGE HTTP_IF_MATCH HTTP_IF_NONE_MATCH
+        HTTP_IF_MODIFIED_SINCE HTTP_IF_UNMODIFIED_SINCE""".split(),
+        # 3. The connection, and the names that servers, proxies and tracing give to one try.
+        *"""REMOTE_PORT SSL_SESSION_ID SSL_SESSION_RESUMED SSL_CLIENT_V_REMAIN UNIQUE_ID REQUEST_TIME
+        HTTP_X_REQUEST_ID HTTP_X_CORRELATION_ID HTTP_REQUEST_ID HTTP_TRACEPARENT HTTP_TRACESTATE HTTP_BAGGAGE
+        HTTP_X_B3_TRACEID HTTP_X_B3_SPANID HTTP_X_B3_PARENTSPANID HTTP_X_B3_SAMPLED HTTP_B3 HTTP_UBER_TRACE_ID
+        HTTP_X_AMZN_TRACE_ID HTTP_X_CLOUD_TRACE_CONTEXT HTTP_SENTRY_TRACE HTTP_CF_RAY HTTP_X_VARNISH
+        HTTP_X_REQUEST_START HTTP_X_QUEUE_START""".split(),
+    )
+)
 
 
-class Flights:
-    """How many times a request was begun that others may join: the last one is the only one that can still run, and
-    those before it need not be looked at, nor be there any more. Remembers the *most* recent. Any thread."""
+class _NotComparable(Exception):
+    """A value is an object of which nobody knows when it is the same as another."""
 
-    def __init__(self, most: int = 10_000) -> None:
+
+class Beginnings:
+    """What the requests of one middleware that may join each other have in common. Any thread."""
+
+    def __init__(self, most: int = 100) -> None:
         self._most = most
         self._beginning: dict[int, threading.Lock] = {}  # by process
         self._lock = threading.Lock()  # guards what follows
-        self._last: OrderedDict[str, int] = OrderedDict()
+        self._told: set[tuple[str, ...]] = set()
 
     @property
     def beginning(self) -> threading.Lock:
@@ -31,41 +71,138 @@ class Flights:
         # after that: who waited for a lock of before would stop all greenlets, the one that holds it too.
         return self._beginning.setdefault(os.getpid(), threading.Lock())
 
-    def last(self, flight: str) -> int:
-        """Return the number of the last one, 0 if none was begun."""
+    def tell(self, keys: Iterable[str]) -> None:
+        """Warn, once for each set of *keys* in the environ, that they keep requests from being joined."""
+        names = tuple(sorted(keys))
         with self._lock:
-            return self._last.get(flight, 0)
+            if names in self._told or len(self._told) >= self._most:
+                return
+            self._told.add(names)
+        _log.warning(
+            "requests are not joined, neither by Idempotency-Key nor by single_flight: nothing says whether %s in the"
+            " environ is the same for two of them; owner= would say who asks",
+            ", ".join(names),
+        )
 
-    def began(self, flight: str, number: int) -> None:
-        """Remember that there was a *number*."""
-        with self._lock:
-            self._last[flight] = max(number, self._last.get(flight, 0))
-            self._last.move_to_end(flight)
-            if len(self._last) > self._most:
-                self._last.popitem(last=False)
+
+@dataclass(frozen=True)
+class Asking:
+    """Who asks: the *owner* of the job, and the *cookie* that makes its client the owner; and, where the request may be
+    joined, the *name* by which its job is found again, and the *fingerprint* of what it asks for."""
+
+    owner: str | None
+    cookie: Headers = ()
+    name: str = ""
+    fingerprint: str = ""
+    secret: bytes = field(default=b"", repr=False)
+
+    def token(self, salt: str) -> str:
+        """Return the token of the job of this name that has this salt."""
+        digest = hmac.digest(self.secret, _json("token", self.name, salt), "sha256")
+        return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
-def credentials_in(environ: Mapping[str, Any]) -> list[str]:
-    """Return by what the app may tell apart who sends a request, where no owner does: the answer to one of them is not
-    for another, however alike they ask."""
-    return [environ.get(name) or "" for name in ("REMOTE_USER", "HTTP_AUTHORIZATION", "HTTP_COOKIE")]
+def asking(owns: Owner | None, environ: Mapping[str, Any]) -> Asking:
+    """Return who sends a request that is not to be joined."""
+    owner = None if owns is None else owns(environ)
+    if owner is None and isinstance(owns, CookieOwner):
+        return Asking(*owns.issue(environ))
+    return Asking(owner)
+
+
+def asking_again(
+    owns: Owner | None, environ: Mapping[str, Any], request: RecordedRequest, secret: bytes, beginnings: Beginnings
+) -> Asking:
+    """Return who sends a request that may be a repetition of another one. Of the names nobody else can make any."""
+    fingerprint = fingerprint_of(environ, request)
+    key = environ.get("HTTP_IDEMPOTENCY_KEY")
+    asked = ["key", key] if key is not None else ["the same", fingerprint, negotiated_in(environ)]
+
+    def found_by(*whose: object) -> str:
+        return hmac.digest(secret, _json(*whose, asked), "sha256").hex()
+
+    if not isinstance(owns, CookieOwner):
+        owner = None if owns is None else owns(environ)
+        name = _name_of_nobody(request, beginnings, found_by) if owner is None else found_by("owner", owner)
+        return Asking(owner, (), name, fingerprint, secret) if name else Asking(owner)
+
+    proofs = owns.proofs(environ)
+    request = replace(request, environ={**request.environ, "HTTP_COOKIE": owns.others(environ)})
+    name = _name_of_nobody(request, beginnings, found_by)
+    if name and any(proof.job == name for proof in proofs):  # it asked before, and had no cookie then
+        return Asking(guest(name), (), name, fingerprint, secret)
+    if proofs:
+        owner = proofs[0].owner
+        return Asking(owner, (), found_by("owner", owner), fingerprint, secret)
+    # A client without a cookie is given one of its own. That proves two things: who it is from now on, and that the one
+    # job of this name is its own. For others may share that, whom nothing tells apart from it.
+    owner, cookie = owns.issue(environ, name)
+    if not name:
+        return Asking(owner, cookie)
+    if owner is None:  # nor is it given one: it could not see a job that it shared with those that are
+        return Asking(None, (), found_by("no cookie", name), fingerprint, secret)
+    return Asking(guest(name), cookie, name, fingerprint, secret)
+
+
+def _name_of_nobody(request: RecordedRequest, beginnings: Beginnings, found_by: Callable[..., str]) -> str:
+    """Return the name of a job for which only the request itself says who asks; empty where it does not say enough."""
+    told, unknown = asker_of(request)
+    if unknown:
+        beginnings.tell(unknown)
+        return ""
+    return found_by("nobody", told)
+
+
+def asker_of(request: RecordedRequest) -> tuple[list[list[Any]], list[str]]:
+    """Return by what the app may tell apart who sends a request, where no owner does; and the keys of values that
+    cannot be compared: where there is one, nobody knows who asks."""
+    absent = object()
+    # Some servers put all of os.environ in.
+    kept = {name: value for name, value in request.kept.items() if os.environ.get(name, absent) != value}
+    seen = {**kept, **request.environ}
+    told, unknown = [], []
+    for name in sorted(seen.keys() - _NO_SIGN):
+        try:
+            told += [[name, _comparable(seen[name])]] if seen[name] != "" else []
+        except (_NotComparable, RecursionError):
+            unknown.append(name)
+    return told, unknown
+
+
+def _json(*parts: object) -> bytes:
+    return json.dumps(parts).encode()
+
+
+def _comparable(value: Any) -> Any:
+    """Return a value as JSON that is the same for equal ones only. Raises ``_NotComparable``."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value if type(value) in (str, bool, int, float, type(None)) else [type(value).__name__, repr(value)]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes", bytes(value).hex()]
+    if isinstance(value, list | tuple):
+        return [type(value).__name__, *map(_comparable, value)]
+    if isinstance(value, set | frozenset):
+        return ["set", *sorted(json.dumps(_comparable(each)) for each in value)]
+    if isinstance(value, Mapping):
+        pairs = (json.dumps([_comparable(key), _comparable(each)]) for key, each in value.items())
+        return ["mapping", *sorted(pairs)]
+    raise _NotComparable
 
 
 def negotiated_in(environ: Mapping[str, Any]) -> list[str]:
     """Return by what the app may choose between representations: who asks for CSV must not get the PDF of another.
     A key of the client's own says by itself that the request is the same."""
-    return [environ.get(name) or "" for name in ("HTTP_ACCEPT", "HTTP_ACCEPT_LANGUAGE")]
+    return [environ.get(name) or "" for name in _NEGOTIATED]
 
 
 def fingerprint_of(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:
     """Return a digest of method, URL and body, and of the body's type: what must be the same for a request to be a
     repetition. A body of several parts is what its parts are."""
-    url = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
     content_type, boundary = split_boundary(environ.get("CONTENT_TYPE") or "")
     parts = digest_of_parts(request.chunks(), boundary) if boundary and request is not None else None
     if parts is None:
         content_type = environ.get("CONTENT_TYPE") or ""
-    said = [environ.get(name, "") for name in ("REQUEST_METHOD", *url)]
+    said = [environ.get(name, "") for name in ("REQUEST_METHOD", *_URL)]
     digest = hashlib.sha256(json.dumps([*said, content_type]).encode())
     if parts is not None:
         digest.update(b"parts" + parts)

@@ -1,22 +1,19 @@
 """What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
 
 import contextlib
-import hashlib
-import hmac
-import itertools
-import json
 import logging
 import re
+import secrets
 import sys
-import uuid
+import time
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import Context
-from dataclasses import dataclass, field, replace
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import marks
-from .._context import entrances
-from .._jobs import Channel, Job, Priority, key_of, new_token
+from .._context import Wish, entrances
+from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request
 from .._serving import (
@@ -27,6 +24,7 @@ from .._serving import (
     Visit,
     about,
     answer_ended,
+    bad_query,
     names_json,
     problem,
     retry_after,
@@ -42,9 +40,8 @@ from ..errors import (
     RegistryError,
     RegistryFull,
 )
-from ..owners import CookieOwner
 from ..registries.base import END
-from .joining import Flights, credentials_in, fingerprint_of, negotiated_in
+from .joining import Asking, Beginnings, asking, asking_again
 from .options import Limits, Priorities
 from .untouched import untouched
 
@@ -54,12 +51,25 @@ WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
 
+_PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
 _LONGEST_IDEMPOTENCY_KEY = 255
 
 
+_ADMISSION = 60.0  # seconds that it may take to store a request and to submit it
+_PATIENCE = 5.0  # with another process that stores the same one
+_LOOK_EVERY = 0.02
+
+
 class _OtherRequest(Exception):
     """An Idempotency-Key was used before, for a request that asks for something else."""
+
+
+def _misconfigured(environ: dict[str, Any], error: ConfigurationError) -> Answer:
+    """Answer that the site cannot start jobs as it is configured. Raised through a server, it would be no answer: some
+    close the connection, and some leave the client waiting."""
+    _log.error("no job can be started: %s", error)
+    return problem(environ, 500, "misconfigured", f"{error}.")
 
 
 @dataclass(frozen=True)
@@ -80,14 +90,20 @@ class Starter:
     priorities: Priorities
     """Which of the jobs that wait is taken first: mark and priority; the first mark that is true counts."""
     secret: bytes | None = field(repr=False)
-    """From which the tokens of jobs that can be joined are made, so that nobody else can make them; None: the
+    """From which the names and tokens of jobs that can be joined are made, so that nobody else can make them; None: the
     registry has one."""
     waiting: Waiting
-    flights: Flights = field(default_factory=Flights, repr=False)
+    beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
     dropped: Dropped = field(default_factory=Dropped, repr=False)
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
+        try:
+            return self._start_replay(app, environ, context)
+        except ConfigurationError as error:
+            return _misconfigured(environ, error)
+
+    def _start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -110,10 +126,22 @@ class Starter:
         with request.body:
             return self._start(environ, request, run, self.promote_after)
 
-    def start_function(
-        self, function: Callable[[], Any], environ: dict[str, Any], context: Context, printed: str
-    ) -> Answer:
-        """Start a ``@background`` function as a job, whose output begins with what was *printed* before."""
+    def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
+        """Start what a decorator asked for. *environ*: the request as it was before *app* saw it."""
+        if wish.function is not None:
+            try:
+                return self._start_function(wish.function, environ, wish)
+            except ConfigurationError as error:
+                return _misconfigured(environ, error)
+        try:
+            environ = {**environ, "wsgi.input": rewound(environ["wsgi.input"])}
+        except BadRequestBody as error:
+            return problem(environ, error.status, "bad-request-body", f"{error}.")
+        # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.
+        return self.start_replay(app, environ, copy_context())
+
+    def _start_function(self, function: Callable[[], Any], environ: dict[str, Any], wish: Wish) -> Answer:
+        """Start a ``@background`` function as a job, whose output begins with what was printed before."""
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -124,7 +152,7 @@ class Starter:
             )
 
         def run(job: Job) -> Run:
-            return self._run(job, call_function(function), context, printed)
+            return self._run(job, call_function(function), wish.context, wish.printed)
 
         if not self._may_join(environ):
             return self._start(environ, None, run, 0.0)
@@ -139,7 +167,8 @@ class Starter:
     def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
         """Record a request as it may be kept. Raises ``BadRequestBody``."""
         request = record_request(environ, self.max_body)
-        return replace(request, environ=self.site.without_tokens(request.environ))
+        cleaned = self.site.without_tokens(request.environ)
+        return RecordedRequest(cleaned, request.kept, request.body, request.size)
 
     def _may_join(self, environ: Mapping[str, Any]) -> bool:
         """Whether this request could be a repetition of another one."""
@@ -156,6 +185,7 @@ class Starter:
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
             priority=job.priority,
+            groups=job.groups,
             deadline=job.deadline,
             version=self.version,
             output_file=output_file,
@@ -189,25 +219,25 @@ class Starter:
             )
         if environ.get("wsgi.multiprocess") and not registry.shared:
             raise ConfigurationError(
-                f"this server runs several processes, and a {type(registry).__name__} keeps its jobs in one:"
-                " a token would be unknown to the others. Serve from one process with threads, or use a registry"
-                " that processes share"
+                f"this server runs several processes, or says so, and a {type(registry).__name__} keeps its jobs in"
+                " one: a token would be unknown to the others. Give the middleware a registry that processes share,"
+                ' registry=SpoolRegistry("/var/lib/…") or registry=RedisRegistry("redis://…"), or serve from one'
+                " process with threads, by a server that says so (python -m bgmiddleware serve)"
             )
-        purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
-        if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
+        if any(_SPECULATIVE.search(environ[name]) for name in _PURPOSES if name in environ):
             # A browser drops this and asks again when the person really follows the link.
             return problem(environ, 503, "speculative", "A job is only started by a real request.", retry_after(1.0))
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
-        return None
+        return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
         # Looked for on the stack, once for each start: so it costs the requests that start nothing, nothing.
         frame = sys._getframe()
         while (caller := frame.f_back) is not None:
             frame = caller
-            if frame.f_code in entrances:
+            if id(frame.f_code) in entrances:
                 other = frame.f_locals["self"].registry
                 if other is not self.site.registry:
                     return True
@@ -221,24 +251,28 @@ class Starter:
         promote_after: float,
     ) -> Answer:
         """Start a job, or join one that does the same, and say where it is or what it answered."""
-        owner, cookie = self._owner_of(environ)
-        job = Job(
-            "",
-            title_of(environ),
-            owner=owner,
-            version=self.version,
-            deadline=self.deadline,
-            priority=self._priority(environ),
-            groups=self._groups(environ, owner),
-            request=request.environ if request else {},
-        )
         try:
-            if self._may_join(environ):
+            who = self._asking(environ, request)
+            token = "" if who.name else new_token()
+            job = Job(
+                key_of(token),
+                title_of(environ),
+                owner=who.owner,
+                version=self.version,
+                deadline=self.deadline,
+                priority=self._priority(environ),
+                groups=self._groups(environ, who.owner),
+                request=request.environ if request else {},
+                fingerprint=who.fingerprint,
+                name=who.name,
+                keeps_name="HTTP_IDEMPOTENCY_KEY" in environ,
+                admitted=not who.name,
+            )
+            if who.name:
                 promote_after = 0.0  # who joins a job needs it to stay
-                token, job = self._begin_or_join(environ, job, request, run)
+                token, job = self._begin_or_join(who, job, request, run)
             else:
-                token = new_token()
-                job = self._begin(replace(job, key=key_of(token)), request, run)
+                job = self._begin(job, request, run)
         except _OtherRequest:
             detail = "This Idempotency-Key was used for another request."
             return problem(environ, 422, "idempotency-key-reused", detail)
@@ -250,7 +284,7 @@ class Starter:
             _log.error("a request could not be stored: %s", error)
             return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
         try:
-            return self._answer_begun(environ, token, job, owner, cookie, promote_after)
+            return self._answer_begun(environ, token, job, who.cookie, promote_after)
         except (JobExpired, JobNotFound):  # it ended, and its place was needed before this client was told
             return problem(environ, 410, "expired", "The job ended, and is forgotten already.")
         except RegistryError as error:
@@ -262,80 +296,91 @@ class Starter:
         environ: dict[str, Any],
         token: str,
         job: Job,
-        owner: str | None,
         cookie: Headers,
         promote_after: float,
     ) -> Answer:
         """Say where the job is, or what it answered in time."""
-        visit = self.site.visit_by(owner, environ, token)
+        visit = self.site.visit_by((), environ, token)  # nobody asks any more whether it is his
         if promote_after > 0 and visit.preferred_wait is None:
             job = visit.hold(job, END, promote_after)
             return untouched(visit, job) if job.state.ended else self._started(visit, job, *cookie)
         return self._answered(visit, job, *cookie)
 
-    def _owner_of(self, environ: dict[str, Any]) -> tuple[str | None, Headers]:
-        """Return whose job it will be, and what to tell a client that was nobody before."""
-        owner = None if self.site.owner is None else self.site.owner(environ)
-        if owner is None and isinstance(self.site.owner, CookieOwner):
-            return self.site.owner.issue(environ)
-        return owner, ()
+    def _asking(self, environ: dict[str, Any], request: RecordedRequest | None) -> Asking:
+        """Return whose job it will be, and by what it is found again if it can be joined."""
+        owns, registry = self.site.owner, self.site.registry
+        if request is None or not self._may_join(environ):
+            return asking(owns, environ)
+        secret = registry.secret() if self.secret is None else self.secret
+        return asking_again(owns, environ, request, secret, self.beginnings)
 
     def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> Job:
         """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
         registry = self.site.registry
         must_hold = registry.shared and self.site.executor.keeps_queue
-        job = registry.add(job, lease=LEASE) if must_hold else registry.add(job)
+        lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
+        if must_hold:
+            job = job.changed(process=self.waiting.process)
+        job = registry.add(job, lease=lease) if lease is not None else registry.add(job)
         try:
             offset = 0
             for chunk in request.chunks() if request else ():
                 offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
-            self.site.executor.submit(run(job))
+            begun = run(job)
+            if must_hold:
+                self.waiting.hold(begun)
+            self.site.executor.submit(begun)
         except BaseException:
             registry.discard(job.key)
+            if must_hold:
+                self.waiting.let_go(job.key)
             raise
-        if must_hold:
-            self.waiting.hold(job.key)
+        if not job.admitted:
+            # Where it began already, or cannot be told of now, it is admitted by its claim.
+            with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
+                registry.renew(job.key, "", lease=LEASE if must_hold else registry.pending_ttl)
         return job
 
     def _begin_or_join(
-        self, environ: dict[str, Any], job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]
+        self, who: Asking, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]
     ) -> tuple[str, Job]:
-        """Begin the job unless there is one that this request repeats; return its token and itself.
+        """Begin the job unless another one holds its name; return the token and the job that it is.
 
-        The token is made of what must be the same, so that adding the job tells whether there is one: atomically, and
-        without the registry knowing any token.
+        Adding the job tells whether there is one: atomically, and without the registry knowing any token.
         """
-        idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
-        fingerprint = fingerprint_of(environ, request)
-        whose = job.owner if job.owner is not None else credentials_in(environ)
-        # A digest: credentials are not kept, nor headers as long as anybody likes.
-        flight = hashlib.sha256(json.dumps([whose, fingerprint, negotiated_in(environ)]).encode()).hexdigest()
-        for repetition in itertools.count(self.flights.last(flight)):
-            if idempotency_key is not None:
-                token = self._made_token("idempotency-key", whose, idempotency_key)
-            else:
-                self.flights.began(flight, repetition)
-                token = self._made_token("single-flight", flight, str(repetition))
-            key = key_of(token)
+        until = time.monotonic() + _PATIENCE
+        while True:
+            salt = secrets.token_hex(16)
+            token = who.token(salt)
             try:
                 # One at a time: whom this turns away by JobExists finds a job that was submitted, or none.
-                with self.flights.beginning:
-                    return token, self._begin(replace(job, key=key, fingerprint=fingerprint), request, run)
-            except JobExists:
-                with contextlib.suppress(JobNotFound, JobExpired):  # gone this moment: the next round begins it
-                    there = self.site.registry.get(key)
-                    # One that was asked to stop reads as running until its next print.
-                    if idempotency_key is None and (there.state.ended or there.cancel_requested_at is not None):
-                        continue
-                    if there.fingerprint != fingerprint:
-                        raise _OtherRequest from None
-                    return token, there
-        raise AssertionError("unreachable: the count has no end")
+                with self.beginnings.beginning:
+                    return token, self._begin(job.changed(key=key_of(token), name_salt=salt), request, run)
+            except JobExists as error:
+                there = self._admitted(error.key, until)
+            if there is None:
+                continue  # gone this moment: the next round begins it
+            if there.fingerprint != job.fingerprint:
+                raise _OtherRequest
+            return who.token(there.name_salt), there
 
-    def _made_token(self, *parts: object) -> str:
-        message = json.dumps(parts).encode()
-        secret = self.site.registry.secret() if self.secret is None else self.secret
-        return str(uuid.UUID(bytes=hmac.digest(secret, message, "sha256")[:16], version=4))
+    def _admitted(self, key: str, until: float) -> Job | None:
+        """Return a job that can be joined, None where there is none now; wait while a process has yet to take it.
+
+        Until then it may be taken back, for a queue that is full say: nobody shall be told of what there never was.
+        """
+        registry = self.site.registry
+        with contextlib.suppress(JobNotFound, JobExpired):
+            job = registry.get(key)
+            while not job.admitted and not job.state.ended:
+                if time.monotonic() >= until:
+                    raise QueueFull("the same request is just being stored")
+                job = registry.wait(key, END, _LOOK_EVERY)
+            # What ended since this request came is what it asked for; what was asked to stop is not.
+            was_stopped = job.cancel_requested_at is not None or job.state is JobState.CANCELLED
+            if job.admitted and (job.keeps_name or not was_stopped):
+                return job
+        return None
 
     def _answered(self, visit: Visit, job: Job, *cookie: tuple[str, str]) -> Answer:
         """Answer with the response if the client would wait for it and it came in time (RFC 7240 §4.3)."""

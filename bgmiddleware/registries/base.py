@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from .._numbers import check_count, is_finite
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, RegistryError
 
 __all__ = ["END", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source", "Transition"]
 
@@ -76,7 +76,7 @@ class Source(Protocol):
     """The live output of a job of this process, which its registry may read when somebody asks."""
 
     def drain(self) -> None:
-        """Append what was printed so far; waits for a drain under way. Never called with the registry's lock held."""
+        """Append what was printed so far, unless that is under way. Never called with the registry's lock held."""
 
     def watch(self, watched: bool) -> None:
         """From now on append each line at once (*watched*), or in batches again. Never blocks."""
@@ -129,10 +129,17 @@ class Registry(ABC):
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         """Store a new pending job and return it as stored: ``created_at`` and ``expires_at`` are the registry's.
 
-        *lease*: where it waits in the memory of a process, seconds that it may do so before ``renew`` says that this
-        process is still there; None: it waits elsewhere, for ``pending_ttl``.
-        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken.
+        *lease*: seconds that it may wait before somebody says that it is there still; None: ``pending_ttl``. Where it
+        waits in the memory of a process, its ``process``, this is :meth:`hold` too; else ``renew`` says so.
+        Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken, or where
+        the job has a name that another one holds (:meth:`Job.holds_name`): with the key of that one.
         Evicts, now and then, what is due.
+        """
+
+    @abstractmethod
+    def hold(self, process: str, lease: float) -> None:
+        """Say that *process* is there for *lease* seconds from now: that long its jobs may wait, and never
+        beyond ``pending_ttl``. One call for all of them. Late, it revives them, unless their loss was made permanent.
         """
 
     @abstractmethod
@@ -156,8 +163,9 @@ class Registry(ABC):
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         """Return up to *limit* bytes from *offset*; none at the end or behind it.
 
-        Never empty before the end. Inside a dropped range it begins behind that range, which the piece's offset says.
-        May cut inside a character.
+        Inside a dropped range it begins behind that range, which the piece's offset says. So a piece from before the
+        end ends behind *offset*, also where it is empty, since all that was left was dropped. May cut inside a
+        character.
         """
 
     @abstractmethod
@@ -179,7 +187,8 @@ class Registry(ABC):
         """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is.
 
         A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
-        no runner: with none, the process that it waits in says that it is there, for *lease* seconds.
+        no runner: with none, this says that the job is admitted, and may wait for *lease* seconds, if it does not wait
+        in the memory of a process.
         """
 
     @abstractmethod
@@ -215,6 +224,11 @@ class Registry(ABC):
     def check(self) -> None:
         """Raise ``ConfigurationError`` where it can be known already that the storage cannot be used. Makes nothing."""
         return
+
+    def is_there(self) -> bool:
+        """Whether anybody used the storage before: where nobody did, somebody who only looks may have mistyped its
+        name. Makes nothing."""
+        return True
 
     def secret(self) -> bytes:
         """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again
@@ -265,19 +279,22 @@ class Registry(ABC):
     def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Generator[Piece, None, None]:
         """Yield the output from *offset* until the job has ended, each byte once and in order, waiting for more.
 
-        An empty piece says that nothing came for *tick* seconds.
+        An empty piece says that nothing came for *tick* seconds, or at an offset further on, what was dropped.
+        Raises ``RegistryError`` where bytes are missing: silence is no end.
         """
         while True:
             # The state is taken before reading: 1. a runner appends, then ends; 2. so an end seen first means that
             # the reads below reach the end of the output.
             job = self.wait(key, offset, tick)
             piece = self.read(key, Channel.OUTPUT, offset)
-            if not piece.data:
+            if piece.end <= offset:
+                if job.output_end > offset:
+                    raise RegistryError(f"bytes of the job {key[:8]}… are not there")
                 if job.state.ended:
                     return
                 yield Piece(offset, b"")
                 continue
-            while piece.data:
+            while piece.end > offset:
                 yield piece
                 offset = piece.end
                 piece = self.read(key, Channel.OUTPUT, offset)
@@ -288,7 +305,8 @@ class Registry(ABC):
         """Return one page of output from *offset*, or its last ``-offset`` bytes, cut between characters.
 
         Waits up to *timeout* seconds for more than *offset*; or does not look at the job again, where it is given one
-        that was just read. An offset behind the end gives an empty page at the end.
+        that was just read. An offset behind the end gives an empty page at the end. A page from before the end ends
+        behind *offset*, unless all that is there is the beginning of a character and the job may print its rest.
         """
         if job is None:
             job = self.wait(key, offset, timeout) if timeout > 0 and offset >= 0 else self.get(key)
@@ -301,7 +319,9 @@ class Registry(ABC):
         # What was dropped behind a piece will not complete its last character.
         goes_on = job.output_dropped is None or piece.end != job.output_dropped[0]
         if goes_on and (piece.end < job.output_end or not job.state.ended):
-            piece = _to_character(piece)
+            whole = _to_character(piece)
+            # A page that is too small for a character has a part of it: the next one must begin further on.
+            piece = piece if whole.end <= offset and piece.end < job.output_end else whole
         return Page(job, piece)
 
     def __enter__(self) -> Self:

@@ -2,13 +2,13 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from .._jobs import Channel, Job, JobState, Progress
@@ -41,6 +41,8 @@ _CLEAN_UP_EVERY = 10.0
 _LOOK_EVERY = 5.0
 
 T = TypeVar("T")
+
+_log = logging.getLogger("bgmiddleware")
 
 
 class SpoolRegistry(Registry):
@@ -101,27 +103,41 @@ class SpoolRegistry(Registry):
         """Raise ``ConfigurationError`` where the directory cannot be used, or made. Makes nothing."""
         self._store.check()
 
+    def is_there(self) -> bool:
+        return self._store.is_there()
+
     # The primitives.
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
-        now = self.clock()
-        job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
         with self._store.changing() as change:
+            now = self.clock()
+            patience = self.pending_ttl if job.process else self._patience(lease)
+            job = job.changed(state=JobState.PENDING, created_at=now, expires_at=now + patience)
+            here = (lease or 0.0) if job.process else 0.0
+            if job.process:
+                table.hold(change.database, job.process, now + here)
             self._evict_now_and_then(change, now)
             taken = table.find(change.database, job.key)
             if taken is not None:
                 if not taken.job.has_expired(now):
                     raise JobExists(job.key)
                 change.forget(taken, remembered=0)
+            holder = table.last_of_name(change.database, job.name) if job.name else None
+            if holder is not None and holder.job.holds_name(now):
+                raise JobExists(holder.job.key)
             self._make_room(change)
             row = table.insert(change.database, job)
             # Within the transaction: no row is without its file. A process that is killed just here leaves a file
             # without its row, which is cleaned up.
             self._store.files(row).create(self.max_output)
         self._clean_up_now_and_then()
-        return job
+        return changes.held(job, now + here) if job.process else job
+
+    def hold(self, process: str, lease: float) -> None:
+        with self._store.changing() as change:
+            table.hold(change.database, process, self.clock() + lease)
 
     def get(self, key: str) -> Job:
         return self._look(key)[1]
@@ -335,7 +351,9 @@ class SpoolRegistry(Registry):
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
         lost = evicted = 0
         for row in table.due(change.database, now, limit):
-            if row.job.state.ended:
+            if not isinstance(row, Row):
+                _log.warning("%s: the job %s… is given up: it cannot be read", self.directory, row.key[:8])
+            if not isinstance(row, Row) or row.job.state.ended:
                 change.forget(row, remembered=self.max_jobs)
                 evicted += 1
             else:
@@ -384,4 +402,4 @@ class SpoolRegistry(Registry):
 
 
 def _with_ends(job: Job, ends: Ends) -> Job:
-    return replace(job, output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)
+    return job.changed(output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)

@@ -811,6 +811,7 @@ class TestOutput:
     ) -> None:
         install()
         output = ForegroundOutput(write_late("stdout"), write_late("stderr"), limit=8)
+        output.request = {}
         with use_output(output):
             print("ab")
             sys.stdout.buffer.write("ä\n".encode())

@@ -40,6 +40,8 @@ def begin(*arguments: str) -> "subprocess.Popen[bytes]":
 def jobs(url: str, registry: Registry) -> Callable[..., tuple[int, str, str]]:
     """Run ``jobs ACTION …`` to its end; return its exit status and what it said."""
 
+    registry.jobs()  # or there would be no directory
+
     def jobs(action: str, *arguments: str) -> tuple[int, str, str]:
         process = begin(action, "--registry", url, *arguments)
         said, complained = process.communicate(timeout=LONG)
@@ -159,6 +161,21 @@ def test_an_eviction_says_what_it_did(jobs, registry, url):
 )
 def test_what_is_no_job_is_said(jobs, arguments, complaint):
     assert jobs(*arguments) == (2, "", f"bgmiddleware: {complaint}\n")
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["evict"], ["show", "0" * 32], ["cancel", "0" * 32]])
+@pytest.mark.parametrize("place", ["typo", "empty", "missing/typo", "another"])
+def test_a_directory_that_is_no_spool_is_refused_and_nothing_is_made(tmp_path, arguments, place):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "clock.py").touch()
+    before = sorted(tmp_path.rglob("*"))
+    action, *rest = arguments
+    process = begin(action, "--registry", f"spool:{tmp_path / place}", *rest)
+    said, complained = process.communicate(timeout=LONG)
+    assert (process.returncode, said) == (2, b"")
+    assert str(tmp_path).encode() in complained
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_beginning_that_several_jobs_share_is_refused(jobs, registry):

@@ -9,6 +9,8 @@ from tests.conftest import needs
 from tests.kit.documents import ROOT
 from tests.kit.redis_server import needs_server
 
+pytestmark = pytest.mark.everything
+
 
 @pytest.mark.parametrize(
     ("command", "said"),

@@ -16,6 +16,8 @@ from tests.executors.engine_worker import SECONDS
 from tests.kit.documents import ROOT, Block, blocks
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
+pytestmark = pytest.mark.everything
+
 needs("docutils")
 
 GUIDE = ROOT / "docs" / "fleet.rst"

@@ -1,5 +1,6 @@
-"""Apps of tests whose jobs run in processes of their own, which load ``far_play:app``: apps that have a name, and a
-:class:`readers.Play`, whose steps go to its view over a socket.
+"""Apps of tests whose jobs run in processes of their own, which load ``tests.executors.far_play:app``.
+
+These are apps that have a name, and a :class:`readers.Play`, whose steps go to its view over a socket.
 
 Steps are small functions without a name, so their code is sent. That is for tests: both sides are the same Python.
 """
@@ -34,13 +35,14 @@ VARIABLE = "BGMIDDLEWARE_TEST_PLAY"
 
 @contextlib.contextmanager
 def far_away(app: Any, registry: Registry, url: str, told: Path | None = None) -> Iterator[None]:
-    """Let processes that load ``far_play:app`` in this block run *app*: a function of a module, or an object with
-    ``directs``, which is given the environ and a function that lets the view do something, and returns status, headers
-    and body. Their registry is at *url*. *told*: the file that processes look into which have loaded it before."""
+    """Let processes that load ``tests.executors.far_play:app`` in this block run *app*: a function of a module, or an
+    object with ``directs``, which is given the environ and a function that lets the view do something, and returns
+    status, headers and body. Their registry is at *url*. *told*: the file that processes look into which have loaded
+    it before."""
     config = {"url": url, "ttl": registry.ttl, "app": f"{app.__module__}:{getattr(app, '__name__', '')}"}
     with contextlib.ExitStack() as stack:
         if hasattr(app, "directs"):
-            config |= {"app": "far_play:view", "port": stack.enter_context(_listening(app.directs))}
+            config |= {"app": f"{__name__}:view", "port": stack.enter_context(_listening(app.directs))}
         if told is not None:
             told.write_text(json.dumps(config))
             yield

@@ -28,6 +28,8 @@ from tests.executors.executor_contract import LEASE, ProcessContract, Scene, sho
 from tests.kit.clients import environ
 from tests.kit.documents import ROOT
 
+pytestmark = pytest.mark.everything
+
 
 class TestProcessExecutor(ProcessContract):
     kind = "bgmiddleware.executors.process:ProcessExecutor"

@@ -25,6 +25,8 @@ from rq.job import Job as Message  # noqa: E402
 from bgmiddleware.executors.rq import RQExecutor  # noqa: E402
 from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
 
+pytestmark = pytest.mark.everything
+
 READY = "Listening on"
 
 

@@ -1,5 +1,6 @@
 """Our terminal and the one that it is compared with, @xterm/headless, both run by node."""
 
+import fcntl
 import functools
 import json
 import re
@@ -26,13 +27,14 @@ def missing(what: str) -> None:
 @functools.cache
 def installed() -> bool:
     """Return whether npm has installed what ``terminal/package.json`` names."""
-    if (HERE / "node_modules" / "@xterm" / "headless").is_dir():
-        return True
+    program = HERE / "node_modules" / "@xterm" / "headless"
     npm = shutil.which("npm")
-    if npm is None:
-        return False
+    if program.is_dir() or npm is None:
+        return program.is_dir()
     command = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, timeout=300).returncode == 0
+    with (HERE / "package.json").open() as one_at_a_time:  # several processes may run tests
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        return program.is_dir() or subprocess.run(command, cwd=HERE, capture_output=True, timeout=300).returncode == 0
 
 
 def node(request: Any, *, reference: bool = True) -> Any:

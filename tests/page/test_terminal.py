@@ -10,6 +10,8 @@ import pytest
 from tests.kit.documents import ROOT
 from tests.page.terminals import RECORDINGS, both, node, ours, progress
 
+pytestmark = pytest.mark.everything
+
 STATIC = ROOT / "bgmiddleware" / "_serving" / "static"
 
 Lines = list[str]
@@ -57,6 +59,36 @@ DIFFERENCES = {
         "thousands of marks on one letter take a browser minutes",
     ),
     "other screen": ("a\n\x1b[?1049hb\x1b[?1049l", ["a", "b"], ["a"], "what was shown is kept"),
+    "both screens": (
+        "a\n\x1b[?1049h\x1b[Hb\nc\x1b[?1049ld",
+        ["a", "b", "c", "d"],
+        ["a", "d"],
+        "what was shown on the other screen is kept, and nothing is written over it",
+    ),
+    "old names of the other screen": (
+        "a\x1b[?1;47hb\x1b[?47lc\x1b[?1047;25hd\x1b[?1047le",
+        ["a", "b", "c", "d", "e"],
+        ["a c e"],
+        "as above",
+    ),
+    "the other screen, entered and left twice": (
+        "a\x1b[?1049h\x1b[?1049hb\r\x1b[?1049l\x1b[?1049lc",
+        ["a", "b", "c"],
+        ["ac"],
+        "a second time means nothing",
+    ),
+    "home and erase": (
+        "a\nb\n\x1b[H\x1b[Jc\n\x1b[1;1H\x1b[?25l\x1b[0Jd",
+        ["a", "b", "c", "d"],
+        ["d"],
+        "so the screen is cleared where TERM is linux, vt100 or screen: what was said scrolls off, as by CSI 2 J",
+    ),
+    "frames": (
+        "step 1\nstep 2\n\x1b[Hframe 1\n\x1b[Hframe 2\n",
+        ["step 1", "step 2", "frame 2"],
+        ["frame 2", "step 2"],
+        "who draws frames writes over their own, not over what was printed before",
+    ),
     "line drawing": ("\x1b(0qq\x1b(B", ["qq"], ["──"], "nobody sends these since there is UTF-8"),
     "insert line": ("a\nb\x1b[1A\x1b[Lc", ["ac", "b"], ["c", "a", "b"], "full-screen programs do that, jobs do not"),
     "scroll up": ("a\nb\x1b[S", ["a", "b"], ["b"], "full-screen programs do that, jobs do not"),
@@ -77,11 +109,24 @@ def compared() -> dict[str, tuple[Lines, Lines]]:
     return dict(zip(RECORDINGS, both(*RECORDINGS.values()), strict=True))
 
 
-@pytest.mark.parametrize("name", RECORDINGS)
+def test_what_redraws_its_last_lines_leaves_no_copies() -> None:
+    assert edge("1\n2\n\x1b[2A\x1b[J3\n4\n\x1b[2A\r\x1b[0J5\n6\n") == ["5", "6"]
+
+
+def test_the_other_screen_gives_back_the_style_that_it_was_entered_with() -> None:
+    ((first, second, third),) = ours(["\x1b[31ma\x1b[?1049h\x1b[32mb\x1b[?1049lc"])
+    assert (first, second, third) == ("⟦1⟧a", "⟦2⟧b", "⟦1⟧c")
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDINGS if name != "clear"])
 def test_a_recording_looks_as_in_the_reference(compared: dict[str, tuple[Lines, Lines]], name: str) -> None:
     mine, reference = compared[name]
     assert mine == reference
     assert mine
+
+
+def test_what_was_cleared_stays_in_the_log() -> None:
+    assert edge(RECORDINGS["clear"]) == ["one", "two", "three", "four"]
 
 
 def test_a_log_of_100000_lines_looks_as_in_the_reference() -> None:
@@ -140,7 +185,8 @@ def test_any_division_of_the_output_gives_the_same() -> None:
 
 
 # What programs send, and what has one meaning only.
-_MOVES = [f"\x1b[{n}{move}" for n in ("", 1, 2, 5, 30) for move in "ABCDEFGd"] + ["\x1b[H", "\x1b[5;9H", "\x1b[9;40f"]
+_MOVES = [f"\x1b[{n}{move}" for n in ("", 1, 2, 5, 30) for move in "ABCDEFGd"]
+_MOVES += ["\x1b[2;1H", "\x1b[5;9H", "\x1b[9;40f"]
 _ERASES = [f"\x1b[{erase}" for erase in "K 1K 2K J 1J 2J 3X 2P 9P".split()] + ["\x1b[2K\rabcdef\x1b[3G\x1b[3@"]
 _OTHERS = ["\r", "\n", "\r\n", "\b", "\v", "\f", "\x00", *(f"\x1b{code}" for code in "7 8 [s [u D E [?25l".split())]
 _WORDS = ["a", "bc ", "word", "日本", "🎉", "e\u0301", "한", "─█", "x" * 9, "Größe", "👨\u200d👩", "☀\ufe0f", "  "]
@@ -235,7 +281,36 @@ def test_sequences_of_any_length_end_somewhere() -> None:
         ("10%\r99.5% of it", 99.5),
         ("\x1b[2Kstep 1/4\x1b[1G\x1b[2Kstep 2/4", 50),
         ("step 1/4\n\x1b[1A\x1b[2Kstep 3/4\n", 75),
+        ("50% sample:   7%|7         | 7/100 [00:00<00:09]", 7),
+        ("\rFortschritt: 12,5 %\rFortschritt: 45,5 %", 45.5),
+        ("1,5\xa0%\r2,5\xa0%", 2.5),
+        ("done: 20 percent\rdone: 30 percent", 30),
+        ("tamam: %20\rtamam: %30", 30),
+        ("7％\r8％", 8),
+        ("rows 1,234/4,936\rrows 2,468/4,936", 50),
+        ("45% of files, CPU 93%\r46% of files, CPU 12%", 46),
+        ("epoch 1/4 acc 91%\repoch 2/4 acc 93%", 50),
+        ("[2/4] 2 workers\r[3/4] 2 workers", 75),
+        ("[11/28] Building", 1100 / 28),
+        ("11/28 ━━━━━━━━ 00:10\r14/28 ━━━━━━━━━ 00:10", 50),
+        ("[----------]   0%", 0),
+        ("[==>       ]  25%", 25),
         # These only talk.
+        ("[11/28] 10:00 the backup begins", None),
+        ("[11/28] Sat 10:00:01 begins", None),
+        ("11/28 10:00:01 backup\r11/28 10:00:02 backup", None),
+        ("28/11, 9:05 am\r28/11, 9:06 am", None),
+        ("CPU 93% MEM 45% 10:00:01\rCPU 91% MEM 45% 10:00:02", None),
+        ("cpu0: 93.0%\rcpu0: 91.0%", None),
+        ("93% CPU, 45% memory\r91% CPU, 45% memory", None),
+        ("Mem[|||||  1.2G/7.8G]\rMem[|||||  1.3G/7.8G]", None),
+        ("loss 3%\rloss 2%", None),
+        ("%d items\r%s items", None),
+        ("|users|93%|", None),
+        ("[-----] 45% of users affected", None),
+        ("[*****] 20% off", None),
+        ("1,234%\r2,234%", None),
+        ("up -5%\rup +6%", None),
         ("3/4 of all people", None),
         ("the disk is 93% full", None),
         ("on 25/11/2026", None),

@@ -17,6 +17,8 @@ from tests.kit.clients import served
 from tests.kit.documents import ROOT
 from tests.page.terminals import RECORDINGS, ours
 
+pytestmark = pytest.mark.everything
+
 STATIC = ROOT / "bgmiddleware" / "_serving" / "static"
 STYLE = (STATIC / "terminal.css").read_text() + "html { color-scheme: dark; font: 16px monospace }"
 SCRIPT = (

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from bgmiddleware._jobs import Channel, Job, JobState, key_of
-from bgmiddleware.errors import BackgroundError, Fenced, JobExpired, JobNotFound
+from bgmiddleware.errors import BackgroundError, Fenced, JobExists, JobExpired, JobNotFound
 from bgmiddleware.registries.base import Registry
 
-LONG = 30.0
+LONG = 120.0
 ENDED = "finished job"
 
 
@@ -141,6 +141,18 @@ def add(registry: Registry, names: list[str]) -> int:
     for name in names:
         registry.add(Job(key_of(name), name))
     return len(names)
+
+
+def take_each_name(registry: Registry, names: list[str], runner: str) -> list[str]:
+    """Add a job for each of *names*, and free each second one again; return who held each in the end."""
+    holders = []
+    for name in names:
+        key = key_of(f"{name} of {runner}")
+        try:
+            holders.append(registry.add(Job(key, name, name=name, keeps_name=True)).key)
+        except JobExists as error:
+            holders.append(error.key)
+    return holders
 
 
 def run_to_the_end(registry: Registry, seed: int) -> dict[str, Any]:

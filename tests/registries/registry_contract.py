@@ -34,7 +34,7 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of
 from bgmiddleware.registries.base import END, Piece, Transition
 
-LONG = 30.0
+LONG = 120.0
 """A timeout that no test may reach."""
 
 KEY = key_of("one")
@@ -79,6 +79,14 @@ def done(future: "Future[Any]") -> Any:
 def added(registry: Registry, name: str = "one") -> str:
     """Return the key of a new pending job."""
     return registry.add(Job(key_of(name), name)).key
+
+
+HELD = Job(KEY, "one", process="p")
+
+
+def named(token: str, name: str = "n", **more: Any) -> Job:
+    """Return a new job that has a name."""
+    return Job(key_of(token), token, name=name, name_salt=f"salt of {token}", **more)
 
 
 def running(registry: Registry, name: str = "one", *, lease: float | None = None) -> str:
@@ -234,6 +242,109 @@ class RegistryContract:
     def test_discarding_an_unknown_key_does_nothing(self, registry):
         assert registry.discard(KEY) is False
 
+    # Names.
+
+    def test_two_jobs_do_not_hold_one_name(self, registry):
+        added(registry, "unnamed")
+        first = registry.add(named("first"))
+        assert (first.name, first.name_salt, first.keeps_name) == ("n", "salt of first", False)
+        for name in ("second", "third"):
+            with pytest.raises(JobExists) as refused:
+                registry.add(named(name))
+            assert refused.value.key == first.key
+            with pytest.raises(JobNotFound):
+                registry.get(key_of(name))
+        assert registry.add(named("other", name="another name")).name == "another name"
+        assert len(registry.jobs()) == 3
+
+    @pytest.mark.parametrize("frees", ["ends", "is asked to stop", "is discarded", "is lost"])
+    def test_a_name_is_free_when_its_job(self, registry, clock, frees):
+        key = registry.add(named("first")).key
+        if frees == "is discarded":
+            registry.discard(key)
+        elif frees == "is lost":
+            clock.advance(20.0)
+        else:
+            registry.claim(key, RUNNER)
+            if frees == "ends":
+                registry.finish(key, RUNNER, JobState.FAILED)
+            else:
+                registry.request_cancel(key)
+        second = registry.add(named("second"))
+        with pytest.raises(JobExists) as refused:
+            registry.add(named("third"))
+        assert refused.value.key == second.key
+        if frees == "is asked to stop":
+            assert registry.finish(key, RUNNER, JobState.CANCELLED)
+            with pytest.raises(JobExists):
+                registry.add(named("third"))
+
+    @each_end
+    def test_a_name_that_is_kept_is_free_when_its_job_has_expired(self, registry, clock, state):
+        first = registry.add(named("first", keeps_name=True))
+        registry.claim(first.key, RUNNER)
+        registry.request_cancel(first.key)
+        registry.finish(first.key, RUNNER, state)
+        clock.advance(59.99)
+        with pytest.raises(JobExists) as refused:
+            registry.add(named("second", keeps_name=True))
+        assert refused.value.key == first.key
+        clock.advance(0.01)
+        second = registry.add(named("second", keeps_name=True))
+        assert second.state is JobState.PENDING
+        with pytest.raises(JobExpired):
+            registry.get(first.key)
+        registry.evict()
+        with pytest.raises(JobExists) as refused:
+            registry.add(named("third", keeps_name=True))
+        assert refused.value.key == second.key
+
+    def test_a_name_is_free_when_its_job_made_room(self, make):
+        registry = make(max_jobs=2)
+        first = registry.add(named("first", keeps_name=True))
+        registry.claim(first.key, RUNNER)
+        registry.finish(first.key, RUNNER, JobState.FINISHED)
+        for name in ("a", "b"):
+            ended(registry, name)
+        assert registry.add(named("second", keeps_name=True)).name == "n"
+
+    def test_the_name_of_a_job_that_nobody_admitted_is_free_when_it_was_never_started(self, registry, clock):
+        first = registry.add(named("first", keeps_name=True, admitted=False), lease=5.0)
+        with pytest.raises(JobExists):
+            registry.add(named("second", keeps_name=True))
+        assert not registry.get(first.key).admitted
+        clock.advance(5.0)
+        registry.add(named("second", keeps_name=True))
+        assert registry.get(first.key).state is JobState.LOST
+
+    @pytest.mark.parametrize("admits", ["renewed", "claimed"])
+    def test_a_job_is_admitted_when_it_is(self, registry, clock, admits):
+        first = registry.add(named("first", keeps_name=True, admitted=False), lease=5.0)
+        if admits == "renewed":
+            assert registry.renew(first.key, "", lease=10.0).ok
+        else:
+            assert registry.claim(first.key, RUNNER, lease=10.0)
+        assert registry.get(first.key).admitted
+        clock.advance(10.0)
+        assert registry.get(first.key).state is JobState.LOST
+        with pytest.raises(JobExists) as refused:
+            registry.add(named("second", keeps_name=True))
+        assert refused.value.key == first.key
+
+    def test_of_many_that_are_given_one_name_at_once_one_has_it(self, registry):
+        together = threading.Barrier(8)
+
+        def add(name: str) -> str:
+            together.wait(LONG)
+            try:
+                return registry.add(named(name)).key
+            except JobExists as error:
+                return error.key
+
+        adding = [begun(add, f"{number}") for number in range(8)]
+        assert len({done(one) for one in adding}) == 1
+        assert len(registry.jobs()) == 1
+
     # How long a job lives.
 
     @each_end
@@ -311,39 +422,85 @@ class RegistryContract:
         assert registry.evict() == (0, 1)
 
     def test_a_job_that_waits_in_a_process_that_vanished_is_lost_never_started(self, registry, clock):
-        registry.add(Job(KEY, "one"), lease=15.0)
+        registry.add(HELD, lease=15.0)
         clock.advance(14.99)
         assert registry.get(KEY).state is JobState.PENDING
         assert registry.evict() == (0, 0)
         clock.advance(0.01)
         assert (registry.get(KEY).state, registry.get(KEY).reason) == (JobState.LOST, "never started")
+        assert [job.state for job in registry.jobs()] == [JobState.LOST]
+        assert registry.position(KEY) == 0
         assert registry.claim(KEY, RUNNER) is False
         assert registry.evict() == (1, 0)
-        assert registry.renew(KEY, "", lease=15.0).ok is False
+        registry.hold("p", 15.0)
+        assert registry.get(KEY).state is JobState.LOST
 
-    def test_a_job_waits_as_long_as_its_process_says_that_it_is_there(self, registry, clock):
-        registry.add(Job(KEY, "one"), lease=5.0)
+    def test_all_jobs_of_a_process_wait_as_long_as_it_says_that_it_is_there(self, registry, clock):
+        names = [f"job {number}" for number in range(30)]
+        for name in names:
+            registry.add(Job(key_of(name), name, process="p"), lease=5.0)
         clock.advance(4.0)
-        assert registry.renew(KEY, "", lease=5.0) == (True, False)
+        registry.hold("p", 5.0)
         clock.advance(4.99)
-        assert registry.get(KEY).state is JobState.PENDING
+        assert {registry.get(key_of(name)).state for name in names} == {JobState.PENDING}
         assert registry.evict() == (0, 0)
         clock.advance(1.0)
-        assert registry.get(KEY).state is JobState.LOST
-        assert registry.renew(KEY, "", lease=5.0).ok  # late, as of a laptop that slept
-        assert registry.get(KEY).state is JobState.PENDING
-        assert registry.position(KEY) == 1
-        assert registry.claim(KEY, RUNNER, lease=15.0)
-        assert registry.renew(KEY, "", lease=5.0).ok is False
+        assert {job.state for job in registry.jobs()} == {JobState.LOST}
+        registry.hold("p", 5.0)  # late, as of a laptop that slept
+        assert {registry.get(key_of(name)).state for name in names} == {JobState.PENDING}
+        assert [registry.position(key_of(name)) for name in names] == list(range(1, 31))
+        assert registry.claim(key_of(names[0]), RUNNER, lease=15.0)
+        clock.advance(5.0)
+        assert registry.get(key_of(names[0])).state is JobState.RUNNING
+        assert registry.evict(10) == (10, 0)
+        assert registry.evict() == (19, 0)
+        assert registry.evict() == (0, 0)
+
+    def test_a_process_holds_its_own_jobs_only(self, registry, clock):
+        for name in ("one", "one:two", "two"):
+            registry.add(Job(key_of(name), name, process=name), lease=5.0)
+        added(registry, "elsewhere")
+        clock.advance(4.0)
+        registry.hold("one:two", 15.0)
+        clock.advance(4.0)
+        assert {job.title for job in registry.jobs(JobState.LOST)} == {"one", "two"}
+        assert registry.evict() == (2, 0)
+        assert {job.title for job in registry.jobs(JobState.PENDING)} == {"one:two", "elsewhere"}
+
+    def test_a_loss_that_is_not_permanent_yet_is_undone_as_long_as_its_process_likes(self, registry, clock):
+        registry.add(HELD, lease=5.0)
+        for _ in range(3):
+            clock.advance(6.0)
+            assert registry.get(KEY).state is JobState.LOST
+            registry.hold("p", 0.5)
+            assert registry.evict() == (0, 0)
+            assert registry.get(KEY).state is JobState.PENDING
+
+    def test_a_job_that_waited_in_a_process_can_be_cancelled(self, registry, clock):
+        registry.add(HELD, lease=5.0)
+        assert registry.request_cancel(KEY) is JobState.CANCELLED
+        clock.advance(6.0)
+        assert registry.evict() == (0, 0)
+        assert registry.get(KEY).state is JobState.CANCELLED
 
     def test_a_job_waits_no_longer_than_its_pending_ttl_whoever_is_there(self, registry, clock):
-        assert registry.add(Job(KEY, "one"), lease=1000.0).expires_at == clock.now + 20.0
+        assert registry.add(HELD, lease=1000.0).expires_at == clock.now + 20.0
         clock.advance(19.0)
-        assert registry.renew(KEY, "", lease=5.0).ok
+        registry.hold("p", 5.0)
         clock.advance(0.99)
         assert registry.get(KEY).state is JobState.PENDING
         clock.advance(0.01)
         assert registry.get(KEY).state is JobState.LOST
+
+    def test_who_admits_a_job_that_waits_in_a_process_does_not_change_how_long_it_waits(self, registry, clock):
+        registry.add(replace(HELD, admitted=False), lease=5.0)
+        assert registry.renew(KEY, "", lease=10.0).ok
+        assert registry.get(KEY).admitted
+        clock.advance(5.0)
+        assert registry.get(KEY).state is JobState.LOST
+        registry.hold("p", 5.0)
+        clock.advance(4.0)
+        assert registry.get(KEY).state is JobState.PENDING
 
     def test_a_job_that_was_claimed_in_time_outlives_its_pending_ttl(self, registry, clock):
         added(registry)

@@ -185,6 +185,12 @@ class SharedRegistryContract(RegistryContract):
         assert self.all_at_once([child("add", names=each) for each in names]) == [30] * 4
         assert {job.title for job in opened().jobs(limit=1000)} == {name for each in names for name in each}
 
+    def test_one_of_four_processes_has_a_name(self, opened, child):
+        names = [f"name {number}" for number in range(30)]
+        each = self.all_at_once([child("take_each_name", names=names, runner=runner) for runner in "abcd"])
+        assert each[0] == each[1] == each[2] == each[3]
+        assert sorted(each[0]) == sorted(job.key for job in opened().jobs(limit=1000))
+
     def test_one_of_four_processes_claims_a_job(self, opened, child):
         registry = opened()
         names = [f"job {number}" for number in range(40)]

@@ -1,5 +1,6 @@
 """The registry in a directory: the contract, that of shared registries, and its own: modes, disks, locks, crashes."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -276,22 +277,111 @@ def test_a_directory_of_somebody_else_is_refused(make, directory):
 def test_a_directory_that_somebody_else_makes_just_now_is_looked_at_too(make, directory, monkeypatch):
     def lose_the_race(path, mode):
         make_directory(path)
-        os.chmod(path, 0o777)
+        change_mode(path, 0o777)
         raise FileExistsError
 
-    make_directory = os.mkdir
+    make_directory, change_mode = os.mkdir, os.chmod
     monkeypatch.setattr("os.mkdir", lose_the_race)
     with pytest.raises(ConfigurationError, match="others may write to it; chmod 700 "):
         added(make(directory))
 
 
-@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
-def test_a_directory_that_others_may_write_to_is_refused(make, directory, mode):
+@pytest.mark.parametrize("mode", [0o702, 0o777, 0o2777])
+def test_a_directory_that_everybody_may_write_to_is_refused(make, directory, mode):
     directory.mkdir()
     directory.chmod(mode)
-    refused(make(directory), "others may write to it; chmod 700 ")
+    refused(make(directory), f"others may write to it; chmod 700 {directory}$")
+    assert stat.S_IMODE(directory.stat().st_mode) == mode
     directory.chmod(0o755)
     added(make(directory))
+
+
+def test_nobody_is_told_to_close_off_a_directory_that_is_meant_for_all(make, directory):
+    directory.mkdir()
+    directory.chmod(0o1777)
+    refused(make(directory), f"others may write to it; name one of its own, such as {directory}/jobs$")
+    added(make(directory / "jobs"))
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o775, 0o2770])
+@pytest.mark.parametrize("used", [True, False])
+def test_what_the_group_of_a_volume_may_do_in_the_directory_is_taken_back(make, directory, mode, used):
+    if used:
+        ended(make(directory), output=b"kept")
+    else:
+        directory.mkdir()
+    for path in [directory, *directory.rglob("*")]:  # as the kubelet does at each mount
+        path.chmod(stat.S_IMODE(path.stat().st_mode) | mode if path.is_dir() else 0o660)
+    before = stat.S_IMODE(directory.stat().st_mode)
+    registry = make(directory)
+    registry.check()
+    assert stat.S_IMODE(directory.stat().st_mode) == before
+    added(registry, "another")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    if used:
+        assert all_of(registry, KEY) == b"kept"
+
+
+def test_a_file_system_whose_modes_cannot_be_changed_is_refused_where_the_group_may_write(make, directory, monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    directory.mkdir()
+    directory.chmod(0o770)
+    monkeypatch.setattr("os.chmod", refuse)
+    with pytest.raises(ConfigurationError, match="its group may write to it, and its file system"):
+        added(make(directory))
+
+
+@pytest.mark.parametrize(
+    "name", ["clock.py", "app.ini", "static", "index", "clock.yesterday", "3", "3fa", "secret.txt"]
+)
+def test_a_directory_that_has_another_use_is_refused_and_nothing_in_it_is_touched(make, directory, name):
+    directory.mkdir(0o775)
+    directory.chmod(0o775)
+    (directory / name).write_text("the work of a week")
+    registry = make(directory)
+    refused(registry, f"it has another use: there is '{name}' in it; name one of its own, such as {directory}/jobs$")
+    registry.clock()
+    assert everything_in(directory) == [name]
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o775
+    added(make(directory / "jobs"))
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".gitignore", "3f", "index.lock", "secret.0123456789abcdef"])
+def test_what_a_new_file_system_has_or_a_killed_process_left_is_no_other_use(make, directory, name):
+    directory.mkdir(0o700)
+    (directory / name).mkdir() if name in ("lost+found", "3f") else (directory / name).touch()
+    registry = make(directory)
+    registry.check()
+    added(registry)
+    assert (directory / name).exists()
+
+
+def test_a_directory_that_got_another_use_later_is_used_on_and_not_closed_off(make, directory):
+    added(make(directory))
+    (directory / "notes.txt").touch()
+    directory.chmod(0o755)
+    added(make(directory), "two")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o755
+    directory.chmod(0o775)
+    refused(make(directory), "others may write to it, and there is 'notes.txt' in it; name one of its own")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o775
+
+
+def test_where_the_root_of_a_volume_is_somebody_elses_a_directory_in_it_is_named(make, directory, monkeypatch):
+    directory.mkdir()
+    directory.chmod(0o2770)
+    monkeypatch.setattr("os.geteuid", lambda: directory.stat().st_uid + 1)
+    refused(make(directory), f"name one in it that is not there yet, such as {directory}/jobs$")
+
+
+def test_to_look_whether_it_was_used_makes_nothing(make, directory):
+    registry = make(directory)
+    assert not registry.is_there()
+    assert not directory.exists()
+    added(registry)
+    assert make(directory).is_there()
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "9p", "fuse.sshfs"])
@@ -795,6 +885,29 @@ def test_bytes_of_an_append_that_was_killed_are_none_and_the_next_one_takes_thei
     assert all_of(registry, KEY, Channel.BODY) == b"body on"
 
 
+def test_a_writer_that_was_killed_when_it_had_dropped_what_it_would_overwrite_leaves_readers_an_end(
+    make, directory, clock
+):
+    registry = make(directory, max_output=10)
+    running(registry, lease=1.0)
+    write(registry, KEY, bytes(range(100)))
+    registry.close()
+    (file,) = files_in(directory)
+    with open(file, "r+b") as job:
+        ends = _layout.read_header(job.fileno()).ends._replace(floor=150)
+        os.pwrite(job.fileno(), _layout.packed_ends(ends), _layout.ENDS_AT)
+    for lost in (False, True):
+        assert registry.get(KEY).output_dropped == (5, 100)
+        assert registry.read(KEY, Channel.OUTPUT, 97) == (100, b"")
+        following = registry.follow(KEY, tick=0.001)
+        assert [next(following), next(following)] == [(0, bytes(range(5))), (100, b"")]
+        assert registry.page(KEY, 5).piece == (100, b"")
+        if lost:
+            assert list(following) == []
+        clock.advance(1.0)
+        registry.evict()
+
+
 def test_what_comes_after_the_end_was_written_down_is_not_shown(make, directory):
     registry = make(directory, max_output=10)
     running(registry)
@@ -946,8 +1059,11 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
     ]
     for orphan in orphans:
         orphan.write_bytes(b"left")
-    stranger = directory / key_of("ended")[:2] / "notes.txt"
-    stranger.write_bytes(b"not ours")
+    shard = directory / key_of("ended")[:2]
+    strangers = {shard / name for name in ("notes.txt", f"{key_of('ended')}.99.txt", f"{'0' * 32}.1")}
+    for stranger in strangers:
+        stranger.write_bytes(b"not ours")
+    (shard / f"{key_of('ended')}.98").mkdir()
     instant = time.monotonic()
     for number in range(256):  # a part of the directory each
         if by == "evicting":
@@ -956,7 +1072,8 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
             instant += 10.0
             monkeypatch.setattr("bgmiddleware.registries.spool.time.monotonic", lambda instant=instant: instant)
             added(registry, f"another {number}")
-    assert before | {stranger} <= set(files_in(directory))
+    assert before | strangers <= set(files_in(directory))
+    assert (shard / f"{key_of('ended')}.98").is_dir()
     assert not set(orphans) & set(files_in(directory))
 
 
@@ -1061,6 +1178,108 @@ def test_a_newer_program_may_know_more_of_a_job(make, directory):
         database.execute("""UPDATE jobs SET document = json_set(document, '$.colour', 'red')""")
     database.close()
     assert registry.get(KEY).title == "one"
+
+
+UNREADABLE = {
+    "a state of a newer version": ("document", "json_set(document, '$.state', 'paused')"),
+    "a priority of a newer version": ("document", "json_set(document, '$.priority', 'urgent')"),
+    "half a document": ("document", "substr(document, 1, 40)"),
+    "no document": ("document", "''"),
+    "no JSON": ("document", "'[' || document"),
+    "no object": ("document", "'[]'"),
+    "null": ("document", "'null'"),
+    "deep JSON": ("document", f"'{'[' * 100_000}'"),
+    "no UTF-8": ("document", "CAST(x'ff' || document AS TEXT)"),
+    "an instant that is none": ("document", "json_set(document, '$.created_at', 'soon')"),
+    "another lease": ("document", "json_set(document, '$.lease_expires_at', json('[]'))"),
+    "groups that are none": ("document", "json_set(document, '$.groups', 'many')"),
+    "a response without headers": ("document", """json_set(document, '$.response', json('{"status": "200 OK"}'))"""),
+    "the key of another job": ("document", "json_set(document, '$.key', '" + key_of("two") + "')"),
+    "a title that is none": ("document", "json_remove(document, '$.title')"),
+}
+
+
+@pytest.fixture(params=UNREADABLE)
+def spoils(request: pytest.FixtureRequest, directory: Path) -> Callable[[], None]:
+    column, value = UNREADABLE[request.param]
+
+    def spoil() -> None:
+        with contextlib.closing(sqlite3.connect(directory / "index.db")) as database, database:
+            changed = database.execute(f"UPDATE jobs SET {column} = {value} WHERE key = ?", (KEY,)).rowcount
+            assert changed == 1
+
+    return spoil
+
+
+@pytest.mark.parametrize("state", [JobState.PENDING, JobState.RUNNING, JobState.FINISHED])
+def test_a_row_that_cannot_be_read_is_an_error_of_its_own_job_and_is_given_up_when_it_is_due(
+    make, directory, clock, caplog, spoils, state
+):
+    registry = make(directory, ttl=60.0, pending_ttl=60.0)
+    {
+        JobState.PENDING: added,
+        JobState.RUNNING: lambda registry: running(registry, lease=60.0),
+        JobState.FINISHED: lambda registry: ended(registry, output=b"x"),
+    }[state](registry)
+    files = files_in(directory)
+    spoils()
+    uses = (
+        lambda: registry.get(KEY),
+        lambda: registry.read(KEY, Channel.OUTPUT, 0),
+        lambda: registry.wait(KEY, 0, LONG),
+        lambda: registry.request_cancel(KEY),
+        lambda: registry.finish(KEY, RUNNER, JobState.FINISHED),
+        lambda: added(registry, "one"),
+    )
+    for use in uses:
+        with pytest.raises(RegistryError, match=f"{KEY[:8]}… is damaged, or of a newer version"):
+            use()
+    added(registry, "two")
+    assert registry.claim(key_of("two"), RUNNER, lease=60.0)
+    assert [job.title for job in registry.jobs()] == ["two"]
+    assert "1 jobs cannot be read" in caplog.text
+    for _ in range(256):
+        assert registry.evict() == (0, 0)
+    assert set(files) < set(files_in(directory))
+    clock.advance(60.0)
+    assert registry.evict() == (1, 1)  # the other one is lost
+    assert f"the job {KEY[:8]}… is given up" in caplog.text
+    assert not set(files) & set(files_in(directory))
+    with pytest.raises(JobExpired):
+        registry.get(KEY)
+    added(registry, "one")
+
+
+def test_a_row_that_cannot_be_read_makes_room_as_others_do(make, directory, clock):
+    registry = make(directory, max_jobs=2)
+    ended(registry)
+    ended(registry, "two")
+    with contextlib.closing(sqlite3.connect(directory / "index.db")) as database, database:
+        database.execute("UPDATE jobs SET document = '' WHERE key = ?", (KEY,))
+    added(registry, "three")
+    assert [job.title for job in registry.jobs()] == ["three", "two"]
+
+
+def test_a_list_goes_on_behind_many_rows_that_cannot_be_read(make, directory):
+    registry = make(directory)
+    added(registry, "first")
+    for number in range(250):
+        added(registry, f"job {number}")
+    with contextlib.closing(sqlite3.connect(directory / "index.db")) as database, database:
+        database.execute("UPDATE jobs SET document = '' WHERE key != ?", (key_of("first"),))
+    assert [job.title for job in registry.jobs()] == ["first"]
+
+
+def test_the_files_of_a_job_in_a_state_of_a_newer_version_stay(make, directory):
+    registry = make(directory)
+    added(registry)
+    registry.append(KEY, Channel.REQUEST, 0, b"request")
+    with contextlib.closing(sqlite3.connect(directory / "index.db")) as database, database:
+        database.execute("UPDATE jobs SET state = 'paused', document = json_set(document, '$.state', 'paused')")
+    files = files_in(directory)
+    for _ in range(256):
+        registry.evict()
+    assert files_in(directory) == files
 
 
 # Time.
@@ -1271,6 +1490,47 @@ def test_a_runner_that_was_fenced_off_keeps_no_file_open(make, directory, clock)
     assert registry._store.writers._open
     assert registry.renew(KEY, RUNNER, lease=1.0).ok is False
     assert registry._store.writers._open == {}
+
+
+def test_two_threads_that_write_to_a_job_for_the_first_time_at_once_leave_no_file_open(make, directory):
+    registry = make(directory)
+    for number in range(50):
+        key = running(registry, f"job {number}")
+        start = threading.Barrier(2)
+
+        def append(channel: Channel, key: str = key, start: threading.Barrier = start) -> None:
+            start.wait(LONG)
+            registry.append(key, channel, 0, b"x", runner=RUNNER)
+
+        for each in [begun(append, channel) for channel in (Channel.OUTPUT, Channel.BODY)]:
+            done(each)
+        registry.finish(key, RUNNER, JobState.FINISHED)
+    assert open_files_of_jobs(directory) == []
+
+
+def test_of_two_writers_that_were_opened_at_once_the_second_is_closed_and_the_first_is_used(make, directory):
+    registry = make(directory)
+    key = running(registry)
+    row, _ = registry._look(key)
+    writers = _writer.Writers()
+    first, second, another = (
+        _writer.Writer(registry._store.files(row), runner, 1.0) for runner in (RUNNER, RUNNER, "another")
+    )
+    assert writers.add(first) is first
+    assert writers.add(second) is first
+    assert len(open_files_of_jobs(directory)) == 2
+    assert writers.add(another) is another
+    assert len(open_files_of_jobs(directory)) == 1
+    writers.close_all()
+    assert open_files_of_jobs(directory) == []
+
+
+def open_files_of_jobs(directory: Path) -> list[str]:
+    names = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing
+            names.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [name for name in names if name.startswith(f"{directory.resolve()}/") and "/index." not in name]
 
 
 def test_eight_threads_that_append_at_one_offset_add_it_once(make):

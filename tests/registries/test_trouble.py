@@ -16,6 +16,8 @@ from tests.kit.processes import Server, gunicorn, running
 from tests.kit.redis_server import RedisServer
 from tests.kit.served_site import FLOOD_LINE
 
+pytestmark = pytest.mark.everything
+
 needs("gunicorn")
 
 FLOOD = "".join(FLOOD_LINE % at for at in range(0, 40_200 * 100, 100))

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -18,6 +19,8 @@ from tests.conftest import needs
 from tests.kit.processes import LONG, Server, gunicorn, running
 from tests.kit.redis_server import RedisServer
 from tests.kit.wall_clock import WallClock
+
+pytestmark = pytest.mark.everything
 
 needs("gunicorn")
 
@@ -136,38 +139,48 @@ def test_the_clock_of_redis_is_set_forward_in_mid_job(
 # The clock of a directory.
 
 
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    """A directory that was used before."""
+    (tmp_path / "index.db").touch()
+    return tmp_path
+
+
 def test_all_who_share_a_directory_have_one_clock_whatever_was_set_between(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = HostClock(str(tmp_path))
+    first = HostClock(str(spool))
     begun = first()
     assert abs(begun - time.time()) < HOUR / 2
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    other = HostClock(str(tmp_path))
+    other = HostClock(str(spool))
     assert begun <= other() <= first() <= other() < begun + HOUR / 2
 
 
-def test_a_clock_of_an_earlier_start_of_the_host_does_not_count_any_more(tmp_path: Path) -> None:
-    (tmp_path / "clock.of-before").write_text("0.0")
-    (tmp_path / "else").touch()
-    assert abs(HostClock(str(tmp_path))() - time.time()) < HOUR / 2
-    assert not (tmp_path / "clock.of-before").exists()
-    assert (tmp_path / "else").exists()
-    (kept,) = tmp_path.glob("clock.*")
-    assert kept.stat().st_mode & 0o777 == 0o600
+def test_a_clock_of_an_earlier_start_of_the_host_does_not_count_any_more(spool: Path) -> None:
+    before = f"clock.{uuid.uuid4()}"
+    for name in (before, f"{before}.0123456789abcdef", "clock.py", "clock.of-before", f"{before}.txt"):
+        (spool / name).write_text("0.0")
+    assert abs(HostClock(str(spool))() - time.time()) < HOUR / 2
+    kept = {path.name for path in spool.iterdir()} - {"index.db", "clock.py", "clock.of-before", f"{before}.txt"}
+    (name,) = kept
+    assert (spool / name).stat().st_mode & 0o777 == 0o600
 
 
-def test_without_a_directory_it_is_the_wall_clock_and_makes_nothing(tmp_path: Path) -> None:
+def test_where_there_is_no_spool_yet_it_is_the_wall_clock_and_makes_nothing(tmp_path: Path) -> None:
     clock = HostClock(str(tmp_path / "jobs"))
     assert abs(clock() - time.time()) < HOUR / 2
     assert not (tmp_path / "jobs").exists()
     (tmp_path / "jobs").mkdir()
     clock()
-    assert list((tmp_path / "jobs").iterdir())
+    assert not list((tmp_path / "jobs").iterdir())
+    (tmp_path / "jobs" / "index.db").touch()
+    clock()
+    assert list((tmp_path / "jobs").glob("clock.*"))
 
 
-def test_what_somebody_wrote_into_its_file_stops_nobody(tmp_path: Path) -> None:
-    HostClock(str(tmp_path))()
-    (file,) = tmp_path.glob("clock.*")
+def test_what_somebody_wrote_into_its_file_stops_nobody(spool: Path) -> None:
+    HostClock(str(spool))()
+    (file,) = spool.glob("clock.*")
     file.write_text("nonsense")
-    assert abs(HostClock(str(tmp_path))() - time.time()) < HOUR / 2
+    assert abs(HostClock(str(spool))() - time.time()) < HOUR / 2

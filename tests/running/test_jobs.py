@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bgmiddleware import Channel, Job, JobState, Priority, Progress, RecordedResponse, errors
-from bgmiddleware._jobs import key_of, new_token
+from bgmiddleware._jobs import _KINDS, key_of, new_token
 
 
 @pytest.mark.parametrize("state", JobState)
@@ -173,6 +173,38 @@ def test_a_job_comes_back_from_its_document_as_it_was():
 
 def test_a_document_of_a_newer_version_is_read_as_far_as_it_is_known():
     assert Job.from_document({"key": "key", "title": "title", "shoe_size": 47}) == Job("key", "title")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("title", 1),
+        ("created_at", "soon"),
+        ("expires_at", []),
+        ("owner", 7),
+        ("groups", None),
+        ("request", []),
+        ("response", "200 OK"),
+        ("output_end", 1.5),
+        ("output_dropped", 3),
+        ("output_dropped", [1]),
+        ("progress", {"total": 1}),
+        ("state", "paused"),
+        ("key", None),
+    ],
+)
+def test_a_document_whose_fields_are_of_another_kind_is_of_no_job(name, value):
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        Job.from_document({**Job("key", "title").to_document(), name: value})
+
+
+def test_what_a_document_may_hold_is_known_of_every_field():
+    assert _KINDS.keys() == {field.name for field in dataclasses.fields(Job)}
+
+
+def test_a_progress_of_a_newer_version_is_read_as_far_as_it_is_known():
+    document = {**Job("key", "title").to_document(), "progress": {"done": 1, "colour": "red"}}
+    assert Job.from_document(document).progress == Progress(1)
 
 
 def test_a_document_from_before_there_were_priorities_is_of_a_normal_job():

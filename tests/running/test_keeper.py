@@ -1,6 +1,7 @@
 """A job of a registry that processes share: its output is sent in batches, its lease renewed, a cancel heard of, and a
 registry that is away for a while costs it nothing."""
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ class SharedRegistry(MemoryRegistry):
     """A registry as if it were shared: it cannot look into the job's process, and it may be away.
 
     *away*: the calls that fail, by name; ``"append output"`` and ``"append body"`` are two. *after_storing*: they did
-    what was asked before they failed. *calls* counts all.
+    what was asked before they failed. *error* is what they raise. *calls* counts all.
     """
 
     shared = True
@@ -44,6 +45,7 @@ class SharedRegistry(MemoryRegistry):
         super().__init__(**options)
         self.away: frozenset[str] = frozenset()
         self.after_storing = False
+        self.error: Exception = RegistryError("away")
         self.calls: list[str] = []
         self.failed = threading.Semaphore(0)
 
@@ -56,7 +58,7 @@ class SharedRegistry(MemoryRegistry):
             if self.after_storing:
                 call()
             self.failed.release()
-            raise RegistryError("away")
+            raise self.error
         return call()
 
     def get(self, key: str) -> Job:
@@ -332,10 +334,15 @@ def test_progress_is_told(registry):
     assert told.message == "rows"
 
 
+TROUBLES = [RegistryError("away"), ValueError("I/O operation on closed file"), LookupError("unknown encoding: idna")]
+
+
+@pytest.mark.parametrize("error", TROUBLES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("after_storing", [False, True])
 @pytest.mark.parametrize("call", ["append output", "append body", "transition", "renew", "get"])
-def test_a_registry_that_is_away_for_a_while_costs_nothing(registry, call, after_storing, monkeypatch):
-    """Whatever is asked of it meanwhile, and whether or not it was done before the connection broke."""
+def test_a_registry_that_is_away_for_a_while_costs_nothing(registry, call, after_storing, error, monkeypatch):
+    """Whatever is asked of it meanwhile, whatever it raises, and whether or not it was done before that."""
+    registry.error = error
     if call == "get":  # between two renewals a job is looked at, to hear of a cancel
         monkeypatch.setattr(_keeper, "RENEW_EVERY", LONG)
     registry.after_storing = after_storing
@@ -419,6 +426,39 @@ def test_a_registry_that_never_comes_back_is_given_up_in_the_end(registry, monke
     registry.away = frozenset()
     assert registry.get(KEY).state is JobState.RUNNING  # and lost when its lease runs out
     assert "could not be run or recorded" in caplog.text
+
+
+def test_what_a_log_handler_raises_does_not_end_a_keeper(registry):
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError("no log today")
+
+    def work() -> None:
+        registry.away = frozenset({"append output"})
+        print("line")
+        assert registry.failed.acquire(timeout=LONG)
+        assert registry.failed.acquire(timeout=LONG)
+        registry.away = frozenset()
+
+    handler = Broken()
+    logging.getLogger("bgmiddleware").addHandler(handler)
+    try:
+        done(started(registry, work, takes_logging=False))
+    finally:
+        logging.getLogger("bgmiddleware").removeHandler(handler)
+    assert (registry.get(KEY).state, output_of(registry)) == (JobState.FINISHED, "line\n")
+
+
+def test_a_print_does_not_wait_for_a_keeper_that_is_no_more(registry, monkeypatch):
+    monkeypatch.setattr(_keeper.Keeper, "_keep", lambda self: None)
+
+    def work() -> None:
+        for _ in range(30):
+            print("x" * 99_999)
+
+    done(started(registry, work))
+    assert registry.get(KEY).state is JobState.FINISHED
+    assert "of the output could not be stored" in output_of(registry)
 
 
 def test_the_keeper_of_a_job_ends_with_it(registry):

@@ -19,7 +19,9 @@ from tests.conftest import needs
 from tests.kit.processes import LONG, TRIES, Server, gunicorn, running
 from tests.kit.redis_server import redis_server_of_module  # noqa: F401  # a fixture
 
-LEASE = 2.0
+pytestmark = pytest.mark.everything
+
+LEASE = 4.0
 
 
 @pytest.fixture(params=["spool", "redis"])

@@ -1,10 +1,12 @@
 """A request that is sent again is not run again: ``Idempotency-Key`` and ``single_flight``."""
 
+import contextlib
 import re
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,17 +15,21 @@ from bgmiddleware import (
     BackgroundMiddleware,
     JobState,
     MemoryRegistry,
+    QueueFull,
     ThreadExecutor,
     background,
     backgrounder,
     marks,
     owners,
 )
-from bgmiddleware._starting.joining import Flights
+from bgmiddleware._starting import starter
 from bgmiddleware._starting.multipart import digest_of_parts
+from bgmiddleware.registries import open_registry
+from tests.conftest import needs
 from tests.kit.apps import WAIT
-from tests.kit.clients import InProcess, ended, start
+from tests.kit.clients import InProcess, ended, environ, start
 from tests.kit.readers import BOTH, PLAIN, Clock, Opener, Play, opened, token_of
+from tests.kit.redis_server import redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
 
 @pytest.fixture(params=BOTH)
@@ -261,18 +267,103 @@ def test_a_key_is_its_owners_own(opens: Opener) -> None:
     assert len(app.runs) >= 2
 
 
-@pytest.mark.parametrize("options", [{}, {"single_flight": True}])
-@pytest.mark.parametrize("header", ["cookie", "authorization"])
-def test_where_there_are_no_owners_the_credentials_tell_people_apart(
-    opens: Opener, header: str, options: dict[str, Any]
+# Who asks, where there are no owners?
+
+
+def asked(site: BackgroundMiddleware, **added: Any) -> str:
+    """Start a job by a request with this *added* to its environ; return the token."""
+    heads: list[Any] = []
+    given = environ("POST", "/report", b"10") | added
+    b"".join(site(given, lambda status, headers, exc_info=None: heads.append((status, dict(headers)))))
+    assert heads[0][0] == "303 See Other", heads
+    return token_of(heads[0][1]["Location"])
+
+
+JOINS = [({}, {"HTTP_IDEMPOTENCY_KEY": "1"}), ({"single_flight": True}, {})]
+
+SIGNS: list[tuple[str, Any, Any]] = [
+    ("HTTP_COOKIE", "ada=1", "bob=2"),
+    ("HTTP_AUTHORIZATION", "Bearer ada", "Bearer bob"),
+    ("HTTP_X_API_KEY", "ada", "bob"),
+    ("HTTP_X_FORWARDED_USER", "ada", "bob"),
+    ("HTTP_X_FORWARDED_FOR", "192.0.2.1", "192.0.2.2"),
+    ("HTTP_X_SSL_CLIENT_CERT", "ada", "bob"),
+    ("HTTP_USER_AGENT", "ada", "bob"),
+    ("HTTP_ORIGIN", "https://ada.example", "https://bob.example"),
+    ("HTTP_WHATEVER", "ada", "bob"),
+    ("REMOTE_USER", "ada", "bob"),
+    ("REMOTE_ADDR", "192.0.2.1", "192.0.2.2"),
+    ("REMOTE_IDENT", "ada", "bob"),
+    ("AUTH_TYPE", "ada", "bob"),
+    ("SSL_CLIENT_S_DN", "CN=ada", "CN=bob"),
+    ("SERVER_PORT", "443", "8443"),
+    ("a.middleware", "ada", "bob"),
+    ("a.middleware", b"ada", b"bob"),
+    ("a.middleware", {"user": {"id": 1}, "roles": {"a"}}, {"user": {"id": 2}, "roles": {"a"}}),
+    ("a.middleware", ("ada", [1]), ("ada", [2])),
+    ("a.middleware", 1, "1"),
+    ("a.middleware", None, "None"),
+    ("a.middleware", {"a", "b"}, {"a", "c"}),
+]
+
+
+@pytest.mark.parametrize(("options", "added"), JOINS)
+@pytest.mark.parametrize(("name", "one", "other"), SIGNS)
+def test_who_differs_in_anything_that_the_app_can_see_gets_a_job_of_his_own(
+    options: dict[str, Any], added: dict[str, Any], name: str, one: Any, other: Any
 ) -> None:
     app = Counting(blocked=True)
-    _, client = opens(app, **options)
-    key = {} if options else KEY
-    first = {who: start(client, "/", body=b"10", **{header: who}, **key) for who in ("ada=1", "bob=2")}
-    assert first["ada=1"] != first["bob=2"]
-    assert start(client, "/", body=b"10", **{header: "ada=1"}, **key) == first["ada=1"]
-    app.may_end.set()
+    with BackgroundMiddleware(app, when=marks.always, executor=ThreadExecutor(drain=0.0), **options) as site:
+        ada, bob = asked(site, **added, **{name: one}), asked(site, **added, **{name: other})
+        assert len({ada, bob, asked(site, **added)}) == 3
+        assert asked(site, **added, **{name: one}) == ada
+        assert asked(site, **added, **{name: other}) == bob
+        app.may_end.set()
+
+
+@pytest.mark.parametrize(("options", "added"), JOINS)
+@pytest.mark.parametrize(
+    "name",
+    """HTTP_CACHE_CONTROL HTTP_PRAGMA HTTP_REFERER HTTP_SEC_FETCH_SITE HTTP_SEC_FETCH_USER HTTP_SEC_FETCH_MODE
+    HTTP_SEC_FETCH_DEST HTTP_DATE HTTP_PREFER REMOTE_PORT UNIQUE_ID SSL_SESSION_ID HTTP_TRACEPARENT HTTP_X_REQUEST_ID
+    HTTP_X_AMZN_TRACE_ID HTTP_CF_RAY HTTP_X_REQUEST_START wsgi.own gunicorn.own""".split(),
+)
+def test_what_changes_from_one_try_to_the_next_is_no_sign_of_who_asks(
+    options: dict[str, Any], added: dict[str, Any], name: str
+) -> None:
+    app = Counting(blocked=True)
+    with BackgroundMiddleware(app, when=marks.always, executor=ThreadExecutor(drain=0.0), **options) as site:
+        assert asked(site, **added, **{name: "one"}) == asked(site, **added, **{name: "other"}) == asked(site, **added)
+        app.may_end.set()
+
+
+@pytest.mark.parametrize(("options", "added"), JOINS)
+def test_where_something_cannot_be_compared_nobody_is_joined_and_the_log_says_why(
+    options: dict[str, Any], added: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    looped: list[Any] = []
+    looped.append(looped)
+    app = Counting()
+    with BackgroundMiddleware(app, when=marks.always, **options) as site:
+        for unknown in (object(), {"user": object()}, looped):
+            assert asked(site, **added, **{"a.user": unknown}) != asked(site, **added, **{"a.user": unknown})
+    (record,) = caplog.records
+    assert "a.user" in record.getMessage()
+    assert "owner=" in record.getMessage()
+    with BackgroundMiddleware(app, when=marks.always, owner=owners.remote_user, **options) as site:
+        tokens = [asked(site, **added, **{"a.user": object(), "REMOTE_USER": "ada"}) for _ in range(2)]
+        assert tokens[0] == tokens[1] or not added, "an owner says who asks"
+
+
+def test_of_an_app_that_takes_all_of_the_processs_environment_along_that_is_no_sign(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOSTNAME", "one")
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        first = asked(site, HTTP_IDEMPOTENCY_KEY="1", HOSTNAME="one")
+        monkeypatch.setenv("HOSTNAME", "other")
+        assert asked(site, HTTP_IDEMPOTENCY_KEY="1", HOSTNAME="other") == first
+        assert asked(site, HTTP_IDEMPOTENCY_KEY="1", HOSTNAME="third") != first
 
 
 def test_a_key_tells_nobody_the_token(opens: Opener) -> None:
@@ -460,14 +551,39 @@ def test_the_thousandth_run_is_found_as_quickly_as_the_first() -> None:
     assert len(added) <= 200, "it is not searched for among all those before"
 
 
-def test_what_is_remembered_of_flights_is_bounded() -> None:
-    flights = Flights(most=2)
-    flights.began("a", 5)
-    flights.began("b", 1)
-    flights.began("a", 3)
-    assert (flights.last("a"), flights.last("b"), flights.last("c")) == (5, 1, 0)
-    flights.began("c", 1)
-    assert (flights.last("a"), flights.last("b")) == (5, 0)
+@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize("headers", [{}, KEY])
+def test_a_token_names_one_job_once(forgotten: bool, headers: dict[str, str]) -> None:
+    clock, app = Clock(), Counting()
+    with BackgroundMiddleware(
+        app, when=marks.always, single_flight=True, registry=MemoryRegistry(ttl=100.0, max_jobs=3, clock=clock)
+    ) as site:
+        client = InProcess(site)
+        first = start(client, "/", body=b"10", **headers)
+        ended(site, first)
+        clock.ahead = 101.0
+        if forgotten:  # also that it has expired
+            for number in range(9):
+                ended(site, start(client, f"/{number}"))
+        second = start(client, "/", body=b"10", **headers)
+        ended(site, second)
+        assert second != first
+        assert client.request("GET", first).status == (404 if forgotten else 410)
+        assert client.request("GET", second).status == 200
+
+
+def test_nobody_joins_a_job_that_was_asked_to_stop(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    site, client = opens(app, single_flight=True)
+    first = start(client, "/")
+    while not app.runs:
+        pass
+    assert client.request("DELETE", first).status == 202
+    second = start(client, "/")
+    assert second != first
+    assert start(client, "/") == second
+    app.may_end.set()
+    ended(site, second)
 
 
 @pytest.mark.parametrize("header", ["accept", "accept_language", "content_type"])
@@ -490,11 +606,14 @@ def test_a_key_with_a_body_of_another_type_is_422(opens: Opener) -> None:
     assert client.request("POST", "/", b"[1]", content_type="text/csv", accept="application/json", **KEY).status == 202
 
 
-def test_of_credentials_nothing_is_remembered(opens: Opener) -> None:
-    site, client = opens(Counting(), single_flight=True)
-    client.request("POST", "/", cookie="session=" + "secret" * 10_000, authorization="Bearer abc")
-    (flight,) = site._starter.flights._last
-    assert re.fullmatch("[0-9a-f]{64}", flight)
+def test_nothing_of_who_asks_can_be_read_in_the_registry() -> None:
+    with BackgroundMiddleware(Counting(), when=marks.always, single_flight=True) as site:
+        InProcess(site).request("POST", "/", x_api_key="from 1 to 9999", idempotency_key="k")
+        (job,) = site.registry.jobs()
+        assert re.fullmatch("[0-9a-f]{64}", job.name)
+        with BackgroundMiddleware(Counting(), when=marks.always, single_flight=True) as other:
+            InProcess(other).request("POST", "/", x_api_key="from 1 to 9999", idempotency_key="k")
+            assert other.registry.jobs()[0].name != job.name, "nor be found out by trying: it is made with a secret"
 
 
 def test_who_joins_can_wait_too(opens: Opener) -> None:
@@ -551,3 +670,107 @@ def test_a_decorated_view_runs_once(opens: Opener, options: dict[str, Any]) -> N
     app.may_end.set()
     ended(site, first)
     assert app.runs == ["/"]
+
+
+# Between processes.
+
+
+@pytest.fixture(params=["spool", "redis"])
+def two_sites(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Make sites that are as in processes of their own: they have nothing in common but what is stored."""
+    if request.param == "redis":
+        needs("redis")
+        url = request.getfixturevalue("redis_server").url
+    else:
+        url = f"spool:{tmp_path}/jobs"
+    with contextlib.ExitStack() as stack:
+
+        def make(app: Any, executor: Any = None, **options: Any) -> BackgroundMiddleware:
+            return stack.enter_context(
+                BackgroundMiddleware(
+                    app,
+                    when=marks.always,
+                    registry=open_registry(url, ttl=options.pop("ttl", 60.0)),
+                    executor=executor or ThreadExecutor(drain=0.0),
+                    **options,
+                )
+            )
+
+        yield make
+
+
+@pytest.mark.parametrize(("options", "added"), JOINS)
+def test_a_request_joins_one_of_another_process(
+    two_sites: Callable[..., Any], options: dict[str, Any], added: dict[str, str]
+) -> None:
+    app = Counting(blocked=True)
+    one, other = (two_sites(app, **options) for _ in range(2))
+    first = asked(one, **added)
+    assert asked(other, **added) == first
+    assert asked(other, **added, HTTP_X_API_KEY="bob") != first
+    app.may_end.set()
+    ended(one, f"?_t={first}")
+    third = two_sites(app, **options)
+    assert (asked(third, **added) == first) is bool(added), "after a restart too"
+
+
+class Slow(ThreadExecutor):
+    """Takes a job when it is told whether it has room."""
+
+    def __init__(self) -> None:
+        super().__init__(drain=0.0)
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+        self.is_full = False
+
+    def submit(self, run: Any) -> None:
+        self.asked.set()
+        assert self.may_answer.wait(WAIT)
+        if self.is_full:
+            raise QueueFull("this one is full")
+        super().submit(run)
+
+
+@pytest.mark.parametrize(("options", "added"), JOINS)
+@pytest.mark.parametrize("is_full", [False, True])
+def test_nobody_is_told_of_a_job_before_a_process_has_taken_it(
+    two_sites: Callable[..., Any], is_full: bool, options: dict[str, Any], added: dict[str, str]
+) -> None:
+    app, slow = Counting(), Slow()
+    slow.is_full = is_full
+    one, other = two_sites(app, slow, **options), two_sites(app, **options)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(InProcess(one).request, "POST", "/report", b"10", **headers_of(added))
+        assert slow.asked.wait(WAIT)
+        second = pool.submit(asked, other, **added)
+        (stored,) = other.registry.jobs()
+        other.registry.wait(stored.key, 2**62, 0.1)
+        assert not second.done(), "there is one, but nobody can say yet whether it stays"
+        slow.may_answer.set()
+        assert first.result(WAIT).status == (503 if is_full else 303)
+        token = second.result(WAIT)
+    assert InProcess(other).request("GET", f"/report?_t={token}").status == 200
+    if not is_full:
+        assert token_of(first.result()["Location"]) == token
+    ended(other, f"?_t={token}")
+    assert app.runs == ["/report"]
+
+
+def test_who_waits_too_long_for_another_process_is_told_to_come_again(
+    two_sites: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter, "_PATIENCE", 0.05)
+    app, slow = Counting(), Slow()
+    one, other = two_sites(app, slow), two_sites(app)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(InProcess(one).request, "POST", "/report", b"10", **KEY)
+        assert slow.asked.wait(WAIT)
+        reply = InProcess(other).request("POST", "/report", b"10", **KEY)
+        assert (reply.status, reply["Retry-After"]) == (503, "5")
+        assert "just being stored" in reply.text
+        slow.may_answer.set()
+        assert first.result(WAIT).status == 303
+
+
+def headers_of(added: dict[str, str]) -> dict[str, str]:
+    return {name.removeprefix("HTTP_").lower(): value for name, value in added.items()}

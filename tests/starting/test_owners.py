@@ -51,7 +51,9 @@ def pair_of(reply: Reply) -> str:
 def test_a_browser_is_given_a_cookie_when_it_starts_its_first_job(opens: Opener) -> None:
     site, client = opens(answering(b"body"), owner=owners.cookie(SECRET))
     first = client.request("POST", "/")
-    assert re.fullmatch(r"bgmiddleware=[\w.-]+; Path=/; HttpOnly; SameSite=Lax", cookie_of(first).replace('"', ""))
+    assert re.fullmatch(
+        r"bgmiddleware-[0-9a-f]{8}\.[0-9a-f]{8}=[\w-]+; Path=/; HttpOnly; SameSite=Lax", cookie_of(first)
+    )
     pair = pair_of(first)
     target = "/" + first["Location"]
     ended(site, target)
@@ -79,12 +81,144 @@ def test_a_browser_is_given_a_cookie_when_it_starts_its_first_job(opens: Opener)
 
 def test_the_cookie_comes_with_each_way_to_start(opens: Opener) -> None:
     _, client = opens(answering(b"body", headers=[("Set-Cookie", "own=1")]), owner=owners.cookie(SECRET))
-    assert cookie_of(client.request("POST", "/", accept="application/json")).startswith("bgmiddleware=")
+    assert cookie_of(client.request("POST", "/", accept="application/json")).startswith("bgmiddleware-")
     waited = client.request("POST", "/", prefer="wait=30")
-    assert [value.partition("=")[0] for name, value in waited.headers if name == "Set-Cookie"] == [
-        "own",
-        "bgmiddleware",
-    ]
+    own, ours = (value for name, value in waited.headers if name == "Set-Cookie")
+    assert own == "own=1"
+    assert ours.startswith("bgmiddleware-")
+
+
+class Browser:
+    """A client that keeps cookies, as a browser does: a new one of an old name replaces it, the others stay."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.jar: dict[str, str] = {}
+
+    def sends(self, method: str, target: str, body: bytes = b"", **headers: str) -> Reply:
+        cookie = {"cookie": "; ".join(f"{name}={value}" for name, value in self.jar.items())} if self.jar else {}
+        reply: Reply = self.client.request(method, target, body, **cookie, **headers)
+        return reply
+
+    def takes(self, reply: Reply) -> Reply:
+        for name, value in reply.headers:
+            if name == "Set-Cookie":
+                key, _, rest = value.partition("=")
+                self.jar[key] = rest.partition(";")[0]
+        return reply
+
+    def starts(self, target: str, **headers: str) -> str:
+        return target + self.takes(self.sends("POST", target, **headers))["Location"]
+
+    def sees(self, target: str) -> bool:
+        return self.sends("GET", target).status == 200
+
+
+KEY = {"idempotency_key": "6c2b1f3e"}
+
+
+@pytest.mark.parametrize("headers", [{}, KEY])
+def test_of_two_first_requests_at_once_no_job_is_lost_to_their_browser(opens: Opener, headers: dict[str, str]) -> None:
+    _, client = opens(answering(b"body"), owner=owners.cookie(SECRET))
+    browser = Browser(client)
+    replies = [browser.sends("POST", path, **headers) for path in ("/a", "/b")]  # neither has its answer yet
+    if headers:
+        replies[1] = browser.sends("POST", "/b", idempotency_key="other")
+    jobs = [f"/{reply['Location']}" for reply in map(browser.takes, replies)]
+    assert [browser.sees(job) for job in jobs] == [True, True]
+    assert [Browser(client).sees(job) for job in jobs] == [False, False]
+    third = browser.starts("/")
+    assert [browser.sees(job) for job in (*jobs, third)] == [True] * 3
+    browser.jar.popitem()
+    assert browser.sees(third), "who it is says the oldest"
+
+
+def test_a_first_request_that_is_sent_again_is_the_same_job(opens: Opener) -> None:
+    site, client = opens(answering(b"body"), owner=owners.cookie(SECRET))
+    lost = client.request("POST", "/pay", b"100", **KEY)
+    browser = Browser(client)
+    again = browser.takes(browser.sends("POST", "/pay", b"100", **KEY))
+    assert again["Location"] == lost["Location"]
+    assert browser.sees("/pay" + again["Location"])
+    assert not Browser(client).sees("/pay" + again["Location"])
+    third = browser.takes(browser.sends("POST", "/pay", b"100", **KEY))
+    assert third["Location"] == again["Location"], "also when it has the cookie by now"
+    assert "Set-Cookie" not in third
+    assert browser.sends("POST", "/pay", b"101", **KEY).status == 422
+    assert len(site.registry.jobs()) == 1
+
+
+def test_who_shares_a_first_job_shares_nothing_else(opens: Opener) -> None:
+    _, client = opens(answering(b"body"), owner=owners.cookie(SECRET), single_flight=True)
+    ada, bob = Browser(client), Browser(client)
+    first = ada.starts("/", **KEY)
+    assert bob.starts("/", **KEY) == first, "nothing tells them apart yet"
+    theirs = {browser: browser.starts("/other", idempotency_key="1") for browser in (ada, bob)}
+    assert theirs[ada] != theirs[bob]
+    assert [ada.sees(theirs[ada]), ada.sees(theirs[bob])] == [True, False]
+    assert [bob.sees(theirs[ada]), bob.sees(theirs[bob])] == [False, True]
+    assert ada.sees(first)
+    assert bob.sees(first)
+
+
+def test_who_has_logged_in_since_does_not_join_as_who_it_was_before(opens: Opener) -> None:
+    play = Play()
+    _, client = opens(play, owner=owners.cookie(SECRET), single_flight=True)
+    ada = Browser(client)
+    first = ada.starts("/")
+    ada.jar["session"] = "ada"
+    second = ada.starts("/")
+    assert second != first
+    bob = Browser(client)
+    assert bob.starts("/") == first
+    assert not bob.sees(second)
+
+
+@pytest.mark.parametrize("headers", [{}, KEY])
+def test_a_form_of_another_site_gives_no_cookie_and_replaces_none(opens: Opener, headers: dict[str, str]) -> None:
+    _, client = opens(answering(b"body"), owner=owners.cookie(SECRET))
+    browser = Browser(client)
+    mine = browser.starts("/a")
+    # It is sent without the cookies, for they are SameSite=Lax; what it answers the browser takes.
+    forged = client.request("POST", "/b", b"a=b", sec_fetch_site="cross-site", **headers, **FORM)
+    assert forged.status == 303
+    assert "Set-Cookie" not in forged
+    assert browser.sees(mine)
+    assert browser.sees("/b" + forged["Location"]), "a job that is nobody's is for who has its token"
+    again = client.request("POST", "/b", b"a=b", sec_fetch_site="cross-site", **headers, **FORM)
+    assert (again["Location"] == forged["Location"]) is bool(headers)
+    own = client.request("POST", "/b", b"a=b", sec_fetch_site="same-origin", **headers, **FORM)
+    assert own["Location"] != forged["Location"]
+    assert "Set-Cookie" in own
+
+
+def test_two_sites_of_one_host_do_not_overwrite_each_others_cookies(opens: Opener) -> None:
+    browsers = []
+    jar: dict[str, str] = {}  # cookies do not know ports
+    for owner in (
+        owners.cookie(SECRET),
+        owners.cookie("another secret!!"),
+        owners.cookie(SECRET, name="shop"),
+        owners.cookie(SECRET, name="shop-2"),
+    ):
+        _, client = opens(answering(b"body"), owner=owner)
+        browsers.append(Browser(client))
+        browsers[-1].jar = jar
+    jobs = [browser.starts("/") for browser in browsers]
+    assert len(jar) == 4
+    assert all(browser.sees(job) for browser, job in zip(browsers, jobs, strict=True))
+
+
+def test_of_many_cookies_only_some_are_looked_at() -> None:
+    owner = owners.cookie(SECRET)
+    pairs = [owner.issue({})[1][0][1].partition(";")[0] for _ in range(20)]
+    assert len(owner.proofs({"HTTP_COOKIE": "; ".join(pairs)})) == 8
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a;b", "a=b", "a.b", "x" * 65, 5])
+def test_a_name_that_no_cookie_can_have_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigurationError, match="name"):
+        owners.cookie(SECRET, name=name)
 
 
 def test_over_tls_the_cookie_stays_there() -> None:

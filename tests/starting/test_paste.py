@@ -15,7 +15,15 @@ from urllib.request import urlopen
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, MemoryRegistry, ThreadExecutor, marks
+from bgmiddleware import (
+    BackgroundMiddleware,
+    ConfigurationError,
+    JobState,
+    MemoryRegistry,
+    ThreadExecutor,
+    marks,
+    owners,
+)
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.paste import SETTINGS, filter_app_factory
 from tests.conftest import needs
@@ -141,6 +149,24 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
     app = load(FILTER + "\n".join(f"{name} = {text}" for name, (text, _, _) in settings.items()), APP)
     for name, (_, look, expected) in settings.items():
         assert look(app) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("cookie:a secret that is long enough", "bgmiddleware-"),
+        ("cookie:a secret that is long enough name=shop", "shop."),
+        ("cookie:a secret that is long enough   name=shop-2 ", "shop-2."),
+    ],
+)
+def test_owner_names_its_cookie(text: str, name: str) -> None:
+    owner = filter_app_factory(lambda *_: [], None, owner=text)._site.owner
+    assert isinstance(owner, owners.CookieOwner)
+    who, ((_, cookie),) = owner.issue({})
+    assert cookie.startswith(name)
+    assert owners.cookie("a secret that is long enough", name=name[:-1])({"HTTP_COOKIE": cookie}) == (
+        None if name == "bgmiddleware-" else who
+    )
 
 
 @pytest.mark.parametrize(
@@ -363,12 +389,12 @@ def test_pserve_serves_it(tmp_path: Path) -> None:
             assert response.read() == b"adding up /reports/2026\n"
     finally:
         server.terminate()
-        server.communicate(timeout=30)
+        server.communicate(timeout=120)
 
 
 def when_up(server: subprocess.Popen[bytes], url: str) -> Any:
     """Open *url* as soon as the server takes connections; it does not say when."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             return urlopen(url)

@@ -220,6 +220,7 @@ const Terminal = (() => {
   const UNFINISHED = /\x1b(?:\[[0-?]{0,256}[ -/]{0,8}|[ -/]{0,8})$/y;
   // All other; and what is broken off by a character that cannot be part of it, which then counts.
   const ESCAPE = /\x1b(?:\[[0-?]{0,256}[ -/]{0,8}[@-~]?|[ -/]{0,8}[0-~]?)/y;
+  const SCREENS = /^\x1b\[\?(?:\d*;)*(?:10)?4[79](?:;\d*)*[hl]$/;
   // A string ends with its line at the latest, so that none swallows all that follows.
   const STRING = /[^\x07\x18\x1a\x1b\r\n]*/y;
 
@@ -232,6 +233,11 @@ const Terminal = (() => {
     const lines = [];
     let scrolled = 0;
     let row, column, style, saved;
+    // What stands on the screen was printed line by line, by nobody who places text on it; the cursor was just sent home;
+    // the style that the other screen was entered with.
+    let flows = true;
+    let home = false;
+    let other = null;
     // What the next write goes on with: half of a character or of an escape; the string that we are within.
     let rest = '';
     let string = null;
@@ -253,6 +259,7 @@ const Terminal = (() => {
       }
       line().write(column, text, width, style);
       column += width;
+      home = false;
     }
 
     function print(text) {
@@ -287,7 +294,7 @@ const Terminal = (() => {
 
     function index() {
       if (row < ROWS - 1) row++;
-      else if (line()) scroll(1);
+      else if (line()) scroll(1, flows = true);
     }
 
     function scroll(count) {
@@ -301,11 +308,31 @@ const Terminal = (() => {
       column = Math.min(Math.max(toColumn, 0), Math.max(COLUMNS - 1, column));
     }
 
-    const goTo = (n, first, second) => move(n - 1, (second || 1) - 1);
+    // Clearing the screen, or writing over all of it, does not take away what was said: it scrolls off.
+    function clear() {
+      scroll(lines.findLastIndex((line) => line.width) + 1);
+      flows = true;
+    }
+
+    // Who places text on the screen writes over their own again and again, but not over what was there before.
+    function goTo(n, first, second) {
+      move(n - 1, (second || 1) - 1);
+      home = !row && !column;
+      if (!home || !flows) return;
+      clear();
+      flows = false;
+    }
+
+    // Programs that fill the screen do so on another one; what they said stays too.
+    function changeScreen(enters) {
+      if (enters === !!other) return;
+      clear();
+      row = column = 0;
+      [style, other] = enters ? [style, style] : [other, null];
+    }
 
     function erase(mode) {
-      // Clearing the whole screen does not take away what was said: it scrolls off.
-      if (mode === 2) scroll(lines.findLastIndex((line) => line.width) + 1);
+      if (mode === 2 || !mode && home && !row && !column) clear();
       if (mode > 1) return;
       eraseColumns(mode);
       for (const other of mode ? lines.slice(0, row) : lines.slice(row + 1)) other.erase(0);
@@ -342,7 +369,7 @@ const Terminal = (() => {
       '\b': () => column = Math.max(column - 1, 0),
       '\x1b7': save, '\x1b8': restore, '\x1bD': index, '\x1bE': newline,
       '\x1bM': () => move(row - 1, column),
-      '\x1bc': () => { erase(2); reset(); },
+      '\x1bc': () => { clear(); reset(); },
       A: (n) => move(row - n, column),
       B: (n) => move(row + n, column),
       C: (n) => move(row, column + n),
@@ -397,6 +424,7 @@ const Terminal = (() => {
         else {
           const [sequence] = match(ESCAPE) || text[at++];
           if (/^\x1b[\]PX^_]/.test(sequence)) string = sequence[1];
+          else if (SCREENS.test(sequence)) changeScreen(sequence.endsWith('h'));
           else ACTIONS[sequence]?.();
         }
       }
@@ -413,21 +441,56 @@ const Terminal = (() => {
 
   // ---------------------------------------------------------------------------------------------------------- progress
 
-  // A line printed once tells of progress only if it looks like it: tqdm's "45%|", "[ 45%]" of pytest and CMake, "[3/7]"
-  // of ninja and Docker at its start, a bar. In one that is written over and over any percentage or fraction does.
-  const SHAPED = /\d%\||\[ *\d{1,3}%\]|^\[ *\d+\/\d+\]|[\u2501\u2588-\u258f\u25a0\u25b0\u28ff]{2}|\[[#=>*. -]{5,}\]/;
-  const PERCENT = /(?<![\d.,])(?:100|\d{1,2})(?:\.\d+)? ?%/;
+  // A bar; tqdm's own figure stands before one.
+  const GLYPHS = /[\u2501\u2588-\u258f\u25a0\u25b0\u28ff]{2}/;
+  const BAR = /\[([#=>*. -]{5,})\]/;
+  const TQDM = /(\d{1,3})%\|(?:[#\u2580-\u259f]+\d? *|\d? +)(?:\||$)/;
+  // A line printed once tells of progress only if it looks like it: by a bar, "[ 45%]" of pytest and CMake, "[3/7]" of ninja
+  // and Docker at its start. In one that is written over and over any percentage or fraction does.
+  const SHAPED = /\[ *\d{1,3}%\]|^\[ *\d+\/\d+\]/;
+  const PERCENT = /(?<![\w.,]|(?<!\S)[-+])(?:(?:100|\d{1,2})(?:[.,]\d\d?|\.\d+)?[ \xa0\u202f]?(?:[%\uff05\u066a](?!\w)|percent|pct|prozent)|%(?:100|\d\d?)(?!\S))/i;
   // "12/345", "1.5/20.3 MB", "3 of 7"; not a date, a path, or different units.
-  const FRACTION = /(?<![\w./,:-])(\d+(?:\.\d+)?) ?([a-z]*) ?(?:\/|of) ?(\d+(?:\.\d+)?)(?: ?([a-z]+))?(?![\w/:-])/i;
+  const NUMBER = String.raw`(\d[\d,]*(?:\.\d+)?)`;
+  const FRACTION = new RegExp(String.raw`(?<![\w./,:-])${NUMBER} ?([a-z]*) ?(\/|of) ?${NUMBER}(?: ?([a-z]+))?(?![\w/:-])`, 'gi');
+  // "11/28 10:00" is a date.
+  const CLOCK = /^\]?,?(?: ?[a-z]{2,9}\.?,?)? ?(?:\d\d:\d\d|\d:\d\d ?[ap]m)/i;
+  // What is not the job's progress is named, before it or behind it.
+  const NAMES = String.raw`(?:[cg]pus?|mem(?:ory)?|v?ram|swap|disk|load|util\w*|usage|used|free|full|idle|\w*acc(?:uracy)?|loss|rate|iowait|heap|batt\w*|users?)`;
+  const NAMED = new RegExp(String.raw`\b${NAMES}[ #]?\d{0,3}[^\w%]*$`, 'i');
+  const NAMES_IT = new RegExp(String.raw`^ ?\(?(?:of )?(?:the )?${NAMES}\b`, 'i');
+
+  function isNamed({0: match, index, input}) {
+    return NAMED.test(input.slice(0, index)) || NAMES_IT.test(input.slice(index + match.length));
+  }
+
+  // Does a bar show as much as the figure beside it? What only looks like one does not.
+  function agrees(bar, percent) {
+    const filled = 100 * /^(.)\1*>?/.exec(bar)[0].length / bar.length;
+    return Math.abs((/^[. -]/.test(bar) && percent < 50 ? 0 : filled) - percent) <= Math.max(15, 100 / bar.length);
+  }
 
   // The percentage that a line shows, or null.
   function percentOf(line) {
     const text = line.text.slice(0, 1000);
-    if (!line.rewritten && !SHAPED.test(text)) return null;
+    const tqdm = TQDM.exec(text);
+    if (tqdm) return Math.min(tqdm[1], 100);
+    const bar = BAR.exec(text);
+    const barred = bar || GLYPHS.test(text);
+    if (!line.rewritten && !barred && !SHAPED.test(text)) return null;
     const percent = PERCENT.exec(text);
-    if (percent) return Math.min(parseFloat(percent), 100);
-    const [, done, unit, total, unitOfTotal] = FRACTION.exec(text) || [];
-    return total > 0 && done / total <= 1 && (!unit || unit === unitOfTotal) ? 100 * done / total : null;
+    const shown = percent && !isNamed(percent)
+      ? Math.min(parseFloat(percent[0].replace(/^%/, '').replace(',', '.')), 100) : fractionOf(text, barred);
+    return shown !== null && !line.rewritten && bar && !agrees(bar[1], shown) ? null : shown;
+  }
+
+  function fractionOf(text, barred) {
+    for (const found of text.matchAll(FRACTION)) {
+      const [match, done, unit, slash, total, unitOfTotal] = found;
+      const [part, all] = [done, total].map((number) => +number.replaceAll(',', ''));
+      const isDate = slash === '/' && !barred && part < 32 && all < 32 && CLOCK.test(text.slice(found.index + match.length));
+      if (all > 0 && part <= all && !isDate && !isNamed(found) && (!unit || unit === unitOfTotal)) return 100 * part / all;
+    }
+    return null;
   }
 
   // Returns a function that returns what the lines of a screen tell, by those that were touched since it was last asked:

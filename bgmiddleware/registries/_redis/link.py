@@ -39,7 +39,9 @@ _PARTS = {
     "enter": ("_index",),
     "file": ("_index",),
     "reserve": ("_index",),
+    "name": ("_index",),
     "due": ("_index",),
+    "hold": ("_index",),
 }
 
 
@@ -185,7 +187,8 @@ class Link:
 
     def _error(self, error: Exception) -> RegistryError:
         said = str(error).partition("\n")[0][:200] or type(error).__name__
-        kind = Damaged if "WRONGTYPE" in said else RegistryError
+        # Something else under one of our keys, or (an error of Lua) something else in one of its fields.
+        kind = Damaged if "WRONGTYPE" in said or "attempt to " in said else RegistryError
         return kind(f"{self._shown}: {said}")
 
     def _check_policy(self) -> None:

@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import re
 import time
 
-from .directory import make_file
+from .directory import INDEX, make_file
 
 __all__ = ["HostClock"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_OURS = re.compile(r"clock\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:\.[0-9a-f]{16})?")
 
 
 class HostClock:
@@ -16,7 +18,8 @@ class HostClock:
 
     It is what the wall clock said at the first use of *directory* since the host was started, and the time since then.
     A file there, ``clock.`` and the id of that start, keeps the difference for all processes. Where that cannot be had,
-    it is the wall clock: nobody shall fail who only asks for the time. Linux only. Any thread may call.
+    or before the directory is a spool's, it is the wall clock: nobody shall fail who only asks for the time. Linux
+    only. Any thread may call.
     """
 
     def __init__(self, directory: str) -> None:
@@ -36,6 +39,7 @@ class HostClock:
             name = f"clock.{file.read().strip()}"
         path = os.path.join(self._directory, name)
         if not os.path.exists(path):
+            os.stat(os.path.join(self._directory, INDEX))  # or it may be somebody else's: nothing is made there
             make_file(path, repr(time.time() - _since_start()).encode())
             self._remove_all_but(name)
         with open(path, encoding="ascii") as file:
@@ -43,8 +47,8 @@ class HostClock:
 
     def _remove_all_but(self, name: str) -> None:
         for other in os.listdir(self._directory):
-            if other.startswith("clock.") and not other.startswith(name):
-                with contextlib.suppress(FileNotFoundError):
+            if _OURS.fullmatch(other) and not other.startswith(name):
+                with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self._directory, other))
 
 

@@ -2,15 +2,26 @@
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
 
 from ...errors import ConfigurationError, RegistryError
 
-__all__ = ["Directory", "make_file"]
+__all__ = ["INDEX", "Directory", "make_file"]
+
+INDEX = "index.db"
+"""The name of the file that a directory has which was used before."""
 
 _SECRET_BYTES = 32
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_OURS = re.compile(
+    rf"[0-9a-f]{{2}}|(?:index\.(?:lock|db(?:-wal|-shm|-journal)?)|secret|reserve|clock\.{_UUID})(?:\.[0-9a-f]{{16}})?"
+)
+# What a new file system has in it. And hidden files: those of a version control, of a file manager.
+_UNNOTICED = re.compile(r"lost\+found|\..*", re.DOTALL)
 _MOUNTS = "/proc/self/mounts"
 
 # Where locks of one host are not seen by another, or a shared memory map is none.
@@ -30,16 +41,23 @@ class Directory:
         self.path = os.path.abspath(given)  # the process may change its directory later
 
     def prepare(self) -> None:
-        """Make it (mode 0700) if there is none in its parent; raise ``ConfigurationError`` if it cannot be used."""
-        if self.check():
-            return
-        try:
-            os.mkdir(self.path, 0o700)
-        except FileExistsError:  # another process was faster
-            pass
-        except OSError as error:
-            raise self._refused(f"it cannot be made: {os.strerror(error.errno or 0)}") from error
-        self._check_it()
+        """Make it (mode 0700) if there is none in its parent; raise ``ConfigurationError`` if it cannot be used.
+
+        Where its group may write to it, that is put right: the kubelet lets the group of a volume do so at each mount.
+        """
+        if not self.check():
+            try:
+                os.mkdir(self.path, 0o700)
+            except FileExistsError:  # another process was faster
+                pass
+            except OSError as error:
+                raise self._refused(f"it cannot be made: {os.strerror(error.errno or 0)}") from error
+            self._check_it()
+        if _others_may_write(self.path):
+            with contextlib.suppress(OSError):
+                os.chmod(self.path, 0o700)
+            if _others_may_write(self.path):
+                raise self._refused("its group may write to it, and its file system does not let that be changed")
 
     def check(self) -> bool:
         """Raise ``ConfigurationError`` where it cannot be used, or could not be made; return whether there is one."""
@@ -71,12 +89,31 @@ class Directory:
         if not stat.S_ISDIR(status.st_mode):
             raise self._refused("it is no directory")
         if status.st_uid != user:
-            raise self._refused(f"it belongs to user {status.st_uid}, and this process runs as user {user}")
-        if status.st_mode & 0o022:
-            raise self._refused(f"others may write to it; chmod 700 {self.path}")
+            reason = f"it belongs to user {status.st_uid}, and this process runs as user {user}"
+            if os.access(self.path, os.W_OK | os.X_OK) and not status.st_mode & stat.S_IWOTH:
+                reason += f"; name one in it that is not there yet, such as {os.path.join(self.path, 'jobs')}"
+            raise self._refused(reason)
+        self._check_use(status.st_mode)
         self._check_file_system(self.path)
         if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
             raise self._refused("it is not writable for this process")
+
+    def _check_use(self, mode: int) -> None:
+        """Refuse a directory that has another use: files of others are neither ours to touch nor to close off. And one
+        that everybody may write to; what its group may do is put right when it is used."""
+        try:
+            names = os.listdir(self.path)
+        except OSError:  # whoever looks at its modes says why
+            return
+        own = f"name one of its own, such as {os.path.join(self.path, 'jobs')}"
+        others = [name for name in names if not _OURS.fullmatch(name) and not _UNNOTICED.fullmatch(name)]
+        if others and INDEX not in names:
+            raise self._refused(f"it has another use: there is {min(others)!r} in it; {own}")
+        if mode & _WRITABLE and others:
+            raise self._refused(f"others may write to it, and there is {min(others)!r} in it; {own}")
+        if mode & stat.S_IWOTH:
+            remedy = own if mode & stat.S_ISVTX else f"chmod 700 {self.path}"
+            raise self._refused(f"others may write to it; {remedy}")
 
     def _check_file_system(self, path: str) -> None:
         kind = _kind_of_file_system(os.path.realpath(path))
@@ -88,6 +125,10 @@ class Directory:
 
     def _refused(self, reason: str) -> ConfigurationError:
         return ConfigurationError(f"directory = {self.path!r}: {reason}")
+
+
+def _others_may_write(path: str) -> bool:
+    return bool(os.stat(path).st_mode & _WRITABLE)
 
 
 def make_file(path: str, data: bytes = b"") -> None:

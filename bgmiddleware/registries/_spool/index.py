@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from ...errors import BackgroundError, ConfigurationError, RegistryError
-from .directory import make_file
+from .directory import INDEX, make_file
 
 __all__ = ["Index"]
 
@@ -52,6 +52,15 @@ _STEPS = (
     ALTER TABLE jobs ADD COLUMN rank INTEGER NOT NULL DEFAULT 1;  -- of its priority: 0 is taken first
     CREATE INDEX jobs_by_place ON jobs (rank, number) WHERE state = 'pending';
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN name TEXT;  -- by which a repetition of its request finds it
+    CREATE INDEX jobs_by_name ON jobs (name, number) WHERE name IS NOT NULL;
+    """,
+    """
+    ALTER TABLE jobs ADD COLUMN process TEXT;  -- in whose memory it waits; NULL when it does not wait any more
+    CREATE INDEX jobs_by_process ON jobs (process) WHERE process IS NOT NULL;
+    CREATE TABLE processes (name TEXT PRIMARY KEY, until REAL NOT NULL);
+    """,
 )
 
 
@@ -67,7 +76,7 @@ class Index:
     """
 
     def __init__(self, directory: str, patience: float) -> None:
-        self.path = os.path.join(directory, "index.db")
+        self.path = os.path.join(directory, INDEX)
         self._lock_path = os.path.join(directory, "index.lock")
         self._patience = patience
         self._pid = os.getpid()

@@ -110,7 +110,8 @@ def _read_output(number: int, offset: int, limit: int, known: Ends | None) -> Pi
         bounds, ends, _sealed = read_header(number)
         if known is not None:
             ends = known
-        begin = ends.floor if bounds.head <= offset < ends.floor else offset
+        floor = min(ends.floor, ends.output)  # an append that is under way drops more than there is yet
+        begin = floor if bounds.head <= offset < floor else offset
         size = min(limit, ends.output - begin)
         if begin < bounds.head and ends.floor:
             size = min(size, bounds.head - begin)

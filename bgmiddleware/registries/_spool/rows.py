@@ -5,18 +5,24 @@ The document of a job is the truth. Columns beside it repeat what is searched fo
 
 import json
 import sqlite3
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ..._jobs import Job, JobState
+from ...errors import RegistryError
+from .. import _changes as changes
 
 __all__ = [
+    "Entry",
     "Row",
     "due",
     "find",
     "first_ended",
     "forget",
     "has_expired",
+    "hold",
     "insert",
+    "last_of_name",
     "newest",
     "place",
     "running",
@@ -26,7 +32,9 @@ __all__ = [
     "totals",
 ]
 
-_ROW = "SELECT number, bytes, document FROM jobs"
+_UNTIL = "(SELECT until FROM processes WHERE processes.name = jobs.process)"
+# As bytes: to read a text that is no UTF-8 would fail for all rows at once.
+_ROW = f"SELECT number, bytes, key, CAST(document AS BLOB), process, {_UNTIL} FROM jobs"  # noqa: S608
 _CANDIDATES = {
     # What is stored as one state may read as another.
     JobState.LOST: (JobState.LOST, JobState.RUNNING, JobState.PENDING),
@@ -34,17 +42,33 @@ _CANDIDATES = {
 }
 
 
-class Row(NamedTuple):
-    """A job as it is stored; *number* is the order of coming; *bytes* is what it was last known to keep in files."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A place in the index; *number* is the order of coming; *bytes* is what it was last known to keep in files.
+
+    One that is no :class:`Row` has a document that cannot be read: it is damaged, or of a newer version.
+    """
 
     number: int
     bytes: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Entry):
+    """A job as it is stored."""
+
     job: Job
 
 
 def find(database: sqlite3.Connection, key: str) -> Row | None:
-    """Return the row of a key."""
-    return _first(database.execute(f"{_ROW} WHERE key = ?", (key,)))
+    """Return the row of a key; ``RegistryError`` where it cannot be read."""
+    return _readable(_first(database.execute(f"{_ROW} WHERE key = ?", (key,))))
+
+
+def last_of_name(database: sqlite3.Connection, name: str) -> Row | None:
+    """Return the job that was the last to be given a name; ``RegistryError`` where it cannot be read."""
+    return _readable(_first(database.execute(f"{_ROW} WHERE name = ? ORDER BY number DESC LIMIT 1", (name,))))
 
 
 def has_expired(database: sqlite3.Connection, key: str) -> bool:
@@ -55,28 +79,39 @@ def has_expired(database: sqlite3.Connection, key: str) -> bool:
 def insert(database: sqlite3.Connection, job: Job) -> Row:
     """Add a pending job."""
     database.execute("DELETE FROM expired WHERE key = ?", (job.key,))
-    statement = "INSERT INTO jobs (key, state, rank, due, document) VALUES (?, ?, ?, ?, ?)"
-    values = (job.key, job.state, job.priority.rank, job.expires_at, _document(job))
+    statement = "INSERT INTO jobs (key, state, rank, due, name, process, document) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    names = (job.name or None, job.process or None)
+    values = (job.key, job.state, job.priority.rank, job.expires_at, *names, _document(job))
     number = database.execute(statement, values).lastrowid
     assert number is not None  # noqa: S101  # an INSERT has one
-    return Row(number, 0, job)
+    return Row(number, 0, job.key, job)
+
+
+def hold(database: sqlite3.Connection, process: str, until: float) -> None:
+    """Say until when a process is there in whose memory jobs wait; forget those that are gone, with their jobs."""
+    database.execute("INSERT OR REPLACE INTO processes (name, until) VALUES (?, ?)", (process, until))
+    database.execute(
+        "DELETE FROM processes WHERE until < ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE process = processes.name)",
+        (until - _PROCESSES_KEPT,),
+    )
 
 
 def store(database: sqlite3.Connection, row: Row, job: Job, kept: int | None = None) -> None:
     """Replace a job of which *kept* bytes are in files (None: as many as before)."""
     due = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+    process = (job.process or None) if job.state is JobState.PENDING else None
     ended = "(SELECT IFNULL(MAX(ended), 0) + 1 FROM jobs WHERE ended IS NOT NULL)" if job.state.ended else "NULL"
     database.execute(
-        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, document = ? WHERE number = ?",  # noqa: S608
-        (job.state, due, row.bytes if kept is None else kept, _document(job), row.number),
+        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, process = ?, document = ? WHERE number = ?",  # noqa: S608
+        (job.state, due, row.bytes if kept is None else kept, process, _document(job), row.number),
     )
 
 
-def forget(database: sqlite3.Connection, row: Row, *, remembered: int = 0) -> None:
+def forget(database: sqlite3.Connection, row: Entry, *, remembered: int = 0) -> None:
     """Remove a job; remember its key as expired, as one of the *remembered* latest (0: not at all)."""
     database.execute("DELETE FROM jobs WHERE number = ?", (row.number,))
     if remembered:
-        number = database.execute("INSERT OR REPLACE INTO expired (key) VALUES (?)", (row.job.key,)).lastrowid or 0
+        number = database.execute("INSERT OR REPLACE INTO expired (key) VALUES (?)", (row.key,)).lastrowid or 0
         database.execute("DELETE FROM expired WHERE number <= ?", (number - remembered,))
 
 
@@ -86,19 +121,22 @@ def take_cookies(database: sqlite3.Connection, row: Row) -> bool:
     return database.execute(statement, (row.number,)).rowcount > 0
 
 
-def due(database: sqlite3.Connection, now: float, limit: int) -> list[Row]:
+def due(database: sqlite3.Connection, now: float, limit: int) -> list[Entry]:
     """Return up to *limit* jobs that are to be made lost, or to be forgotten."""
-    return _all(database.execute(f"{_ROW} WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)))
+    found = _all(database.execute(f"{_ROW} WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)))
+    gone = "process IN (SELECT name FROM processes WHERE until <= ?) AND due > ?"
+    return found + _all(database.execute(f"{_ROW} WHERE {gone} LIMIT ?", (now, now, limit - len(found))))
 
 
-def first_ended(database: sqlite3.Connection) -> Row | None:
+def first_ended(database: sqlite3.Connection) -> Entry | None:
     """Return the job that ended before all others."""
     return _first(database.execute(f"{_ROW} WHERE ended IS NOT NULL ORDER BY ended LIMIT 1"))
 
 
 def running(database: sqlite3.Connection) -> list[Job]:
-    """Return the jobs that are stored as running."""
-    return [row.job for row in _all(database.execute(f"{_ROW} WHERE state = ?", (JobState.RUNNING,)))]
+    """Return the jobs that are stored as running, as far as they can be read."""
+    rows = _all(database.execute(f"{_ROW} WHERE state = ?", (JobState.RUNNING,)))
+    return [row.job for row in rows if isinstance(row, Row)]
 
 
 def place(database: sqlite3.Connection, row: Row) -> int:
@@ -108,7 +146,7 @@ def place(database: sqlite3.Connection, row: Row) -> int:
     return int(database.execute(statement, (row.job.priority.rank, row.number)).fetchone()[0])
 
 
-def newest(database: sqlite3.Connection, state: JobState | None, before: int | None, limit: int) -> list[Row]:
+def newest(database: sqlite3.Connection, state: JobState | None, before: int | None, limit: int) -> list[Entry]:
     """Return up to *limit* jobs that came before that of number *before*, newest first: those that may read as
     *state*, or all."""
     asked_for = () if state is None else _CANDIDATES.get(state, (state,))
@@ -127,20 +165,38 @@ def totals(database: sqlite3.Connection) -> tuple[int, int]:
     return jobs, kept
 
 
-def state_of(database: sqlite3.Connection, number: int, key: str) -> JobState | None:
+def state_of(database: sqlite3.Connection, number: int, key: str) -> str | None:
     """Return the state that is stored of the job with this number and key; None: there is none."""
     row = database.execute("SELECT state FROM jobs WHERE number = ? AND key = ?", (number, key)).fetchone()
-    return None if row is None else JobState(row[0])
+    return None if row is None else str(row[0])
 
 
-def _first(cursor: sqlite3.Cursor) -> Row | None:
+def _readable(entry: Entry | None) -> Row | None:
+    if entry is None or isinstance(entry, Row):
+        return entry
+    raise RegistryError(f"what the index says of the job {entry.key[:8]}… is damaged, or of a newer version")
+
+
+def _first(cursor: sqlite3.Cursor) -> Entry | None:
     return next(iter(_all(cursor)), None)
 
 
-def _all(cursor: sqlite3.Cursor) -> list[Row]:
-    return [Row(number, kept, Job.from_document(json.loads(document))) for number, kept, document in cursor.fetchall()]
+def _all(cursor: sqlite3.Cursor) -> list[Entry]:
+    return [_read(*columns) for columns in cursor.fetchall()]
 
 
+def _read(number: int, kept: int, key: str, document: bytes, process: str | None, until: float | None) -> Entry:
+    try:
+        job = Job.from_document(json.loads(document))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Entry(number, kept, key)
+    if process is not None:
+        job = changes.held(job, until or 0.0)
+    # The key names files: that of another job must not name them.
+    return Row(number, kept, key, job) if job.key == key else Entry(number, kept, key)
+
+
+_PROCESSES_KEPT = 3600.0  # seconds; far more than any lease
 _DEFAULTS = Job("", "").to_document()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sqlite3
@@ -13,13 +14,16 @@ from . import rows as table
 from .directory import Directory
 from .index import Index
 from .jobfiles import JobFiles
-from .rows import Row
+from .rows import Entry, Row
 from .writer import Writers
 
 __all__ = ["Change", "Store", "storage_errors", "trouble"]
 
-_FILE = re.compile(r"([0-9a-f]{32})\.([0-9]+)(?:\.[a-z]+)?")
+_FILE = re.compile(rf"([0-9a-f]{{32}})\.([0-9]+)(?:\.(?:{Channel.REQUEST}|{Channel.BODY}))?")
 _ROWS_AT_ONCE = 200
+_ENDED = frozenset(state for state in JobState if state.ended)
+
+_log = logging.getLogger("bgmiddleware")
 
 
 class Store:
@@ -50,9 +54,13 @@ class Store:
         finally:
             self._index.release()
 
-    def files(self, row: Row) -> JobFiles:
+    def is_there(self) -> bool:
+        """Whether the directory was used before. Makes nothing."""
+        return os.path.exists(self._index.path)
+
+    def files(self, row: Entry) -> JobFiles:
         """Return the files of a job."""
-        return JobFiles(self.path, row.job.key, row.number)
+        return JobFiles(self.path, row.key, row.number)
 
     def secret(self) -> bytes:
         """Return the bytes that all have in common who share the directory."""
@@ -75,37 +83,45 @@ class Store:
             change = Change(database)
             yield change
         for row in change.ended:
-            self.writers.close(row.job.key)
+            self.writers.close(row.key)
             self.files(row).remove(Channel.REQUEST)
         for row in change.changed:
             self.files(row).stamp()
-        for row in change.gone:
-            self.files(row).remove()
+        for gone in change.gone:
+            self.files(gone).remove()
 
     def newest_first(self, state: JobState | None) -> Iterator[Row]:
-        """Yield the jobs that may read as *state*, or all; without a cursor that stays open."""
+        """Yield the jobs that may read as *state*, or all, as far as they can be read; without a cursor that stays
+        open."""
         before = None
+        unreadable = 0
         while True:
             with self.reading() as database:
-                rows = table.newest(database, state, before, _ROWS_AT_ONCE)
-            if not rows:
-                return
+                entries = table.newest(database, state, before, _ROWS_AT_ONCE)
+            if not entries:
+                break
+            rows = [entry for entry in entries if isinstance(entry, Row)]
+            unreadable += len(entries) - len(rows)
             yield from rows
-            before = rows[-1].number
+            before = entries[-1].number
+        if unreadable:
+            _log.warning("%s: %d jobs cannot be read, and are left out of a list", self.path, unreadable)
 
     def clean_up(self) -> None:
         """Remove files of jobs that are gone, and requests of jobs that have ended: they were left by processes that
         were killed after they changed the index, or before. Each call looks at one 256th of them."""
         directory = os.path.join(self.path, next(self._shards))
         with storage_errors(), contextlib.suppress(FileNotFoundError):
-            names = [match for name in os.listdir(directory) if (match := _FILE.fullmatch(name))]
+            matches = map(_FILE.fullmatch, os.listdir(directory))
+            names = [match for match in matches if match and match[1].startswith(os.path.basename(directory))]
             with self.reading() as database:
                 left = [name for name in names if _is_left_behind(database, name)]
             if left:
                 with self._index.writing() as database:  # nobody is about to add a job now
                     for name in left:
                         if _is_left_behind(database, name):
-                            os.unlink(os.path.join(directory, name[0]))
+                            with contextlib.suppress(IsADirectoryError, PermissionError):  # then it is none of ours
+                                os.unlink(os.path.join(directory, name[0]))
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -132,14 +148,14 @@ class Change:
         self.database = database
         self.changed: list[Row] = []
         self.ended: list[Row] = []
-        self.gone: list[Row] = []
+        self.gone: list[Entry] = []
 
     def store(self, row: Row, job: Job, kept: int | None = None) -> None:
         """Replace a job; who waits for it is to be woken."""
         table.store(self.database, row, job, kept)
         self.changed.append(row)
 
-    def forget(self, row: Row, *, remembered: int) -> None:
+    def forget(self, row: Entry, *, remembered: int) -> None:
         """Remove a job; its files are to be removed."""
         table.forget(self.database, row, remembered=remembered)
         self.gone.append(row)
@@ -161,4 +177,5 @@ def trouble(error: OSError) -> RegistryError:
 
 def _is_left_behind(database: sqlite3.Connection, name: re.Match[str]) -> bool:
     state = table.state_of(database, int(name[2]), name[1])
-    return state is None or (state.ended and name[0].endswith(f".{Channel.REQUEST}"))
+    # A state that only a newer version knows is none of these.
+    return state is None or (state in _ENDED and name[0].endswith(f".{Channel.REQUEST}"))

@@ -159,9 +159,16 @@ class Writers:
         return writer if writer is not None and writer.runner == runner else None
 
     def add(self, writer: Writer) -> Writer:
-        """Take one in, in place of an earlier one; return it."""
-        self.close(writer.files.key)
-        self._open[os.getpid(), writer.files.key] = writer
+        """Take in the writer of a job, in place of one of an earlier runner; return it. Where another thread was
+        faster, return the writer of that one and close this one."""
+        name = os.getpid(), writer.files.key
+        # No lock, which a fork could copy while it is held: each step is one operation of a dict. A writer that is
+        # closed by somebody else raises Sealed, and whoever uses it opens one again.
+        while (there := self._open.setdefault(name, writer)) is not writer:
+            if there.runner == writer.runner:
+                writer.close()
+                return there
+            self.close(writer.files.key)
         return writer
 
     def close(self, key: str) -> None:

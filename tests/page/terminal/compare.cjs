@@ -4,7 +4,7 @@
 // lines, "progress" for what it tells of progress after each piece. Writes a JSON array of that. For the word "widths" it
 // writes about which characters of Unicode we differ.
 'use strict';
-const Terminal = require('../../bgmiddleware/_serving/static/terminal.js');
+const Terminal = require('../../../bgmiddleware/_serving/static/terminal.js');
 
 const FLAGS = ['bold', 'dim', 'italic', 'underline', 'strike', 'inverse'];
 
