@@ -45,8 +45,9 @@ _STORED = frozenset(
 _OF_ONE_READER = ("HTTP_ACCEPT_ENCODING", "HTTP_TE", "HTTP_EXPECT")
 # What one client has already. In other requests than GET it guards what they would change.
 _CONDITIONS = ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH", "HTTP_IF_UNMODIFIED_SINCE")
-# Names of servers: what is no plain value belongs to the connection. The replay has its own of "wsgi.".
-_SERVERS = (
+# What belongs to the server: its objects are of the connection, or of this process. The replay has its own of "wsgi.".
+_OF_THE_SERVER = (
+    "wsgi.",
     "apache.",
     "cheroot.",
     "eventlet.",
@@ -105,7 +106,7 @@ def record_request(environ: Mapping[str, Any], max_body: int = MAX_BODY) -> Reco
     for key, value in environ.items():
         if isinstance(value, str) and (key in _STORED or key.startswith("HTTP_")):
             stored[key] = value
-        elif _outlives(key, value):
+        elif _outlives(key):
             kept[key] = value
     for name in _OF_ONE_READER:
         stored.pop(name, None)
@@ -121,12 +122,10 @@ def record_request(environ: Mapping[str, Any], max_body: int = MAX_BODY) -> Reco
     return RecordedRequest(stored, kept, body, size)
 
 
-def _outlives(key: str, value: Any) -> bool:
-    """Whether what somebody put into the environ means the same when the request is over."""
-    if key.startswith("wsgi."):
+def _outlives(key: str) -> bool:
+    """Whether what somebody put into the environ by this name means the same when the request is over."""
+    if key.startswith(_OF_THE_SERVER):
         return False
-    if key.startswith(_SERVERS):
-        return isinstance(value, str | bytes | int | float)
     return not key.startswith(_OF_THE_REQUEST) or key.startswith(_ATTRIBUTES)
 
 

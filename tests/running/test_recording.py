@@ -125,8 +125,6 @@ def test_objects_of_the_server_and_caches_of_frameworks_are_dropped(key):
         ("flask._preserve_context", True),
         ("bottle.request.ext.user", "ann"),
         ("paste.testing_variables", {}),
-        ("uwsgi.version", b"2.0"),
-        ("mod_wsgi.process_group", "site"),
     ],
 )
 def test_what_middlewares_and_test_clients_put_in_is_kept(key, value):
