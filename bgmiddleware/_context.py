@@ -14,6 +14,7 @@ from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
 from ._capture import ForegroundOutput, current_output, write_late
+from ._frameworks import Surroundings, surroundings
 from ._running import RunningJob
 from .errors import ConfigurationError
 
@@ -60,6 +61,8 @@ class Wish:
     """A copy of the caller's."""
     printed: str
     """What the request printed so far."""
+    around: tuple[Surroundings, ...]
+    """What the framework has around the view, for the function."""
     error: "BackgroundRequested"
 
 
@@ -236,7 +239,8 @@ def _may_start(request: Mapping[str, Any] | None) -> bool:
 def _left(foreground: ForegroundOutput, function: Callable[[], Any] | None) -> BackgroundRequested:
     """Note what the caller asks for, and return what it leaves by."""
     error = BackgroundRequested()
-    error.wish = Wish(function, copy_context(), foreground.text, error)
+    around = () if function is None else surroundings()
+    error.wish = Wish(function, copy_context(), foreground.text, around, error)
     if foreground.wish is None:
         foreground.ask(error.wish)
     else:
