@@ -207,7 +207,7 @@ def _foreground() -> ForegroundOutput | None:
     output = current_output()
     if output is not None and output.job is not None:
         return None
-    if isinstance(output, ForegroundOutput) and output.is_of_this_thread():
+    if isinstance(output, ForegroundOutput) and output.is_answering():
         return output if _may_start(output.request) else None
     # The context may be one of the view's own; then the stack tells, which is the way that the exception will take.
     frame = sys._getframe(2)
