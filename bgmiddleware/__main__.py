@@ -8,7 +8,7 @@ from typing import Any
 
 from . import marks
 from ._commands.jobs import add_jobs_command, count, run_jobs_command
-from ._commands.serve import serve
+from ._commands.serve import PROXY_HEADERS, serve
 from ._commands.work import add_work_command, run_work_command
 from ._loading import loaded
 from ._middleware import BackgroundMiddleware
@@ -32,7 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bgmiddleware: {error}", file=sys.stderr)
         return 2
     try:
-        serve(app, host=options.host, port=options.port, threads=options.threads)
+        serve(
+            app,
+            host=options.host,
+            port=options.port,
+            threads=options.threads,
+            trusted_proxy=options.trusted_proxy,
+            trusted_proxy_count=options.trusted_proxy_count,
+            trusted_proxy_headers=options.trusted_proxy_headers.replace(",", " ").split(),
+        )
     except (OSError, ValueError) as error:
         print(f"bgmiddleware: cannot serve on {options.host}:{options.port}: {error}", file=sys.stderr)
         return 1
@@ -54,6 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     command.add_argument("--port", type=_port, default=8080, help="the port, 0 for any free one (default: %(default)s)")
     command.add_argument("--threads", type=count, default=8, help="threads that serve requests (default: %(default)s)")
+    command.add_argument(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        help="the address of a proxy whose X-Forwarded headers are believed; '*' for any (default: none)",
+    )
+    command.add_argument(
+        "--trusted-proxy-count", type=count, default=1, help="proxies in a row that are trusted (default: %(default)s)"
+    )
+    command.add_argument(
+        "--trusted-proxy-headers",
+        metavar="NAMES",
+        default=" ".join(PROXY_HEADERS),
+        help="which headers of the proxy are believed (default: %(default)s)",
+    )
     command.add_argument("--workers", type=count, default=8, help="jobs that run at a time (default: %(default)s)")
     command.add_argument(
         "--registry",
@@ -93,7 +115,6 @@ def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
         marked.append(marks.path(*options.background))
     return BackgroundMiddleware(
         app,
-        stream_slots=max(1, options.threads // 2),
         when=marks.any_of(*marked),
         registry=open_registry(options.registry, ttl=options.ttl),
         executor=ThreadExecutor(max_workers=options.workers, drain=options.drain),

@@ -63,19 +63,20 @@ class BackgroundMiddleware:
     a token; whoever has the token gets the job's output, its state, and in the end its response, from the *registry*.
     All other requests go to *app* as they are.
 
-    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*: seconds
-    that a marked request may take before its client is redirected; what is done in time is answered as if nothing were
-    between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see
-    :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token. *single_flight*: whether a
-    request joins an identical one of the same client that still runs. *max_body*: bytes of a request body, beyond it
-    413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is,
-    and a pace. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
+    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*:
+    seconds that a marked request may take before its client is redirected; what is done in time is answered as if
+    nothing were between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``.
+    *owner* (see :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token.
+    *single_flight*: whether a request joins an identical one of the same client that still runs. *max_body*: bytes
+    of a request body, beyond it 413. *stream_slots*: how many connections of this process may be held open by
+    viewers; others get what there is, and a pace; default: half of the server's threads, where it says how many it
+    has, else 2. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
     lets in. *page*: makes the page of a job for a site with looks of its own: a function of
-    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: where the page's script and
-    style are: ``inline``, in the page, or ``external``, at URLs of their own. *capture_logging*: whether log records of
-    a job reach its output where no handler writes them to the console. *capture_children*: whether subprocesses that a
-    job gives no streams print to its output too.
-    *token_name*: the query parameter that bears the token.
+    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: where the page's script
+    and style are: ``inline``, in the page, or ``external``, at URLs of their own. *capture_logging*: whether log
+    records of a job reach its output where no handler writes them to the console. *capture_children*: whether
+    subprocesses that a job gives no streams print to its output too. *token_name*: the query parameter that bears
+    the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -91,7 +92,7 @@ class BackgroundMiddleware:
         owner: Owner | None = None,
         single_flight: bool = False,
         max_body: int = MAX_BODY,
-        stream_slots: int = 2,
+        stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
         deadline: float | None = None,
@@ -248,6 +249,7 @@ class BackgroundMiddleware:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does
         not end in time is ``lost``. What there is of all jobs can still be read. Idempotent."""
         self.executor.shutdown(drain)
+        self._site.viewers.end()
         self._starter.waiting.close()
 
     def close(self, drain: float | None = None) -> None:

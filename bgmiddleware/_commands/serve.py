@@ -1,14 +1,16 @@
 """Serve an app on waitress, set up for jobs and their viewers."""
 
+import ipaddress
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any, Protocol
 
 from waitress.server import create_server
 
-__all__ = ["Served", "serve"]
+__all__ = ["PROXY_HEADERS", "Served", "serve"]
 
 
 class Served(Protocol):
@@ -23,13 +25,33 @@ class Served(Protocol):
         """The same, and let go of all resources."""
 
 
-def serve(app: Served, *, host: str = "127.0.0.1", port: int = 8080, threads: int = 8) -> None:
+PROXY_HEADERS = ("x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto")
+"""What a proxy that is trusted says of the browser's request."""
+
+
+def serve(
+    app: Served,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    threads: int = 8,
+    trusted_proxy: str | None = None,
+    trusted_proxy_count: int = 1,
+    trusted_proxy_headers: Iterable[str] = PROXY_HEADERS,
+) -> None:
     """Serve *app* until Ctrl-C or SIGTERM, then let its jobs end as its executor is configured. Main thread only.
+
+    *trusted_proxy* and the two after it are waitress' own: the address of a proxy (``*``: of anybody), how many there
+    are in a row, and which of their headers are believed.
 
     Prints the addresses, with the real port where *port* is 0. Until the jobs have ended their viewers are served, and
     new jobs refused. A second signal does not wait for the jobs. Raises ``OSError`` where the address cannot be had,
     ``ValueError`` where there is no such address.
     """
+    proxy: dict[str, Any] = {}
+    if trusted_proxy is not None:
+        proxy |= {"trusted_proxy": trusted_proxy, "trusted_proxy_count": trusted_proxy_count}
+        proxy |= {"trusted_proxy_headers": set(trusted_proxy_headers)}
     server: Any = create_server(
         app,
         host=host,
@@ -41,6 +63,9 @@ def serve(app: Served, *, host: str = "127.0.0.1", port: int = 8080, threads: in
         connection_limit=1000,
         # select() raises at the 1024th descriptor, which ends the server, and every job with it.
         asyncore_use_poll=True,
+        # Whoever comes here from this machine may be a proxy. It changes nothing, but a cancel may be from its site.
+        clear_untrusted_proxy_headers=trusted_proxy is not None or not _is_loopback(host),
+        **proxy,
     )
     stop = _Stop(app)
     # By default SIGTERM ends the process at once, and every job with it.
@@ -81,6 +106,13 @@ class _Stop:
         self._stopped = True
         # To the main thread, which waits for connections; the handler is called there, again.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _addresses(server: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """Asking a job to stop."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +11,10 @@ from .status import status_answer
 from .visit import Visit
 
 __all__ = ["answer_cancel"]
+
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_PORT = re.compile(r":[0-9]+\Z")
+_FORWARDED_HOST = re.compile(r"""(?:^|[;,])\s*host="?([^;,"\s]+)""", re.IGNORECASE)  # RFC 7239 §5.3
 
 
 def answer_cancel(visit: Visit, job: Job, *, by_form: bool) -> Answer:
@@ -41,10 +46,19 @@ def _from_another_site(environ: Mapping[str, Any]) -> bool:
     origin = environ.get("HTTP_ORIGIN")
     if origin is None:
         return False
-    # Where a proxy asks for another host than the browser did. No page of another site can make a browser say that.
-    forwarded = str(environ.get("HTTP_X_FORWARDED_HOST", "")).split(",")
-    own = {host.strip().lower() for host in (str(environ.get("HTTP_HOST", "")), *forwarded)} - {""}
     try:
-        return urlsplit(str(origin)).netloc.lower() not in own
+        parts = urlsplit(str(origin).lower())
     except ValueError:
         return True
+    default = _DEFAULT_PORTS.get(parts.scheme, "")
+    return parts.netloc.removesuffix(default) not in {host.removesuffix(default) for host in _own_hosts(environ)}
+
+
+def _own_hosts(environ: Mapping[str, Any]) -> set[str]:
+    """Return what this site is called: by the client, and by proxies where they ask for another host than the browser
+    did. No page of another site can make a browser say that."""
+    forwarded = str(environ.get("HTTP_X_FORWARDED_HOST", "")).split(",")
+    forwarded += _FORWARDED_HOST.findall(str(environ.get("HTTP_FORWARDED", "")))
+    hosts = {host.strip().lower() for host in (str(environ.get("HTTP_HOST", "")), *forwarded)} - {""}
+    ports = {port.strip() for port in str(environ.get("HTTP_X_FORWARDED_PORT", "")).split(",")} - {""}
+    return hosts | {f"{host}:{port}" for host in hosts if not _PORT.search(host) for port in ports}

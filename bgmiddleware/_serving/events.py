@@ -2,14 +2,15 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from .._jobs import Job, JobState
+from ..registries.base import Page
 from .problems import Answer, problem
 from .status import status_document
-from .viewers import disconnection_of
-from .visit import LOOK_EVERY, BadParameter, Visit, about
+from .stored import Missing
+from .visit import LOOK_EVERY, BadParameter, Hold, Visit, about
 
 __all__ = ["answer_events"]
 
@@ -35,11 +36,11 @@ def answer_events(visit: Visit, job: Job) -> Answer:
     if visit.environ["REQUEST_METHOD"] == "HEAD":
         return Answer("200 OK", headers)
     if job.state.ended:
-        return Answer("200 OK", headers, _Events(visit, offset, lambda: None))
-    give_back = visit.take_slot()
-    if give_back is None:
+        return Answer("200 OK", headers, _Events(visit, offset, None))
+    held = visit.take_slot()
+    if held is None:
         return visit.refused(problem(visit.environ, 503, "no-slot", "Too many viewers: ask for the log instead."))
-    return Answer("200 OK", headers, _Events(visit, offset, give_back))
+    return Answer("200 OK", headers, _Events(visit, offset, held))
 
 
 def _offset(last_event_id: str) -> int:
@@ -59,56 +60,74 @@ def _event(data: dict[str, Any], *, kind: str | None = None, number: str | None 
 
 
 class _Events:
-    """The stream of one client; calls *leave* when it is closed."""
+    """The stream of one client, for which a slot is *held* until it is read to its end, closed, or dropped; None: of a
+    job that has ended, which takes none."""
 
-    def __init__(self, visit: Visit, offset: int, leave: Callable[[], None]) -> None:
-        self._leave = leave
-        self._gone = disconnection_of(visit.environ)
-        self._events = self._made(visit, offset)
+    def __init__(self, visit: Visit, offset: int, held: Hold | None) -> None:
+        self._held = held
+        try:
+            first = visit.registry.page(visit.key, offset)  # what cannot be read can still be said
+        except BaseException:
+            self.close()
+            raise
+        self._events = _made(visit, offset, held, first)  # knows nothing of us, so that we are dropped at once
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._events
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._events)
+        except BaseException:  # the end as well: not all servers and middlewares close what they have read
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._leave()
+        if self._held is not None:
+            self._held.give_back()
 
-    def _made(self, visit: Visit, offset: int) -> Iterator[bytes]:
-        yield f"retry: {_RETRY_MS}\n\n".encode()
-        ends_at = time.monotonic() + _LONGEST
-        sent_at = time.monotonic()
-        seen: tuple[object, ...] = ()
-        while True:
-            job, piece = visit.registry.page(visit.key, offset)
-            offset = min(offset, job.output_end)
-            news = _news(visit, job)
-            if news != seen and not job.state.ended:
-                seen = news
-                sent_at = time.monotonic()
-                yield _event(status_document(visit, job), kind="status")
-            goes_on = piece.end > offset  # also without a text: what was dropped, or the rest of a character
-            offset = max(offset, piece.end)
-            if piece.data:
-                sent_at = time.monotonic()
-                text = piece.data.decode("utf-8", "replace")
-                yield _event({"offset": piece.offset, "text": text}, number=str(offset))
-            if job.state.ended:
-                if offset < job.output_end:
-                    if not goes_on:
-                        raise OSError("the job's bytes are not there any more")  # breaks the connection: it is no end
-                    continue
-                yield _event(status_document(visit, job), kind="done", number=f"{offset}{_DONE}")
-                return
-            now = time.monotonic()
-            if now >= ends_at or self._gone():
-                return
-            if now - sent_at >= _HEARTBEAT_EVERY:
-                sent_at = now
-                yield b": still there\n\n"
-            if goes_on and offset < job.output_end:
-                continue  # more is there already
-            if goes_on or offset < job.output_end:
-                time.sleep(_APART)  # what is printed meanwhile is one event; and half a character may become one
-            visit.registry.wait(visit.key, offset, min(LOOK_EVERY, max(0.0, ends_at - now)))
+    __del__ = close
+
+
+def _made(visit: Visit, offset: int, held: Hold | None, first: Page) -> Iterator[bytes]:
+    yield f"retry: {_RETRY_MS}\n\n".encode()
+    ends_at = time.monotonic() + _LONGEST
+    sent_at = time.monotonic()
+    seen: tuple[object, ...] = ()
+    page: Page | None = first
+    while True:
+        job, piece = page or visit.registry.page(visit.key, offset)
+        page = None
+        offset = min(offset, job.output_end)
+        news = _news(visit, job)
+        if news != seen and not job.state.ended:
+            seen = news
+            sent_at = time.monotonic()
+            yield _event(status_document(visit, job), kind="status")
+        goes_on = piece.end > offset  # also without a text: what was dropped, or the rest of a character
+        offset = max(offset, piece.end)
+        if piece.data:
+            sent_at = time.monotonic()
+            text = piece.data.decode("utf-8", "replace")
+            yield _event({"offset": piece.offset, "text": text}, number=str(offset))
+        if job.state.ended:
+            if offset < job.output_end:
+                if not goes_on:
+                    raise Missing("the job's bytes are not there any more")  # breaks the connection: it is no end
+                continue
+            yield _event(status_document(visit, job), kind="done", number=f"{offset}{_DONE}")
+            return
+        now = time.monotonic()
+        if held is None or now >= ends_at or held.gone() or held.must_end():
+            return
+        if now - sent_at >= _HEARTBEAT_EVERY:
+            sent_at = now
+            yield b": still there\n\n"
+        if goes_on and offset < job.output_end:
+            continue  # more is there already
+        if goes_on or offset < job.output_end:
+            time.sleep(_APART)  # what is printed meanwhile is one event; and half a character may become one
+        visit.registry.wait(visit.key, offset, min(LOOK_EVERY, max(0.0, ends_at - now)))
 
 
 def _news(visit: Visit, job: Job) -> tuple[object, ...]:

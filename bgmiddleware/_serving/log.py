@@ -1,18 +1,23 @@
 """A job's output as plain text: followed live, whole, a range, or a page of it."""
 
+import itertools
 import re
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections.abc import Generator, Iterator
 
 from .._jobs import Channel, Job
 from ..registries.base import PAGE_BYTES, Piece, Registry
+from .connections import broken_off, is_behind_proxy, makes_ends_visible
 from .problems import Answer, Headers
-from .stored import Asked, Stored, asked_range, conditional, entity_tag
-from .viewers import disconnection_of
-from .visit import LOOK_EVERY, Visit, about
+from .stored import Asked, Missing, Stored, asked_range, conditional, entity_tag
+from .visit import LOOK_EVERY, Hold, Visit, about
 
 __all__ = ["answer_log"]
 
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
+_SIGN_EVERY = 20.0
+_SIGN_EVERY_TO_PROXY = 2.0
+_MORE = 4096
 
 
 def answer_log(visit: Visit, job: Job) -> Answer:
@@ -27,12 +32,23 @@ def answer_log(visit: Visit, job: Job) -> Answer:
         return _answer_range(visit, job, asked)
     if visit.environ["REQUEST_METHOD"] == "HEAD":
         return Answer("200 OK", (*_head(job), _length(_whole_length(job)), *visit.pace()))
-    give_back = visit.take_slot()
-    if give_back is not None:
+    held = visit.take_slot()
+    if held is not None:
         # Not kept by proxies until it is whole.
-        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit, give_back))
-    # Without a length: a job that prints much may drop some of it while it is being sent.
-    return Answer("200 OK", (*_head(job), *visit.pace()), _whole(visit.registry, job))
+        return Answer("200 OK", (*_head(job), ("X-Accel-Buffering", "no")), _Followed(visit, job, held))
+    return _answer_so_far(visit, job)
+
+
+def _answer_so_far(visit: Visit, job: Job) -> Answer:
+    """Answer with what there is, so that nobody takes it for all: it says to be longer than it is, and breaks off."""
+    headers = (
+        *_head(job),
+        _length(_whole_length(job) + _MORE),
+        ("Accept-Ranges", "none"),  # wget would take an empty rest for the end
+        ("Job-Next-Offset", str(job.output_end)),
+        *visit.pace(),
+    )
+    return Answer("200 OK", headers, _Cut(visit, job))
 
 
 def _head(job: Job) -> Headers:
@@ -66,7 +82,7 @@ def _answer_page(visit: Visit, job: Job, offset: int) -> Answer:
 def _answer_whole(visit: Visit, job: Job) -> Answer:
     headers = (*_head(job), _length(_whole_length(job)))
     if job.output_dropped is not None:
-        return Answer("200 OK", headers, _whole(visit.registry, job))  # offsets are not positions in this text
+        return Answer("200 OK", headers, _begun(visit, job))  # offsets are not positions in this text
     headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job, Channel.OUTPUT)))
     return conditional(visit.environ, headers, Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end))
 
@@ -82,7 +98,7 @@ def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
         )
     placed = (("Content-Range", f"bytes {begin}-{end - 1}/*"), _length(end - begin), ("Accept-Ranges", "bytes"))
     content = Stored(visit.registry, job.key, Channel.OUTPUT, begin, end)
-    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content)
+    return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content.begun(visit.environ))
 
 
 def _gap(begin: int, end: int) -> bytes:
@@ -103,32 +119,85 @@ def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
     while offset < job.output_end:
         piece = registry.read(job.key, Channel.OUTPUT, offset, min(PAGE_BYTES, job.output_end - offset))
         if piece.end <= offset:
-            raise OSError("the job's bytes are not there any more")  # breaks the connection: it is not whole
+            raise Missing("the job's bytes are not there any more")  # breaks the connection: it is not whole
         if piece.offset > offset:
             yield _gap(offset, piece.offset)
         yield piece.data[: max(0, job.output_end - piece.offset)]
         offset = piece.end
 
 
-class _Followed:
-    """The output as it comes. Holds a slot until it is closed; ends with the job, or raises: silence is no end."""
+def _begun(visit: Visit, job: Job) -> Iterator[bytes]:
+    """Return the same with the first piece read by now, unless it is for a HEAD: an answer that was not sent can still
+    say that it cannot be read."""
+    pieces = _whole(visit.registry, job)
+    count = 0 if visit.environ["REQUEST_METHOD"] == "HEAD" else 1
+    return itertools.chain(list(itertools.islice(pieces, count)), pieces)
 
-    def __init__(self, visit: Visit, give_back: Callable[[], None]) -> None:
-        self._give_back = give_back
-        self._pieces: Generator[Piece, None, None] = visit.registry.follow(visit.key, tick=LOOK_EVERY)
-        self._gone = disconnection_of(visit.environ)
-        self._offset = 0
-        self._next: Piece | None = None
+
+class _Cut:
+    """The output so far, and then no end: whoever reads it is told that this is not all."""
+
+    def __init__(self, visit: Visit, job: Job) -> None:
+        self._pieces = _begun(visit, job)
+        self._environ = visit.environ
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise broken_off(self._environ)
+
+
+class _Followed:
+    """The output as it comes. Holds a slot until it is read to its end, closed, or dropped.
+
+    Ends with the job, else it breaks off: silence is no end. Where a proxy might take silence for one, a sign of life
+    is sent that nobody sees: a carriage return where a line begins, and a space of no width within a line.
+    """
+
+    def __init__(self, visit: Visit, job: Job, held: Hold) -> None:
+        self._held = held
+        self._environ = visit.environ
+        self._pieces: Generator[Piece, None, None] = visit.registry.follow(visit.key, tick=LOOK_EVERY)
+        self._offset = 0
+        self._next: Piece | None = None
+        self._ends_line = True
+        self._sign_every = _SIGN_EVERY_TO_PROXY if is_behind_proxy(visit.environ) else _SIGN_EVERY
+        self._sent_at = time.monotonic()
+        self._said_why = makes_ends_visible(visit.environ)
+        if job.output_end:  # it can be read at once; and what cannot be read can still be said
+            try:
+                self._next = next(self._pieces)
+            except BaseException:
+                self.close()
+                raise
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            data = self._take()
+        except BaseException:  # the end as well: not all servers and middlewares close what they have read
+            self.close()
+            raise
+        self._sent_at = time.monotonic()
+        return data
+
+    def _take(self) -> bytes:
         piece, self._next = self._next, None
         while piece is None or piece.end <= self._offset:
+            if self._held.must_end():
+                return self._broken_off()
             piece = next(self._pieces)
-            if not piece.data and self._gone():
-                raise StopIteration
+            if piece.end <= self._offset:
+                if self._held.gone():
+                    raise broken_off(self._environ)
+                if time.monotonic() - self._sent_at >= self._sign_every:
+                    return b"\r" if self._ends_line else "\u200b".encode()
+        self._ends_line = piece.data.endswith((b"\n", b"\r"))
         if piece.offset > self._offset:
             gap = _gap(self._offset, piece.offset)
             self._offset, self._next = piece.offset, piece
@@ -136,6 +205,16 @@ class _Followed:
         self._offset = piece.end
         return piece.data
 
+    def _broken_off(self) -> bytes:
+        """End before the job does: in words where the client might not see it otherwise, then by an error."""
+        if self._said_why:
+            raise broken_off(self._environ)
+        self._said_why = True
+        return f"\n[… this answer ends here, at byte {self._offset}, and the job goes on: ask again …]\n".encode()
+
     def close(self) -> None:
-        self._give_back()  # first: the other raises where a thread is still in it
+        self._held.give_back()  # first: the other raises where a thread is still in it
         self._pieces.close()
+
+    def __del__(self) -> None:
+        self._held.give_back()

@@ -42,18 +42,20 @@ def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[st
 
     Its cookies go to who reads it first, and to nobody else: they may be somebody's session.
     """
-    headers = (*_headers(visit, job, response), *added)
     content = Stored(visit.registry, job.key, Channel.BODY, 0, job.body_end)
+    headers = (*_headers(visit, job, response, content), *added)
     if response.code == 200:
         return conditional(visit.environ, headers, content)
-    return Answer(response.status, headers, () if response.code in _BODYLESS else content)
+    return Answer(response.status, headers, () if response.code in _BODYLESS else content.begun(visit.environ))
 
 
-def _headers(visit: Visit, job: Job, response: RecordedResponse) -> Headers:
+def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored) -> Headers:
     names = {name.lower() for name, _ in response.headers}
     left_out = {"content-length"}
-    if "set-cookie" in names and not _is_first_reader(visit):
-        left_out.add("set-cookie")
+    if "set-cookie" in names:
+        content.begun(visit.environ)  # what cannot be answered must not take the cookies along
+        if not _is_first_reader(visit):
+            left_out.add("set-cookie")
     headers = [(name, value) for name, value in response.headers if name.lower() not in left_out]
     if response.code not in _BODYLESS:
         # Known now, even if the app did not say; and where it was wrong, the connection would be broken by it.

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from webob import Request, Response
 
 from .._jobs import Channel, Job
+from ..errors import RegistryError
 from ..registries.base import PAGE_BYTES, Registry
 from .problems import Answer, Headers
 
@@ -22,6 +23,10 @@ _CONDITIONS = (
 )
 
 
+class Missing(RegistryError, OSError):
+    """Bytes that a job had are not there any more."""
+
+
 class Stored:
     """The bytes *begin* to *end* of a channel, read in pieces: a large body is never in memory as a whole."""
 
@@ -31,16 +36,29 @@ class Stored:
         self._channel = channel
         self._begin = begin
         self._end = end
+        self._first = b""
+
+    def begun(self, environ: Mapping[str, Any]) -> Self:
+        """Read the first piece for a request, unless that is a HEAD; return self. An answer that was not sent can still
+        say that it cannot be read."""
+        if not self._first and self._begin < self._end and environ["REQUEST_METHOD"] != "HEAD":
+            self._first = self._read(self._begin)
+        return self
 
     def __iter__(self) -> Iterator[bytes]:
         offset = self._begin
+        data, self._first = self._first, b""
         while offset < self._end:
-            limit = min(PAGE_BYTES, self._end - offset)
-            piece = self._registry.read(self._key, self._channel, offset, limit)
-            if not piece.data or piece.offset != offset:  # dropped since the answer was begun
-                raise OSError("the job's bytes are not there any more")  # breaks the connection: it is not whole
-            yield piece.data
-            offset = piece.end
+            data = data or self._read(offset)
+            offset += len(data)
+            yield data
+            data = b""
+
+    def _read(self, offset: int) -> bytes:
+        piece = self._registry.read(self._key, self._channel, offset, min(PAGE_BYTES, self._end - offset))
+        if not piece.data or piece.offset != offset:  # dropped since the answer was begun
+            raise Missing("the job's bytes are not there any more")  # breaks the connection: it is not whole
+        return piece.data
 
     @property
     def length(self) -> int:
@@ -96,7 +114,7 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
     *headers* are those of the 200, with ``Content-Length`` and a validator. The order is that of RFC 9110 §13.2.2.
     """
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD") or not any(name in environ for name in _CONDITIONS):
-        return Answer("200 OK", headers, content)
+        return Answer("200 OK", headers, content.begun(environ))
     request = Request(dict(environ))
     response = Response(headerlist=list(headers))
     etag, modified = response.etag, _date(lambda: response.last_modified)
@@ -112,8 +130,8 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
         return _without_body("304 Not Modified", headers)
     asked = asked_range(environ)
     if asked is None or not _is_still(environ.get("HTTP_IF_RANGE"), headers):
-        return Answer("200 OK", headers, content)
-    return _partial(asked, headers, content)
+        return Answer("200 OK", headers, content.begun(environ))
+    return _partial(environ, asked, headers, content)
 
 
 def _later(one: Any, other: Any) -> bool:
@@ -136,7 +154,7 @@ def _is_still(validator: str | None, headers: Headers) -> bool:
     return not validator.startswith("W/") and any(key.lower() == name and value == validator for key, value in headers)
 
 
-def _partial(asked: Asked, headers: Headers, content: "Stored") -> Answer:
+def _partial(environ: Mapping[str, Any], asked: Asked, headers: Headers, content: "Stored") -> Answer:
     length = content.length
     begin, end = asked.within(length)
     if begin >= end:
@@ -144,7 +162,7 @@ def _partial(asked: Asked, headers: Headers, content: "Stored") -> Answer:
         return _without_body("416 Range Not Satisfiable", headers, unsatisfied)
     kept = tuple((name, value) for name, value in headers if name.lower() != "content-length")
     placed = (("Content-Length", str(end - begin)), ("Content-Range", f"bytes {begin}-{end - 1}/{length}"))
-    return Answer("206 Partial Content", (*kept, *placed), content.part(begin, end))
+    return Answer("206 Partial Content", (*kept, *placed), content.part(begin, end).begun(environ))
 
 
 def _without_body(status: str, headers: Headers, *added: tuple[str, str]) -> Answer:

@@ -1,14 +1,11 @@
-"""Viewers must never starve the app: how many connections may be held, how often the others may ask, who has left."""
+"""Viewers must never starve the app: how many connections may be held, and how often the others may ask."""
 
 import math
-import select
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-__all__ = ["FASTEST", "Viewers", "disconnection_of"]
+__all__ = ["FASTEST", "Viewers"]
 
 FASTEST = 1.0
 """Seconds between two polls where there are few: who is told to wait longer is one of a crowd."""
@@ -16,12 +13,16 @@ FASTEST = 1.0
 _DECAY = 10.0
 _POLLS_PER_SECOND = 50.0
 _SLOWEST = 30.0
+_SLOTS = 2  # where the server does not say how many threads it has
 
 
 class Viewers:
-    """Counts held connections against *slots*, and tells those who poll how long to wait. Any thread."""
+    """Counts held connections against *slots*, and tells those who poll how long to wait. Any thread.
 
-    def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic) -> None:
+    *slots*: None for half of the threads that the server has, where it says so, else for two.
+    """
+
+    def __init__(self, slots: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()  # guards all of these
         self._clock = clock
         self._slots = slots
@@ -29,26 +30,30 @@ class Viewers:
         self._waited = 0.0
         self._counted_at = clock()
         self._next_turn = clock()
+        self._ended = False
 
-    def take_slot(self, gone: Callable[[], bool]) -> object | None:
+    def take_slot(self, gone: Callable[[], bool], *, threads: int | None = None, least: int = 0) -> object | None:
         """Return a slot, to be given back; None if all are held by clients that are still there.
 
-        *gone* tells whether the client that it is for has left, without waiting.
+        *gone* tells whether the client that it is for has left, without waiting. *threads*: of the server, where that
+        is known. *least*: how many slots there are at least.
         """
         slot = object()
-        if not self._hold(slot, gone):
+        slots = self._slots if self._slots is not None else _SLOTS if threads is None else threads // 2
+        slots = max(slots, least)
+        if not self._hold(slot, gone, slots):
             # Servers notice only at the next write: nobody shall be turned away for one who left. Not looked at with
             # the lock held: under gevent a look lets others run, who may want the lock.
             for other, other_gone in list(self._held.items()):
                 if other_gone():
                     self.give_back(other)
-            if not self._hold(slot, gone):
+            if not self._hold(slot, gone, slots):
                 return None
         return slot
 
-    def _hold(self, slot: object, gone: Callable[[], bool]) -> bool:
+    def _hold(self, slot: object, gone: Callable[[], bool], slots: int) -> bool:
         with self._lock:
-            if len(self._held) >= self._slots:
+            if self._ended or len(self._held) >= slots:
                 return False
             self._held[slot] = gone
             return True
@@ -57,6 +62,15 @@ class Viewers:
         """Give a slot back. Does nothing if somebody else was given it meanwhile."""
         with self._lock:
             self._held.pop(slot, None)
+
+    def end(self) -> None:
+        """Hold nobody any more: the site shuts down. Those that are held hear of it when they look."""
+        self._ended = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody is held any more."""
+        return self._ended
 
     def pace(self, every: float | None) -> float:
         """Return how many seconds a poller should wait, which waited *every* seconds for this answer (None: unknown).
@@ -81,42 +95,3 @@ class Viewers:
             turn = max(now, self._next_turn)
             self._next_turn = min(turn + 1 / _POLLS_PER_SECOND, now + _SLOWEST)
             return turn - now
-
-
-def disconnection_of(environ: Mapping[str, Any]) -> Callable[[], bool]:
-    """Return a function that tells whether the client of a request has gone, as well as its server lets us know.
-
-    Servers do not say so until a write fails, so where one gives the socket away we look whether it is at its end.
-    """
-    asked = environ.get("waitress.client_disconnected")
-    connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-    if connection is None and asked is not None:
-        connection = getattr(getattr(asked, "__self__", None), "socket", None)
-
-    def gone() -> bool:
-        if asked is not None and asked():
-            return True
-        return isinstance(connection, socket.socket) and _at_end(connection)
-
-    return gone
-
-
-def _at_end(connection: socket.socket) -> bool:
-    number = connection.fileno()
-    if number < 0:  # closed by the server
-        return True
-    try:
-        # Not read at once: gevent's sockets wait for something to read, whatever the flags.
-        return _is_readable(number) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
-    except (BlockingIOError, ValueError):  # TLS, say, lets nobody look
-        return False
-    except OSError:  # reset
-        return True
-
-
-def _is_readable(number: int) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(select.select([number], [], [], 0)[0])
-    poll = select.poll()  # unlike select() for descriptors of any number
-    poll.register(number, select.POLLIN)
-    return bool(poll.poll(0))

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -14,12 +14,13 @@ from ..errors import JobNotFound
 from ..executors.base import Executor
 from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
+from .connections import disconnection_of, is_stopping, longest, stream_live, threads_of
 from .estimates import Estimates
 from .parts import PageMaker, page_maker
 from .problems import UNSTORED, Answer, Headers, retry_after
-from .viewers import FASTEST, Viewers, disconnection_of
+from .viewers import FASTEST, Viewers
 
-__all__ = ["LOOK_EVERY", "BadParameter", "Site", "Visit", "about", "job_headers"]
+__all__ = ["LOOK_EVERY", "BadParameter", "Hold", "Site", "Visit", "about", "job_headers"]
 
 _MAX_WAIT = 30.0
 LOOK_EVERY = 1.0
@@ -89,6 +90,26 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """The right to hold a connection: while its client is there, the server lets it, and no longer than *ends_at*."""
+
+    viewers: Viewers
+    slot: object
+    gone: Callable[[], bool]
+    """Whether the client has gone, as far as the server lets us know."""
+    ends_at: float
+    """By the monotonic clock."""
+
+    def must_end(self) -> bool:
+        """Whether the connection is not to be held any longer."""
+        return self.viewers.ended or is_stopping() or time.monotonic() >= self.ends_at
+
+    def give_back(self) -> None:
+        """Give the slot back. Idempotent."""
+        self.viewers.give_back(self.slot)
+
+
+@dataclass(frozen=True, slots=True)
 class Visit:
     """A request about the job of *token*, sent by one who proves to be the *owners* (none: nobody in particular).
 
@@ -117,15 +138,25 @@ class Visit:
             raise JobNotFound(self.key)
         return job
 
-    def take_slot(self) -> Callable[[], None] | None:
-        """Take the right to hold this connection; return how to give it back, which may be called again.
+    def take_slot(self) -> "Hold | None":
+        """Take the right to hold this connection, which must be given back.
 
         None: no slot is free, or this would hold the server's only thread.
         """
-        if not self.environ.get("wsgi.multithread"):
+        return self._held() if self.environ.get("wsgi.multithread") else None
+
+    def take_slot_for_bytes(self) -> "Hold | None":
+        """The same for an answer that a slow reader holds: there is always a slot for one, else nobody got it."""
+        return self._held(least=1)
+
+    def _held(self, least: int = 0) -> "Hold | None":
+        gone = disconnection_of(self.environ)
+        viewers = self.site.viewers
+        slot = viewers.take_slot(gone, threads=threads_of(self.environ), least=least)
+        if slot is None:
             return None
-        slot = self.site.viewers.take_slot(disconnection_of(self.environ))
-        return None if slot is None else partial(self.site.viewers.give_back, slot)
+        stream_live(self.environ)
+        return Hold(viewers, slot, gone, time.monotonic() + longest(self.environ))
 
     def hold(self, job: Job, offset: int, seconds: float) -> Job:
         """Return the job when it has more output than *offset* or has ended, after at most *seconds*.
@@ -134,19 +165,18 @@ class Visit:
         """
         if seconds <= 0 or job.state.ended or self.environ["REQUEST_METHOD"] == "HEAD":
             return job
-        give_back = self.take_slot()
-        if give_back is None:
+        held = self.take_slot()
+        if held is None:
             return job
         try:
-            gone = disconnection_of(self.environ)
-            deadline = time.monotonic() + seconds
-            while (left := deadline - time.monotonic()) > 0 and not gone():
+            deadline = min(held.ends_at, time.monotonic() + seconds)
+            while (left := deadline - time.monotonic()) > 0 and not held.gone() and not held.must_end():
                 job = self.registry.wait(self.key, offset, min(left, LOOK_EVERY))
                 if job.state.ended or job.output_end > offset:
                     break
             return job
         finally:
-            give_back()
+            held.give_back()
 
     def wait_as_preferred(self, job: Job) -> tuple[Job, str]:
         """Return the job when it has ended, at the latest after the time that ``Prefer: wait=N`` grants (RFC 7240

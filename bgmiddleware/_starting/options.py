@@ -29,12 +29,14 @@ _SHORTEST_SECRET = 16
 _OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
 
 
-def check_numbers(*, deadline: object, promote_after: object, **whole: object) -> None:
+def check_numbers(*, deadline: object, promote_after: object, stream_slots: object, **whole: object) -> None:
     """Check the numbers: all are from 0, and a deadline is above. No end of time is said by None or 0, not by inf."""
     if not (is_finite(promote_after) and promote_after >= 0):
         raise ConfigurationError.of_setting("promote_after", promote_after, "a number from 0")
     if deadline is not None and not (is_finite(deadline) and deadline > 0):
         raise ConfigurationError.of_setting("deadline", deadline, "a number above 0")
+    if stream_slots is not None:
+        whole["stream_slots"] = stream_slots
     for name, number in whole.items():
         check_count(name, number, 0)
 

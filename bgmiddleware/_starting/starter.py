@@ -25,6 +25,7 @@ from .._serving import (
     Visit,
     about,
     answer_ended,
+    bad_query,
     names_json,
     problem,
     retry_after,
@@ -65,6 +66,13 @@ class _OtherRequest(Exception):
     """An Idempotency-Key was used before, for a request that asks for something else."""
 
 
+def _misconfigured(environ: dict[str, Any], error: ConfigurationError) -> Answer:
+    """Answer that the site cannot start jobs as it is configured. Raised through a server, it would be no answer: some
+    close the connection, and some leave the client waiting."""
+    _log.error("no job can be started: %s", error)
+    return problem(environ, 500, "misconfigured", f"{error}.")
+
+
 @dataclass(frozen=True)
 class Starter:
     """Starts the jobs of one middleware, by its options. Any thread may call."""
@@ -91,6 +99,12 @@ class Starter:
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
+        try:
+            return self._start_replay(app, environ, context)
+        except ConfigurationError as error:
+            return _misconfigured(environ, error)
+
+    def _start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -114,7 +128,10 @@ class Starter:
     def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
         """Start what a decorator asked for. *environ*: the request as it was before *app* saw it."""
         if wish.function is not None:
-            return self._start_function(wish.function, environ, wish)
+            try:
+                return self._start_function(wish.function, environ, wish)
+            except ConfigurationError as error:
+                return _misconfigured(environ, error)
         try:
             environ = {**environ, "wsgi.input": rewound(environ["wsgi.input"])}
         except BadRequestBody as error:
@@ -179,6 +196,7 @@ class Starter:
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
             priority=job.priority,
+            groups=job.groups,
             deadline=job.deadline,
             version=self.version,
             output_file=output_file,
@@ -212,9 +230,10 @@ class Starter:
             )
         if environ.get("wsgi.multiprocess") and not registry.shared:
             raise ConfigurationError(
-                f"this server runs several processes, and a {type(registry).__name__} keeps its jobs in one:"
-                " a token would be unknown to the others. Serve from one process with threads, or use a registry"
-                " that processes share"
+                f"this server runs several processes, or says so, and a {type(registry).__name__} keeps its jobs in"
+                " one: a token would be unknown to the others. Give the middleware a registry that processes share,"
+                ' registry=SpoolRegistry("/var/lib/…") or registry=RedisRegistry("redis://…"), or serve from one'
+                " process with threads, by a server that says so (python -m bgmiddleware serve)"
             )
         purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
         if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
@@ -223,7 +242,7 @@ class Starter:
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
-        return None
+        return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
         # Looked for on the stack, once for each start: so it costs the requests that start nothing, nothing.
@@ -312,17 +331,22 @@ class Starter:
         registry = self.site.registry
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
+        if must_hold:
+            job = replace(job, process=self.waiting.process)
         job = registry.add(job, lease=lease) if lease is not None else registry.add(job)
         try:
             offset = 0
             for chunk in request.chunks() if request else ():
                 offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
-            self.site.executor.submit(run(job))
+            begun = run(job)
+            if must_hold:
+                self.waiting.hold(begun)
+            self.site.executor.submit(begun)
         except BaseException:
             registry.discard(job.key)
+            if must_hold:
+                self.waiting.let_go(job.key)
             raise
-        if must_hold:
-            self.waiting.hold(job.key)
         if not job.admitted:
             # Where it began already, or cannot be told of now, it is admitted by its claim.
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):

@@ -41,6 +41,9 @@ def app(environ, start_response):
     elif path == "/opens-many":
         kept.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(1100))
     start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/who":
+        names = "REMOTE_ADDR", "HTTP_HOST", "wsgi.url_scheme", "HTTP_X_FORWARDED_HOST"
+        return [" ".join(environ.get(name, "-") for name in names).encode()]
     return [b"done\\n"]
 
 
@@ -59,7 +62,7 @@ class Served:
         self.process = begin(directory, "--background", "/x/*", "--port", "0", *arguments)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.fullmatch(r"Serving on (http://127\.0\.0\.1:\d+)/ \(Ctrl-C stops\)\n", line)
+        found = re.fullmatch(r"Serving on (http://(?:127\.0\.0\.1|0\.0\.0\.0):\d+)/ \(Ctrl-C stops\)\n", line)
         assert found, (line, self.process.communicate())
         self.address = found[1]
 
@@ -75,7 +78,7 @@ class Served:
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, errors
 
 
@@ -118,6 +121,39 @@ def test_it_serves_the_app_and_its_slow_paths_in_the_background(serve: Callable[
     assert log == ""
 
 
+OF_A_PROXY = {
+    "Host": "inner",
+    "X-Forwarded-For": "10.1.2.3",
+    "X-Forwarded-Host": "shop.example",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Port": "443",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saw"),
+    [
+        ((), "127.0.0.1 inner http shop.example"),
+        (("--trusted-proxy", "127.0.0.1"), "10.1.2.3 shop.example https shop.example"),
+        (("--trusted-proxy", "*"), "10.1.2.3 shop.example https shop.example"),
+        (("--trusted-proxy", "10.0.0.1"), "127.0.0.1 inner http -"),
+        (
+            ("--trusted-proxy", "127.0.0.1", "--trusted-proxy-headers", "x-forwarded-proto"),
+            "127.0.0.1 inner https -",
+        ),
+    ],
+)
+def test_a_proxy_is_believed_where_it_is_trusted(
+    serve: Callable[..., Served], arguments: tuple[str, ...], saw: str
+) -> None:
+    assert serve(*arguments).get("/who", **OF_A_PROXY)[1] == saw
+
+
+def test_who_comes_from_elsewhere_may_be_no_proxy(serve: Callable[..., Served]) -> None:
+    saw = serve("--host", "0.0.0.0").get("/who", **OF_A_PROXY)[1]
+    assert saw == "127.0.0.1 inner http -"
+
+
 def test_descriptors_of_any_number_are_served(serve: Callable[..., Served]) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1200:
         pytest.skip("needs more descriptors")
@@ -145,7 +181,7 @@ def test_a_running_job_gets_time_to_end(number: signal.Signals, serve: Callable[
     served.process.send_signal(number)
     served.wait_for("Stopping")
     (directory / "may end").touch()
-    _, errors = served.process.communicate(timeout=30)
+    _, errors = served.process.communicate(timeout=120)
     assert served.process.returncode == 0
     assert errors == "the job has ended\n"
 
@@ -169,7 +205,7 @@ def test_who_follows_a_job_sees_its_end_and_the_server_stops_without_a_word(
         served.wait_for("Stopping")
         (directory / "may end").touch()
         assert follower.read() == b"ended\n"
-    _, errors = served.process.communicate(timeout=30)
+    _, errors = served.process.communicate(timeout=120)
     assert (served.process.returncode, errors) == (0, "")
 
 
@@ -197,7 +233,7 @@ def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) ->
 )
 def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: Path) -> None:
     process = begin(directory, app=app)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=120)
     assert (process.returncode, output, errors) == (2, "", f"bgmiddleware: {said}\n")
 
 
@@ -209,13 +245,14 @@ def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: 
         (["--drain", "-1"], "bgmiddleware: drain = -1.0: expected a number from 0"),
         (["--workers", "0"], "argument --workers: expected a number from 1, not '0'"),
         (["--threads", "0"], "argument --threads: expected a number from 1, not '0'"),
+        (["--trusted-proxy-count", "0"], "argument --trusted-proxy-count: expected a number from 1, not '0'"),
         (["--port", "99999"], "argument --port: expected 0 to 65535, not '99999'"),
         (["--port", "http"], "argument --port: expected 0 to 65535, not 'http'"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(arguments: list[str], said: str, directory: Path) -> None:
     process = begin(directory, *arguments)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.splitlines()[-1].endswith(said)
     assert "Traceback" not in errors
@@ -225,14 +262,14 @@ def test_a_taken_port_is_status_1_and_one_line(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = begin(directory, "--port", str(port))
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (1, "")
     assert re.fullmatch(rf"bgmiddleware: cannot serve on 127\.0\.0\.1:{port}: .*in use\n", errors)
 
 
 def test_a_host_that_is_none_is_status_1_and_one_line(directory: Path) -> None:
     process = begin(directory, "--host", "nosuch.invalid", "--port", "0")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert errors.startswith("bgmiddleware: cannot serve on nosuch.invalid:0: ")
     assert "Traceback" not in errors

@@ -117,7 +117,7 @@ class OverHTTP:
     def stream(
         self, method: str, target: str, body: bytes = b"", **headers: str
     ) -> Iterator[tuple[int, list[tuple[str, str]], Iterator[bytes]]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             names = {name.replace("_", "-"): value for name, value in headers.items()}
             if body or method in ("POST", "PUT", "PATCH"):
@@ -136,14 +136,20 @@ class OverHTTP:
 def served(app: Any, *, patience: float = 10.0, **options: Any) -> Iterator[OverHTTP]:
     """Serve *app* on waitress, on a free port if none is given; in the end wait up to *patience* seconds for what is
     still being answered."""
-    options = {"port": 0, "threads": 8, "channel_request_lookahead": 1, **options}
+    options = {
+        "port": 0,
+        "threads": 8,
+        "channel_request_lookahead": 1,
+        "clear_untrusted_proxy_headers": False,
+        **options,
+    }
     sockets: dict[int, Any] = {}
     server: Any = create_server(app, sockets, host="127.0.0.1", **options)
     stopping = threading.Event()
 
     def run() -> None:
         while not stopping.is_set():
-            wasyncore.loop(timeout=30, map=sockets, count=1)
+            wasyncore.loop(timeout=120, map=sockets, count=1)
         server.task_dispatcher.shutdown(cancel_pending=True, timeout=patience)
         wasyncore.close_all(sockets)
 

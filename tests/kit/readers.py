@@ -25,7 +25,7 @@ from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries import open_registry
 from tests.executors.far_play import NAME, far_away
 from tests.kit.apps import WAIT
-from tests.kit.clients import InProcess, OverHTTP, served
+from tests.kit.clients import InProcess, OverHTTP, Reply, served
 
 Client = InProcess | OverHTTP
 BOTH = ("in-process", "waitress")
@@ -178,6 +178,18 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Opener]:
 
 def token_of(target: str) -> str:
     return target.rpartition("_t=")[2].partition("&")[0]
+
+
+def so_far(client: Client, target: str, **headers: str) -> Reply:
+    """Read a log that is not followed, and see that nobody takes it for whole."""
+    text = b""
+    with client.stream("GET", target, **headers) as (status, sent, chunks):
+        with contextlib.suppress(ConnectionResetError):
+            for chunk in chunks:
+                text += chunk
+            assert not isinstance(client, InProcess), "it ended as if it were whole"
+        assert int(dict(sent)["Content-Length"]) > len(text)
+    return Reply(status, sent, text)
 
 
 # Over a socket of our own.

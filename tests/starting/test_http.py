@@ -28,7 +28,7 @@ from bgmiddleware import (
 from tests.kit import apps
 from tests.kit.clients import UUID, InProcess, OverHTTP, Reply, ended, environ, served, start, target_of
 from tests.kit.fleets import celery_fleet, rq_fleet  # noqa: F401  # fixtures
-from tests.kit.readers import EVERYWHERE, executed
+from tests.kit.readers import EVERYWHERE, executed, so_far
 from tests.kit.redis_server import redis_server_of_module  # noqa: F401  # a fixture of theirs
 
 Client = InProcess | OverHTTP
@@ -274,11 +274,18 @@ def test_problems_are_json_for_who_reads_json(client: Client) -> None:
     }
 
 
-def test_a_server_of_several_processes_is_refused_with_the_remedy(site: BackgroundMiddleware) -> None:
+def test_a_server_of_several_processes_is_refused_with_the_remedy(
+    site: BackgroundMiddleware, caplog: pytest.LogCaptureFixture
+) -> None:
     given = environ("POST", "/slow")
     given["wsgi.multiprocess"] = True
-    with pytest.raises(ConfigurationError, match="a registry that processes share"):
-        site(given, lambda *arguments: None)
+    head: list[Any] = []
+    with caplog.at_level("ERROR", "bgmiddleware"):
+        said = b"".join(site(given, lambda *arguments: head.extend(arguments))).decode()
+    assert head[0] == "500 Internal Server Error"
+    for remedy in ("a registry that processes share", 'SpoolRegistry("/var/lib/…")', "RedisRegistry", "one process"):
+        assert remedy in said
+        assert remedy in caplog.text
     assert site.registry.jobs() == []
 
 
@@ -741,6 +748,23 @@ def test_a_job_that_finishes_anyway_says_that_a_cancel_was_asked_for(
         ({"sec_fetch_site": "cross-site", "origin": "http://own.example", "host": "own.example"}, False),
         ({"origin": "http://own.example", "host": "own.example"}, True),
         ({"origin": "http://own.example:8080", "host": "own.example:8080"}, True),
+        ({"origin": "http://own.example", "host": "own.example:80"}, True),
+        ({"origin": "http://own.example:80", "host": "OWN.example"}, True),
+        ({"origin": "https://own.example", "host": "own.example:443"}, True),
+        ({"origin": "http://own.example", "host": "own.example:443"}, False),
+        ({"origin": "https://own.example", "host": "own.example:80"}, False),
+        ({"origin": "http://own.example", "host": "own.example:8080"}, False),
+        ({"origin": "http://own.example:8080", "host": "own.example"}, False),
+        ({"origin": "http://[::1]", "host": "[::1]:80"}, True),
+        ({"origin": "http://own.example", "host": "inner:8000", "x_forwarded_host": "own.example"}, True),
+        ({"origin": "http://own.example", "host": "inner:8000", "x_forwarded_host": "own.example:80"}, True),
+        ({"origin": "http://own.example", "host": "inner", "x_forwarded_host": "cache, own.example"}, True),
+        ({"origin": "http://evil.example", "host": "inner", "x_forwarded_host": "own.example"}, False),
+        ({"origin": "http://own.example:81", "host": "own.example", "x_forwarded_port": "81"}, True),
+        ({"origin": "http://own.example:81", "host": "own.example:80", "x_forwarded_port": "81"}, False),
+        ({"origin": "https://own.example", "host": "inner", "forwarded": "for=1.2.3.4;host=own.example"}, True),
+        ({"origin": "https://own.example", "host": "inner", "forwarded": 'proto=https; Host="own.example:443"'}, True),
+        ({"origin": "https://own.example", "host": "inner", "forwarded": "for=own.example"}, False),
         ({"origin": "http://evil.example", "host": "own.example"}, False),
         ({"origin": "http://own.example.evil.example", "host": "own.example"}, False),
         ({"origin": "null", "host": "own.example"}, False),
@@ -818,7 +842,7 @@ def test_followers_beyond_the_slots_get_what_there_is(stage: apps.Stage) -> None
     stage.go()
     client.request("GET", f"{target}&_offset=0&_wait=30")
     with client.stream("GET", target) as (_, _, first), client.stream("GET", target):
-        third = client.request("GET", target)
+        third = so_far(client, target)
         assert (third.text, third["Retry-After"], third["Job-State"]) == ("line 1\n", "1", "running")
         assert client.request("GET", f"{target}&_offset=7&_wait=30").text == "", "nor may it wait"
         assert next(first) == b"line 1\n"
@@ -833,7 +857,8 @@ def test_the_only_thread_of_a_server_is_never_held(site: BackgroundMiddleware, s
     given = environ("GET", target)
     given["wsgi.multithread"] = False
     heads: list[Any] = []
-    assert b"".join(site(given, lambda *head: heads.append(head))) == b""
+    with pytest.raises(ConnectionResetError):
+        next(iter(site(given, lambda *head: heads.append(head))))
     assert ("Retry-After", "1") in heads[0][1]
 
 
@@ -915,8 +940,9 @@ def test_a_middleware_around_another_is_refused_where_a_token_would_be_lost() ->
     with pytest.raises(ConfigurationError, match="already"):
         BackgroundMiddleware(inner)
     hidden = BackgroundMiddleware(lambda environ, start_response: inner(environ, start_response))
-    with pytest.raises(ConfigurationError, match="called by another one"):
-        hidden(environ("POST", "/"), lambda *arguments: None)
+    said = InProcess(hidden).request("POST", "/")
+    assert said.status == 500
+    assert "called by another one" in said.text
     assert inner.registry.jobs() == []
     shared = BackgroundMiddleware(
         lambda environ, start_response: inner(environ, start_response), registry=inner.registry

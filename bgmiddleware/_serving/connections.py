@@ -1,0 +1,209 @@
+"""What servers let us know of a request's connection, and of themselves: each says other things, and none says all."""
+
+import errno
+import functools
+import importlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = [
+    "broken_off",
+    "disconnection_of",
+    "is_behind_proxy",
+    "is_stopping",
+    "longest",
+    "makes_ends_visible",
+    "stream_live",
+    "threads_of",
+]
+
+Environ = Mapping[str, Any]
+
+_BOUND = 25.0
+_OF_PROXIES = ("HTTP_VIA", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST")
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+_MANY = 64
+
+
+# Has the client gone?
+
+
+def disconnection_of(environ: Environ) -> Callable[[], bool]:
+    """Return a function that tells whether the client of a request has gone, as well as its server lets us know.
+
+    Servers do not say so until a write fails, so where one gives the socket away we look whether it is at its end.
+    """
+    asked = environ.get("waitress.client_disconnected")
+    connection = _socket_of(environ)
+
+    def gone() -> bool:
+        if asked is not None and asked():
+            return True
+        return connection is not None and _at_end(connection)
+
+    return gone
+
+
+def _socket_of(environ: Environ) -> socket.socket | None:
+    """Return the socket of the client, or of the proxy; None where the server keeps it to itself."""
+    found = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    if found is None and "waitress.client_disconnected" in environ:
+        found = getattr(getattr(environ["waitress.client_disconnected"], "__self__", None), "socket", None)
+    if found is None and environ.get("SERVER_SOFTWARE", "").startswith(("Cheroot", "gevent", "WSGIServer")):
+        found = environ.get("wsgi.input")
+        for name in ("rfile", "raw", "_sock"):  # a reader of a reader of it
+            found = getattr(found, name, found)
+    return found if isinstance(found, socket.socket) else None
+
+
+def _at_end(connection: socket.socket) -> bool:
+    number = connection.fileno()
+    if number < 0:  # closed by the server
+        return True
+    try:
+        # Not read at once: gevent's sockets wait for something to read, whatever the flags.
+        return _is_readable(number) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
+    except (BlockingIOError, ValueError):  # TLS, say, lets nobody look
+        return False
+    except OSError:  # reset
+        return True
+
+
+def _is_readable(number: int) -> bool:
+    if not hasattr(select, "poll"):
+        return bool(select.select([number], [], [], 0)[0])
+    poll = select.poll()  # unlike select() for descriptors of any number
+    poll.register(number, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+# An end that is not the end.
+
+
+def broken_off(environ: Environ) -> Exception:
+    """Return what to raise so that the client sees an answer break off, and does not take it for whole.
+
+    Where the answer has no length and no chunks, as for clients and proxies of HTTP/1.0, only a reset connection says
+    so. Servers write errors of connections into no log, or into one line.
+    """
+    if not environ.get("SERVER_PROTOCOL", "").startswith("HTTP/1"):
+        return ConnectionAbortedError(errno.ECONNABORTED, "the answer ends before the job")  # others share it
+    if "waitress.client_disconnected" in environ:
+        _reset_when_closed(_socket_of(environ))
+        return importlib.import_module("waitress.channel").ClientDisconnected()  # type: ignore[no-any-return]
+    uwsgi = _uwsgi(environ)
+    if uwsgi is not None:
+        with socket.socket(fileno=os.dup(uwsgi.connection_fd())) as connection:
+            _reset_when_closed(connection)
+        return StopIteration()  # any other would be a traceback in the log, and do no more
+    given = _socket_of(environ)
+    _reset_when_closed(given)
+    if given is not None and ("gunicorn.socket" in environ or "werkzeug.socket" in environ):
+        given.close()  # these say by a FIN that all is well, before they close it
+    return ConnectionResetError(errno.ECONNRESET, "the answer ends before the job")
+
+
+def makes_ends_visible(environ: Environ) -> bool:
+    """Whether a client certainly sees that an answer without a length broke off."""
+    hides = environ.get("SERVER_PROTOCOL") == "HTTP/1.0" or _is_granian(environ) or _is_mod_wsgi(environ)
+    return not hides and _uwsgi(environ) is None
+
+
+def _reset_when_closed(connection: socket.socket | None) -> None:
+    if connection is not None and connection.family in (socket.AF_INET, getattr(socket, "AF_INET6", None)):
+        try:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+        except OSError:  # it is closed already
+            return
+
+
+# How long, and how many.
+
+
+def longest(environ: Environ) -> float:
+    """Return for how many seconds a connection may be held.
+
+    Servers with a bound kill the process, with every job in it, over an answer that takes longer; others wait for it
+    when they are stopped. Those that do neither, or tell us that they stop, set none.
+    """
+    uwsgi = _uwsgi(environ)
+    if uwsgi is not None:
+        harakiri = float(uwsgi.opt.get("harakiri", b"0") or 0)
+        return min(_BOUND, max(1.0, harakiri - 5)) if harakiri else float("inf")
+    software = environ.get("SERVER_SOFTWARE", "")
+    tells = ("waitress.client_disconnected", "gunicorn.socket", "werkzeug.socket")
+    unbounded = any(name in environ for name in tells) or software.startswith(("waitress", "gevent"))
+    return float("inf") if unbounded or hasattr(_stopper(), "should_exit") else _BOUND
+
+
+def is_stopping() -> bool:
+    """Whether the server of this process was told to stop, if it lets us know: it waits for its connections now."""
+    server = _stopper()
+    return getattr(server, "alive", True) is False or getattr(server, "should_exit", False) is True
+
+
+def _stopper() -> object:
+    """Return whose method handles SIGTERM: a worker of gunicorn, a server of uvicorn."""
+    return getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+
+
+def threads_of(environ: Environ) -> int | None:
+    """Return how many requests this process answers at a time, where its server says so."""
+    channel: Any = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+    if channel is not None:
+        return _number(channel, "server", "adj", "threads")
+    if "gunicorn.socket" in environ:
+        has_greenlets = type(_stopper()).__module__.endswith(("ggevent", "geventlet"))
+        return _number(_stopper(), "cfg", "worker_connections" if has_greenlets else "threads")
+    uwsgi = _uwsgi(environ)
+    if uwsgi is not None:
+        return int(uwsgi.opt.get("threads", b"1"))
+    if _is_mod_wsgi(environ):
+        return _number(sys.modules.get("mod_wsgi"), "threads_per_process")
+    return _MANY if "werkzeug.socket" in environ else None  # a thread for each connection
+
+
+def _number(found: Any, *names: str) -> int | None:
+    for name in names:
+        found = getattr(found, name, None)
+    return found if isinstance(found, int) else None
+
+
+def is_behind_proxy(environ: Environ) -> bool:
+    """Whether there is a sign of a proxy, which cuts off who says nothing for long."""
+    # eventlet says HTTP/1.0 to all.
+    is_old = environ.get("SERVER_PROTOCOL") == "HTTP/1.0" and "eventlet.posthooks" not in environ
+    return is_old or any(name in environ for name in _OF_PROXIES)
+
+
+def stream_live(environ: Environ) -> None:
+    """Let a server that collects small pieces pass each on at once."""
+    if "eventlet.posthooks" in environ and isinstance(environ, dict):
+        environ["eventlet.minimum_write_chunk_size"] = 0
+
+
+def _is_granian(environ: Environ) -> bool:
+    return str(environ.get("SERVER_SOFTWARE", "")).lower().startswith("granian")
+
+
+def _is_mod_wsgi(environ: Environ) -> bool:
+    return "mod_wsgi.version" in environ
+
+
+def _uwsgi(environ: Environ) -> Any:
+    return _uwsgi_module() if "uwsgi.version" in environ else None
+
+
+@functools.cache
+def _uwsgi_module() -> Any:
+    """Return the module that uWSGI has in its own processes, with its options by name; None elsewhere."""
+    try:
+        return importlib.import_module("uwsgi")
+    except ImportError:
+        return None
