@@ -136,12 +136,15 @@ class ForegroundOutput:
 def _runs_loop_for(waiting: int) -> bool:
     """Whether the calling thread runs an event loop that the thread *waiting* waits for, as asgiref has it do for an
     asynchronous view of Flask: what happens here happens on behalf of that view's request."""
-    here = threading.current_thread()
+    arguments = getattr(threading.current_thread(), "_args", ())
+    # A worker of a pool knows its pool from the start, the pool knows its worker a moment later.
+    pool = arguments[0]() if arguments and isinstance(arguments[0], weakref.ref) else None
+    if pool is None:
+        return False
     frame = sys._current_frames().get(waiting)
     while frame is not None:
         if frame.f_code.co_name == "__call__" and frame.f_globals.get("__name__") == "asgiref.sync":
-            executor = frame.f_locals.get("loop_executor")
-            if executor is not None and here in executor._threads:
+            if frame.f_locals.get("loop_executor") is pool:
                 return True
         frame = frame.f_back
     return False
