@@ -143,9 +143,8 @@ def _runs_loop_for(waiting: int) -> bool:
         return False
     frame = sys._current_frames().get(waiting)
     while frame is not None:
-        if frame.f_code.co_name == "__call__" and frame.f_globals.get("__name__") == "asgiref.sync":
-            if frame.f_locals.get("loop_executor") is pool:
-                return True
+        if frame.f_globals.get("__name__") == "asgiref.sync" and frame.f_locals.get("loop_executor") is pool:
+            return True
         frame = frame.f_back
     return False
 
