@@ -17,15 +17,16 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
-from .._recording import replay_environ
+from .._recording import RecordedRequest, replay_environ
 from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
 from .keeper import LEASE, Keeper, patiently
 
-__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request"]
+__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
 
 _log = logging.getLogger("bgmiddleware")
 
@@ -55,10 +56,25 @@ class RunningJob:
         self._check()
 
 
+# Named, since the annotations of a function within a function are evaluated each time.
+_Head = Callable[[RecordedResponse], None]
+_Write = Callable[[bytes], None]
+
+
+class Holder(Protocol):
+    """What holds a job that waits in this process."""
+
+    def leave(self, key: str) -> None:
+        """Take note that a job does not wait any more."""
+
+    def revive(self) -> None:
+        """Say at once that this process is there."""
+
+
 class Work(Protocol):
     """What a job does: it gives the body to *write* in pieces and its response's head to *head*."""
 
-    def __call__(self, head: "Callable[[RecordedResponse], None]", write: Callable[[bytes], None]) -> None: ...
+    def __call__(self, head: _Head, write: _Write) -> None: ...
 
 
 class Run:
@@ -110,25 +126,58 @@ class Run:
         self._response: RecordedResponse | None = None
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
+        self._holder: Holder | None = None  # None: it does not wait in this process
 
     def __call__(self) -> bool:
         """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised.
 
-        True: it must wait, since one of its groups is full. Then call again, when a job has ended or a second later.
+        True: it must wait, since one of its groups is full, or its registry away. Then call again, when a job has ended
+        or a second later.
         """
+        must_wait = self._claim_and_run()
+        if not must_wait:
+            self.leave()
+        return must_wait
+
+    def _claim_and_run(self) -> bool:
         try:
-            if patiently(self.registry, self._claim):
-                self._context.run(self._run)
-            else:
-                return self.registry.get(self.key).state is JobState.PENDING
+            if not patiently(self.registry, self._claim):
+                return self.still_waits()
+            self.leave()
+            self._context.run(self._run)
         except (JobNotFound, JobExpired):
-            _log.info("job %s was gone before it began", self.key[:8])
-        except BaseException:  # a worker thread must live on, whatever it was
+            _log.info("job %s is gone", self.key[:8])
+        except BaseException as error:  # a worker thread must live on, whatever it was
+            if isinstance(error, RegistryError) and self.registry.shared and self._output is None:
+                _say("job %s waits for its registry: %s", self.key[:8], str(error))
+                return True
             # First, since a log handler may raise; and in this process it has no lease: nobody else would ever end it.
             with contextlib.suppress(Exception):
-                self.registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
+                change = Transition(JobState.FAILED, self._runner, reason=f"its runner failed: {_described(error)}")
+                self.registry.transition(self.key, {JobState.PENDING, JobState.RUNNING}, change)
             _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
         return False
+
+    def wait_in(self, holder: Holder) -> None:
+        """Say who holds the job while it waits in this process. To be called before it is submitted."""
+        self._holder = holder
+
+    def leave(self) -> None:
+        """Say that the job does not wait any more: it has begun, or never will."""
+        if self._holder is not None:
+            self._holder.leave(self.key)
+
+    def still_waits(self) -> bool:
+        """Whether the job waits, though a claim was refused just now. Raises ``RegistryError`` and ``JobNotFound``.
+
+        It does where one of its groups is full; or when this process stood still for so long that the job read as
+        lost, and nobody made that permanent.
+        """
+        job = self.registry.get(self.key)
+        if job.state is JobState.LOST and job.started_at is None and self._holder is not None:
+            self._holder.revive()
+            job = self.registry.get(self.key)
+        return job.state is JobState.PENDING
 
     @property
     def is_interrupted(self) -> bool:
@@ -146,21 +195,23 @@ class Run:
             claimed = self.registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
             # Where a connection broke before the answer came, it is ours already.
             claimed = claimed or (self._is_unsure and self.registry.get(self.key).runner == self._runner)
-        except RegistryError:
+        except (JobNotFound, JobExpired):
+            raise
+        except Exception:
             self._is_unsure = True
             raise
         self._is_unsure = False
         return claimed
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str) -> bool:
         """Write down that the job is lost, from another thread than the one that runs it; interrupt it if it runs.
 
-        Its output up to here is kept. Does nothing if it has ended.
+        Its output up to here is kept. Does nothing if it has ended. Return whether its registry took it.
         """
         self._abandoned = True
         try:
             if self.registry.transition(self.key, {JobState.PENDING}, Transition(JobState.LOST, reason=reason)):
-                return
+                return True
             output = self._output
             if output is not None:
                 output.drain(_LAST_DRAIN)
@@ -169,8 +220,10 @@ class Run:
                 output.interrupt(reason)
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before it was abandoned", self.key[:8])
-        except RegistryError:
-            _log.exception("job %s could not be written down as lost", self.key[:8])
+        except Exception:
+            _say("job %s could not be written down as lost", self.key[:8], exc_info=True)
+            return False
+        return True
 
     def _run(self) -> None:
         install()
@@ -194,6 +247,9 @@ class Run:
                 if self._preface:
                     output.note(self._preface)
                 state, reason = self._outcome(output)
+        except BaseException as error:
+            reason = f"its runner failed: {_described(error)}"
+            raise
         finally:
             # In this order: who sees the end sees everything.
             output.end()
@@ -243,6 +299,8 @@ class Run:
                 self._end_forked_child(output)
                 body.flush()
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
+            if not isinstance(error, Exception):
+                unwind(error.__traceback__)
             if self._response is not None:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
@@ -297,7 +355,7 @@ def _process_time() -> float:
     return sum(os.times()[:4])
 
 
-def _say(message: str, *arguments: str, exc_info: Any) -> None:
+def _say(message: str, *arguments: str, exc_info: Any = None) -> None:
     """Log an error. What the app's handlers raise is theirs: neither the job nor its worker may end of it."""
     with contextlib.suppress(Exception):
         _log.error(message, *arguments, exc_info=exc_info)
@@ -330,7 +388,7 @@ def replay_request(
 ) -> Work:
     """Return the work of calling *app* with a recorded request, whose body is in the registry."""
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
             environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
@@ -345,12 +403,33 @@ def call_function(function: Callable[[], Any]) -> Work:
     ``None`` is 204, ``str`` plain text, ``bytes`` octets, all else JSON; what is no JSON is 204 too.
     """
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         response, body = _response_of(function())
         head(response)
         write(body)
 
     return work
+
+
+def within_request(
+    function: Callable[[], Any],
+    around: tuple[Surroundings, ...],
+    registry: Registry,
+    key: str,
+    request: RecordedRequest,
+) -> Callable[[], Any]:
+    """Return *function* so that it is called within what is *around* the view that asked for it.
+
+    *request*: the one that the view answered; its body is in the registry.
+    """
+
+    def call() -> Any:
+        with contextlib.closing(open_request_body(registry, key, request.size)) as body:
+            errors = error_stream()
+            environ = replay_environ(request.environ, request.kept, body, errors, multiprocess=registry.shared)
+            return run_within(around, environ, function)
+
+    return call
 
 
 def _response_of(value: Any) -> tuple[RecordedResponse, bytes]:
