@@ -17,15 +17,16 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
-from .._recording import replay_environ
+from .._recording import RecordedRequest, replay_environ
 from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
 from .keeper import LEASE, Keeper, patiently
 
-__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request"]
+__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
 
 _log = logging.getLogger("bgmiddleware")
 
@@ -298,6 +299,8 @@ class Run:
                 self._end_forked_child(output)
                 body.flush()
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
+            if not isinstance(error, Exception):
+                unwind(error.__traceback__)
             if self._response is not None:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
@@ -409,6 +412,27 @@ def call_function(function: Callable[[], Any]) -> Work:
         write(body)
 
     return work
+
+
+def within_request(
+    function: Callable[[], Any],
+    around: tuple[Surroundings, ...],
+    registry: Registry,
+    key: str,
+    request: RecordedRequest,
+) -> Callable[[], Any]:
+    """Return *function* so that it is called within what is *around* the view that asked for it.
+
+    *request*: the one that the view answered; its body is in the registry.
+    """
+
+    def call() -> Any:
+        with contextlib.closing(open_request_body(registry, key, request.size)) as body:
+            errors = error_stream()
+            environ = replay_environ(request.environ, request.kept, body, errors, multiprocess=registry.shared)
+            return run_within(around, environ, function)
+
+    return call
 
 
 def _response_of(value: Any) -> tuple[RecordedResponse, bytes]:

@@ -4,7 +4,7 @@ from .._jobs import Channel, Job, JobState, RecordedResponse
 from ..registries.base import END
 from .problems import Answer, Headers, problem
 from .status import status_answer
-from .stored import Stored, conditional, entity_tag
+from .stored import TOO_MANY, Stored, conditional, entity_tag
 from .visit import Visit, job_headers
 
 __all__ = ["answer_ended", "answer_result"]
@@ -45,6 +45,8 @@ def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[st
     Its cookies go to who reads it first, and to nobody else: they may be somebody's session.
     """
     content = Stored(visit.registry, job.key, Channel.BODY, 0, job.body_end)
+    if response.code not in _BODYLESS and not content.is_held(visit):
+        return visit.refused(TOO_MANY)
     headers = (*_headers(visit, job, response, content), *job_headers(job), *added)
     if _is_for_us(response):
         return conditional(visit.environ, headers, content, response.status)
