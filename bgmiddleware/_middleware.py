@@ -129,8 +129,6 @@ class BackgroundMiddleware:
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
-        if not self.executor.in_process and not self.registry.shared:
-            raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
         self._site = Site(
             self.registry,
             self.executor,

@@ -64,6 +64,8 @@ def check_places(registry: object, executor: object) -> None:
         raise ConfigurationError.of_setting("registry", registry, "a registry, such as MemoryRegistry()")
     if not isinstance(executor, Executor):
         raise ConfigurationError.of_setting("executor", executor, "an executor, such as ThreadExecutor()")
+    if not executor.in_process and not registry.shared:
+        raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
 
 
 def check_texts(*, token_name: object, secret: object, dashboard: object, assets: object, version: object) -> None:
