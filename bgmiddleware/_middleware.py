@@ -31,6 +31,7 @@ from ._starting import (
     WSGIApplication,
     check_functions,
     check_numbers,
+    check_pair,
     check_places,
     check_switches,
     check_texts,
@@ -119,12 +120,9 @@ class BackgroundMiddleware:
         check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site)
         limits = limits_of(limit_per_owner, limit_per_mark)
         priorities = priorities_of(priority_per_mark)
-        if (dashboard is None) != (authorize is None):
-            raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
+        check_pair(dashboard, authorize)
         if isinstance(app, BackgroundMiddleware):
-            raise ConfigurationError(
-                "app is in a BackgroundMiddleware already: the outer one would not know its tokens"
-            )
+            raise ConfigurationError("app is in a BackgroundMiddleware already: this one would not know its tokens")
         self.app = app
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor

@@ -15,6 +15,7 @@ __all__ = [
     "Priorities",
     "check_functions",
     "check_numbers",
+    "check_pair",
     "check_places",
     "check_switches",
     "check_texts",
@@ -56,6 +57,12 @@ def check_switches(**switches: object) -> None:
     for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise ConfigurationError.of_setting(name, switch, "True or False")
+
+
+def check_pair(dashboard: object, authorize: object) -> None:
+    """Check that the list of all jobs is not for everybody."""
+    if (dashboard is None) != (authorize is None):
+        raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
 
 
 def check_places(registry: object, executor: object) -> None:
