@@ -385,13 +385,16 @@ def replay_request(
     key: str,
     stored: Mapping[str, str],
     kept: Mapping[str, Any],
+    *,
+    multiprocess: bool = False,
 ) -> Work:
-    """Return the work of calling *app* with a recorded request, whose body is in the registry."""
+    """Return the work of calling *app* with a recorded request, whose body is in the registry. *multiprocess*: whether
+    other processes may call it at the same time."""
 
     def work(head: _Head, write: _Write) -> None:
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
-            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
+            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
             Exchange(head, write).run(app, environ)
 
     return work

@@ -115,12 +115,14 @@ class Starter:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
         kept = request.kept
-        if not self.site.executor.in_process:
+        is_here = self.site.executor.in_process
+        if not is_here:
             self.dropped.tell(kept)
             kept = {}
+        multiprocess = not is_here or bool(environ.get("wsgi.multiprocess"))
 
         def run(job: Job) -> Run:
-            work = replay_request(app, self.site.registry, job.key, request.environ, kept)
+            work = replay_request(app, self.site.registry, job.key, request.environ, kept, multiprocess=multiprocess)
             return self._run(job, work, context)
 
         with request.body:
@@ -208,7 +210,7 @@ class Starter:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
-        work = replay_request(app, registry, key, job.request, {})
+        work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
         return self._run(job, work, Context(), output_file=output_file)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
