@@ -17,18 +17,22 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
-from .._recording import replay_environ
+from .._recording import RecordedRequest, replay_environ
 from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
+from .failures import log_failed, one_line, raised_in
 from .keeper import LEASE, Keeper, patiently
+from .tee import open_tee
 
-__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request"]
+__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
 
 _log = logging.getLogger("bgmiddleware")
 
+_TAIL_BYTES = 64 * 1024  # of the output, in which a traceback is looked for
 _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
 
 
@@ -55,6 +59,11 @@ class RunningJob:
         self._check()
 
 
+# Named, since the annotations of a function within a function are evaluated each time.
+_Head = Callable[[RecordedResponse], None]
+_Write = Callable[[bytes], None]
+
+
 class Holder(Protocol):
     """What holds a job that waits in this process."""
 
@@ -68,7 +77,7 @@ class Holder(Protocol):
 class Work(Protocol):
     """What a job does: it gives the body to *write* in pieces and its response's head to *head*."""
 
-    def __call__(self, head: "Callable[[RecordedResponse], None]", write: Callable[[bytes], None]) -> None: ...
+    def __call__(self, head: _Head, write: _Write) -> None: ...
 
 
 class Run:
@@ -76,10 +85,11 @@ class Run:
 
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
     one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
-    after which it is asked to stop. *version*: which version of the app this process runs. *output_file*: a descriptor
-    of an empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the
-    file descriptors 1 and 2 too; who gave it can read there what this process wrote before it died. The CPU time is
-    that of the process and its children then.
+    after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
+    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *output_file*: a descriptor of an
+    empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the file
+    descriptors 1 and 2 too; who gave it can read there what this process wrote before it died. The CPU time is that of
+    the process and its children then.
     """
 
     def __init__(
@@ -93,6 +103,8 @@ class Run:
         preface: str = "",
         takes_logging: bool = True,
         takes_children: bool = False,
+        tees: bool = False,
+        tells_errors: bool = True,
         priority: Priority = Priority.NORMAL,
         groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
@@ -110,6 +122,8 @@ class Run:
         self._pid = os.getpid()
         self._takes_logging = takes_logging
         self._takes_children = takes_children
+        self._tees = tees
+        self._tells_errors = tells_errors
         self._deadline = deadline
         self._version = version
         self._output_file = output_file
@@ -149,7 +163,7 @@ class Run:
             with contextlib.suppress(Exception):
                 change = Transition(JobState.FAILED, self._runner, reason=f"its runner failed: {_described(error)}")
                 self.registry.transition(self.key, {JobState.PENDING, JobState.RUNNING}, change)
-            _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
+            _say("job %s could not be run or recorded: %s", self.key[:8], one_line(self.title), exc_info=True)
         return False
 
     def wait_in(self, holder: Holder) -> None:
@@ -221,6 +235,12 @@ class Run:
 
     def _run(self) -> None:
         install()
+        has_descriptors = self._output_file is not None
+        tees = open_tee(has_descriptors=has_descriptors) if self._tees else contextlib.nullcontext()
+        with tees as tee:
+            self._run_captured(tee)
+
+    def _run_captured(self, tee: Callable[[bytes], None] | None) -> None:
         keeper = self._keeper
         self._output = output = JobOutput(
             keeper.store,
@@ -229,25 +249,30 @@ class Run:
             job=RunningJob(self.key, self.title, self._check, self._report),
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
+            tee=tee,
         )
         output.begin()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
         state, reason = JobState.FAILED, "its runner failed"
+        error: BaseException | None = None
         begun = self._cpu_clock()
         try:
             keeper.begin(output)
             with self._limited(output), self._descriptors(output), use_output(output):
                 if self._preface:
                     output.note(self._preface)
-                state, reason = self._outcome(output)
-        except BaseException as error:
-            reason = f"its runner failed: {_described(error)}"
+                state, reason, error = self._outcome(output)
+        except BaseException as failure:
+            state, reason = JobState.FAILED, f"its runner failed: {_described(failure)}"
             raise
         finally:
             # In this order: who sees the end sees everything.
             output.end()
             keeper.end()
+            if state is JobState.FAILED and not reason.startswith("its runner failed"):
+                self._log_failed(reason, error)  # where this process writes again to what it wrote to before
+            del error  # its frames would be kept for as long as the registry is away
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
             patiently(
                 self.registry,
@@ -284,7 +309,20 @@ class Run:
         finally:
             timer.cancel()
 
-    def _outcome(self, output: JobOutput) -> tuple[JobState, str]:
+    def _log_failed(self, reason: str, error: BaseException | None) -> None:
+        """Say in the server's log that the job failed, where it would be if the request had run in the foreground."""
+        raised = ""
+        if error is not None:
+            reason = _described(error)
+        else:  # a framework made the answer
+            with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
+                page = self.registry.page(self.key, -_TAIL_BYTES)
+                raised = raised_in(page.piece.data.decode("utf-8", "replace"))
+        with detached():
+            log_failed(self.key, self.title, f"{reason}: {raised}" if raised else reason, error)
+
+    def _outcome(self, output: JobOutput) -> tuple[JobState, str, BaseException | None]:
+        """Do the work; return how it ended, why, and what it raised."""
         try:
             body = BodyStore(self.registry, self.key, self._runner, output)
             try:
@@ -293,20 +331,22 @@ class Run:
                 self._end_forked_child(output)
                 body.flush()
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
+            if not isinstance(error, Exception):
+                unwind(error.__traceback__)
             if self._response is not None:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
-                return JobState.CANCELLED, self._asked_for() or error.reason
+                return JobState.CANCELLED, self._asked_for() or error.reason, None
             if self._abandoned:  # nobody will read what is written of it
-                return JobState.LOST, "abandoned"
+                return JobState.LOST, "abandoned", None
+            if not self._tells_errors:
+                return JobState.FAILED, f"it raised an exception, see {self.key[:8]} in the server's log", error
             # Text, not the exception: its frames would be kept for a whole TTL.
             output.note("".join(traceback.format_exception(_without_our_frames(error))))
-            with detached():  # the server's log, where it would be if the request had run in the foreground
-                _say("job %s failed: %s", self.key[:8], _described(error), exc_info=error)
-            return JobState.FAILED, _described(error)
+            return JobState.FAILED, _described(error), error
         if self._response is not None and self._response.code >= 500:
-            return JobState.FAILED, f"the app answered {self._response.status}"
-        return JobState.FINISHED, ""
+            return JobState.FAILED, f"the app answered {self._response.status}", None
+        return JobState.FINISHED, "", None
 
     def _asked_for(self) -> str:
         """Return why the job was asked to stop, as its registry knows: a signal that interrupts it does not."""
@@ -377,13 +417,16 @@ def replay_request(
     key: str,
     stored: Mapping[str, str],
     kept: Mapping[str, Any],
+    *,
+    multiprocess: bool = False,
 ) -> Work:
-    """Return the work of calling *app* with a recorded request, whose body is in the registry."""
+    """Return the work of calling *app* with a recorded request, whose body is in the registry. *multiprocess*: whether
+    other processes may call it at the same time."""
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
-            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
+            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
             Exchange(head, write).run(app, environ)
 
     return work
@@ -395,7 +438,7 @@ def call_function(function: Callable[[], Any]) -> Work:
     ``None`` is 204, ``str`` plain text, ``bytes`` octets, all else JSON; what is no JSON is 204 too.
     """
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         response, body = _response_of(function())
         head(response)
         write(body)
@@ -403,7 +446,30 @@ def call_function(function: Callable[[], Any]) -> Work:
     return work
 
 
+def within_request(
+    function: Callable[[], Any],
+    around: tuple[Surroundings, ...],
+    registry: Registry,
+    key: str,
+    request: RecordedRequest,
+) -> Callable[[], Any]:
+    """Return *function* so that it is called within what is *around* the view that asked for it.
+
+    *request*: the one that the view answered; its body is in the registry.
+    """
+
+    def call() -> Any:
+        with contextlib.closing(open_request_body(registry, key, request.size)) as body:
+            errors = error_stream()
+            environ = replay_environ(request.environ, request.kept, body, errors, multiprocess=registry.shared)
+            return run_within(around, environ, function)
+
+    return call
+
+
 def _response_of(value: Any) -> tuple[RecordedResponse, bytes]:
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], RecordedResponse):
+        return value  # a framework's
     if isinstance(value, str):
         kind, body = "text/plain; charset=utf-8", value.encode("utf-8", "backslashreplace")
     elif isinstance(value, bytes):

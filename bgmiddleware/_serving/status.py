@@ -39,7 +39,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "estimate": _estimate(visit, job),
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
         "response": _response(job),
-        "receipt": _receipt(job),
+        "receipt": _receipt(job, details=visit.site.details),
         "links": {
             "self": here,
             **{view: f"{here}&_view={view}" for view in ("log", "events", "status", "result")},
@@ -66,12 +66,12 @@ def _response(job: Job) -> dict[str, Any] | None:
     }
 
 
-def _receipt(job: Job) -> dict[str, Any] | None:
-    """Return where and how the job ran; None before it began."""
+def _receipt(job: Job, *, details: bool) -> dict[str, Any] | None:
+    """Return how the job ran, with *details* also where; None before it began."""
     if job.started_at is None:
         return None
     return {
-        "runner": job.receipt.get("runner"),
+        "runner": job.receipt.get("runner") if details else None,
         "version": job.receipt.get("version") or None,
         "queue_wait": max(0.0, job.started_at - job.created_at),
         "run_time": job.elapsed(job.ended_at) if job.ended_at is not None else None,
