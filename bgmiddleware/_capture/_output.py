@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -97,9 +98,11 @@ class ForegroundOutput:
         """How often the streams of ``sys`` had been replaced when the stand-ins were last known to be in place."""
         self._kept: list[str] = []
 
-    def is_of_this_thread(self) -> bool:
+    def is_answering(self) -> bool:
         """Whether the calling thread answers a request of this output. A copied context may take it to others."""
-        return self.request is not None and self._thread == threading.get_ident()
+        if self.request is None:
+            return False
+        return self._thread == threading.get_ident() or _runs_loop_for(self._thread)
 
     def _keeping(self, write: Callable[[str], int]) -> Callable[[str], int]:
         def keep(text: str) -> int:
@@ -110,7 +113,7 @@ class ForegroundOutput:
         return keep
 
     def _keep(self, text: str) -> None:
-        if self._room > 0 and self.is_of_this_thread():
+        if self._room > 0 and self.is_answering():
             self._kept.append(text[: self._room])
             self._room -= len(text)
             self.is_used = True
@@ -154,6 +157,22 @@ class ForegroundOutput:
         return None
 
 
+def _runs_loop_for(waiting: int) -> bool:
+    """Whether the calling thread runs an event loop that the thread *waiting* waits for, as asgiref has it do for an
+    asynchronous view of Flask: what happens here happens on behalf of that view's request."""
+    arguments = getattr(threading.current_thread(), "_args", ())
+    # A worker of a pool knows its pool from the start, the pool knows its worker a moment later.
+    pool = arguments[0]() if arguments and isinstance(arguments[0], weakref.ref) else None
+    if pool is None:
+        return False
+    frame = sys._current_frames().get(waiting)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "asgiref.sync" and frame.f_locals.get("loop_executor") is pool:
+            return True
+        frame = frame.f_back
+    return False
+
+
 class JobOutput:
     """The output of one job: any thread may write, nobody who writes waits for a reader.
 
@@ -161,7 +180,8 @@ class JobOutput:
 
     A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
-    *late_err*. *takes_children*: children of the job that were given no streams get this one.
+    *late_err*. *takes_children*: children of the job that were given no streams get this one. *tee* is given all that
+    is stored too, soon after it is written.
     """
 
     def __init__(
@@ -173,11 +193,12 @@ class JobOutput:
         job: object,
         takes_logging: bool = True,
         takes_children: bool = False,
+        tee: Callable[[bytes], None] | None = None,
     ) -> None:
         self.job: Any = job
         self.takes_logging = takes_logging
         self.takes_children = takes_children
-        self._store = store
+        self._store = store if tee is None else _both(store, tee)
         self._late = late_out, late_err
         # Guards the order in which things are stored, and the file. Its owner may come again, by a signal handler or a
         # __del__ in the midst of storing: _busy tells it so.
@@ -197,7 +218,8 @@ class JobOutput:
         self._is_watched = False
         self.assigned: dict[str, Any] = {}
         """What the job has put into ``sys``, by name: ``stdin``, ``stdout``, ``stderr``."""
-        self.batch = _BATCH
+        self._batch = _BATCH if tee is None else 1
+        self.batch = self._batch
         self._choose_writers()
 
     def _choose_writers(self) -> None:
@@ -432,7 +454,7 @@ class JobOutput:
         """Store each write at once (*watched*), or in batches."""
         if self.job is not None:
             self._is_watched = watched
-            self.batch = 1 if watched or self._file is not None else _BATCH
+            self.batch = 1 if watched or self._file is not None else self._batch
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -539,6 +561,14 @@ class JobOutput:
         self._store = self._store_late  # the registry's locks are as other threads left them
         after_fork(self._pipe)
         self._choose_writers()
+
+
+def _both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    def store_and_tee(data: bytes) -> None:
+        store(data)
+        tee(data)
+
+    return store_and_tee
 
 
 def _pieces(batch: list[str | bytes]) -> Iterator[bytes]:

@@ -26,18 +26,22 @@ from .._capture import (
     use_output,
     write_late,
 )
+from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
-from .._recording import replay_environ
+from .._recording import RecordedRequest, replay_environ
 from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
+from .failures import log_failed, one_line, raised_in
 from .keeper import LEASE, Keeper, patiently
+from .tee import open_tee
 
-__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request"]
+__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
 
 _log = logging.getLogger("bgmiddleware")
 
+_TAIL_BYTES = 64 * 1024  # of the output, in which a traceback is looked for
 _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
 
 
@@ -64,20 +68,37 @@ class RunningJob:
         self._check()
 
 
+# Named, since the annotations of a function within a function are evaluated each time.
+_Head = Callable[[RecordedResponse], None]
+_Write = Callable[[bytes], None]
+
+
+class Holder(Protocol):
+    """What holds a job that waits in this process."""
+
+    def leave(self, key: str) -> None:
+        """Take note that a job does not wait any more."""
+
+    def revive(self) -> None:
+        """Say at once that this process is there."""
+
+
 class Work(Protocol):
     """What a job does: it gives the body to *write* in pieces and its response's head to *head*."""
 
-    def __call__(self, head: "Callable[[RecordedResponse], None]", write: Callable[[bytes], None]) -> None: ...
+    def __call__(self, head: _Head, write: _Write) -> None: ...
 
 
 class Run:
     """One job, ready to be run once in this process, by whatever thread an executor has.
 
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
-    one an executor takes first of those that wait. *deadline*: seconds after which it is asked to stop. *version*:
-    which version of the app this process runs. *outlet*: given by a process that does nothing else meanwhile. All
-    output goes through it, and that of the file descriptors 1 and 2 too; who made it can read there what this process
-    wrote before it died. The CPU time is that of the process and its children then.
+    one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
+    after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
+    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *outlet*: given by a
+    process that does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too;
+    who made it can read there what this process wrote before it died. The CPU time is that of the process and its
+    children then.
     """
 
     def __init__(
@@ -91,13 +112,17 @@ class Run:
         preface: str = "",
         takes_logging: bool = True,
         takes_children: bool = False,
+        tees: bool = False,
+        tells_errors: bool = True,
         priority: Priority = Priority.NORMAL,
+        groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
         version: str = "",
         outlet: Outlet | None = None,
     ) -> None:
         self.key = key
         self.priority = priority
+        self.groups = {} if groups is None else groups
         self.registry = registry
         self._work = work
         self._context = context
@@ -106,6 +131,8 @@ class Run:
         self._pid = os.getpid()
         self._takes_logging = takes_logging
         self._takes_children = takes_children
+        self._tees = tees
+        self._tells_errors = tells_errors
         self._deadline = deadline
         self._version = version
         self._outlet = outlet
@@ -116,25 +143,58 @@ class Run:
         self._response: RecordedResponse | None = None
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
+        self._holder: Holder | None = None  # None: it does not wait in this process
 
     def __call__(self) -> bool:
         """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised.
 
-        True: it must wait, since one of its groups is full. Then call again, when a job has ended or a second later.
+        True: it must wait, since one of its groups is full, or its registry away. Then call again, when a job has ended
+        or a second later.
         """
+        must_wait = self._claim_and_run()
+        if not must_wait:
+            self.leave()
+        return must_wait
+
+    def _claim_and_run(self) -> bool:
         try:
-            if patiently(self.registry, self._claim):
-                self._context.run(self._run)
-            else:
-                return self.registry.get(self.key).state is JobState.PENDING
+            if not patiently(self.registry, self._claim):
+                return self.still_waits()
+            self.leave()
+            self._context.run(self._run)
         except (JobNotFound, JobExpired):
-            _log.info("job %s was gone before it began", self.key[:8])
-        except BaseException:  # a worker thread must live on, whatever it was
+            _log.info("job %s is gone", self.key[:8])
+        except BaseException as error:  # a worker thread must live on, whatever it was
+            if isinstance(error, RegistryError) and self.registry.shared and self._output is None:
+                _say("job %s waits for its registry: %s", self.key[:8], str(error))
+                return True
             # First, since a log handler may raise; and in this process it has no lease: nobody else would ever end it.
             with contextlib.suppress(Exception):
-                self.registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
-            _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
+                change = Transition(JobState.FAILED, self._runner, reason=f"its runner failed: {_described(error)}")
+                self.registry.transition(self.key, {JobState.PENDING, JobState.RUNNING}, change)
+            _say("job %s could not be run or recorded: %s", self.key[:8], one_line(self.title), exc_info=True)
         return False
+
+    def wait_in(self, holder: Holder) -> None:
+        """Say who holds the job while it waits in this process. To be called before it is submitted."""
+        self._holder = holder
+
+    def leave(self) -> None:
+        """Say that the job does not wait any more: it has begun, or never will."""
+        if self._holder is not None:
+            self._holder.leave(self.key)
+
+    def still_waits(self) -> bool:
+        """Whether the job waits, though a claim was refused just now. Raises ``RegistryError`` and ``JobNotFound``.
+
+        It does where one of its groups is full; or when this process stood still for so long that the job read as
+        lost, and nobody made that permanent.
+        """
+        job = self.registry.get(self.key)
+        if job.state is JobState.LOST and job.started_at is None and self._holder is not None:
+            self._holder.revive()
+            job = self.registry.get(self.key)
+        return job.state is JobState.PENDING
 
     @property
     def is_interrupted(self) -> bool:
@@ -152,21 +212,23 @@ class Run:
             claimed = self.registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
             # Where a connection broke before the answer came, it is ours already.
             claimed = claimed or (self._is_unsure and self.registry.get(self.key).runner == self._runner)
-        except RegistryError:
+        except (JobNotFound, JobExpired):
+            raise
+        except Exception:
             self._is_unsure = True
             raise
         self._is_unsure = False
         return claimed
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str) -> bool:
         """Write down that the job is lost, from another thread than the one that runs it; interrupt it if it runs.
 
-        Its output up to here is kept. Does nothing if it has ended.
+        Its output up to here is kept. Does nothing if it has ended. Return whether its registry took it.
         """
         self._abandoned = True
         try:
             if self.registry.transition(self.key, {JobState.PENDING}, Transition(JobState.LOST, reason=reason)):
-                return
+                return True
             output = self._output
             if output is not None:
                 output.drain(_LAST_DRAIN)
@@ -175,11 +237,19 @@ class Run:
                 output.interrupt(reason)
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before it was abandoned", self.key[:8])
-        except RegistryError:
-            _log.exception("job %s could not be written down as lost", self.key[:8])
+        except Exception:
+            _say("job %s could not be written down as lost", self.key[:8], exc_info=True)
+            return False
+        return True
 
     def _run(self) -> None:
         install_for_job()
+        has_descriptors = self._outlet is not None
+        tees = open_tee(has_descriptors=has_descriptors) if self._tees else contextlib.nullcontext()
+        with tees as tee:
+            self._run_captured(tee)
+
+    def _run_captured(self, tee: Callable[[bytes], None] | None) -> None:
         keeper = self._keeper
         self._output = output = JobOutput(
             keeper.store,
@@ -188,23 +258,31 @@ class Run:
             job=RunningJob(self.key, self.title, self._check, self._report),
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
+            tee=tee,
         )
         output.begin()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
         state, reason = JobState.FAILED, "its runner failed"
+        error: BaseException | None = None
         begun = self._cpu_clock()
         try:
             keeper.begin(output)
             with self._limited(output), self._descriptors(output), use_output(output):
                 if self._preface:
                     output.note(self._preface)
-                state, reason = self._outcome(output)
+                state, reason, error = self._outcome(output)
                 output.flush_assigned()
+        except BaseException as failure:
+            state, reason = JobState.FAILED, f"its runner failed: {_described(failure)}"
+            raise
         finally:
             # In this order: who sees the end sees everything.
             output.end()
             keeper.end()
+            if state is JobState.FAILED and not reason.startswith("its runner failed"):
+                self._log_failed(reason, error)  # where this process writes again to what it wrote to before
+            del error  # its frames would be kept for as long as the registry is away
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
             patiently(
                 self.registry,
@@ -241,7 +319,20 @@ class Run:
         finally:
             timer.cancel()
 
-    def _outcome(self, output: JobOutput) -> tuple[JobState, str]:
+    def _log_failed(self, reason: str, error: BaseException | None) -> None:
+        """Say in the server's log that the job failed, where it would be if the request had run in the foreground."""
+        raised = ""
+        if error is not None:
+            reason = _described(error)
+        else:  # a framework made the answer
+            with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
+                page = self.registry.page(self.key, -_TAIL_BYTES)
+                raised = raised_in(page.piece.data.decode("utf-8", "replace"))
+        with detached():
+            log_failed(self.key, self.title, f"{reason}: {raised}" if raised else reason, error)
+
+    def _outcome(self, output: JobOutput) -> tuple[JobState, str, BaseException | None]:
+        """Do the work; return how it ended, why, and what it raised."""
         try:
             body = BodyStore(self.registry, self.key, self._runner, output)
             try:
@@ -250,20 +341,22 @@ class Run:
                 self._end_forked_child(output)
                 body.flush()
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
+            if not isinstance(error, Exception):
+                unwind(error.__traceback__)
             if self._response is not None:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
-                return JobState.CANCELLED, self._asked_for() or error.reason
+                return JobState.CANCELLED, self._asked_for() or error.reason, None
             if self._abandoned:  # nobody will read what is written of it
-                return JobState.LOST, "abandoned"
+                return JobState.LOST, "abandoned", None
+            if not self._tells_errors:
+                return JobState.FAILED, f"it raised an exception, see {self.key[:8]} in the server's log", error
             # Text, not the exception: its frames would be kept for a whole TTL.
             output.note("".join(traceback.format_exception(_without_our_frames(error))))
-            with detached():  # the server's log, where it would be if the request had run in the foreground
-                _say("job %s failed: %s", self.key[:8], _described(error), exc_info=error)
-            return JobState.FAILED, _described(error)
+            return JobState.FAILED, _described(error), error
         if self._response is not None and self._response.code >= 500:
-            return JobState.FAILED, f"the app answered {self._response.status}"
-        return JobState.FINISHED, ""
+            return JobState.FAILED, f"the app answered {self._response.status}", None
+        return JobState.FINISHED, "", None
 
     def _asked_for(self) -> str:
         """Return why the job was asked to stop, as its registry knows: a signal that interrupts it does not."""
@@ -304,7 +397,7 @@ def _process_time() -> float:
     return sum(os.times()[:4])
 
 
-def _say(message: str, *arguments: str, exc_info: Any) -> None:
+def _say(message: str, *arguments: str, exc_info: Any = None) -> None:
     """Log an error. What the app's handlers raise is theirs: neither the job nor its worker may end of it."""
     with contextlib.suppress(Exception):
         _log.error(message, *arguments, exc_info=exc_info)
@@ -334,13 +427,16 @@ def replay_request(
     key: str,
     stored: Mapping[str, str],
     kept: Mapping[str, Any],
+    *,
+    multiprocess: bool = False,
 ) -> Work:
-    """Return the work of calling *app* with a recorded request, whose body is in the registry."""
+    """Return the work of calling *app* with a recorded request, whose body is in the registry. *multiprocess*: whether
+    other processes may call it at the same time."""
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
-            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
+            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
             Exchange(head, write).run(app, environ)
 
     return work
@@ -352,7 +448,7 @@ def call_function(function: Callable[[], Any]) -> Work:
     ``None`` is 204, ``str`` plain text, ``bytes`` octets, all else JSON; what is no JSON is 204 too.
     """
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         response, body = _response_of(function())
         head(response)
         write(body)
@@ -360,7 +456,30 @@ def call_function(function: Callable[[], Any]) -> Work:
     return work
 
 
+def within_request(
+    function: Callable[[], Any],
+    around: tuple[Surroundings, ...],
+    registry: Registry,
+    key: str,
+    request: RecordedRequest,
+) -> Callable[[], Any]:
+    """Return *function* so that it is called within what is *around* the view that asked for it.
+
+    *request*: the one that the view answered; its body is in the registry.
+    """
+
+    def call() -> Any:
+        with contextlib.closing(open_request_body(registry, key, request.size)) as body:
+            errors = error_stream()
+            environ = replay_environ(request.environ, request.kept, body, errors, multiprocess=registry.shared)
+            return run_within(around, environ, function)
+
+    return call
+
+
 def _response_of(value: Any) -> tuple[RecordedResponse, bytes]:
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], RecordedResponse):
+        return value  # a framework's
     if isinstance(value, str):
         kind, body = "text/plain; charset=utf-8", value.encode("utf-8", "backslashreplace")
     elif isinstance(value, bytes):

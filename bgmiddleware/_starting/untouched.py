@@ -24,7 +24,7 @@ def untouched(visit: Visit, job: Job) -> Answer:
         return problem(visit.environ, 500, "failed", "The request failed.")
     if job.body_end > PAGE_BYTES:
         length = () if _has(response.headers, "content-length") else (("Content-Length", str(job.body_end)),)
-        return Answer(response.status, (*response.headers, *length), _ForgottenAfter(registry, job))
+        return Answer(response.status, (*response.headers, *length), _ForgottenAfter(visit, job))
     body = registry.read(job.key, Channel.BODY, 0).data
     registry.discard(job.key)
     return Answer(response.status, response.headers, [body] if body else [])
@@ -57,10 +57,10 @@ def _texts(registry: Registry, job: Job) -> Iterator[str]:
 class _ForgottenAfter:
     """The body of a job that is forgotten when it was read, or nobody reads on."""
 
-    def __init__(self, registry: Registry, job: Job) -> None:
-        self._registry = registry
+    def __init__(self, visit: Visit, job: Job) -> None:
+        self._registry = visit.registry
         self._key = job.key
-        self._chunks = iter(Stored(registry, job.key, Channel.BODY, 0, job.body_end))
+        self._chunks = iter(Stored(self._registry, job.key, Channel.BODY, 0, job.body_end).begun(visit.environ))
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks

@@ -2,10 +2,14 @@
 
 import atexit
 import concurrent.futures.thread  # noqa: F401  # at the end of a process it is left after us, for jobs that use pools
+import contextlib
+import itertools
 import os
+import sys
 import threading
 import weakref
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context
@@ -29,8 +33,9 @@ class LocalExecutor(Executor):
     """Sees to up to *max_workers* jobs at a time, each in a thread of this process named ``bgmiddleware-N``.
 
     The threads begin when jobs need them, and again after a fork. Up to *max_pending* jobs wait, those of a higher
-    priority before the others; then ``submit`` raises ``QueueFull``. At the end of the process running jobs get *drain*
-    seconds.
+    priority before the others; then ``submit`` raises ``QueueFull``. A job that waits because as many of its group are
+    there as may run takes none of these places: of each group as many more may wait. At the end of the process running
+    jobs get *drain* seconds.
     """
 
     keeps_queue = True
@@ -58,7 +63,9 @@ class LocalExecutor(Executor):
         self._work = threading.Condition(self._lock)  # there is a run to take, or the end
         self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
         self._pending: list[_Entry] = []  # a heap
-        self._parked: list[_Entry] = []  # their groups were full when they were tried
+        self._parked: list[_Entry] = []  # their groups were full when they were tried: of jobs of other processes
+        self._held: dict[str, list[_Entry]] = {}  # by a group of which as many are in the others as may run: heaps
+        self._entered: Counter[str] = Counter()  # how many those are, of each group
         self._submitted = 0
         self._running: dict[str, Run] = {}
         self._abandoned: set[str] = set()
@@ -75,12 +82,16 @@ class LocalExecutor(Executor):
         with self._lock:
             if self._closed:
                 raise QueueFull("the server is shutting down")
-            waiting = len(self._pending) + len(self._parked)
-            if waiting + len(self._running) >= self.max_workers + self.max_pending:
-                raise QueueFull(f"{self.max_workers} jobs are running and {self.max_pending} are waiting")
             self._submitted += 1
             entry = run.priority.rank, self._submitted, run
-            heappush(self._pending, entry)
+            if self._hold(entry):
+                return
+            waiting = len(self._pending) + len(self._parked)
+            if waiting + len(self._running) >= self.max_workers + self.max_pending:
+                running = min(self.max_workers, waiting + len(self._running) - len(self._parked))
+                waiting += len(self._running) - running
+                raise QueueFull(f"{running} jobs are running and {waiting} are waiting")
+            self._enter(entry)
             if self._waiting >= len(self._pending):
                 self._work.notify()
                 return
@@ -104,6 +115,7 @@ class LocalExecutor(Executor):
                     return
                 self._pending.remove(entry)  # nobody is there to take it, ever
                 heapify(self._pending)
+                self._leave(entry)
             raise QueueFull("the system has no room for another thread") from None
 
     def _run_jobs(self) -> None:
@@ -119,6 +131,7 @@ class LocalExecutor(Executor):
                         if must_wait:
                             self._parked.append(taken)
                         else:
+                            self._leave(taken)
                             self._unpark()
                 del taken, run  # the request and what it holds are not needed while waiting for the next
         with self._lock:
@@ -150,13 +163,63 @@ class LocalExecutor(Executor):
             heappush(self._pending, entry)
         self._parked.clear()
 
+    # All of these are called with the lock held.
+
+    def _full_group(self, entry: _Entry) -> str | None:
+        """Return a group of a run of which as many are there already as may run at a time."""
+        return next((group for group, most in entry[-1].groups.items() if self._entered[group] >= most), None)
+
+    def _hold(self, entry: _Entry) -> bool:
+        """Let a run wait for one of its groups, in a place of that group's own; false where none is full. Raises
+        ``QueueFull`` where too many wait there."""
+        group = self._full_group(entry)
+        if group is None:
+            return False
+        held = self._held.setdefault(group, [])
+        if len(held) >= self.max_pending:
+            most, kind = entry[-1].groups[group], group.partition(" ")[0]
+            raise QueueFull(f"of one {kind} {most} may run at a time, and {len(held)} are waiting")
+        heappush(held, entry)
+        return True
+
+    def _enter(self, entry: _Entry) -> None:
+        """Let a run wait for a thread."""
+        self._entered.update(entry[-1].groups.keys())
+        heappush(self._pending, entry)
+
+    def _leave(self, entry: _Entry) -> None:
+        """Give the places of a run in its groups to those that wait for them."""
+        groups = entry[-1].groups
+        for group in groups:
+            self._entered[group] -= 1
+            if not self._entered[group]:
+                del self._entered[group]
+        for group in groups:
+            held = self._held.get(group, [])
+            while held and (full := self._full_group(held[0])) != group:
+                if full is None:
+                    self._enter(heappop(held))
+                    self._work.notify()
+                else:
+                    heappush(self._held.setdefault(full, []), heappop(held))
+            if not held:
+                self._held.pop(group, None)
+
     def stop(self, key: str) -> None:
         if self._pid != os.getpid():
             return
         with self._lock:
             for queue in (self._pending, self._parked):
+                stopped = [entry for entry in queue if entry[-1].key == key]
                 queue[:] = [entry for entry in queue if entry[-1].key != key]
                 heapify(queue)
+                for entry in stopped:
+                    self._leave(entry)
+            for group, held in list(self._held.items()):
+                held[:] = [entry for entry in held if entry[-1].key != key]
+                heapify(held)
+                if not held:
+                    del self._held[group]
 
     def shutdown(self, drain: float | None = None) -> None:
         if self._pid != os.getpid():
@@ -166,11 +229,13 @@ class LocalExecutor(Executor):
             # What was given up before is not waited for again, at the end of the process say.
             timeout = min(self.drain if drain is None else drain, threading.TIMEOUT_MAX)
             self._idle.wait_for(self._is_drained, timeout)
-            queued = (entry[-1] for entry in (*self._parked, *self._pending))
+            held = itertools.chain.from_iterable(self._held.values())
+            queued = (entry[-1] for entry in (*self._parked, *self._pending, *held))
             left = [run for run in (*queued, *self._running.values()) if run.key not in self._abandoned]
             self._abandoned.update(run.key for run in left)
             self._pending.clear()
             self._parked.clear()
+            self._held.clear()
             self._work.notify_all()
             self._idle.notify_all()  # who shuts down besides us has nothing to wait for any more
         for run in left:
@@ -179,7 +244,7 @@ class LocalExecutor(Executor):
             self._idle.wait_for(lambda: not self._running, min(timeout, _GRACE) if left else 0.0)
 
     def _is_drained(self) -> bool:
-        return not self._pending and not self._parked and self._running.keys() <= self._abandoned
+        return not self._pending and not self._parked and not self._held and self._running.keys() <= self._abandoned
 
 
 def _at_exit(executor: LocalExecutor) -> None:
@@ -198,3 +263,19 @@ def _at_exit(executor: LocalExecutor) -> None:
         register(shutdown)
     except RuntimeError:
         atexit.register(shutdown)  # the process ends already
+    if "uwsgi" in sys.modules:
+        _at_exit_of_uwsgi(shutdown)
+
+
+_callbacks: list[object] = []  # of C, which holds no reference
+
+
+def _at_exit_of_uwsgi(shutdown: Callable[[], None]) -> None:
+    """Call *shutdown* at the end of a worker of uWSGI. It calls Python's hooks only where no request is being answered,
+    so not where somebody watches a job; those of C always, in the thread that ends the process."""
+    import ctypes
+
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: shutdown())
+    _callbacks.append(callback)
+    with contextlib.suppress(AttributeError):  # a system without it
+        ctypes.CDLL(None).__cxa_atexit(callback, None, None)

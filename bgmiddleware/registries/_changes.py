@@ -2,12 +2,11 @@
 here, and writes down what it was told; that nothing comes in between is its own business."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 
 from .._jobs import Job, JobState, Progress
 from .base import Transition
 
-__all__ = ["asked_to_stop", "claimed", "ended", "has_room", "may_change", "renewed", "settled"]
+__all__ = ["asked_to_stop", "claimed", "ended", "has_room", "held", "may_change", "renewed", "settled"]
 
 
 def may_change(job: Job, now: float, expect: Collection[JobState], runner: str) -> bool:
@@ -33,8 +32,7 @@ def has_room(groups: Mapping[str, int], running: Iterable[Job], now: float) -> b
 
 def claimed(job: Job, now: float, change: Transition) -> Job:
     """Return the job as it runs from *now*."""
-    return replace(
-        job,
+    return job.changed(
         state=JobState.RUNNING,
         runner=change.runner,
         started_at=now,
@@ -47,8 +45,7 @@ def claimed(job: Job, now: float, change: Transition) -> Job:
 
 def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | None = None) -> Job:
     """Return the job as it ended, *now* or *at* an earlier time; its TTL begins now."""
-    return replace(
-        job,
+    return job.changed(
         state=change.to,
         reason=change.reason,
         response=change.response,
@@ -66,21 +63,27 @@ def settled(job: Job, now: float, *, ttl: float) -> Job:
     return ended(job, now, Transition(seen.state, reason=seen.reason), ttl=ttl, at=seen.ended_at)
 
 
+def held(job: Job, until: float) -> Job:
+    """Return a pending job whose process is there *until* then."""
+    return job.changed(expires_at=until if job.expires_at is None else min(job.expires_at, until))
+
+
 def renewed(
     job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None, pending_ttl: float
 ) -> Job | None:
     """Return the job with a lease that counts from *now*; None where it is not the runner's.
 
-    A pending job is nobody's: it is renewed for the process that it waits in, and never beyond *pending_ttl*. That
-    process has admitted it.
+    A pending job is nobody's: who has it renewed, never beyond *pending_ttl*, has admitted it. One that waits in a
+    process is there as long as that is.
     """
     if job.state is JobState.PENDING and not runner:
-        until = job.expires_at if lease is None else min(now + lease, job.created_at + pending_ttl)
-        return replace(job, expires_at=until, admitted=True)
+        most = job.created_at + pending_ttl
+        until = most if job.process else job.expires_at if lease is None else min(now + lease, most)
+        return job.changed(expires_at=until, admitted=True)
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None
     until = job.lease_expires_at if lease is None else now + lease
-    return replace(job, lease_expires_at=until, progress=progress or job.progress)
+    return job.changed(lease_expires_at=until, progress=progress or job.progress)
 
 
 def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:
@@ -89,5 +92,5 @@ def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | Non
     if seen.state is JobState.PENDING:
         return ended(job, now, Transition(JobState.CANCELLED, reason=reason), ttl=ttl)
     if seen.state is JobState.RUNNING and job.cancel_requested_at is None:
-        return replace(job, cancel_requested_at=now, reason=reason)
+        return job.changed(cancel_requested_at=now, reason=reason)
     return None

@@ -4,8 +4,8 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 
 from .._jobs import Channel, Job, JobState, Progress
 from ..errors import (
@@ -72,6 +72,7 @@ class MemoryRegistry(Registry):
         self._running: dict[str, None] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # in the order of their ends: oldest first
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
+        self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
         self._bytes = 0
         self._evicted_at = 0.0
@@ -95,13 +96,19 @@ class MemoryRegistry(Registry):
             while self._bytes >= self.max_bytes:
                 if not self._make_room():
                     raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
+            job = job.changed(state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
+            if job.process and lease is not None:
+                self._hold(job.process, now + lease)
             self._records[job.key] = _Record(job)
             self._pending[job.key] = None
             self._expired.pop(job.key, None)
             if job.name:
                 self._names[job.name] = job.key
             return job
+
+    def hold(self, process: str, lease: float) -> None:
+        with self._lock:
+            self._hold(process, self.clock() + lease)
 
     def get(self, key: str) -> Job:
         with self._lock:
@@ -129,6 +136,11 @@ class MemoryRegistry(Registry):
         with self._lock:
             log = self._find(key).logs.get(channel)
             return Piece(offset, b"") if log is None else log.read(offset, limit)
+
+    def open_body(self, key: str) -> int | None:
+        with self._lock:
+            log = self._find(key).logs.get(Channel.BODY)
+            return None if log is None else log.open()
 
     def wait(self, key: str, offset: int, timeout: float) -> Job:
         deadline = time.monotonic() + timeout
@@ -189,7 +201,8 @@ class MemoryRegistry(Registry):
                 record.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
             )
             if job is not None:
-                record.job = job
+                waits_here = job.state is JobState.PENDING and job.process in self._held_until
+                record.job = changes.held(job, self._held_until[job.process]) if waits_here else job
             return Renewal(job is not None, cancel)
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
@@ -269,6 +282,14 @@ class MemoryRegistry(Registry):
 
     def _job(self, key: str) -> Job:
         return self._find(key).snapshot().as_of(self.clock())
+
+    def _hold(self, process: str, until: float) -> None:
+        # Each of them is changed: who shares no jobs with other processes has no need of this.
+        self._held_until[process] = until
+        for record in map(self._records.__getitem__, self._pending):
+            if record.job.process == process:
+                waits = record.job.changed(expires_at=record.job.created_at + self.pending_ttl)
+                record.job = changes.held(waits, until)
 
     def _check_writable(self, record: "_Record", channel: Channel, runner: str) -> None:
         job = record.job
@@ -358,7 +379,9 @@ class MemoryRegistry(Registry):
         def is_overdue(key: str) -> bool:
             return self._records[key].job.as_of(now).state.ended
 
-        overdue = itertools.chain(itertools.takewhile(is_overdue, self._pending), filter(is_overdue, self._running))
+        # Those that wait for nobody's sake are due in the order of their coming.
+        first: Callable[..., Iterator[str]] = filter if self._held_until else itertools.takewhile
+        overdue = itertools.chain(first(is_overdue, self._pending), filter(is_overdue, self._running))
         return list(itertools.islice(overdue, limit))
 
 
@@ -388,7 +411,7 @@ class _Record:
         body_end = body.end if body else 0
         if (end, body_end) != (self.job.output_end, self.job.body_end):
             dropped = output.dropped if output else None
-            self.job = replace(self.job, output_end=end, output_dropped=dropped, body_end=body_end)
+            self.job = self.job.changed(output_end=end, output_dropped=dropped, body_end=body_end)
         return self.job
 
     def changed(self, lock: threading.Lock) -> threading.Condition:

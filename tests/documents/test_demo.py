@@ -32,7 +32,7 @@ SIGNED_IN = {"authorization": "Basic ZGVtbzpkZW1v"}  # demo:demo
 
 @pytest.fixture(scope="module", autouse=True)
 def _frameworks() -> None:
-    for name in ("bottle", "django", "flask", "paste.deploy", "pyramid", "tqdm"):
+    for name in ("bottle", "django", "flask", "paste.deploy", "pyramid", "tqdm", "web"):
         try:
             __import__(name)
         except ModuleNotFoundError:
@@ -52,7 +52,7 @@ class Server:
     def stop(self, number: signal.Signals) -> tuple[int, str]:
         """Send a signal; return the exit status and what was said on stderr since the start."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, errors
 
 
@@ -72,7 +72,7 @@ def demo(pause: float) -> Iterator[Server]:
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
-        assert found, (line, process.communicate(timeout=30))
+        assert found, (line, process.communicate(timeout=120))
         yield Server(process, OverHTTP(int(found[1])), line)
     finally:
         process.kill()
@@ -116,7 +116,7 @@ def test_the_index_lists_each_demo_and_needs_nothing_else(client: OverHTTP) -> N
     page = client.request("GET", "/", accept="text/html")
     assert page.status == 200
     assert page["Content-Type"] == "text/html; charset=utf-8"
-    for name in ("2008", "Statistics", "Plain WSGI", "Flask", "Bottle", "Django", "Pyramid", "ini file"):
+    for name in ("2008", "Statistics", "Plain WSGI", "Flask", "Bottle", "Django", "Pyramid", "web.py", "ini file"):
         assert f"{name}" in page.text
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page.text)
     assert "prefers-color-scheme: dark" in page.text
@@ -126,7 +126,7 @@ def test_the_index_lists_each_demo_and_needs_nothing_else(client: OverHTTP) -> N
 def test_every_link_of_the_index_leads_somewhere(client: OverHTTP) -> None:
     links = re.findall(r'href="([^"]+)"', client.request("GET", "/").text)
     statuses = {link: client.request("GET", f"/{link}").status for link in links}
-    assert len(statuses) == 16
+    assert len(statuses) == 18
     assert {link: status for link, status in statuses.items() if status not in (200, 303, 401)} == {}
 
 
@@ -152,6 +152,7 @@ def test_unknown_pages_are_404_and_a_missing_slash_is_added(client: OverHTTP) ->
         ("bottle_app.py", ["Dear Ada, …", "Dear Grace, …"]),
         ("django_app.py", ["Row 10 of 10, for demo"]),
         ("pyramid_app.py", ["Row 10 of 10, for demo"]),
+        ("webpy_app.py", ["hit f5 to refresh!"]),
         ("background.ini", ["file = %(here)s/background.ini"]),
     ],
 )
@@ -164,7 +165,7 @@ def test_the_command_of_the_index_works_in_a_terminal(
         pytest.skip("there is no curl")
     card = next(card for card in client.request("GET", "/").text.split("<article>") if f"source/{name}" in card)
     command = html.unescape(re.search(r"<pre[^>]*>(.*?)</pre>", card, re.DOTALL)[1])  # type: ignore[index]
-    done = subprocess.run(["sh", "-ec", command], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    done = subprocess.run(["sh", "-ec", command], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
     shown = done.stdout.splitlines()
     assert [line for line in lines if line not in shown] == [], done.stdout
@@ -175,8 +176,11 @@ def test_the_command_of_the_index_works_in_a_terminal(
 TIME = r"\d\d:\d\d:\d\d"
 
 
-def test_the_example_of_2008_shows_what_the_page_printed_then_what_the_function_does(client: OverHTTP) -> None:
-    at = start(client, "/longrunning/", "GET")
+@pytest.mark.parametrize(("path", "answer"), [("/longrunning/", "That was it.\n"), ("/webpy/", "None")])
+def test_the_example_of_2008_shows_what_the_page_printed_then_what_the_function_does(
+    client: OverHTTP, path: str, answer: str
+) -> None:
+    at = start(client, path, "GET")
     with client.stream("GET", at) as (status, _, chunks):
         first = next(chunks).decode()
         assert status == 200
@@ -187,7 +191,13 @@ def test_the_example_of_2008_shows_what_the_page_printed_then_what_the_function_
         rf"Started at {TIME}\nhit f5 to refresh!\n" + "".join(rf"{n}: {TIME}\n" for n in range(1, 11)), text
     )
     assert second == text
-    assert result(client, at).text == "That was it.\n"
+    assert result(client, at).text == answer
+
+
+def test_webpy_has_a_list_of_all_jobs_as_it_had_in_2008(client: OverHTTP) -> None:
+    at = followed(client, "/webpy/")
+    assert "hit f5 to refresh!" in log(client, at)
+    assert "GET /webpy/" in client.request("GET", "/webpy/jobs", accept="text/html").text
 
 
 def test_plain_wsgi_marks_its_reports_by_path(client: OverHTTP) -> None:
@@ -543,14 +553,14 @@ def test_a_taken_port_is_one_clear_line() -> None:
         port = taken.getsockname()[1]
         # waitress leaves the socket that it could not bind to the garbage collector
         command = [*PYTHON, "-W", "ignore::ResourceWarning", "-m", "demo", str(port)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"demo: cannot serve on port {port}: {os.strerror(errno.EADDRINUSE)}\n"
 
 
 @pytest.mark.parametrize("port", ["http", "70000"])
 def test_what_is_no_port_is_refused(port: str) -> None:
-    done = subprocess.run([*PYTHON, "-m", "demo", port], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*PYTHON, "-m", "demo", port], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -558,7 +568,7 @@ def test_what_is_no_port_is_refused(port: str) -> None:
 def test_without_the_frameworks_their_demos_are_listed_with_what_they_need_and_nothing_is_started() -> None:
     code = """
 import sys, threading
-absent = ["bottle", "django", "flask", "paste", "paste.deploy", "pyramid", "tqdm"]
+absent = ["bottle", "django", "flask", "paste", "paste.deploy", "pyramid", "tqdm", "web"]
 sys.modules.update(dict.fromkeys(absent))
 streams = sys.stdout, sys.stderr
 from demo.index import Mounts
@@ -572,5 +582,5 @@ print(page.count("needs <code>pip install bgmiddleware[demo]</code>"), page.coun
 mounts(environ, lambda status, headers: print(status))
 mounts.close()
 """
-    done = subprocess.run([*PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
-    assert (done.stderr, done.stdout) == ("", "6 2\n404 Not Found\n")
+    done = subprocess.run([*PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stderr, done.stdout) == ("", "7 2\n404 Not Found\n")

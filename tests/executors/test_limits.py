@@ -94,6 +94,88 @@ def test_only_so_many_jobs_of_an_owner_run_at_a_time(open_site, stage):
         assert ended(site, target).state is JobState.FINISHED
 
 
+@pytest.mark.parametrize("by", ["owner", "mark"])
+def test_those_that_wait_for_their_own_limit_take_no_place_of_others(open_site, stage, by):
+    limits = {"limit_per_owner": 2} if by == "owner" else {"limit_per_mark": {"/slow/ada": 2}}
+    executor = ThreadExecutor(max_workers=3, max_pending=4, drain=0.0)
+    site, client = open_site(owner=owners.header("X-User"), executor=executor, **limits)
+    hers = [start(client, "/slow/ada?1", x_user="ada") for _ in range(2 + 4)]
+    for _ in range(2):
+        stage.entered()
+    refused = client.request("POST", "/slow/ada?1", x_user="ada")
+    assert (refused.status, refused["Retry-After"]) == (503, "5")
+    assert refused.text == f"Too busy: of one {by} 2 may run at a time, and 4 are waiting.\n"
+    his = [start(client, "/slow/bob?1", x_user=f"bob {number}") for number in range(1 + 4)]
+    stage.entered()
+    assert state(client, his[0], x_user="bob 0")["state"] == "running"
+    refused = client.request("POST", "/slow/bob?1", x_user="bob")
+    assert refused.text == "Too busy: 3 jobs are running and 4 are waiting.\n"
+    stage.go(len(hers) + len(his))
+    for target in (*hers, *his):
+        assert ended(site, target).state is JobState.FINISHED
+    again = [start(client, "/slow/ada?1", x_user="ada") for _ in range(2 + 4)]
+    stage.go(len(again))
+    for target in again:
+        assert ended(site, target).state is JobState.FINISHED
+
+
+def test_a_job_of_two_groups_waits_for_both(open_site, stage):
+    site, client = open_site(
+        owner=owners.header("X-User"),
+        limit_per_owner=1,
+        limit_per_mark={"/slow/x": 1},
+        executor=ThreadExecutor(drain=0.0),
+    )
+    ada = start(client, "/slow/x?1", x_user="ada")
+    stage.entered()
+    bob = start(client, "/slow/x?1", x_user="bob")
+    also_ada = [start(client, f"/slow/{path}?1", x_user="ada") for path in ("x", "y")]
+    also_bob = start(client, "/slow/y?1", x_user="bob")
+    stage.entered()
+    assert state(client, also_bob, x_user="bob")["state"] == "running", "of bob the first waits for the other group"
+    stage.go(5)
+    for target in (ada, bob, *also_ada, also_bob):
+        assert ended(site, target).state is JobState.FINISHED
+    assert not site.executor._held
+    assert not site.executor._entered
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_that_waits_for_its_own_limit_can_be_cancelled_and_the_next_takes_its_place(open_site, stage, number):
+    site, client = open_site(
+        owner=owners.header("X-User"), limit_per_owner=1, executor=ThreadExecutor(max_pending=2, drain=0.0)
+    )
+    first = start(client, "/slow?1", x_user="ada")
+    stage.entered()
+    waiting = [start(client, "/slow?1", x_user="ada") for _ in range(2)]
+    assert client.request("DELETE", waiting[number], x_user="ada").json["state"] == "cancelled"
+    waiting[number] = start(client, "/slow?1", x_user="ada")
+    stage.go(3)
+    for target in (first, *waiting):
+        assert ended(site, target).state is JobState.FINISHED
+
+
+def test_those_that_wait_for_their_own_limit_are_lost_when_the_server_shuts_down(open_site, stage):
+    site, client = open_site(owner=owners.header("X-User"), limit_per_owner=1, executor=ThreadExecutor(drain=0.0))
+    start(client, "/slow?1", x_user="ada")
+    stage.entered()
+    waiting = [start(client, "/slow?1", x_user="ada") for _ in range(3)]
+    site.executor.shutdown(0.0)
+    for target in waiting:
+        job = ended(site, target)
+        assert (job.state, job.reason) == (JobState.LOST, "server shut down")
+
+
+def test_where_nothing_may_wait_nothing_waits_for_its_own_limit_either(open_site, stage):
+    _, client = open_site(
+        owner=owners.header("X-User"), limit_per_owner=1, executor=ThreadExecutor(max_pending=0, drain=0.0)
+    )
+    start(client, "/slow?1", x_user="ada")
+    stage.entered()
+    assert client.request("POST", "/slow?1", x_user="ada").status == 503
+    assert client.request("POST", "/slow?1", x_user="bob").status == 303
+
+
 def test_jobs_of_nobody_in_particular_are_not_limited_by_owner(open_site, stage):
     site, client = open_site(limit_per_owner=1, owner=owners.header("X-User"))
     targets = [start(client, "/slow?1") for _ in range(2)]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
 
@@ -253,6 +253,7 @@ class Probe:
 
     key = "probe"
     priority = Priority.NORMAL
+    groups: Mapping[str, int] = {}
 
     def __init__(self, look: Callable[[], object]) -> None:
         self.look = look

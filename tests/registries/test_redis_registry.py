@@ -278,7 +278,7 @@ def test_all_keys_of_a_job_are_in_one_slot_and_those_of_the_index_in_another(
 
 
 def test_a_script_touches_no_key_that_it_does_not_declare() -> None:
-    names = "RECORD|GONE|REQUEST|OUTPUT|BODY|WAKE|BYTES|JOBS|PENDING|RUNNING|DUE|ENDED|LAST|QUEUE"
+    names = "RECORD|GONE|REQUEST|OUTPUT|BODY|WAKE|BYTES|JOBS|PENDING|RUNNING|DUE|ENDED|LAST|QUEUE|NAME|PROCESSES|HELD"
     declared = rf"({names}|KEYS\[group\]|key(?=, ARGV\[9\])|where == 'pending' and PENDING or RUNNING)[,)]"
     scripts = list((ROOT / "bgmiddleware" / "registries" / "_redis" / "lua").glob("*.lua"))
     assert len(scripts) > 10
@@ -313,6 +313,57 @@ def test_the_secret_stays_and_is_never_evicted_first(make: Make, server: Any) ->
     server.flushall()
     one, other = make(), make()
     assert one.secret() == other.secret() != secret
+
+
+# Names.
+
+
+def name_of(server: Any) -> str | None:
+    return server.get("{bg}:name:n")
+
+
+def test_a_name_is_kept_as_long_as_its_job_may_hold_it(server: Any, make: Make) -> None:
+    registry = make(prefix="bg", ttl=100.0, pending_ttl=50.0)
+    key = registry.add(Job(KEY, "one", name="n", keeps_name=True)).key
+    assert name_of(server) == key
+    assert 50_000 < server.pttl("{bg}:name:n") <= 110_000
+    assert registry.claim(key, RUNNER, lease=LONG)
+    assert server.pttl("{bg}:name:n") > 7 * 24 * 3600 * 1000
+    assert registry.finish(key, RUNNER, JobState.FINISHED)
+    assert 100_000 < server.pttl("{bg}:name:n") <= 160_000
+
+
+def test_a_name_whose_record_was_lost_is_free(server: Any, make: Make) -> None:
+    registry = make(prefix="bg")
+    first = registry.add(Job(KEY, "one", name="n", keeps_name=True)).key
+    server.delete(f"bg:{{{first}}}")
+    second = registry.add(Job(key_of("two"), "two", name="n", keeps_name=True)).key
+    assert name_of(server) == second
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_who_dies_between_a_name_and_its_record_loses_the_name(make: Make, server: Any, comes_back: bool) -> None:
+    registry, other = make(prefix="bg"), make(prefix="bg")
+    create = registry._records.create
+
+    def late(*args: Any) -> bool:
+        """Come to the record when somebody else has given up waiting for it."""
+        registry._records.create = create  # type: ignore[method-assign]
+        assert other.add(Job(key_of("two"), "two", name="n")).title == "two"
+        if not comes_back:
+            raise RegistryError("it died")
+        return create(*args)
+
+    registry._records.create = late  # type: ignore[method-assign, assignment]
+    with pytest.raises(JobExists if comes_back else RegistryError) as refused:
+        registry.add(Job(KEY, "one", name="n"))
+    if comes_back:
+        assert isinstance(refused.value, JobExists)
+        assert refused.value.key == key_of("two")
+    assert name_of(server) == key_of("two")
+    with pytest.raises(JobNotFound):
+        registry.get(KEY)
+    assert [job.title for job in registry.jobs()] == ["two"]
 
 
 # How long the server keeps what.
@@ -648,9 +699,9 @@ def test_a_runner_killed_before_its_claim_was_written_leaves_the_job_to_others(
 
 
 def test_a_claim_never_puts_off_when_a_job_is_looked_at(make: Make, server: Any, clock: Clock) -> None:
-    registry = make(clock=clock)
+    registry = make(clock=clock, pending_ttl=LONG)
     for name, lease in {"long": 2 * LONG, "none": None}.items():
-        until = registry.add(Job(key_of(name), name, groups={"reindex": 2}), lease=LONG).expires_at
+        until = registry.add(Job(key_of(name), name, groups={"reindex": 2})).expires_at
         killed_at(registry._records, "write", partial(registry.claim, key_of(name), RUNNER, lease=lease))
         assert server.zscore("{bg}:due", key_of(name)) == until
 
