@@ -362,10 +362,23 @@ class TestPipe:
         assert size == 50 * 1024 * 1024
 
     def test_a_forked_child_leaves_to_its_parent_what_the_parent_printed(self) -> None:
-        kept = Kept()
-        kept.run(lambda: print("between the flush and the fork"))
-        kept.output.after_fork(None)
-        assert kept.data == b""
+        script = """
+            import os, sys
+            from tests.kit.capturing import run_job
+            def job():
+                print("before", end=" ")
+                sys.stdout.fileno()
+                print("between", end=" ")
+                pid = os.fork()
+                if not pid:
+                    sys.stdout.flush()
+                    os._exit(0)
+                os.waitpid(pid, 0)
+                print("after")
+            print(run_job(job), end="")
+        """
+        options = ["-W", "ignore::DeprecationWarning"]
+        assert run_python(script, options=options) == ("before between after\n", "")
 
     def test_a_forked_child_keeps_no_other_jobs_pipe_open(self) -> None:
         script = """
