@@ -266,7 +266,7 @@ class BackgroundMiddleware:
         self.close()
 
 
-_context.entrances.add(BackgroundMiddleware.__call__.__code__)
+_context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

@@ -56,6 +56,11 @@ class RunningJob:
         self._check()
 
 
+# Named, since the annotations of a function within a function are evaluated each time.
+_Head = Callable[[RecordedResponse], None]
+_Write = Callable[[bytes], None]
+
+
 class Holder(Protocol):
     """What holds a job that waits in this process."""
 
@@ -69,7 +74,7 @@ class Holder(Protocol):
 class Work(Protocol):
     """What a job does: it gives the body to *write* in pieces and its response's head to *head*."""
 
-    def __call__(self, head: "Callable[[RecordedResponse], None]", write: Callable[[bytes], None]) -> None: ...
+    def __call__(self, head: _Head, write: _Write) -> None: ...
 
 
 class Run:
@@ -413,7 +418,7 @@ def replay_request(
 ) -> Work:
     """Return the work of calling *app* with a recorded request, whose body is in the registry."""
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
             environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
@@ -428,7 +433,7 @@ def call_function(function: Callable[[], Any]) -> Work:
     ``None`` is 204, ``str`` plain text, ``bytes`` octets, all else JSON; what is no JSON is 204 too.
     """
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         response, body = _response_of(function())
         head(response)
         write(body)

@@ -64,8 +64,9 @@ class Site:
         """
         cleaned = dict(environ)
         has_token = re.compile(rf"[?&]{re.escape(self.token_name)}=[0-9a-f-]{{36}}(?![^&#])").search
+        sign = f"{self.token_name}="
         for name, value in environ.items():
-            if has_token(value):
+            if sign in value and has_token(value):
                 place, _, query = value.partition("?")
                 query = self.without_ours(query)
                 cleaned[name] = place + ("?" + query if query else "")
@@ -77,7 +78,8 @@ class Site:
 
     def visit_by(self, owners: Collection[str], environ: Mapping[str, Any], token: str) -> "Visit":
         """The same for *owners* that are known already: to prove them again may cost a signature."""
-        parameters = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True))
+        query = environ.get("QUERY_STRING")
+        parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
         return Visit(self, environ, token, key_of(token), owners, parameters)
 
     def _owners(self, environ: Mapping[str, Any]) -> list[str]:

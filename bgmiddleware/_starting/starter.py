@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import marks
@@ -24,6 +24,7 @@ from .._serving import (
     Visit,
     about,
     answer_ended,
+    bad_query,
     names_json,
     problem,
     retry_after,
@@ -50,6 +51,7 @@ WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
 
+_PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
 _LONGEST_IDEMPOTENCY_KEY = 255
 
@@ -163,7 +165,8 @@ class Starter:
     def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
         """Record a request as it may be kept. Raises ``BadRequestBody``."""
         request = record_request(environ, self.max_body)
-        return replace(request, environ=self.site.without_tokens(request.environ))
+        cleaned = self.site.without_tokens(request.environ)
+        return RecordedRequest(cleaned, request.kept, request.body, request.size)
 
     def _may_join(self, environ: Mapping[str, Any]) -> bool:
         """Whether this request could be a repetition of another one."""
@@ -219,21 +222,20 @@ class Starter:
                 ' registry=SpoolRegistry("/var/lib/…") or registry=RedisRegistry("redis://…"), or serve from one'
                 " process with threads, by a server that says so (python -m bgmiddleware serve)"
             )
-        purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
-        if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
+        if any(_SPECULATIVE.search(environ[name]) for name in _PURPOSES if name in environ):
             # A browser drops this and asks again when the person really follows the link.
             return problem(environ, 503, "speculative", "A job is only started by a real request.", retry_after(1.0))
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
-        return None
+        return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
         # Looked for on the stack, once for each start: so it costs the requests that start nothing, nothing.
         frame = sys._getframe()
         while (caller := frame.f_back) is not None:
             frame = caller
-            if frame.f_code in entrances:
+            if id(frame.f_code) in entrances:
                 other = frame.f_locals["self"].registry
                 if other is not self.site.registry:
                     return True
@@ -249,8 +251,9 @@ class Starter:
         """Start a job, or join one that does the same, and say where it is or what it answered."""
         try:
             who = self._asking(environ, request)
+            token = "" if who.name else new_token()
             job = Job(
-                "",
+                key_of(token),
                 title_of(environ),
                 owner=who.owner,
                 version=self.version,
@@ -267,8 +270,7 @@ class Starter:
                 promote_after = 0.0  # who joins a job needs it to stay
                 token, job = self._begin_or_join(who, job, request, run)
             else:
-                token = new_token()
-                job = self._begin(replace(job, key=key_of(token)), request, run)
+                job = self._begin(job, request, run)
         except _OtherRequest:
             detail = "This Idempotency-Key was used for another request."
             return problem(environ, 422, "idempotency-key-reused", detail)
@@ -316,7 +318,7 @@ class Starter:
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
         if must_hold:
-            job = replace(job, process=self.waiting.process)
+            job = job.changed(process=self.waiting.process)
         job = registry.add(job, lease=lease) if lease is not None else registry.add(job)
         try:
             offset = 0
@@ -351,7 +353,7 @@ class Starter:
             try:
                 # One at a time: whom this turns away by JobExists finds a job that was submitted, or none.
                 with self.beginnings.beginning:
-                    return token, self._begin(replace(job, key=key_of(token), name_salt=salt), request, run)
+                    return token, self._begin(job.changed(key=key_of(token), name_salt=salt), request, run)
             except JobExists as error:
                 there = self._admitted(error.key, until)
             if there is None:

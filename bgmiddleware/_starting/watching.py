@@ -172,5 +172,5 @@ class LazyResponse:
             close()
 
 
-entrances.add(LazyResponse._first.__code__)
-late_entrances.add(LazyResponse.__iter__.__code__)
+entrances.add(id(LazyResponse._first.__code__))
+late_entrances.add(id(LazyResponse.__iter__.__code__))

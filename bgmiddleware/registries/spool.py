@@ -9,7 +9,6 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from .._jobs import Channel, Job, JobState, Progress
@@ -115,7 +114,7 @@ class SpoolRegistry(Registry):
         with self._store.changing() as change:
             now = self.clock()
             patience = self.pending_ttl if job.process else self._patience(lease)
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
+            job = job.changed(state=JobState.PENDING, created_at=now, expires_at=now + patience)
             here = (lease or 0.0) if job.process else 0.0
             if job.process:
                 table.hold(change.database, job.process, now + here)
@@ -406,4 +405,4 @@ class SpoolRegistry(Registry):
 
 
 def _with_ends(job: Job, ends: Ends) -> Job:
-    return replace(job, output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)
+    return job.changed(output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)
