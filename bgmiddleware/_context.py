@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from ._capture import ForegroundOutput, current_output, write_late
+from ._frameworks import Surroundings, surroundings
 from ._running import RunningJob
 from .errors import ConfigurationError
 
@@ -59,6 +60,8 @@ class Wish:
     """A copy of the caller's."""
     printed: str
     """What the request printed so far."""
+    around: tuple[Surroundings, ...]
+    """What the framework has around the view, for the function."""
     error: "BackgroundRequested"
 
 
@@ -203,7 +206,7 @@ def _foreground() -> ForegroundOutput | None:
     output = current_output()
     if output is not None and output.job is not None:
         return None
-    if isinstance(output, ForegroundOutput) and output.is_of_this_thread():
+    if isinstance(output, ForegroundOutput) and output.is_answering():
         return output if _may_start(output.request) else None
     # The context may be one of the view's own; then the stack tells, which is the way that the exception will take.
     frame = sys._getframe(2)
@@ -235,7 +238,8 @@ def _may_start(request: Mapping[str, Any] | None) -> bool:
 def _left(foreground: ForegroundOutput, function: Callable[[], Any] | None) -> BackgroundRequested:
     """Note what the caller asks for, and return what it leaves by."""
     error = BackgroundRequested()
-    error.wish = Wish(function, copy_context(), foreground.text, error)
+    around = () if function is None else surroundings()
+    error.wish = Wish(function, copy_context(), foreground.text, around, error)
     if foreground.wish is None:
         foreground.ask(error.wish)
     else:

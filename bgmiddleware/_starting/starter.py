@@ -1,6 +1,7 @@
 """What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
 
 import contextlib
+import io
 import logging
 import re
 import secrets
@@ -15,7 +16,7 @@ from .. import marks
 from .._context import Wish, entrances
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
-from .._running import LEASE, Run, Waiting, Work, call_function, replay_request
+from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
 from .._serving import (
     Answer,
     Headers,
@@ -51,6 +52,7 @@ WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
 
+_OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")
 _PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
 _LONGEST_IDEMPOTENCY_KEY = 255
@@ -113,12 +115,14 @@ class Starter:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
         kept = request.kept
-        if not self.site.executor.in_process:
+        is_here = self.site.executor.in_process
+        if not is_here:
             self.dropped.tell(kept)
             kept = {}
+        multiprocess = not is_here or bool(environ.get("wsgi.multiprocess"))
 
         def run(job: Job) -> Run:
-            work = replay_request(app, self.site.registry, job.key, request.environ, kept)
+            work = replay_request(app, self.site.registry, job.key, request.environ, kept, multiprocess=multiprocess)
             return self._run(job, work, context)
 
         with request.body:
@@ -149,18 +153,31 @@ class Starter:
                 " decorate the view with @backgrounder instead"
             )
 
-        def run(job: Job) -> Run:
-            return self._run(job, call_function(function), wish.context, wish.printed)
-
-        if not self._may_join(environ):
-            return self._start(environ, None, run, 0.0)
+        may_join = self._may_join(environ)
+        if not may_join and not wish.around:
+            return self._start(environ, None, self._runs_function(function, wish, None), 0.0)
         try:
             # Again: the app may have read it.
             request = self._recorded({**environ, "wsgi.input": rewound(environ["wsgi.input"])})
         except BadRequestBody as error:
-            return problem(environ, error.status, "bad-request-body", f"{error}.")
+            if may_join:
+                return problem(environ, error.status, "bad-request-body", f"{error}.")
+            # The function has in its arguments what it needs of the body, which the view has read.
+            unread = {key: value for key, value in environ.items() if key not in _OF_A_BODY}
+            request = self._recorded({**unread, "wsgi.input": io.BytesIO()})
         with request.body:
-            return self._start(environ, request, run, 0.0)
+            return self._start(environ, request, self._runs_function(function, wish, request), 0.0)
+
+    def _runs_function(
+        self, function: Callable[[], Any], wish: Wish, request: RecordedRequest | None
+    ) -> Callable[[Job], Run]:
+        def run(job: Job) -> Run:
+            called = function
+            if request is not None:
+                called = within_request(function, wish.around, self.site.registry, job.key, request)
+            return self._run(job, call_function(called), wish.context, wish.printed)
+
+        return run
 
     def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
         """Record a request as it may be kept. Raises ``BadRequestBody``."""
@@ -193,7 +210,7 @@ class Starter:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
-        work = replay_request(app, registry, key, job.request, {})
+        work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
         return self._run(job, work, Context(), output_file=output_file)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:

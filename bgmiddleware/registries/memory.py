@@ -137,6 +137,11 @@ class MemoryRegistry(Registry):
             log = self._find(key).logs.get(channel)
             return Piece(offset, b"") if log is None else log.read(offset, limit)
 
+    def open_body(self, key: str) -> int | None:
+        with self._lock:
+            log = self._find(key).logs.get(Channel.BODY)
+            return None if log is None else log.open()
+
     def wait(self, key: str, offset: int, timeout: float) -> Job:
         deadline = time.monotonic() + timeout
         with self._lock:

@@ -25,7 +25,7 @@ from . import _changes as changes
 from ._spool import rows as table
 from ._spool.clock import HostClock
 from ._spool.jobfiles import look
-from ._spool.layout import Ends
+from ._spool.layout import Ends, open_file
 from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
@@ -161,6 +161,14 @@ class SpoolRegistry(Registry):
             return self._store.files(row).read(channel, offset, limit, ends)
 
         return self._with_files(key, read)
+
+    def open_body(self, key: str) -> int | None:
+        def open_body(row: Row) -> int | None:
+            if not (row.job.state.ended and row.job.body_end):
+                return None
+            return open_file(self._store.files(row).path_of(Channel.BODY), os.O_RDONLY)
+
+        return self._with_files(key, open_body)
 
     def wait(self, key: str, offset: int, timeout: float) -> Job:
         deadline = time.monotonic() + timeout
