@@ -1,6 +1,7 @@
 """Jobs in a directory that the processes of one host share, and that outlives them."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -37,6 +38,7 @@ __all__ = ["SpoolRegistry"]
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _EVICT_EVERY = 1.0
+_EVICT_IN_ONE = 100  # step: meanwhile no other process can write
 _EVICT_AT_ONCE = 10  # each may be some files to remove, and a request waits
 _CLEAN_UP_EVERY = 10.0
 _LOOK_EVERY = 5.0
@@ -112,6 +114,7 @@ class SpoolRegistry(Registry):
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
+        self._free_disk()
         with self._store.changing() as change:
             now = self.clock()
             job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
@@ -247,10 +250,17 @@ class SpoolRegistry(Registry):
         return found
 
     def evict(self, limit: int = 1000) -> Evicted:
-        with self._store.changing() as change:
-            evicted = self._evict(change, self.clock(), limit)
+        lost = evicted = 0
+        while (most := min(limit - lost - evicted, _EVICT_IN_ONE)) > 0:
+            if self._store.is_full():
+                self._store.free_what_expired(self.clock(), most)
+            with self._store.changing() as change:
+                done = self._evict(change, self.clock(), most)
+            lost, evicted = lost + done.lost, evicted + done.evicted
+            if sum(done) < most:
+                break
         self._store.clean_up()
-        return evicted
+        return Evicted(lost, evicted)
 
     def close(self) -> None:
         self._waking.close()
@@ -362,6 +372,13 @@ class SpoolRegistry(Registry):
             sum(self._evict(change, now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE
         ):
             self._evicted_at = instant  # else there is more: the next one goes on
+
+    def _free_disk(self) -> None:
+        """Where the disk is full, forget what is due; ``RegistryError`` where that is not enough for a new job."""
+        if self._store.is_full():
+            self.evict(_EVICT_IN_ONE)
+            if self._store.is_full():
+                raise RegistryError(f"{self.directory}: {os.strerror(errno.ENOSPC)}")
 
     def _clean_up_now_and_then(self) -> None:
         instant = time.monotonic()
