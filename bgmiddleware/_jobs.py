@@ -151,6 +151,8 @@ class Job:
     """When a pending job turns lost, or an ended one is forgotten; None while it runs, and until a loss is made
     permanent."""
     cancel_requested_at: float | None = None
+    process: str = ""
+    """The process in whose memory it waits, if it does; with that it is lost."""
     runner: str = ""
     """Who claimed it."""
     lease_expires_at: float | None = None
@@ -243,7 +245,7 @@ class Job:
 _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
-    **dict.fromkeys(("name", "name_salt"), (str,)),
+    **dict.fromkeys(("name", "name_salt", "process"), (str,)),
     **dict.fromkeys(("keeps_name", "admitted"), (bool,)),
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),

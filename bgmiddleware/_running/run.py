@@ -55,6 +55,16 @@ class RunningJob:
         self._check()
 
 
+class Holder(Protocol):
+    """What holds a job that waits in this process."""
+
+    def leave(self, key: str) -> None:
+        """Take note that a job does not wait any more."""
+
+    def revive(self) -> None:
+        """Say at once that this process is there."""
+
+
 class Work(Protocol):
     """What a job does: it gives the body to *write* in pieces and its response's head to *head*."""
 
@@ -110,25 +120,58 @@ class Run:
         self._response: RecordedResponse | None = None
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
+        self._holder: Holder | None = None  # None: it does not wait in this process
 
     def __call__(self) -> bool:
         """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised.
 
-        True: it must wait, since one of its groups is full. Then call again, when a job has ended or a second later.
+        True: it must wait, since one of its groups is full, or its registry away. Then call again, when a job has ended
+        or a second later.
         """
+        must_wait = self._claim_and_run()
+        if not must_wait:
+            self.leave()
+        return must_wait
+
+    def _claim_and_run(self) -> bool:
         try:
-            if patiently(self.registry, self._claim):
-                self._context.run(self._run)
-            else:
-                return self.registry.get(self.key).state is JobState.PENDING
+            if not patiently(self.registry, self._claim):
+                return self.still_waits()
+            self.leave()
+            self._context.run(self._run)
         except (JobNotFound, JobExpired):
-            _log.info("job %s was gone before it began", self.key[:8])
-        except BaseException:  # a worker thread must live on, whatever it was
+            _log.info("job %s is gone", self.key[:8])
+        except BaseException as error:  # a worker thread must live on, whatever it was
+            if isinstance(error, RegistryError) and self.registry.shared and self._output is None:
+                _say("job %s waits for its registry: %s", self.key[:8], str(error))
+                return True
             # First, since a log handler may raise; and in this process it has no lease: nobody else would ever end it.
             with contextlib.suppress(Exception):
-                self.registry.finish(self.key, self._runner, JobState.FAILED, reason="its runner failed")
+                change = Transition(JobState.FAILED, self._runner, reason=f"its runner failed: {_described(error)}")
+                self.registry.transition(self.key, {JobState.PENDING, JobState.RUNNING}, change)
             _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
         return False
+
+    def wait_in(self, holder: Holder) -> None:
+        """Say who holds the job while it waits in this process. To be called before it is submitted."""
+        self._holder = holder
+
+    def leave(self) -> None:
+        """Say that the job does not wait any more: it has begun, or never will."""
+        if self._holder is not None:
+            self._holder.leave(self.key)
+
+    def still_waits(self) -> bool:
+        """Whether the job waits, though a claim was refused just now. Raises ``RegistryError`` and ``JobNotFound``.
+
+        It does where one of its groups is full; or when this process stood still for so long that the job read as
+        lost, and nobody made that permanent.
+        """
+        job = self.registry.get(self.key)
+        if job.state is JobState.LOST and job.started_at is None and self._holder is not None:
+            self._holder.revive()
+            job = self.registry.get(self.key)
+        return job.state is JobState.PENDING
 
     @property
     def is_interrupted(self) -> bool:
@@ -146,21 +189,23 @@ class Run:
             claimed = self.registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
             # Where a connection broke before the answer came, it is ours already.
             claimed = claimed or (self._is_unsure and self.registry.get(self.key).runner == self._runner)
-        except RegistryError:
+        except (JobNotFound, JobExpired):
+            raise
+        except Exception:
             self._is_unsure = True
             raise
         self._is_unsure = False
         return claimed
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str) -> bool:
         """Write down that the job is lost, from another thread than the one that runs it; interrupt it if it runs.
 
-        Its output up to here is kept. Does nothing if it has ended.
+        Its output up to here is kept. Does nothing if it has ended. Return whether its registry took it.
         """
         self._abandoned = True
         try:
             if self.registry.transition(self.key, {JobState.PENDING}, Transition(JobState.LOST, reason=reason)):
-                return
+                return True
             output = self._output
             if output is not None:
                 output.drain(_LAST_DRAIN)
@@ -169,8 +214,10 @@ class Run:
                 output.interrupt(reason)
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before it was abandoned", self.key[:8])
-        except RegistryError:
-            _log.exception("job %s could not be written down as lost", self.key[:8])
+        except Exception:
+            _say("job %s could not be written down as lost", self.key[:8], exc_info=True)
+            return False
+        return True
 
     def _run(self) -> None:
         install()
@@ -194,6 +241,9 @@ class Run:
                 if self._preface:
                     output.note(self._preface)
                 state, reason = self._outcome(output)
+        except BaseException as error:
+            reason = f"its runner failed: {_described(error)}"
+            raise
         finally:
             # In this order: who sees the end sees everything.
             output.end()
@@ -297,7 +347,7 @@ def _process_time() -> float:
     return sum(os.times()[:4])
 
 
-def _say(message: str, *arguments: str, exc_info: Any) -> None:
+def _say(message: str, *arguments: str, exc_info: Any = None) -> None:
     """Log an error. What the app's handlers raise is theirs: neither the job nor its worker may end of it."""
     with contextlib.suppress(Exception):
         _log.error(message, *arguments, exc_info=exc_info)

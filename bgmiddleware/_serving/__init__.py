@@ -17,7 +17,7 @@ from .log import answer_log
 from .negotiate import OFFERED, View, choose, names_json
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
-from .problems import UNSTORED, Answer, Headers, StartResponse, problem, retry_after
+from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
 from .result import answer_ended, answer_result
 from .status import answer_status, status_answer
 from .stored import Stored
@@ -39,6 +39,7 @@ __all__ = [
     "about",
     "answer_dashboard",
     "answer_ended",
+    "bad_query",
     "names_json",
     "page_maker",
     "problem",
@@ -70,6 +71,9 @@ def serve(visit: Visit, start_response: StartResponse) -> Iterable[bytes]:
 
 def _answer(visit: Visit) -> Answer:
     environ = visit.environ
+    refused = bad_query(environ)
+    if refused is not None:
+        return refused
     try:
         job = visit.job()
         method = environ["REQUEST_METHOD"]

@@ -1,6 +1,5 @@
 """All jobs, for those who may see them: what there is and how it goes, but no way in, since tokens are not known."""
 
-import html
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +13,7 @@ from ..errors import ConfigurationError, RegistryError
 from ..registries.base import Registry
 from . import assets
 from .icons import SYMBOLS
+from .markup import Markup, filled_in
 from .negotiate import View, choose
 from .policies import style_policy
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
@@ -46,6 +46,13 @@ $rows</tbody>
 </body>
 </html>
 """)
+
+
+_ROW = Template(
+    '<tr><td><span class="job-badge" data-job="$state">$symbol $state</span></td><td>$title</td><td>$owner</td>'
+    '<td><time datetime="$begun">$ago ago</time></td><td>$elapsed s</td><td>$output B</td></tr>\n'
+)
+_NO_ROWS = '<tr><td colspan="6">There are no jobs.</td></tr>\n'
 
 
 def answer_dashboard(environ: Mapping[str, Any], registry: Registry, authorize: Authorize) -> Answer:
@@ -96,9 +103,10 @@ def _row(job: Job, now: float) -> dict[str, Any]:
     }
 
 
-def _answer_html(jobs: Iterable[Job], now: float, links: str) -> Answer:
-    rows = "".join(_html_row(job, now) for job in jobs) or '<tr><td colspan="6">There are no jobs.</td></tr>\n'
-    body = _PAGE.substitute(style=_style(), rows=rows, links=links).encode("utf-8", "backslashreplace")
+def _answer_html(jobs: Iterable[Job], now: float, links: Markup) -> Answer:
+    rows = Markup("".join(_html_row(job, now) for job in jobs) or _NO_ROWS)
+    page = filled_in(_PAGE, {"style": Markup(_style()), "rows": rows, "links": links})
+    body = page.encode("utf-8", "backslashreplace")
     return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", style_policy(_style())))
 
 
@@ -106,17 +114,19 @@ def _style() -> str:
     return assets.style() + assets.stripped_style(assets.static("dashboard.css"))
 
 
-def _html_row(job: Job, now: float) -> str:
+def _html_row(job: Job, now: float) -> Markup:
     begun = datetime.fromtimestamp(job.created_at, UTC)
-    cells = (
-        f'<span class="job-badge" data-job="{job.state.value}">{SYMBOLS[job.state]} {job.state.value}</span>',
-        html.escape(readable(job.title)),
-        html.escape(readable(job.owner or "–")),
-        f'<time datetime="{begun.isoformat(timespec="seconds")}">{_ago(now - job.created_at)} ago</time>',
-        f"{job.elapsed(now):.1f} s",
-        f"{job.output_end:,} B",
-    )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+    values = {
+        "state": job.state.value,
+        "symbol": SYMBOLS[job.state],
+        "title": readable(job.title),
+        "owner": readable(job.owner or "–"),
+        "begun": begun.isoformat(timespec="seconds"),
+        "ago": _ago(now - job.created_at),
+        "elapsed": f"{job.elapsed(now):.1f}",
+        "output": f"{job.output_end:,}",
+    }
+    return filled_in(_ROW, values)
 
 
 def _ago(seconds: float) -> str:
@@ -126,6 +136,6 @@ def _ago(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
-def _links(skip: int, more: bool) -> str:
+def _links(skip: int, more: bool) -> Markup:
     links = [f'<a href="?_skip={max(0, skip - _ROWS)}">Newer</a>\n'] if skip else []
-    return "".join([*links, f'<a href="?_skip={skip + _ROWS}">Older</a>\n' if more else ""])
+    return Markup("".join([*links, f'<a href="?_skip={skip + _ROWS}">Older</a>\n' if more else ""]))

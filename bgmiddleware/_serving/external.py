@@ -14,9 +14,9 @@ _NOT_KEPT = ("Cache-Control", "no-store")
 _TYPES = {View.SCRIPT: "text/javascript", View.STYLE: "text/css", View.ICON: "image/svg+xml"}
 
 
-def asset_link(visit: Visit, view: View) -> str:
-    """Return a relative reference to what is the same for all jobs; to icons with STATE for the state."""
-    return visit.link(_view=view, _version="STATE" if view is View.ICON else _content(view)[1])
+def asset_link(visit: Visit, view: View, state: str = "") -> str:
+    """Return a relative reference to what is the same for all jobs; of icons, to that of a *state*."""
+    return visit.link(_view=view, _version=state if view is View.ICON else _content(view)[1])
 
 
 def answer_asset(visit: Visit, job: Job) -> Answer:

@@ -1,16 +1,17 @@
 """A job for a person: its state, its output so far, and what can be done with it. A script keeps it up to date; without
 one it is all there too, and asks for itself again."""
 
-import html
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from string import Template
 from typing import Any
 
 from .._jobs import Job, JobState
 from . import assets
 from .external import asset_link
 from .icons import ICON, LOOKS, SYMBOLS, icon
+from .markup import Markup, filled_in
 from .negotiate import View
 from .parts import PageParts
 from .policies import page_policy
@@ -22,7 +23,7 @@ from .visit import Visit, about
 __all__ = ["answer_page"]
 
 _TAIL_BYTES = 64 * 1024
-_REFRESH_SECONDS = 3
+_REFRESH = '<noscript><meta http-equiv="refresh" content="3"></noscript>\n'
 
 
 def answer_page(visit: Visit, job: Job) -> Answer:
@@ -32,12 +33,12 @@ def answer_page(visit: Visit, job: Job) -> Answer:
     status = status_document(visit, job)
     output = readable(piece.data.decode("utf-8", "replace"))
     values = _values(visit, job, language, status)
-    values["output"] = html.escape(output)
+    values["output"] = output
     values["earlier"] = assets.words(language)["page"]["earlier"].format(bytes=f"{piece.offset:,}")
     values["no_earlier"] = _hidden(not piece.offset)
     parts = PageParts(
-        assets.template("head.html").substitute(values),
-        assets.template("body.html").substitute(values),
+        filled_in(assets.template("head.html"), values),
+        filled_in(assets.template("body.html"), values),
         language,
         status,
         output,
@@ -58,22 +59,20 @@ def answer_page(visit: Visit, job: Job) -> Answer:
 
 
 def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the templates are filled with, as HTML."""
+    """Return what the templates are filled with; only what is ``Markup`` is not escaped."""
     said = assets.words(language)
     live = not job.state.ended
-    links = {name: html.escape(link) for name, link in status["links"].items()}
-    times, note = _times(visit, job, said["page"]), readable(_note(job, said["page"]))
     return {
-        **{f"w_{name}": html.escape(word) for name, word in said["page"].items()},
-        **links,
-        "refresh": _refresh() if live else "",
+        **{f"w_{name}": word for name, word in said["page"].items()},
+        **status["links"],
+        "refresh": Markup(_REFRESH if live else ""),
         "symbol": SYMBOLS[job.state],
-        "title": html.escape(readable(job.title)),
-        "icon": icon(_icon(visit), job.state).replace("&", "&amp;"),
+        "title": readable(job.title),
+        "icon": _icon(visit, job.state),
         "state": job.state.value,
         "state_word": said["states"][job.state],
-        "times": times,
-        "note": html.escape(note),
+        "times": _times(visit, job, said["page"]),
+        "note": readable(_note(job, said["page"])),
         "percent": _percent(job),
         "nothing": said["page"]["nothing" if live else "empty"],
         "no_nothing": _hidden(job.output_end > 0),
@@ -85,33 +84,30 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
     }
 
 
-def _hidden(is_so: bool) -> str:
-    return " hidden" if is_so else ""
+def _hidden(is_so: bool) -> Markup:
+    return Markup(" hidden" if is_so else "")
 
 
-def _percent(job: Job) -> str:
+def _percent(job: Job) -> Markup:
     """Return the attribute of the progress bar; without one it only says that something goes on."""
     percent = job.progress.percent if job.progress else None
     if job.state.ended:
         percent = 100.0 if job.state is JobState.FINISHED else percent or 0.0
-    return "" if percent is None else f' value="{percent:.1f}"'
-
-
-def _refresh() -> str:
-    return f'<noscript><meta http-equiv="refresh" content="{_REFRESH_SECONDS}"></noscript>\n'
+    return Markup("" if percent is None else f' value="{percent:.1f}"')
 
 
 def _has_result(job: Job) -> bool:
     return job.state.ended and job.response is not None and job.response.complete
 
 
-def _icon(visit: Visit) -> str:
+def _icon(visit: Visit, state: str = "STATE") -> str:
+    """Return the URL of the icon of a state; by default one in which a script fills the state in."""
     if visit.site.external_assets:
-        return asset_link(visit, View.ICON)
-    return f"data:image/svg+xml,{ICON}"
+        return asset_link(visit, View.ICON, state)
+    return f"data:image/svg+xml,{ICON if state == 'STATE' else icon(ICON, state)}"
 
 
-def _data(visit: Visit, said: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+def _data(visit: Visit, said: Mapping[str, Any], status: Mapping[str, Any]) -> Markup:
     data = {
         # Its links are all made of one.
         "job": {name: value for name, value in status.items() if name not in ("token", "links")},
@@ -121,29 +117,35 @@ def _data(visit: Visit, said: Mapping[str, Any], status: Mapping[str, Any]) -> s
         "icon": _icon(visit),
     }
     # Nothing in there can end the element that it is in, nor begin a comment.
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def _style(visit: Visit) -> str:
+_STYLE = Template('<link rel="stylesheet" href="$link">')
+_SCRIPT = Template('<script type="module" src="$link"></script>')
+
+
+def _style(visit: Visit) -> Markup:
     if visit.site.external_assets:
-        return f'<link rel="stylesheet" href="{html.escape(asset_link(visit, View.STYLE))}">'
-    return f"<style>{assets.style()}</style>"
+        return filled_in(_STYLE, {"link": asset_link(visit, View.STYLE)})
+    return Markup(f"<style>{assets.style()}</style>")
 
 
-def _script(visit: Visit) -> str:
+def _script(visit: Visit) -> Markup:
     if visit.site.external_assets:
-        return f'<script type="module" src="{html.escape(asset_link(visit, View.SCRIPT))}"></script>'
-    return f'<script type="module">{assets.script()}</script>'
+        return filled_in(_SCRIPT, {"link": asset_link(visit, View.SCRIPT)})
+    return Markup(f'<script type="module">{assets.script()}</script>')
 
 
-def _times(visit: Visit, job: Job, said: Mapping[str, str]) -> str:
+_TIMES = Template('$word <time datetime="$instant">$at UTC</time>, $elapsed s')
+
+
+def _times(visit: Visit, job: Job, said: Mapping[str, str]) -> Markup:
     begun = job.started_at if job.started_at is not None else job.created_at
     at = datetime.fromtimestamp(begun, UTC)
     word = said["started" if job.started_at is not None else "queued"]
     elapsed = job.elapsed(visit.registry.clock())
-    return (
-        f'{word} <time datetime="{at.isoformat(timespec="seconds")}">{at:%Y-%m-%d %H:%M:%S} UTC</time>, {elapsed:.1f} s'
-    )
+    values = {"word": word, "instant": at.isoformat(timespec="seconds"), "at": f"{at:%Y-%m-%d %H:%M:%S}"}
+    return filled_in(_TIMES, values | {"elapsed": f"{elapsed:.1f}"})
 
 
 def _note(job: Job, said: Mapping[str, str]) -> str:

@@ -1,12 +1,12 @@
 """What a page is made of: by us, or by a site with looks of its own."""
 
-import html
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from string import Template
 from typing import Any
 
 from ..errors import ConfigurationError
+from .markup import Markup, filled_in
 
 __all__ = ["PageMaker", "PageParts", "page_maker"]
 
@@ -47,7 +47,7 @@ def page_maker(page: PageMaker | Template | None) -> PageMaker:
         raise ConfigurationError.of_setting(
             "page", page.template, f"a template with $head and $body, and of others only {_OTHERS}"
         )
-    return lambda parts: template.substitute(_filled_in(parts))
+    return lambda parts: filled_in(template, _values(parts))
 
 
 _NAMES = {"head", "body", "language", "title", "state", "output"}
@@ -65,12 +65,12 @@ $body</main>
 """)
 
 
-def _filled_in(parts: PageParts) -> dict[str, str]:
+def _values(parts: PageParts) -> dict[str, str]:
     return {
-        "head": parts.head,
-        "body": parts.body,
+        "head": Markup(parts.head),
+        "body": Markup(parts.body),
         "language": parts.language,
-        "title": html.escape(parts.status["title"]),
+        "title": parts.status["title"],
         "state": parts.status["state"],
-        "output": html.escape(parts.output),
+        "output": parts.output,
     }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,7 +11,10 @@ from typing import Any
 
 from .negotiate import parsed
 
-__all__ = ["UNSTORED", "Answer", "StartResponse", "problem", "retry_after"]
+__all__ = ["UNSTORED", "Answer", "StartResponse", "bad_query", "problem", "retry_after"]
+
+# PEP 3333: a native string is latin-1; and RFC 9110 §5.5: a header has no controls.
+_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
 
 StartResponse = Callable[..., Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -64,6 +68,17 @@ class Answer:
         # No list: of one that has a single element, servers find out the length by themselves.
         headers = tuple(header for header in self.headers if header[0] != "Content-Length")
         return Answer(self.status, headers, iter(self.body))
+
+
+def bad_query(environ: Mapping[str, Any]) -> Answer | None:
+    """Return the answer to a query that no header can repeat, None where it is none: a faulty gateway gave it on as
+    text, or with controls in it."""
+    query = environ.get("QUERY_STRING") or ""
+    if query.isascii() and query.isprintable():  # as nearly all are
+        return None
+    if _UNSENDABLE.search(query) is None:
+        return None
+    return problem(environ, 400, "bad-query", "The query of the URL has characters that none can have.")
 
 
 def retry_after(seconds: float) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from .._serving import (
     Visit,
     about,
     answer_ended,
+    bad_query,
     names_json,
     problem,
     retry_after,
@@ -226,7 +227,7 @@ class Starter:
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
-        return None
+        return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
         # Looked for on the stack, once for each start: so it costs the requests that start nothing, nothing.
@@ -315,17 +316,22 @@ class Starter:
         registry = self.site.registry
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
+        if must_hold:
+            job = replace(job, process=self.waiting.process)
         job = registry.add(job, lease=lease) if lease is not None else registry.add(job)
         try:
             offset = 0
             for chunk in request.chunks() if request else ():
                 offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
-            self.site.executor.submit(run(job))
+            begun = run(job)
+            if must_hold:
+                self.waiting.hold(begun)
+            self.site.executor.submit(begun)
         except BaseException:
             registry.discard(job.key)
+            if must_hold:
+                self.waiting.let_go(job.key)
             raise
-        if must_hold:
-            self.waiting.hold(job.key)
         if not job.admitted:
             # Where it began already, or cannot be told of now, it is admitted by its claim.
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):

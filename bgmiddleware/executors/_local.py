@@ -2,8 +2,10 @@
 
 import atexit
 import concurrent.futures.thread  # noqa: F401  # at the end of a process it is left after us, for jobs that use pools
+import contextlib
 import itertools
 import os
+import sys
 import threading
 import weakref
 from abc import abstractmethod
@@ -261,3 +263,19 @@ def _at_exit(executor: LocalExecutor) -> None:
         register(shutdown)
     except RuntimeError:
         atexit.register(shutdown)  # the process ends already
+    if "uwsgi" in sys.modules:
+        _at_exit_of_uwsgi(shutdown)
+
+
+_callbacks: list[object] = []  # of C, which holds no reference
+
+
+def _at_exit_of_uwsgi(shutdown: Callable[[], None]) -> None:
+    """Call *shutdown* at the end of a worker of uWSGI. It calls Python's hooks only where no request is being answered,
+    so not where somebody watches a job; those of C always, in the thread that ends the process."""
+    import ctypes
+
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: shutdown())
+    _callbacks.append(callback)
+    with contextlib.suppress(AttributeError):  # a system without it
+        ctypes.CDLL(None).__cxa_atexit(callback, None, None)

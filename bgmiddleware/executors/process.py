@@ -11,7 +11,7 @@ from .._jobs import JobState
 from .._loading import check_name
 from .._numbers import check_count, check_seconds
 from .._running import Run
-from ..errors import ConfigurationError, JobExpired, JobNotFound
+from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ._engines.sites import Unloaded, fail_unloaded, is_ini
 from ._local import SHUT_DOWN, LocalExecutor
 from ._processes.children import LAST_SECONDS, Child
@@ -112,13 +112,18 @@ class _Seat:
     def run(self, run: Run) -> bool:
         """Let the child run a job; return whether the job must wait. Raises nothing."""
         try:
-            return self._run(run)
+            must_wait = self._run(run)
         except (JobNotFound, JobExpired):
-            return False  # it is gone meanwhile
+            must_wait = False  # it is gone meanwhile
+        except RegistryError as error:
+            _log.warning("job %s waits for its registry: %s", run.key[:8], error)
+            return True
         except Exception as error:
             _log.exception("job %s could not be run", run.key[:8])
-            run.abandon(f"it could not be run: {error}")
-            return False
+            must_wait = not run.abandon(f"it could not be run: {error}")
+        if not must_wait:
+            run.leave()
+        return must_wait
 
     def _run(self, run: Run) -> bool:
         child = self._ready_child()
@@ -132,14 +137,14 @@ class _Seat:
             self._remains.close()
         if "unloaded" in answer:
             self.close()
-            return fail_unloaded(Unloaded(run.registry, answer["unloaded"]), run.key)
+            return fail_unloaded(Unloaded(run.registry, answer["unloaded"]), run.key) or run.still_waits()
         if self._watcher.asked:
             child.end(patience=0.0)  # with what the job leaves running
         must_wait = answer.get("must_wait")
         child.jobs += not must_wait
         if must_wait is None or not child.is_alive or child.jobs >= self._executor.max_jobs_per_child:
             self.close()
-        return bool(must_wait)
+        return bool(must_wait) or run.still_waits()
 
     def _ready_child(self) -> Child:
         if self._child is not None and not self._child.is_alive:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from .._jobs import Job, JobState, Progress
 from .base import Transition
 
-__all__ = ["asked_to_stop", "claimed", "ended", "has_room", "may_change", "renewed", "settled"]
+__all__ = ["asked_to_stop", "claimed", "ended", "has_room", "held", "may_change", "renewed", "settled"]
 
 
 def may_change(job: Job, now: float, expect: Collection[JobState], runner: str) -> bool:
@@ -66,16 +66,22 @@ def settled(job: Job, now: float, *, ttl: float) -> Job:
     return ended(job, now, Transition(seen.state, reason=seen.reason), ttl=ttl, at=seen.ended_at)
 
 
+def held(job: Job, until: float) -> Job:
+    """Return a pending job whose process is there *until* then."""
+    return replace(job, expires_at=until if job.expires_at is None else min(job.expires_at, until))
+
+
 def renewed(
     job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None, pending_ttl: float
 ) -> Job | None:
     """Return the job with a lease that counts from *now*; None where it is not the runner's.
 
-    A pending job is nobody's: it is renewed for the process that it waits in, and never beyond *pending_ttl*. That
-    process has admitted it.
+    A pending job is nobody's: who has it renewed, never beyond *pending_ttl*, has admitted it. One that waits in a
+    process is there as long as that is.
     """
     if job.state is JobState.PENDING and not runner:
-        until = job.expires_at if lease is None else min(now + lease, job.created_at + pending_ttl)
+        most = job.created_at + pending_ttl
+        until = most if job.process else job.expires_at if lease is None else min(now + lease, most)
         return replace(job, expires_at=until, admitted=True)
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None

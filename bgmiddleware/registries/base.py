@@ -129,11 +129,17 @@ class Registry(ABC):
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         """Store a new pending job and return it as stored: ``created_at`` and ``expires_at`` are the registry's.
 
-        *lease*: where it waits in the memory of a process, seconds that it may do so before ``renew`` says that this
-        process is still there; None: it waits elsewhere, for ``pending_ttl``.
+        *lease*: seconds that it may wait before somebody says that it is there still; None: ``pending_ttl``. Where it
+        waits in the memory of a process, its ``process``, this is :meth:`hold` too; else ``renew`` says so.
         Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken, or where
         the job has a name that another one holds (:meth:`Job.holds_name`): with the key of that one.
         Evicts, now and then, what is due.
+        """
+
+    @abstractmethod
+    def hold(self, process: str, lease: float) -> None:
+        """Say that *process* is there for *lease* seconds from now: that long its jobs may wait, and never
+        beyond ``pending_ttl``. One call for all of them. Late, it revives them, unless their loss was made permanent.
         """
 
     @abstractmethod
@@ -181,8 +187,8 @@ class Registry(ABC):
         """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is.
 
         A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
-        no runner: with none, the process that it waits in says that it is there, for *lease* seconds, and that the job
-        is admitted.
+        no runner: with none, this says that the job is admitted, and may wait for *lease* seconds, if it does not wait
+        in the memory of a process.
         """
 
     @abstractmethod

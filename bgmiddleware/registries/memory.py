@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from .._jobs import Channel, Job, JobState, Progress
@@ -72,6 +72,7 @@ class MemoryRegistry(Registry):
         self._running: dict[str, None] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # in the order of their ends: oldest first
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
+        self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
         self._bytes = 0
         self._evicted_at = 0.0
@@ -96,12 +97,18 @@ class MemoryRegistry(Registry):
                 if not self._make_room():
                     raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
             job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
+            if job.process and lease is not None:
+                self._hold(job.process, now + lease)
             self._records[job.key] = _Record(job)
             self._pending[job.key] = None
             self._expired.pop(job.key, None)
             if job.name:
                 self._names[job.name] = job.key
             return job
+
+    def hold(self, process: str, lease: float) -> None:
+        with self._lock:
+            self._hold(process, self.clock() + lease)
 
     def get(self, key: str) -> Job:
         with self._lock:
@@ -189,7 +196,8 @@ class MemoryRegistry(Registry):
                 record.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
             )
             if job is not None:
-                record.job = job
+                waits_here = job.state is JobState.PENDING and job.process in self._held_until
+                record.job = changes.held(job, self._held_until[job.process]) if waits_here else job
             return Renewal(job is not None, cancel)
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
@@ -269,6 +277,14 @@ class MemoryRegistry(Registry):
 
     def _job(self, key: str) -> Job:
         return self._find(key).snapshot().as_of(self.clock())
+
+    def _hold(self, process: str, until: float) -> None:
+        # Each of them is changed: who shares no jobs with other processes has no need of this.
+        self._held_until[process] = until
+        for record in map(self._records.__getitem__, self._pending):
+            if record.job.process == process:
+                waits = replace(record.job, expires_at=record.job.created_at + self.pending_ttl)
+                record.job = changes.held(waits, until)
 
     def _check_writable(self, record: "_Record", channel: Channel, runner: str) -> None:
         job = record.job
@@ -358,7 +374,9 @@ class MemoryRegistry(Registry):
         def is_overdue(key: str) -> bool:
             return self._records[key].job.as_of(now).state.ended
 
-        overdue = itertools.chain(itertools.takewhile(is_overdue, self._pending), filter(is_overdue, self._running))
+        # Those that wait for nobody's sake are due in the order of their coming.
+        first: Callable[..., Iterator[str]] = filter if self._held_until else itertools.takewhile
+        overdue = itertools.chain(first(is_overdue, self._pending), filter(is_overdue, self._running))
         return list(itertools.islice(overdue, limit))
 
 

@@ -6,7 +6,7 @@ what concerns both is done in two steps, the record first: it says what is true,
 * ``bg:{KEY}``: a hash, the record. Beside it ``:request``, ``:output``, ``:body``: strings, the channels; ``:wake``: a
   stream of one entry, whose number is the end of the output, so that a reader who asks for what is behind its offset
   cannot miss it; ``:gone``: what is left for a while when the job has expired.
-* ``{bg}:jobs``, ``:pending``, ``:running``, ``:due``, ``:ended``: sorted sets of keys (see ``lua/_index.lua``);
+* ``{bg}:jobs``, ``:pending``, ``:running``, ``:due``, ``:ended`` …: sorted sets of keys (see ``lua/_index.lua``);
   ``{bg}:group:NAME``: who runs of a group; ``{bg}:name:NAME``: who holds a name; ``{bg}:secret``.
 
 Only ended jobs have a time to live on the server. It is a little longer than ``ttl``, and each read compares the
@@ -99,9 +99,10 @@ class RedisRegistry(Registry):
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         self._evict_now_and_then()
-        patience = self._patience(lease)
+        patience = self.pending_ttl if job.process else self._patience(lease)
+        here = (lease or 0.0) if job.process else 0.0
         for _ in range(_TRIES):
-            known, now = self._enter(job, patience)
+            known, now = self._enter(job, patience, here)
             job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
             if not self._records.create(job, self.max_output):
                 if not known:
@@ -110,13 +111,16 @@ class RedisRegistry(Registry):
             if known:  # of one that has expired
                 self._index.file(job, now, "", anew=True)
             if self._has_name(job, patience):
-                return job
+                return changes.held(job, now + here) if job.process else job
             # Between its place and its record it was taken for one that is gone: who did so has the name now.
             self.discard(job.key)
         raise self._too_busy(job.key)
 
+    def hold(self, process: str, lease: float) -> None:
+        self._index.hold(process, lease)
+
     def get(self, key: str) -> Job:
-        return self._records.look(key).seen
+        return self._look(key).seen
 
     def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
         most = self.max_result if channel is Channel.BODY else _STRING_BYTES
@@ -129,7 +133,7 @@ class RedisRegistry(Registry):
         deadline = time.monotonic() + timeout
         while True:
             # The look comes first, and what wakes stays: what is appended between the two does not block.
-            stored = self._records.look(key)
+            stored = self._look(key)
             job = stored.seen
             left = deadline - time.monotonic()
             if job.output_end > offset or job.state.ended or left <= 0:
@@ -141,9 +145,9 @@ class RedisRegistry(Registry):
 
     def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         for _ in range(_TRIES):
-            stored = self._records.look(key)
+            stored = self._look(key)
             job, now = stored.job, stored.now
-            if not changes.may_change(job, now, expect, change.runner):
+            if not changes.may_change(stored.held, now, expect, change.runner):
                 return False
             if change.to is JobState.RUNNING:
                 new = changes.claimed(job, now, change)
@@ -168,7 +172,7 @@ class RedisRegistry(Registry):
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         def asked(stored: Stored) -> Job | None:
-            return changes.asked_to_stop(stored.job, stored.now, ttl=self.ttl, reason=reason)
+            return changes.asked_to_stop(stored.held, stored.now, ttl=self.ttl, reason=reason)
 
         return self._change(key, asked)[0].state
 
@@ -194,7 +198,8 @@ class RedisRegistry(Registry):
         begin = 0
         while len(found) < skip + limit and (keys := self._index.newest(state, begin, _BATCH)):
             begin += len(keys)
-            found |= {job.key: job for job in self._records.look_at_each(keys) if state in (None, job.state)}
+            each = (self._with_process(stored).seen for stored in self._records.look_at_each(keys))
+            found |= {job.key: job for job in each if state in (None, job.state)}
         return list(found.values())[skip : skip + limit]
 
     def evict(self, limit: int = 1000) -> Evicted:
@@ -207,12 +212,21 @@ class RedisRegistry(Registry):
     def secret(self) -> bytes:
         return self._index.secret(secrets.token_bytes(32))
 
-    def _enter(self, job: Job, patience: float) -> tuple[bool, float]:
+    def _look(self, key: str) -> Stored:
+        return self._with_process(self._records.look(key))
+
+    def _with_process(self, stored: Stored) -> Stored:
+        job = stored.job
+        if job.state is not JobState.PENDING or not job.process:
+            return stored
+        return stored._replace(held_until=self._index.held_until(job.process, stored.now))
+
+    def _enter(self, job: Job, patience: float, lease: float) -> tuple[bool, float]:
         """Take a place and a name for a new job; return whether the index has one of this key already, and the time."""
         gone: list[str] = []
         holder, may_evict = "", True
         for tried in range(_TRIES):
-            entered = self._index.enter(job, self.max_jobs, patience, holder)
+            entered = self._index.enter(job, self.max_jobs, patience, lease, holder)
             gone += entered.gone
             if entered.holder.endswith("?") and tried < _TRIES // 2:
                 time.sleep(_MOMENT)  # whoever takes it just now has it then, unless he died
@@ -245,14 +259,14 @@ class RedisRegistry(Registry):
     def _check_is_free(self, holder: str) -> None:
         """Raise ``JobExists`` where the job of this key holds its name."""
         with contextlib.suppress(JobNotFound, JobExpired, Damaged):
-            stored = self._records.look(holder)
-            if stored.job.holds_name(stored.now):
+            stored = self._look(holder)
+            if stored.held.holds_name(stored.now):
                 raise JobExists(holder)
 
     def _change(self, key: str, change: Callable[[Stored], Job | None]) -> tuple[Job, bool]:
         """Change a job unless *change* returns None; return it as it reads, and whether it was changed."""
         for _ in range(_TRIES):
-            stored = self._records.look(key)
+            stored = self._look(key)
             new = change(stored)
             if new is None:
                 return stored.seen, False
@@ -288,12 +302,12 @@ class RedisRegistry(Registry):
     def _settle(self, key: str) -> bool:
         """Look at a job that is due. Make its loss permanent, and return whether this call did; or file it again."""
         try:
-            stored = self._records.look(key)
+            stored = self._look(key)
             job, seen = stored.job, stored.seen
             if job.state.ended or not seen.state.ended:
                 self._file(stored)
                 return False
-            return self._write(stored, changes.settled(job, stored.now, ttl=self.ttl))
+            return self._write(stored, changes.settled(stored.held, stored.now, ttl=self.ttl))
         except Damaged as error:
             _log.warning("the job %s… is given up: %s", key[:8], error)
         except (JobNotFound, JobExpired):

@@ -117,7 +117,11 @@ class SpoolRegistry(Registry):
         self._free_disk()
         with self._store.changing() as change:
             now = self.clock()
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
+            patience = self.pending_ttl if job.process else self._patience(lease)
+            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
+            here = (lease or 0.0) if job.process else 0.0
+            if job.process:
+                table.hold(change.database, job.process, now + here)
             self._evict_now_and_then(change, now)
             taken = table.find(change.database, job.key)
             if taken is not None:
@@ -133,7 +137,11 @@ class SpoolRegistry(Registry):
             # without its row, which is cleaned up.
             self._store.files(row).create(self.max_output)
         self._clean_up_now_and_then()
-        return job
+        return changes.held(job, now + here) if job.process else job
+
+    def hold(self, process: str, lease: float) -> None:
+        with self._store.changing() as change:
+            table.hold(change.database, process, self.clock() + lease)
 
     def get(self, key: str) -> Job:
         return self._look(key)[1]

@@ -251,7 +251,7 @@ class TestChildren:
         assert run_job(lambda: asyncio.run(main())) == "1\n2\n3\n"
 
     def test_a_child_given_our_stdin_is_at_its_end(self) -> None:
-        assert run_job(lambda: subprocess.run(["cat"], stdin=sys.stdin, stdout=sys.stdout, timeout=30)) == ""
+        assert run_job(lambda: subprocess.run(["cat"], stdin=sys.stdin, stdout=sys.stdout, timeout=120)) == ""
 
     def test_a_child_given_nothing_prints_to_the_server(self, capfd: pytest.CaptureFixture[str]) -> None:
         run_job(lambda: subprocess.run(["/bin/echo", "child"], check=True))
@@ -276,7 +276,7 @@ class TestChildren:
         kept = Kept(takes_children=True)
         child = kept.run(lambda: subprocess.Popen(["cat"], stdin=subprocess.PIPE))
         kept.output.interrupt("enough")
-        child.communicate(timeout=30)
+        child.communicate(timeout=120)
         assert child.returncode == -15
         kept.output.end()
 

@@ -78,7 +78,7 @@ class Served:
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, errors
 
 
@@ -181,7 +181,7 @@ def test_a_running_job_gets_time_to_end(number: signal.Signals, serve: Callable[
     served.process.send_signal(number)
     served.wait_for("Stopping")
     (directory / "may end").touch()
-    _, errors = served.process.communicate(timeout=30)
+    _, errors = served.process.communicate(timeout=120)
     assert served.process.returncode == 0
     assert errors == "the job has ended\n"
 
@@ -205,7 +205,7 @@ def test_who_follows_a_job_sees_its_end_and_the_server_stops_without_a_word(
         served.wait_for("Stopping")
         (directory / "may end").touch()
         assert follower.read() == b"ended\n"
-    _, errors = served.process.communicate(timeout=30)
+    _, errors = served.process.communicate(timeout=120)
     assert (served.process.returncode, errors) == (0, "")
 
 
@@ -233,7 +233,7 @@ def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) ->
 )
 def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: Path) -> None:
     process = begin(directory, app=app)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=120)
     assert (process.returncode, output, errors) == (2, "", f"bgmiddleware: {said}\n")
 
 
@@ -252,7 +252,7 @@ def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: 
 )
 def test_a_bad_option_is_refused_by_name(arguments: list[str], said: str, directory: Path) -> None:
     process = begin(directory, *arguments)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.splitlines()[-1].endswith(said)
     assert "Traceback" not in errors
@@ -262,14 +262,14 @@ def test_a_taken_port_is_status_1_and_one_line(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = begin(directory, "--port", str(port))
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (1, "")
     assert re.fullmatch(rf"bgmiddleware: cannot serve on 127\.0\.0\.1:{port}: .*in use\n", errors)
 
 
 def test_a_host_that_is_none_is_status_1_and_one_line(directory: Path) -> None:
     process = begin(directory, "--host", "nosuch.invalid", "--port", "0")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert errors.startswith("bgmiddleware: cannot serve on nosuch.invalid:0: ")
     assert "Traceback" not in errors

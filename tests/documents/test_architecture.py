@@ -168,7 +168,7 @@ assert sockets == [], sockets
 
 
 def test_importing_and_constructing_start_and_replace_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", WATCH], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", WATCH], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -52,7 +52,7 @@ class Server:
     def stop(self, number: signal.Signals) -> tuple[int, str]:
         """Send a signal; return the exit status and what was said on stderr since the start."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, errors
 
 
@@ -72,7 +72,7 @@ def demo(pause: float) -> Iterator[Server]:
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
-        assert found, (line, process.communicate(timeout=30))
+        assert found, (line, process.communicate(timeout=120))
         yield Server(process, OverHTTP(int(found[1])), line)
     finally:
         process.kill()
@@ -164,7 +164,7 @@ def test_the_command_of_the_index_works_in_a_terminal(
         pytest.skip("there is no curl")
     card = next(card for card in client.request("GET", "/").text.split("<article>") if f"source/{name}" in card)
     command = html.unescape(re.search(r"<pre[^>]*>(.*?)</pre>", card, re.DOTALL)[1])  # type: ignore[index]
-    done = subprocess.run(["sh", "-ec", command], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    done = subprocess.run(["sh", "-ec", command], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
     shown = done.stdout.splitlines()
     assert [line for line in lines if line not in shown] == [], done.stdout
@@ -543,14 +543,14 @@ def test_a_taken_port_is_one_clear_line() -> None:
         port = taken.getsockname()[1]
         # waitress leaves the socket that it could not bind to the garbage collector
         command = [*PYTHON, "-W", "ignore::ResourceWarning", "-m", "demo", str(port)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"demo: cannot serve on port {port}: {os.strerror(errno.EADDRINUSE)}\n"
 
 
 @pytest.mark.parametrize("port", ["http", "70000"])
 def test_what_is_no_port_is_refused(port: str) -> None:
-    done = subprocess.run([*PYTHON, "-m", "demo", port], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*PYTHON, "-m", "demo", port], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -572,5 +572,5 @@ print(page.count("needs <code>pip install bgmiddleware[demo]</code>"), page.coun
 mounts(environ, lambda status, headers: print(status))
 mounts.close()
 """
-    done = subprocess.run([*PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.stderr, done.stdout) == ("", "6 2\n404 Not Found\n")

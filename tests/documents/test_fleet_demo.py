@@ -47,7 +47,7 @@ def test_a_job_is_lost_with_its_process_and_ctrl_c_ends_everything() -> None:
         assert client.request("GET", "/jobs").status == 200
     finally:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "Stopping: jobs get time to end …\n")
     for pid in pids:
         with pytest.raises(ProcessLookupError):
@@ -79,12 +79,12 @@ def test_a_killed_job_says_so() -> None:
         assert client.request("GET", target, accept="text/plain").text == first + rest
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def test_without_what_it_needs_it_says_what_that_is() -> None:
     code = "import sys; sys.modules['rq'] = None; import demo.fleet; sys.exit(demo.fleet.main(['0']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "pip install 'bgmiddleware[rq]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, RegistryError, ThreadExecutor, marks
-from tests.kit.clients import Reply, ended, environ, start
+from tests.kit.clients import InProcess, Reply, ended, environ, start
 from tests.kit.documents import ROOT
 from tests.kit.readers import BOTH, UNKNOWN, Client, Clock, Opener, Play, answering, opened
 
@@ -87,6 +87,11 @@ def _forbidden(opens: Opener, accept: str) -> Reply:
     return client.request("GET", "/_jobs", accept=accept)
 
 
+def _bad_query(opens: Opener, accept: str) -> Reply:
+    site, _ = opens(answering())
+    return InProcess(site).request("POST", "/?q=\u2603", accept=accept)  # no client of HTTP sends that
+
+
 def _reused(opens: Opener, accept: str) -> Reply:
     _, client = opens(answering())
     start(client, "/a", idempotency_key="k")
@@ -154,6 +159,7 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "misconfigured": _misconfigured,
     "speculative": _of_no_job(sec_purpose="prefetch"),
     "bad-request-body": _of_no_job(body=b"x" * 11),
+    "bad-query": _bad_query,
     "bad-idempotency-key": _of_no_job(idempotency_key="k" * 256),
     "idempotency-key-reused": _reused,
     "unknown-job": _of_no_job("GET", f"/?_t={UNKNOWN}"),

@@ -116,7 +116,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., str]]:
     yield start
     for process in processes:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def test_the_serve_command_serves(started: Callable[..., str], tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def example_commands() -> list[str]:
 
 
 def _output_of(command: str) -> str:
-    done = subprocess.run([*shlex.split(command), "-sS"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*shlex.split(command), "-sS"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.kit.documents import ROOT
 
-SECONDS = 30.0
+SECONDS = 120.0
 """How long a worker may take to start or to end; nothing takes that long."""
 
 

@@ -36,7 +36,7 @@ from bgmiddleware.registries import open_registry
 
 NAME = "tests.executors.executor_app:app"
 VARIABLE = "BGMIDDLEWARE_TEST_APP"
-WAIT = 30.0  # never reached by a test that passes
+WAIT = 120.0  # never reached by a test that passes
 
 log = logging.getLogger("shop")  # to a file, as on a real site
 log.propagate = False
@@ -337,7 +337,7 @@ def shorten_lease(lease: float) -> None:
 def lease_of(lease: float) -> Iterator[tuple[ModuleType, str, float]]:
     """Yield where it says how long a claim lasts, and what to say there."""
     for module in (keeper, run, sites, starter, waiting, watching):
-        for name, seconds in {"LEASE": lease, "RENEW_EVERY": lease / 3}.items():
+        for name, seconds in {"LEASE": lease, "RENEW_EVERY": lease / 8}.items():
             if hasattr(module, name):
                 yield module, name, seconds
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-WAIT = 30.0  # never reached by a test that passes
+WAIT = 120.0  # never reached by a test that passes
 
 
 class Stage:

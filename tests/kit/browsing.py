@@ -65,7 +65,7 @@ class Tab:
     def until(self, expression: str, page: Any = None) -> Any:
         """Wait until a JavaScript expression is true in the page, whose policy forbids it to wait for that itself."""
         page = page or self.page
-        deadline = time.monotonic() + 30.0
+        deadline = time.monotonic() + 120
         while not (value := page.evaluate(expression)):
             assert time.monotonic() < deadline, f"never: {expression}"
             page.wait_for_timeout(20)

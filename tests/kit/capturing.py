@@ -16,7 +16,7 @@ from bgmiddleware._capture import JobOutput, install, use_output
 from bgmiddleware._jobs import Channel, Job, key_of, new_token
 from bgmiddleware._running.run import Run, call_function
 
-LONG = 30.0
+LONG = 120.0
 """Seconds that nothing takes, unless it hangs."""
 
 

@@ -117,7 +117,7 @@ class OverHTTP:
     def stream(
         self, method: str, target: str, body: bytes = b"", **headers: str
     ) -> Iterator[tuple[int, list[tuple[str, str]], Iterator[bytes]]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             names = {name.replace("_", "-"): value for name, value in headers.items()}
             if body or method in ("POST", "PUT", "PATCH"):
@@ -149,7 +149,7 @@ def served(app: Any, *, patience: float = 10.0, **options: Any) -> Iterator[Over
 
     def run() -> None:
         while not stopping.is_set():
-            wasyncore.loop(timeout=30, map=sockets, count=1)
+            wasyncore.loop(timeout=120, map=sockets, count=1)
         server.task_dispatcher.shutdown(cancel_pending=True, timeout=patience)
         wasyncore.close_all(sockets)
 

@@ -95,7 +95,7 @@ def run(directory: Path, example: str, targets: Iterable[str], *files: tuple[str
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -115,7 +115,7 @@ def _followed(app: Callable[..., Any], target: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"status": status, "body": body}
     if status == "303 See Other":
         job = target.partition("?")[0] + headers["Location"]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while get(app, f"{job}&_view=result&_wait=5")[0] == "202 Accepted":
             assert time.monotonic() < deadline, "the job does not end"
         answer["result"] = get(app, f"{job}&_view=result")[2]

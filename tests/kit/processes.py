@@ -16,7 +16,7 @@ from tests.kit.clients import OverHTTP, Reply
 from tests.kit.documents import ROOT
 
 TRIES = 400
-LONG = 30.0
+LONG = 120.0
 _OWN = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 

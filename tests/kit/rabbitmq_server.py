@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import PROMISED
 
-SECONDS = 60.0
+SECONDS = 120.0
 """How long it may take to start: some seconds on an idle machine."""
 
 _PROGRAM = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # of Debian; the one in the path wants to be another user

@@ -20,7 +20,7 @@ from bgmiddleware._starting import starter
 from bgmiddleware.registries import open_registry
 
 FLOOD_LINE = "%010d " + "x" * 88 + "\n"  # where it is, so that each line says which bytes it is
-WAIT = 60.0  # never reached by a test that passes
+WAIT = 120.0  # never reached by a test that passes
 _DIRECTORY = Path(os.environ.get("SITE_DIRECTORY", "."))
 
 
@@ -120,7 +120,7 @@ def _made() -> BackgroundMiddleware:
     lease = os.environ.get("SITE_LEASE")
     if lease is not None:
         for module in (keeper, run, starter, waiting):
-            for name, seconds in {"LEASE": float(lease), "RENEW_EVERY": float(lease) / 3}.items():
+            for name, seconds in {"LEASE": float(lease), "RENEW_EVERY": float(lease) / 8}.items():
                 if hasattr(module, name):
                     setattr(module, name, seconds)
     return BackgroundMiddleware(

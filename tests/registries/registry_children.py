@@ -20,7 +20,7 @@ from bgmiddleware._jobs import Channel, Job, JobState, key_of
 from bgmiddleware.errors import BackgroundError, Fenced, JobExists, JobExpired, JobNotFound
 from bgmiddleware.registries.base import Registry
 
-LONG = 30.0
+LONG = 120.0
 ENDED = "finished job"
 
 

@@ -34,7 +34,7 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of
 from bgmiddleware.registries.base import END, Piece, Transition
 
-LONG = 30.0
+LONG = 120.0
 """A timeout that no test may reach."""
 
 KEY = key_of("one")
@@ -79,6 +79,9 @@ def done(future: "Future[Any]") -> Any:
 def added(registry: Registry, name: str = "one") -> str:
     """Return the key of a new pending job."""
     return registry.add(Job(key_of(name), name)).key
+
+
+HELD = Job(KEY, "one", process="p")
 
 
 def named(token: str, name: str = "n", **more: Any) -> Job:
@@ -419,39 +422,85 @@ class RegistryContract:
         assert registry.evict() == (0, 1)
 
     def test_a_job_that_waits_in_a_process_that_vanished_is_lost_never_started(self, registry, clock):
-        registry.add(Job(KEY, "one"), lease=15.0)
+        registry.add(HELD, lease=15.0)
         clock.advance(14.99)
         assert registry.get(KEY).state is JobState.PENDING
         assert registry.evict() == (0, 0)
         clock.advance(0.01)
         assert (registry.get(KEY).state, registry.get(KEY).reason) == (JobState.LOST, "never started")
+        assert [job.state for job in registry.jobs()] == [JobState.LOST]
+        assert registry.position(KEY) == 0
         assert registry.claim(KEY, RUNNER) is False
         assert registry.evict() == (1, 0)
-        assert registry.renew(KEY, "", lease=15.0).ok is False
+        registry.hold("p", 15.0)
+        assert registry.get(KEY).state is JobState.LOST
 
-    def test_a_job_waits_as_long_as_its_process_says_that_it_is_there(self, registry, clock):
-        registry.add(Job(KEY, "one"), lease=5.0)
+    def test_all_jobs_of_a_process_wait_as_long_as_it_says_that_it_is_there(self, registry, clock):
+        names = [f"job {number}" for number in range(30)]
+        for name in names:
+            registry.add(Job(key_of(name), name, process="p"), lease=5.0)
         clock.advance(4.0)
-        assert registry.renew(KEY, "", lease=5.0) == (True, False)
+        registry.hold("p", 5.0)
         clock.advance(4.99)
-        assert registry.get(KEY).state is JobState.PENDING
+        assert {registry.get(key_of(name)).state for name in names} == {JobState.PENDING}
         assert registry.evict() == (0, 0)
         clock.advance(1.0)
-        assert registry.get(KEY).state is JobState.LOST
-        assert registry.renew(KEY, "", lease=5.0).ok  # late, as of a laptop that slept
-        assert registry.get(KEY).state is JobState.PENDING
-        assert registry.position(KEY) == 1
-        assert registry.claim(KEY, RUNNER, lease=15.0)
-        assert registry.renew(KEY, "", lease=5.0).ok is False
+        assert {job.state for job in registry.jobs()} == {JobState.LOST}
+        registry.hold("p", 5.0)  # late, as of a laptop that slept
+        assert {registry.get(key_of(name)).state for name in names} == {JobState.PENDING}
+        assert [registry.position(key_of(name)) for name in names] == list(range(1, 31))
+        assert registry.claim(key_of(names[0]), RUNNER, lease=15.0)
+        clock.advance(5.0)
+        assert registry.get(key_of(names[0])).state is JobState.RUNNING
+        assert registry.evict(10) == (10, 0)
+        assert registry.evict() == (19, 0)
+        assert registry.evict() == (0, 0)
+
+    def test_a_process_holds_its_own_jobs_only(self, registry, clock):
+        for name in ("one", "one:two", "two"):
+            registry.add(Job(key_of(name), name, process=name), lease=5.0)
+        added(registry, "elsewhere")
+        clock.advance(4.0)
+        registry.hold("one:two", 15.0)
+        clock.advance(4.0)
+        assert {job.title for job in registry.jobs(JobState.LOST)} == {"one", "two"}
+        assert registry.evict() == (2, 0)
+        assert {job.title for job in registry.jobs(JobState.PENDING)} == {"one:two", "elsewhere"}
+
+    def test_a_loss_that_is_not_permanent_yet_is_undone_as_long_as_its_process_likes(self, registry, clock):
+        registry.add(HELD, lease=5.0)
+        for _ in range(3):
+            clock.advance(6.0)
+            assert registry.get(KEY).state is JobState.LOST
+            registry.hold("p", 0.5)
+            assert registry.evict() == (0, 0)
+            assert registry.get(KEY).state is JobState.PENDING
+
+    def test_a_job_that_waited_in_a_process_can_be_cancelled(self, registry, clock):
+        registry.add(HELD, lease=5.0)
+        assert registry.request_cancel(KEY) is JobState.CANCELLED
+        clock.advance(6.0)
+        assert registry.evict() == (0, 0)
+        assert registry.get(KEY).state is JobState.CANCELLED
 
     def test_a_job_waits_no_longer_than_its_pending_ttl_whoever_is_there(self, registry, clock):
-        assert registry.add(Job(KEY, "one"), lease=1000.0).expires_at == clock.now + 20.0
+        assert registry.add(HELD, lease=1000.0).expires_at == clock.now + 20.0
         clock.advance(19.0)
-        assert registry.renew(KEY, "", lease=5.0).ok
+        registry.hold("p", 5.0)
         clock.advance(0.99)
         assert registry.get(KEY).state is JobState.PENDING
         clock.advance(0.01)
         assert registry.get(KEY).state is JobState.LOST
+
+    def test_who_admits_a_job_that_waits_in_a_process_does_not_change_how_long_it_waits(self, registry, clock):
+        registry.add(replace(HELD, admitted=False), lease=5.0)
+        assert registry.renew(KEY, "", lease=10.0).ok
+        assert registry.get(KEY).admitted
+        clock.advance(5.0)
+        assert registry.get(KEY).state is JobState.LOST
+        registry.hold("p", 5.0)
+        clock.advance(4.0)
+        assert registry.get(KEY).state is JobState.PENDING
 
     def test_a_job_that_was_claimed_in_time_outlives_its_pending_ttl(self, registry, clock):
         added(registry)

@@ -278,7 +278,7 @@ def test_all_keys_of_a_job_are_in_one_slot_and_those_of_the_index_in_another(
 
 
 def test_a_script_touches_no_key_that_it_does_not_declare() -> None:
-    names = "RECORD|GONE|REQUEST|OUTPUT|BODY|WAKE|BYTES|JOBS|PENDING|RUNNING|DUE|ENDED|LAST|QUEUE|NAME"
+    names = "RECORD|GONE|REQUEST|OUTPUT|BODY|WAKE|BYTES|JOBS|PENDING|RUNNING|DUE|ENDED|LAST|QUEUE|NAME|PROCESSES|HELD"
     declared = rf"({names}|KEYS\[group\]|key(?=, ARGV\[9\])|where == 'pending' and PENDING or RUNNING)[,)]"
     scripts = list((ROOT / "bgmiddleware" / "registries" / "_redis" / "lua").glob("*.lua"))
     assert len(scripts) > 10
@@ -699,9 +699,9 @@ def test_a_runner_killed_before_its_claim_was_written_leaves_the_job_to_others(
 
 
 def test_a_claim_never_puts_off_when_a_job_is_looked_at(make: Make, server: Any, clock: Clock) -> None:
-    registry = make(clock=clock)
+    registry = make(clock=clock, pending_ttl=LONG)
     for name, lease in {"long": 2 * LONG, "none": None}.items():
-        until = registry.add(Job(key_of(name), name, groups={"reindex": 2}), lease=LONG).expires_at
+        until = registry.add(Job(key_of(name), name, groups={"reindex": 2})).expires_at
         killed_at(registry._records, "write", partial(registry.claim, key_of(name), RUNNER, lease=lease))
         assert server.zscore("{bg}:due", key_of(name)) == until
 

@@ -254,7 +254,7 @@ site.close()
         env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.stdout, done.stderr) == ("child\nstatus 1\n", "")
 
@@ -316,3 +316,25 @@ def test_who_reads_a_registry_finds_no_token_in_it(stage: apps.Stage, tmp_path: 
             assert replayed[name] == "/slow?1"
         assert replayed["HTTP_COOKIE"] == f"_t={token[::-1]}"
         stage.go(2)
+
+
+@pytest.mark.parametrize("query", ["q=\u2603", "q=\ud800", "q=\r\nSet-Cookie: a=b", "q=\0", "\x7f", "q=\t"])
+@pytest.mark.parametrize(
+    "headers", [{}, {"accept": "application/json"}, {"prefer": "wait=5"}, {"idempotency_key": "k"}]
+)
+def test_a_query_that_no_header_can_repeat_is_400_and_starts_nothing(query: str, headers: dict[str, str]) -> None:
+    with BackgroundMiddleware(apps.raises_in_body, when=marks.always) as site:
+        client = InProcess(site)
+        assert client.request("POST", f"/?{query}", **headers).status == 400
+        assert site.registry.jobs() == []
+        for method in ("GET", "HEAD", "POST", "DELETE"):
+            for view in ("", "&_view=page", "&_view=result"):
+                token = "6b9f2e1c-0000-4000-8000-000000000000"  # of no job
+                reply = client.request(method, f"/?{query}&_t={token}{view}", **headers)
+                assert reply.status == 400
+
+
+@pytest.mark.parametrize("query", ["q=\xe9\xff", "q=a b", "q=%E2%98%83", "%", "q='\"<>"])
+def test_a_query_of_latin_1_is_repeated_as_it_is(query: str) -> None:
+    with BackgroundMiddleware(apps.raises_in_body, when=marks.always) as site:
+        assert start(InProcess(site), f"/?{query}").startswith(f"/?{query}&_t=")

@@ -389,12 +389,12 @@ def test_pserve_serves_it(tmp_path: Path) -> None:
             assert response.read() == b"adding up /reports/2026\n"
     finally:
         server.terminate()
-        server.communicate(timeout=30)
+        server.communicate(timeout=120)
 
 
 def when_up(server: subprocess.Popen[bytes], url: str) -> Any:
     """Open *url* as soon as the server takes connections; it does not say when."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             return urlopen(url)

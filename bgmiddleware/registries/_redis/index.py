@@ -12,7 +12,8 @@ __all__ = ["LINGER", "Entered", "Index"]
 
 _log = logging.getLogger("bgmiddleware")
 
-_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue")
+_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue", "processes", "held")
+_MOST_PROCESSES = 1000
 _LOOK_AGAIN = 3600.0  # at jobs that run without a lease
 LINGER = 60.0  # for so many seconds more a name is kept than its job may hold it
 
@@ -35,12 +36,14 @@ class Index:
         self._server = server
         self._prefix = f"{{{prefix}}}"
         self._keys = [f"{self._prefix}:{name}" for name in _NAMES]
+        self._held_until: dict[str, float] = {}  # by process: as of the last look, never too late
 
-    def enter(self, job: Job, max_jobs: int, patience: float, holder: str) -> Entered:
-        """Take a place for a new job, pending for *patience* seconds, and its name, which may hold *holder* now."""
+    def enter(self, job: Job, max_jobs: int, patience: float, lease: float, holder: str) -> Entered:
+        """Take a place for a new job, pending for *patience* seconds, and its name, which may hold *holder* now. The
+        process that it waits in, if it does, is there for *lease* seconds."""
         names = [self._name(job)] if job.name else []
         arguments = (job.key, max_jobs, patience, job.priority.rank, holder, _milliseconds(patience + LINGER))
-        answer, now, *others = self._server.run("enter", [*self._keys, *names], *arguments)
+        answer, now, *others = self._server.run("enter", [*self._keys, *names], *arguments, job.process, lease)
         keys = [other.decode() for other in others]
         if answer == b"named":
             return Entered(False, False, keys[0], float(now), [])
@@ -54,6 +57,20 @@ class Index:
     def _name(self, job: Job) -> str:
         return f"{self._prefix}:name:{job.name}"
 
+    def hold(self, process: str, lease: float) -> None:
+        """Say that a process is there for *lease* seconds, in whose memory jobs wait."""
+        self._held_until[process] = float(self._run("hold", [], process, lease)[1])
+
+    def held_until(self, process: str, now: float) -> float:
+        """Return until when a process is there for sure, or was."""
+        until = self._held_until.get(process, 0.0)
+        if until <= now:  # else it is that, or later: nobody takes it back
+            score = self._server.link.command("ZSCORE", self._keys[7], process)
+            if len(self._held_until) > _MOST_PROCESSES:
+                self._held_until.clear()
+            until = self._held_until[process] = 0.0 if score is None else float(score)
+        return until
+
     def file(self, job: Job, now: float, place: str, *, anew: bool = False) -> None:
         """Bring the index up to date with a job. Where that fails it is done when the job is due: the record counts."""
         at = job.expires_at
@@ -61,11 +78,11 @@ class Index:
             at = now + _LOOK_AGAIN if job.lease_expires_at is None else job.lease_expires_at
         where = "ended" if job.state.ended else job.state.value
         rank = str(job.priority.rank)
-        self._file(job.key, job.groups, where, repr(at), "anew" if anew else "", place, _until(job), rank)
+        self._file(job.key, job.groups, where, repr(at), "anew" if anew else "", place, _until(job), rank, job.process)
 
     def drop(self, key: str) -> None:
         """Know nothing more of a job."""
-        self._file(key, [], "gone", "", "", "", "", "")
+        self._file(key, [], "gone", "", "", "", "", "", "")
 
     def reserve(self, job: Job, place: str) -> bool:
         """Take a place in each group of a job that is about to run, or in none; return whether there is room. Where

@@ -41,6 +41,7 @@ _PARTS = {
     "reserve": ("_index",),
     "name": ("_index",),
     "due": ("_index",),
+    "hold": ("_index",),
 }
 
 

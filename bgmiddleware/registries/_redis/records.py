@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..._jobs import Channel, Job
 from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryFull
+from .. import _changes as changes
 from .._bounds import Bounds
 from ..base import Piece
 from .link import Damaged, Server
@@ -27,11 +28,18 @@ class Stored(NamedTuple):
     now: float
     op: str = ""
     place: str = ""
+    held_until: float | None = None
+    """Until when the process is there in whose memory it waits; None: it does not wait in one."""
+
+    @property
+    def held(self) -> Job:
+        """The job as long as its process is there."""
+        return self.job if self.held_until is None else changes.held(self.job, self.held_until)
 
     @property
     def seen(self) -> Job:
         """The job as it reads."""
-        return self.job.as_of(self.now)
+        return self.held.as_of(self.now)
 
 
 class Records:
@@ -52,8 +60,8 @@ class Records:
         self._server.heard(stored.now)
         return stored
 
-    def look_at_each(self, keys: list[str]) -> list[Job]:
-        """Return the jobs of *keys* as they read, without those that are gone or damaged."""
+    def look_at_each(self, keys: list[str]) -> list[Stored]:
+        """Return the records of *keys*, without those that are gone or damaged."""
         found = []
         replies = self._server.run_each("look", [self._keys(key) for key in keys])
         for key, reply in zip(keys, replies, strict=True):
@@ -61,7 +69,7 @@ class Records:
                 _log.warning("%s: the job %s… cannot be read: %s", self._server.shown, key[:8], reply)
             elif reply[0] == b"ok":
                 with contextlib.suppress(Damaged):
-                    found.append(self._stored(key, reply).seen)
+                    found.append(self._stored(key, reply))
         return found
 
     def write(self, stored: Stored, new: Job, place: str, ttl: float) -> bool:

@@ -58,6 +58,11 @@ _STEPS = (
     ALTER TABLE jobs ADD COLUMN name TEXT;  -- by which a repetition of its request finds it
     CREATE INDEX jobs_by_name ON jobs (name, number) WHERE name IS NOT NULL;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN process TEXT;  -- in whose memory it waits; NULL when it does not wait any more
+    CREATE INDEX jobs_by_process ON jobs (process) WHERE process IS NOT NULL;
+    CREATE TABLE processes (name TEXT PRIMARY KEY, until REAL NOT NULL);
+    """,
 )
 
 

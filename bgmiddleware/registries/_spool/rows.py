@@ -10,6 +10,7 @@ from typing import Any
 
 from ..._jobs import Job, JobState
 from ...errors import RegistryError
+from .. import _changes as changes
 
 __all__ = [
     "Entry",
@@ -19,6 +20,7 @@ __all__ = [
     "first_ended",
     "forget",
     "has_expired",
+    "hold",
     "insert",
     "last_of_name",
     "newest",
@@ -30,8 +32,9 @@ __all__ = [
     "totals",
 ]
 
+_UNTIL = "(SELECT until FROM processes WHERE processes.name = jobs.process)"
 # As bytes: to read a text that is no UTF-8 would fail for all rows at once.
-_ROW = "SELECT number, bytes, key, CAST(document AS BLOB) FROM jobs"
+_ROW = f"SELECT number, bytes, key, CAST(document AS BLOB), process, {_UNTIL} FROM jobs"  # noqa: S608
 _CANDIDATES = {
     # What is stored as one state may read as another.
     JobState.LOST: (JobState.LOST, JobState.RUNNING, JobState.PENDING),
@@ -76,20 +79,31 @@ def has_expired(database: sqlite3.Connection, key: str) -> bool:
 def insert(database: sqlite3.Connection, job: Job) -> Row:
     """Add a pending job."""
     database.execute("DELETE FROM expired WHERE key = ?", (job.key,))
-    statement = "INSERT INTO jobs (key, state, rank, due, name, document) VALUES (?, ?, ?, ?, ?, ?)"
-    values = (job.key, job.state, job.priority.rank, job.expires_at, job.name or None, _document(job))
+    statement = "INSERT INTO jobs (key, state, rank, due, name, process, document) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    names = (job.name or None, job.process or None)
+    values = (job.key, job.state, job.priority.rank, job.expires_at, *names, _document(job))
     number = database.execute(statement, values).lastrowid
     assert number is not None  # noqa: S101  # an INSERT has one
     return Row(number, 0, job.key, job)
 
 
+def hold(database: sqlite3.Connection, process: str, until: float) -> None:
+    """Say until when a process is there in whose memory jobs wait; forget those that are gone, with their jobs."""
+    database.execute("INSERT OR REPLACE INTO processes (name, until) VALUES (?, ?)", (process, until))
+    database.execute(
+        "DELETE FROM processes WHERE until < ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE process = processes.name)",
+        (until - _PROCESSES_KEPT,),
+    )
+
+
 def store(database: sqlite3.Connection, row: Row, job: Job, kept: int | None = None) -> None:
     """Replace a job of which *kept* bytes are in files (None: as many as before)."""
     due = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+    process = (job.process or None) if job.state is JobState.PENDING else None
     ended = "(SELECT IFNULL(MAX(ended), 0) + 1 FROM jobs WHERE ended IS NOT NULL)" if job.state.ended else "NULL"
     database.execute(
-        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, document = ? WHERE number = ?",  # noqa: S608
-        (job.state, due, row.bytes if kept is None else kept, _document(job), row.number),
+        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, process = ?, document = ? WHERE number = ?",  # noqa: S608
+        (job.state, due, row.bytes if kept is None else kept, process, _document(job), row.number),
     )
 
 
@@ -109,7 +123,9 @@ def take_cookies(database: sqlite3.Connection, row: Row) -> bool:
 
 def due(database: sqlite3.Connection, now: float, limit: int) -> list[Entry]:
     """Return up to *limit* jobs that are to be made lost, or to be forgotten."""
-    return _all(database.execute(f"{_ROW} WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)))
+    found = _all(database.execute(f"{_ROW} WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)))
+    gone = "process IN (SELECT name FROM processes WHERE until <= ?) AND due > ?"
+    return found + _all(database.execute(f"{_ROW} WHERE {gone} LIMIT ?", (now, now, limit - len(found))))
 
 
 def first_ended(database: sqlite3.Connection) -> Entry | None:
@@ -169,15 +185,18 @@ def _all(cursor: sqlite3.Cursor) -> list[Entry]:
     return [_read(*columns) for columns in cursor.fetchall()]
 
 
-def _read(number: int, kept: int, key: str, document: bytes) -> Entry:
+def _read(number: int, kept: int, key: str, document: bytes, process: str | None, until: float | None) -> Entry:
     try:
         job = Job.from_document(json.loads(document))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return Entry(number, kept, key)
+    if process is not None:
+        job = changes.held(job, until or 0.0)
     # The key names files: that of another job must not name them.
     return Row(number, kept, key, job) if job.key == key else Entry(number, kept, key)
 
 
+_PROCESSES_KEPT = 3600.0  # seconds; far more than any lease
 _DEFAULTS = Job("", "").to_document()
 
 

@@ -5,4 +5,18 @@ for _, key in ipairs(expired) do
   redis.call('ZREM', ENDED, key)
   redis.call('ZREM', JOBS, key)
 end
+-- Those that wait in the memory of a process that is gone are due, if they are pending still.
+local room = most - #expired
+for _, process in ipairs(redis.call('ZRANGEBYSCORE', PROCESSES, '-inf', now, 'LIMIT', 0, 10)) do
+  local held = redis.call('ZRANGEBYLEX', HELD, '[' .. process .. SEPARATOR, '(' .. process .. '\1', 'LIMIT', 0, room)
+  for _, name in ipairs(held) do
+    redis.call('ZREM', HELD, name)
+    redis.call('ZADD', DUE, 'XX', now, name:sub(#process + 2))
+  end
+  room = room - #held
+  if room <= 0 then
+    break
+  end
+  redis.call('ZREM', PROCESSES, process)
+end
 return {'ok', #expired, redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, most - #expired)}

@@ -1,11 +1,15 @@
--- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority, and for a job with a name: what that
--- may hold now, and for how many milliseconds it is taken. KEYS[8]: the name, see name.lua. Take a place for a new job.
--- Return the time, and the jobs that made room.
+-- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority; for a job with a name: what that may
+-- hold now, and for how many milliseconds it is taken; and the process that it waits in, and how long that is there for
+-- sure. Behind the KEYS: the name, see name.lua. Take a place for a new job. Return the time, and the jobs that made room.
 local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
+local process = ARGV[8]
+if process ~= '' then
+  redis.call('ZADD', PROCESSES, string.format('%.17g', NOW + tonumber(ARGV[9])), process)
+end
 if redis.call('ZSCORE', JOBS, key) then
   return {'known', now}
 end
-local NAME = KEYS[8]
+local NAME = KEYS[FIRST_GROUP]
 local holder = NAME and redis.call('GET', NAME)
 if holder and holder ~= ARGV[6] then
   return {'named', now, holder}
@@ -29,4 +33,7 @@ redis.call('ZADD', JOBS, number, key)
 redis.call('ZADD', PENDING, number, key)
 redis.call('ZADD', QUEUE, turn(ARGV[5], number), key)
 redis.call('ZADD', DUE, string.format('%.17g', NOW + tonumber(ARGV[4])), key)
+if process ~= '' then
+  redis.call('ZADD', HELD, 0, process .. SEPARATOR .. key)
+end
 return {'ok', now, unpack(gone)}

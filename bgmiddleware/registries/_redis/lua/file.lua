@@ -1,12 +1,16 @@
 -- ARGV: now, key, 'pending', 'running', 'ended' or 'gone', when to look at it, 'anew' if it comes only now,
--- its place in its groups, until when it takes that, the rank of its priority. File a job as what its record says.
-local key, where, at, place = ARGV[2], ARGV[3], ARGV[4], ARGV[6]
+-- its place in its groups, until when it takes that, the rank of its priority, its process. File a job as what its record
+-- says.
+local key, where, at, place, process = ARGV[2], ARGV[3], ARGV[4], ARGV[6], ARGV[9]
 -- What takes no memory comes first: see write.lua.
 redis.call('ZREM', PENDING, key)
 redis.call('ZREM', QUEUE, key)
 redis.call('ZREM', RUNNING, key)
 redis.call('ZREM', DUE, key)
 redis.call('ZREM', ENDED, key)
+if process ~= '' then
+  redis.call('ZREM', HELD, process .. SEPARATOR .. key)
+end
 if where == 'gone' or ARGV[5] == 'anew' then
   redis.call('ZREM', JOBS, key)
 end
@@ -24,6 +28,9 @@ if where ~= 'gone' then
   end
   if where == 'pending' then
     redis.call('ZADD', QUEUE, turn(ARGV[8], number), key)
+    if process ~= '' then
+      redis.call('ZADD', HELD, 0, process .. SEPARATOR .. key)
+    end
   end
 end
 for group = FIRST_GROUP, #KEYS do

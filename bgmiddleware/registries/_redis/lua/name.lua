@@ -1,6 +1,6 @@
--- ARGV: now, key, milliseconds. KEYS[8]: a name. It has the key of the last job that was given it, with a '?' behind it
--- until the record of that is there. Say that it is, and keep the name for so long, if it is still this job's.
-local key, NAME = ARGV[2], KEYS[8]
+-- ARGV: now, key, milliseconds. Behind the KEYS: a name. It has the key of the last job that was given it, with a '?'
+-- behind it until the record of that is there. Say that it is, and keep the name for so long, if it is still this job's.
+local key, NAME = ARGV[2], KEYS[FIRST_GROUP]
 local holder = redis.call('GET', NAME)
 if holder == key then
   redis.call('PEXPIRE', NAME, ARGV[3]) -- takes no memory: see write.lua
