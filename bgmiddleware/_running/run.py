@@ -248,6 +248,7 @@ class Run:
             # In this order: who sees the end sees everything.
             output.end()
             keeper.end()
+            reason = "; ".join(filter(None, (reason, keeper.missing)))
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
             patiently(
                 self.registry,

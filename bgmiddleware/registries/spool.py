@@ -32,7 +32,7 @@ from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
 from ._spool.writer import Sealed, Writer
-from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, Transition
+from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, StorageFull, Transition
 
 __all__ = ["SpoolRegistry"]
 
@@ -147,17 +147,12 @@ class SpoolRegistry(Registry):
         return self._look(key)[1]
 
     def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
-        with storage_errors():
-            if channel is Channel.REQUEST:
-                return self._append_request(key, offset, data)
-            limit = self.max_result if channel is Channel.BODY else None
-            while True:
-                writer = self._store.writers.get(key, runner) or self._open_writer(key, runner)
-                try:
-                    return writer.append(channel, offset, data, limit)
-                except Sealed:
-                    self._store.writers.close(key)
-                    self._unseal(key, runner)
+        try:
+            return self._append(key, channel, offset, data, runner)
+        except StorageFull:
+            if not any(self.evict(_EVICT_IN_ONE)):
+                raise
+        return self._append(key, channel, offset, data, runner)
 
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         def read(row: Row) -> Piece:
@@ -314,6 +309,19 @@ class SpoolRegistry(Registry):
 
     # Writing bytes.
 
+    def _append(self, key: str, channel: Channel, offset: int, data: bytes, runner: str) -> int:
+        with storage_errors():
+            if channel is Channel.REQUEST:
+                return self._append_request(key, offset, data)
+            limit = self.max_result if channel is Channel.BODY else None
+            while True:
+                writer = self._store.writers.get(key, runner) or self._open_writer(key, runner)
+                try:
+                    return writer.append(channel, offset, data, limit)
+                except Sealed:
+                    self._store.writers.close(key)
+                    self._unseal(key, runner)
+
     def _append_request(self, key: str, offset: int, data: bytes) -> int:
         row = self._find_pending(key)
         writer = Writer(self._store.files(row), "", self.busy_timeout)
@@ -386,7 +394,7 @@ class SpoolRegistry(Registry):
         if self._store.is_full():
             self.evict(_EVICT_IN_ONE)
             if self._store.is_full():
-                raise RegistryError(f"{self.directory}: {os.strerror(errno.ENOSPC)}")
+                raise StorageFull(f"{self.directory}: {os.strerror(errno.ENOSPC)}")
 
     def _clean_up_now_and_then(self) -> None:
         instant = time.monotonic()

@@ -644,6 +644,21 @@ def test_when_its_jobs_expire_a_full_disk_has_room_again(make, tmp_path, clock, 
         registry.close()
 
 
+@pytest.mark.parametrize("channel", [Channel.OUTPUT, Channel.BODY])
+def test_bytes_that_find_no_room_take_that_of_jobs_that_have_expired(make, tmp_path, clock, channel):
+    with mounted(tmp_path / "disk", "size=3m"):
+        registry = make(tmp_path / "disk" / "jobs", ttl=60.0)
+        running(registry)
+        old = running(registry, "old")
+        filled(registry, old, Channel.OUTPUT, 0, os.urandom(50_000))
+        registry.finish(old, RUNNER, JobState.FINISHED)
+        with pytest.raises(RegistryError):
+            registry.append(KEY, channel, 0, b"x" * 500_000, runner=RUNNER)
+        clock.advance(60.0)
+        assert registry.append(KEY, channel, 0, b"x" * 500_000, runner=RUNNER) == 500_000
+        registry.close()
+
+
 def test_a_disk_on_which_others_left_nothing_free_is_not_full_for_ever(make, tmp_path, clock):
     disk = tmp_path / "disk"
     with mounted(disk, "size=4m"):

@@ -1,6 +1,7 @@
 """What a spool directory has: an index, files of jobs, a secret. All that touches them together is here."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 from ..._jobs import Channel, Job, JobState
 from ...errors import ConfigurationError, RegistryError
+from ..base import StorageFull
 from . import rows as table
 from .directory import Directory
 from .index import Index
@@ -22,6 +24,7 @@ __all__ = ["Change", "Store", "storage_errors", "trouble"]
 
 _FILE = re.compile(rf"([0-9a-f]{{32}})\.([0-9]+)(?:\.(?:{Channel.REQUEST}|{Channel.BODY}))?")
 _ROWS_AT_ONCE = 200
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ENDED = frozenset(state for state in JobState if state.ended)
 
 _log = logging.getLogger("bgmiddleware")
@@ -201,7 +204,8 @@ def storage_errors() -> Iterator[None]:
 
 def trouble(error: OSError) -> RegistryError:
     """Say what the system refused."""
-    return RegistryError(f"{error.filename or 'the spool directory'}: {error.strerror}")
+    kind = StorageFull if error.errno in _FULL else RegistryError
+    return kind(f"{error.filename or 'the spool directory'}: {error.strerror}")
 
 
 def _is_left_behind(database: sqlite3.Connection, name: re.Match[str]) -> bool:
