@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
 from ._capture import ForegroundOutput, current_output, write_late
+from ._frameworks import Surroundings, surroundings
 from ._running import RunningJob
 from .errors import ConfigurationError
 
@@ -39,12 +39,12 @@ _REPORT_EVERY = 0.1
 declared = False
 """Whether a decorator was used in this process: then requests are watched, so that nothing they did is missing."""
 
-entrances: set[CodeType] = set()
+entrances: set[int] = set()
 """The code of the functions that take a request from the view that asked for the background. Their *foreground*, where
-they have one, is where the wish is noted."""
+they have one, is where the wish is noted. By identity: to hash code costs more than to look for it."""
 
-late_entrances: set[CodeType] = set()
-"""The code of the functions that pass on a response that has begun."""
+late_entrances: set[int] = set()
+"""The code of the functions that pass on a response that has begun, by identity."""
 
 UNSTARTED = ("HEAD", "OPTIONS")
 """The methods of requests that start no job: they are the app's, marked or not."""
@@ -60,6 +60,8 @@ class Wish:
     """A copy of the caller's."""
     printed: str
     """What the request printed so far."""
+    around: tuple[Surroundings, ...]
+    """What the framework has around the view, for the function."""
     error: "BackgroundRequested"
 
 
@@ -204,18 +206,18 @@ def _foreground() -> ForegroundOutput | None:
     output = current_output()
     if output is not None and output.job is not None:
         return None
-    if isinstance(output, ForegroundOutput) and output.is_of_this_thread():
+    if isinstance(output, ForegroundOutput) and output.is_answering():
         return output if _may_start(output.request) else None
     # The context may be one of the view's own; then the stack tells, which is the way that the exception will take.
     frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code in entrances:
+        if id(frame.f_code) in entrances:
             found = frame.f_locals.get("foreground")
             if found is None:  # not watched yet, since this very request imported the decorated view
                 found = ForegroundOutput(write_late("stdout"), write_late("stderr"))
                 found.request = frame.f_locals["environ"]
             return found if isinstance(found, ForegroundOutput) and _may_start(found.request) else None
-        if frame.f_code in late_entrances:
+        if id(frame.f_code) in late_entrances:
             where = sys._getframe(2)
             _log.warning(
                 "a decorated function was called in the midst of a response, and runs in the foreground: %s:%d in %s",
@@ -236,7 +238,8 @@ def _may_start(request: Mapping[str, Any] | None) -> bool:
 def _left(foreground: ForegroundOutput, function: Callable[[], Any] | None) -> BackgroundRequested:
     """Note what the caller asks for, and return what it leaves by."""
     error = BackgroundRequested()
-    error.wish = Wish(function, copy_context(), foreground.text, error)
+    around = () if function is None else surroundings()
+    error.wish = Wish(function, copy_context(), foreground.text, around, error)
     if foreground.wish is None:
         foreground.ask(error.wish)
     else:

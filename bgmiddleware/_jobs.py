@@ -3,9 +3,9 @@
 import dataclasses
 import hashlib
 import math
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import NoneType
 from typing import Any, Self
@@ -187,6 +187,16 @@ class Job:
     receipt: Mapping[str, str | float] = field(default_factory=dict)
     """What its runner says of the run: who it was, how much time of a processor it took."""
 
+    def changed(self, **fields: Any) -> Self:
+        """Return the job with other values in some *fields*.
+
+        The same as :func:`dataclasses.replace`, which takes three times as long: every job changes several times.
+        """
+        job = object.__new__(type(self))
+        for name, set_field in _SETTERS.items():
+            set_field(job, fields[name] if name in fields else getattr(self, name))
+        return job
+
     def elapsed(self, now: float) -> float:
         """Seconds that it has run until *now*, or until it ended; 0.0 if it never started."""
         if self.started_at is None:
@@ -200,10 +210,10 @@ class Job:
         """
         if self.state is JobState.RUNNING and self.lease_expires_at is not None and now >= self.lease_expires_at:
             if self.cancel_requested_at is not None:
-                return replace(self, state=JobState.CANCELLED, ended_at=self.lease_expires_at)
-            return replace(self, state=JobState.LOST, reason="its runner vanished", ended_at=self.lease_expires_at)
+                return self.changed(state=JobState.CANCELLED, ended_at=self.lease_expires_at)
+            return self.changed(state=JobState.LOST, reason="its runner vanished", ended_at=self.lease_expires_at)
         if self.state is JobState.PENDING and self.expires_at is not None and now >= self.expires_at:
-            return replace(self, state=JobState.LOST, reason="never started", ended_at=self.expires_at, expires_at=None)
+            return self.changed(state=JobState.LOST, reason="never started", ended_at=self.expires_at, expires_at=None)
         return self
 
     def has_expired(self, now: float) -> bool:
@@ -242,6 +252,10 @@ class Job:
         return cls(**known)
 
 
+# Those of the slots: the class itself refuses, as it is frozen.
+_SETTERS: dict[str, Callable[[Job, Any], None]] = {
+    field.name: vars(Job)[field.name].__set__ for field in dataclasses.fields(Job)
+}
 _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
@@ -259,9 +273,15 @@ _KINDS: dict[str, tuple[type, ...]] = {
 """What JSON has of each field: a document may be damaged, and what is in it is compared and counted."""
 
 
+_VERSION_4 = 0x4 << 76 | 0x2 << 62  # and the variant
+_NOT_VERSION = ~(0xF << 76 | 0x3 << 62)
+
+
 def new_token() -> str:
     """Return a token: a random (version 4) UUID of RFC 9562, 122 unguessable bits, in its canonical form."""
-    return str(uuid.uuid4())
+    # As uuid.uuid4() makes it, at a third of its time.
+    digits = f"{int.from_bytes(os.urandom(16)) & _NOT_VERSION | _VERSION_4:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def key_of(token: str) -> str:

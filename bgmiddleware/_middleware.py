@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import current
 from ._context import BackgroundRequested, Wish
-from ._recording import MAX_BODY, forget_body, remember_body
+from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
 from ._serving import (
     Answer,
@@ -177,7 +177,7 @@ class BackgroundMiddleware:
                 return self.app(environ, start_response)
             except BackgroundRequested as asked:  # from a view that this very request imported
                 settle(asked.wish, ())
-                return self._answer_wish(environ, asked.wish, start_response)
+                return self._answer_wish(without_traces(environ), asked.wish, start_response)
 
         # A decorator was used in this process, so the request is watched: it is kept as it came, and what it prints.
         foreground: Any = current.get()
@@ -195,7 +195,8 @@ class BackgroundMiddleware:
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         if has_body:
             remember_body(environ, self._max_body)
-        foreground.request = recorded = environ.copy()
+        recorded = as_it_came(environ) if "webob.adhoc_attrs" in environ else environ.copy()
+        foreground.request = recorded
         try:
             iterable = self.app(environ, start_response)
         except BaseException as error:
@@ -266,7 +267,7 @@ class BackgroundMiddleware:
         self.close()
 
 
-_context.entrances.add(BackgroundMiddleware.__call__.__code__)
+_context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -79,9 +80,11 @@ class ForegroundOutput:
         """``sys.stdout`` and ``sys.stderr`` as they were when the stand-ins were last known to be in place."""
         self._kept: list[str] = []
 
-    def is_of_this_thread(self) -> bool:
+    def is_answering(self) -> bool:
         """Whether the calling thread answers a request of this output. A copied context may take it to others."""
-        return self.request is not None and self._thread == threading.get_ident()
+        if self.request is None:
+            return False
+        return self._thread == threading.get_ident() or _runs_loop_for(self._thread)
 
     def _keeping(self, write: Callable[[str], int]) -> Callable[[str], int]:
         def keep(text: str) -> int:
@@ -92,7 +95,7 @@ class ForegroundOutput:
         return keep
 
     def _keep(self, text: str) -> None:
-        if self._room > 0 and self.is_of_this_thread():
+        if self._room > 0 and self.is_answering():
             self._kept.append(text[: self._room])
             self._room -= len(text)
             self.is_used = True
@@ -128,6 +131,22 @@ class ForegroundOutput:
 
     def fileno(self) -> int | None:
         return None
+
+
+def _runs_loop_for(waiting: int) -> bool:
+    """Whether the calling thread runs an event loop that the thread *waiting* waits for, as asgiref has it do for an
+    asynchronous view of Flask: what happens here happens on behalf of that view's request."""
+    arguments = getattr(threading.current_thread(), "_args", ())
+    # A worker of a pool knows its pool from the start, the pool knows its worker a moment later.
+    pool = arguments[0]() if arguments and isinstance(arguments[0], weakref.ref) else None
+    if pool is None:
+        return False
+    frame = sys._current_frames().get(waiting)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "asgiref.sync" and frame.f_locals.get("loop_executor") is pool:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class JobOutput:

@@ -6,7 +6,7 @@ bodies of request and response, and ``waiting`` keeps the claims of jobs that wa
 
 from .exchange import Exchange
 from .keeper import LEASE, RENEW_EVERY, patiently
-from .run import Run, RunningJob, Work, call_function, over_deadline, replay_request
+from .run import Run, RunningJob, Work, call_function, over_deadline, replay_request, within_request
 from .waiting import Waiting
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "over_deadline",
     "patiently",
     "replay_request",
+    "within_request",
 ]

@@ -17,15 +17,16 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
-from .._recording import replay_environ
+from .._recording import RecordedRequest, replay_environ
 from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
 from .keeper import LEASE, Keeper, patiently
 
-__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request"]
+__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
 
 _log = logging.getLogger("bgmiddleware")
 
@@ -55,6 +56,11 @@ class RunningJob:
         self._check()
 
 
+# Named, since the annotations of a function within a function are evaluated each time.
+_Head = Callable[[RecordedResponse], None]
+_Write = Callable[[bytes], None]
+
+
 class Holder(Protocol):
     """What holds a job that waits in this process."""
 
@@ -68,7 +74,7 @@ class Holder(Protocol):
 class Work(Protocol):
     """What a job does: it gives the body to *write* in pieces and its response's head to *head*."""
 
-    def __call__(self, head: "Callable[[RecordedResponse], None]", write: Callable[[bytes], None]) -> None: ...
+    def __call__(self, head: _Head, write: _Write) -> None: ...
 
 
 class Run:
@@ -294,6 +300,8 @@ class Run:
                 self._end_forked_child(output)
                 body.flush()
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
+            if not isinstance(error, Exception):
+                unwind(error.__traceback__)
             if self._response is not None:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
@@ -378,13 +386,16 @@ def replay_request(
     key: str,
     stored: Mapping[str, str],
     kept: Mapping[str, Any],
+    *,
+    multiprocess: bool = False,
 ) -> Work:
-    """Return the work of calling *app* with a recorded request, whose body is in the registry."""
+    """Return the work of calling *app* with a recorded request, whose body is in the registry. *multiprocess*: whether
+    other processes may call it at the same time."""
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
-            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
+            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
             Exchange(head, write).run(app, environ)
 
     return work
@@ -396,7 +407,7 @@ def call_function(function: Callable[[], Any]) -> Work:
     ``None`` is 204, ``str`` plain text, ``bytes`` octets, all else JSON; what is no JSON is 204 too.
     """
 
-    def work(head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def work(head: _Head, write: _Write) -> None:
         response, body = _response_of(function())
         head(response)
         write(body)
@@ -404,7 +415,30 @@ def call_function(function: Callable[[], Any]) -> Work:
     return work
 
 
+def within_request(
+    function: Callable[[], Any],
+    around: tuple[Surroundings, ...],
+    registry: Registry,
+    key: str,
+    request: RecordedRequest,
+) -> Callable[[], Any]:
+    """Return *function* so that it is called within what is *around* the view that asked for it.
+
+    *request*: the one that the view answered; its body is in the registry.
+    """
+
+    def call() -> Any:
+        with contextlib.closing(open_request_body(registry, key, request.size)) as body:
+            errors = error_stream()
+            environ = replay_environ(request.environ, request.kept, body, errors, multiprocess=registry.shared)
+            return run_within(around, environ, function)
+
+    return call
+
+
 def _response_of(value: Any) -> tuple[RecordedResponse, bytes]:
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], RecordedResponse):
+        return value  # a framework's
     if isinstance(value, str):
         kind, body = "text/plain; charset=utf-8", value.encode("utf-8", "backslashreplace")
     elif isinstance(value, bytes):

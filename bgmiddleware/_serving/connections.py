@@ -19,7 +19,10 @@ __all__ = [
     "is_stopping",
     "longest",
     "makes_ends_visible",
+    "sends_files",
+    "sends_without_thread",
     "stream_live",
+    "takes_off_hands",
     "threads_of",
 ]
 
@@ -29,6 +32,8 @@ _BOUND = 25.0
 _OF_PROXIES = ("HTTP_VIA", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST")
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 _MANY = 64
+_BUFFERED = 1024 * 1024
+_BUFFERED_BY_WAITRESS = 8 * 1024 * 1024  # half of what it does take: events are longer than their text
 
 
 # Has the client gone?
@@ -159,8 +164,7 @@ def threads_of(environ: Environ) -> int | None:
     if channel is not None:
         return _number(channel, "server", "adj", "threads")
     if "gunicorn.socket" in environ:
-        has_greenlets = type(_stopper()).__module__.endswith(("ggevent", "geventlet"))
-        return _number(_stopper(), "cfg", "worker_connections" if has_greenlets else "threads")
+        return _number(_stopper(), "cfg", "worker_connections" if _has_greenlets() else "threads")
     uwsgi = _uwsgi(environ)
     if uwsgi is not None:
         return int(uwsgi.opt.get("threads", b"1"))
@@ -169,10 +173,32 @@ def threads_of(environ: Environ) -> int | None:
     return _MANY if "werkzeug.socket" in environ else None  # a thread for each connection
 
 
+def _has_greenlets() -> bool:
+    return type(_stopper()).__module__.endswith(("ggevent", "geventlet"))
+
+
 def _number(found: Any, *names: str) -> int | None:
     for name in names:
         found = getattr(found, name, None)
     return found if isinstance(found, int) else None
+
+
+def takes_off_hands(environ: Environ) -> int:
+    """Return how many bytes of an answer the server takes at once, though its client reads none of them."""
+    return _BUFFERED_BY_WAITRESS if "waitress.client_disconnected" in environ else _BUFFERED
+
+
+def sends_files(environ: Environ) -> Callable[..., Any] | None:
+    """Return the server's ``wsgi.file_wrapper`` where it is worth using: waitress sends a file without a thread, and
+    gunicorn by one call of the system. Others are not faster by it, or send all of a file, whatever the range."""
+    of_gunicorn = "gunicorn.socket" in environ and not _has_greenlets() and "HTTP_VERSION" not in environ
+    wrapper = environ.get("wsgi.file_wrapper")
+    return wrapper if wrapper is not None and (of_gunicorn or sends_without_thread(environ)) else None
+
+
+def sends_without_thread(environ: Environ) -> bool:
+    """Whether no thread is held while a file is sent to a client that reads slowly."""
+    return "waitress.client_disconnected" in environ and "wsgi.file_wrapper" in environ
 
 
 def is_behind_proxy(environ: Environ) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .._jobs import Job, JobState
 from ..registries.base import Page
-from .problems import Answer, problem
+from .problems import Answer
 from .status import status_document
 from .stored import Missing
 from .visit import LOOK_EVERY, BadParameter, Hold, Visit, about
@@ -35,11 +35,9 @@ def answer_events(visit: Visit, job: Job) -> Answer:
     headers = (("Content-Type", "text/event-stream; charset=utf-8"), ("X-Accel-Buffering", "no"), *about(job))
     if visit.environ["REQUEST_METHOD"] == "HEAD":
         return Answer("200 OK", headers)
-    if job.state.ended:
-        return Answer("200 OK", headers, _Events(visit, offset, None))
-    held = visit.take_slot()
+    held = visit.take_slot_for_bytes(job.output_end - offset) if job.state.ended else visit.take_slot()
     if held is None:
-        return visit.refused(problem(visit.environ, 503, "no-slot", "Too many viewers: ask for the log instead."))
+        return visit.refused("Too many viewers: ask for the log instead.")
     return Answer("200 OK", headers, _Events(visit, offset, held))
 
 
@@ -60,17 +58,16 @@ def _event(data: dict[str, Any], *, kind: str | None = None, number: str | None 
 
 
 class _Events:
-    """The stream of one client, for which a slot is *held* until it is read to its end, closed, or dropped; None: of a
-    job that has ended, which takes none."""
+    """The stream of one client, for which a slot is *held* until it is read to its end, closed, or dropped."""
 
-    def __init__(self, visit: Visit, offset: int, held: Hold | None) -> None:
+    def __init__(self, visit: Visit, offset: int, held: Hold) -> None:
         self._held = held
         try:
             first = visit.registry.page(visit.key, offset)  # what cannot be read can still be said
         except BaseException:
             self.close()
             raise
-        self._events = _made(visit, offset, held, first)  # knows nothing of us, so that we are dropped at once
+        self._events = _made(visit, offset, held, first)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -83,14 +80,17 @@ class _Events:
             raise
 
     def close(self) -> None:
-        if self._held is not None:
-            self._held.give_back()
-
-    __del__ = close
+        self._held.give_back()
 
 
-def _made(visit: Visit, offset: int, held: Hold | None, first: Page) -> Iterator[bytes]:
-    yield f"retry: {_RETRY_MS}\n\n".encode()
+def _made(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[bytes]:
+    blocks = _blocks(visit, offset, held, first)
+    # Not alone: some clients take a block without data for an empty message. The first one comes at once.
+    yield f"retry: {_RETRY_MS}\n".encode() + next(blocks)
+    yield from blocks
+
+
+def _blocks(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[bytes]:
     ends_at = time.monotonic() + _LONGEST
     sent_at = time.monotonic()
     seen: tuple[object, ...] = ()
@@ -118,7 +118,7 @@ def _made(visit: Visit, offset: int, held: Hold | None, first: Page) -> Iterator
             yield _event(status_document(visit, job), kind="done", number=f"{offset}{_DONE}")
             return
         now = time.monotonic()
-        if held is None or now >= ends_at or held.gone() or held.must_end():
+        if now >= ends_at or held.gone() or held.must_end():
             return
         if now - sent_at >= _HEARTBEAT_EVERY:
             sent_at = now

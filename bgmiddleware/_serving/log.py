@@ -3,13 +3,14 @@
 import itertools
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
 
 from .._jobs import Channel, Job
 from ..registries.base import PAGE_BYTES, Piece, Registry
 from .connections import broken_off, is_behind_proxy, makes_ends_visible
 from .problems import Answer, Headers
-from .stored import Asked, Missing, Stored, asked_range, conditional, entity_tag
+from .stored import TOO_MANY, Asked, Missing, Stored, asked_range, conditional, entity_tag
 from .visit import LOOK_EVERY, Hold, Visit, about
 
 __all__ = ["answer_log"]
@@ -41,6 +42,9 @@ def answer_log(visit: Visit, job: Job) -> Answer:
 
 def _answer_so_far(visit: Visit, job: Job) -> Answer:
     """Answer with what there is, so that nobody takes it for all: it says to be longer than it is, and breaks off."""
+    held = visit.take_slot_for_bytes(_whole_length(job))
+    if held is None:
+        return visit.refused(TOO_MANY)
     headers = (
         *_head(job),
         _length(_whole_length(job) + _MORE),
@@ -48,7 +52,7 @@ def _answer_so_far(visit: Visit, job: Job) -> Answer:
         ("Job-Next-Offset", str(job.output_end)),
         *visit.pace(),
     )
-    return Answer("200 OK", headers, _Cut(visit, job))
+    return Answer("200 OK", headers, _Held(_begun(visit, job), held, visit.environ))
 
 
 def _head(job: Job) -> Headers:
@@ -82,9 +86,13 @@ def _answer_page(visit: Visit, job: Job, offset: int) -> Answer:
 def _answer_whole(visit: Visit, job: Job) -> Answer:
     headers = (*_head(job), _length(_whole_length(job)))
     if job.output_dropped is not None:
-        return Answer("200 OK", headers, _begun(visit, job))  # offsets are not positions in this text
+        held = visit.take_slot_for_bytes(_whole_length(job))
+        if held is None:
+            return visit.refused(TOO_MANY)
+        return Answer("200 OK", headers, _Held(_begun(visit, job), held))  # offsets are not positions in this text
     headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job, Channel.OUTPUT)))
-    return conditional(visit.environ, headers, Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end))
+    content = Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end)
+    return conditional(visit.environ, headers, content) if content.is_held(visit) else visit.refused(TOO_MANY)
 
 
 def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
@@ -98,6 +106,8 @@ def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
         )
     placed = (("Content-Range", f"bytes {begin}-{end - 1}/*"), _length(end - begin), ("Accept-Ranges", "bytes"))
     content = Stored(visit.registry, job.key, Channel.OUTPUT, begin, end)
+    if not content.is_held(visit):
+        return visit.refused(TOO_MANY)
     return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content.begun(visit.environ))
 
 
@@ -134,20 +144,29 @@ def _begun(visit: Visit, job: Job) -> Iterator[bytes]:
     return itertools.chain(list(itertools.islice(pieces, count)), pieces)
 
 
-class _Cut:
-    """The output so far, and then no end: whoever reads it is told that this is not all."""
+class _Held:
+    """Pieces to which a slot belongs, until they are read to their end, closed, or dropped. *breaks_off*: where they
+    are not all there will be, whoever reads them is told so."""
 
-    def __init__(self, visit: Visit, job: Job) -> None:
-        self._pieces = _begun(visit, job)
-        self._environ = visit.environ
+    def __init__(self, pieces: Iterator[bytes], held: Hold, breaks_off: Mapping[str, Any] | None = None) -> None:
+        self._pieces = pieces
+        self._held = held
+        self._breaks_off = breaks_off
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        for piece in self._pieces:
-            return piece
-        raise broken_off(self._environ)
+        try:
+            for piece in self._pieces:
+                return piece
+            raise StopIteration if self._breaks_off is None else broken_off(self._breaks_off)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._held.give_back()
 
 
 class _Followed:
@@ -215,6 +234,3 @@ class _Followed:
     def close(self) -> None:
         self._held.give_back()  # first: the other raises where a thread is still in it
         self._pieces.close()
-
-    def __del__(self) -> None:
-        self._held.give_back()

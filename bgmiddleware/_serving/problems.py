@@ -56,7 +56,10 @@ class Answer:
             close = getattr(self.body, "close", None)
             if close is not None and not begun:  # nobody else will: a slot may be held by it
                 close()
-        return self.body if begun else []
+        if not begun:
+            return []
+        hand = getattr(self.body, "handed_to", None)
+        return self.body if hand is None else hand(environ)
 
     def unkept(self) -> "Answer":
         """Return the answer without its length, to one of a crowd that comes back much later.

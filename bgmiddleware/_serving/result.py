@@ -4,13 +4,15 @@ from .._jobs import Channel, Job, JobState, RecordedResponse
 from ..registries.base import END
 from .problems import Answer, Headers, problem
 from .status import status_answer
-from .stored import Stored, conditional, entity_tag
+from .stored import TOO_MANY, Stored, conditional, entity_tag
 from .visit import Visit, job_headers
 
 __all__ = ["answer_ended", "answer_result"]
 
 _BODYLESS = (204, 304)
 _VALIDATORS = {"etag", "last-modified"}
+# The server in front sends a file in place of the body, and evaluates conditions and ranges by itself.
+_SENT_BY_PROXY = {"x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-litespeed-location", "x-reproxy-url"}
 
 
 def answer_result(visit: Visit, job: Job) -> Answer:
@@ -43,9 +45,11 @@ def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[st
     Its cookies go to who reads it first, and to nobody else: they may be somebody's session.
     """
     content = Stored(visit.registry, job.key, Channel.BODY, 0, job.body_end)
-    headers = (*_headers(visit, job, response, content), *added)
-    if response.code == 200:
-        return conditional(visit.environ, headers, content)
+    if response.code not in _BODYLESS and not content.is_held(visit):
+        return visit.refused(TOO_MANY)
+    headers = (*_headers(visit, job, response, content), *job_headers(job), *added)
+    if _is_for_us(response):
+        return conditional(visit.environ, headers, content, response.status)
     return Answer(response.status, headers, () if response.code in _BODYLESS else content.begun(visit.environ))
 
 
@@ -62,11 +66,17 @@ def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored
         headers.append(("Content-Length", str(job.body_end)))
     if "cache-control" not in names:
         headers.append(("Cache-Control", "private, no-cache"))
-    if response.code == 200 and names.isdisjoint(_VALIDATORS):
-        headers.append(("ETag", entity_tag(job, Channel.BODY)))
-    if response.code == 200 and "accept-ranges" not in names:
-        headers.append(("Accept-Ranges", "bytes"))
+    if _is_for_us(response):
+        if names.isdisjoint(_VALIDATORS):
+            headers.append(("ETag", entity_tag(job, Channel.BODY)))
+        if "accept-ranges" not in names:
+            headers.append(("Accept-Ranges", "bytes"))
     return tuple(headers)
+
+
+def _is_for_us(response: RecordedResponse) -> bool:
+    """Whether conditions and ranges are ours to evaluate."""
+    return response.code == 200 and _SENT_BY_PROXY.isdisjoint(name.lower() for name, _ in response.headers)
 
 
 def _is_first_reader(visit: Visit) -> bool:

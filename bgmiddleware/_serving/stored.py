@@ -1,7 +1,8 @@
-"""Bytes that are whole and will not change: conditional requests and ranges of them."""
+"""Bytes that are whole and will not change: conditional requests and ranges of them, and slow readers."""
 
+import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 from webob import Request, Response
@@ -9,9 +10,11 @@ from webob import Request, Response
 from .._jobs import Channel, Job
 from ..errors import RegistryError
 from ..registries.base import PAGE_BYTES, Registry
+from .connections import sends_files, sends_without_thread, takes_off_hands
 from .problems import Answer, Headers
+from .visit import Hold, Visit
 
-__all__ = ["Asked", "Stored", "asked_range", "conditional", "entity_tag"]
+__all__ = ["TOO_MANY", "Asked", "Stored", "asked_range", "conditional", "entity_tag"]
 
 _CONDITIONS = (
     "HTTP_RANGE",
@@ -23,12 +26,19 @@ _CONDITIONS = (
 )
 
 
+TOO_MANY = "Too many clients read large answers just now: ask again."
+_WORTH_A_FILE = 64 * 1024
+
+
 class Missing(RegistryError, OSError):
     """Bytes that a job had are not there any more."""
 
 
 class Stored:
-    """The bytes *begin* to *end* of a channel, read in pieces: a large body is never in memory as a whole."""
+    """The bytes *begin* to *end* of a channel, read in pieces: a large body is never in memory as a whole.
+
+    They can belong to a held slot, which is given back when they are read, closed, or dropped with all their parts.
+    """
 
     def __init__(self, registry: Registry, key: str, channel: Channel, begin: int, end: int) -> None:
         self._registry = registry
@@ -37,22 +47,57 @@ class Stored:
         self._begin = begin
         self._end = end
         self._first = b""
+        self._held: Hold | None = None
+        self._file: _Part | None = None
 
     def begun(self, environ: Mapping[str, Any]) -> Self:
-        """Read the first piece for a request, unless that is a HEAD; return self. An answer that was not sent can still
-        say that it cannot be read."""
-        if not self._first and self._begin < self._end and environ["REQUEST_METHOD"] != "HEAD":
-            self._first = self._read(self._begin)
+        """Read the first piece for a request, or open the file that its server sends, unless that is a HEAD; return
+        self. An answer that was not sent can still say that it cannot be read."""
+        if self._first or self._file is not None or self._begin >= self._end or environ["REQUEST_METHOD"] == "HEAD":
+            return self
+        if self._channel is Channel.BODY and self.length >= _WORTH_A_FILE and sends_files(environ) is not None:
+            descriptor = self._registry.open_body(self._key)
+            if descriptor is not None:
+                self._file = _Part(descriptor, self._begin, self._end)
+                return self
+        self._first = self._read(self._begin)
         return self
 
+    def is_held(self, visit: Visit) -> bool:
+        """Whether they can be sent now, though their client may read slowly; false where too many do so already."""
+        size = self.length
+        if size > takes_off_hands(visit.environ) and sends_without_thread(visit.environ):
+            size = 0 if self.begun(visit.environ)._file is not None else size
+        self._held = visit.take_slot_for_bytes(size)
+        return self._held is not None
+
+    def handed_to(self, environ: Mapping[str, Any]) -> Iterable[bytes]:
+        """Return what to give to the server: a file where it sends one better than it sends pieces."""
+        wrapper = sends_files(environ)
+        if self._file is None or wrapper is None:
+            return self
+        self._file.held, self._held = self._held, None
+        wrapped: Iterable[bytes] = wrapper(self._file, PAGE_BYTES)
+        return wrapped
+
+    def close(self) -> None:
+        """Give the slot back, and close the file."""
+        if self._held is not None:
+            self._held.give_back()
+        if self._file is not None:
+            self._file.close()
+
     def __iter__(self) -> Iterator[bytes]:
-        offset = self._begin
-        data, self._first = self._first, b""
-        while offset < self._end:
-            data = data or self._read(offset)
-            offset += len(data)
-            yield data
-            data = b""
+        try:
+            offset = self._begin
+            data, self._first = self._first, b""
+            while offset < self._end:
+                data = data or self._read(offset)
+                offset += len(data)
+                yield data
+                data = b""
+        finally:
+            self.close()
 
     def _read(self, offset: int) -> bytes:
         piece = self._registry.read(self._key, self._channel, offset, min(PAGE_BYTES, self._end - offset))
@@ -67,7 +112,32 @@ class Stored:
 
     def part(self, begin: int, end: int) -> "Stored":
         """Return the bytes *begin* to *end* of these."""
-        return Stored(self._registry, self._key, self._channel, self._begin + begin, self._begin + end)
+        part = Stored(self._registry, self._key, self._channel, self._begin + begin, self._begin + end)
+        part._held = self._held
+        return part
+
+
+class _Part(io.FileIO):
+    """The bytes *begin* to *end* of a file, for a server's ``wsgi.file_wrapper``, with the slot that is held."""
+
+    held: "Hold | None" = None
+
+    def __init__(self, descriptor: int, begin: int, end: int) -> None:
+        super().__init__(descriptor, "rb")
+        self._end = end
+        self.seek(begin)
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._end - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+    def close(self) -> None:
+        super().close()
+        if self.held is not None:
+            self.held.give_back()
+
+    def __del__(self) -> None:
+        self.close()  # nobody need be told: an answer of which only the head was sent has a body that nobody closes
 
 
 def entity_tag(job: Job, channel: Channel) -> str:
@@ -108,13 +178,14 @@ def asked_range(environ: Mapping[str, Any]) -> Asked | None:
     return Asked(int(first), int(last) + 1 if last else None)
 
 
-def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -> Answer:
+def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored, status: str = "200 OK") -> Answer:
     """Answer a GET or HEAD with 200, 206, 304, 412 or 416, as its conditions and its range ask.
 
-    *headers* are those of the 200, with ``Content-Length`` and a validator. The order is that of RFC 9110 §13.2.2.
+    *status* and *headers* are those of the 200, with ``Content-Length`` and a validator. The order is that of RFC 9110
+    §13.2.2.
     """
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD") or not any(name in environ for name in _CONDITIONS):
-        return Answer("200 OK", headers, content.begun(environ))
+        return Answer(status, headers, content.begun(environ))
     request = Request(dict(environ))
     response = Response(headerlist=list(headers))
     etag, modified = response.etag, _date(lambda: response.last_modified)
@@ -130,7 +201,9 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
         return _without_body("304 Not Modified", headers)
     asked = asked_range(environ)
     if asked is None or not _is_still(environ.get("HTTP_IF_RANGE"), headers):
-        return Answer("200 OK", headers, content.begun(environ))
+        return Answer(status, headers, content.begun(environ))
+    if asked.begin < 0 and not content.length:
+        return Answer(status, headers)  # the last bytes of nothing are all that there is
     return _partial(environ, asked, headers, content)
 
 

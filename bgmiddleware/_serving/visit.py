@@ -14,10 +14,10 @@ from ..errors import JobNotFound
 from ..executors.base import Executor
 from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
-from .connections import disconnection_of, is_stopping, longest, stream_live, threads_of
+from .connections import disconnection_of, is_stopping, longest, stream_live, takes_off_hands, threads_of
 from .estimates import Estimates
 from .parts import PageMaker, page_maker
-from .problems import UNSTORED, Answer, Headers, retry_after
+from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .viewers import FASTEST, Viewers
 
 __all__ = ["LOOK_EVERY", "BadParameter", "Hold", "Site", "Visit", "about", "job_headers"]
@@ -64,8 +64,9 @@ class Site:
         """
         cleaned = dict(environ)
         has_token = re.compile(rf"[?&]{re.escape(self.token_name)}=[0-9a-f-]{{36}}(?![^&#])").search
+        sign = f"{self.token_name}="
         for name, value in environ.items():
-            if has_token(value):
+            if sign in value and has_token(value):
                 place, _, query = value.partition("?")
                 query = self.without_ours(query)
                 cleaned[name] = place + ("?" + query if query else "")
@@ -77,7 +78,8 @@ class Site:
 
     def visit_by(self, owners: Collection[str], environ: Mapping[str, Any], token: str) -> "Visit":
         """The same for *owners* that are known already: to prove them again may cost a signature."""
-        parameters = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True))
+        query = environ.get("QUERY_STRING")
+        parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
         return Visit(self, environ, token, key_of(token), owners, parameters)
 
     def _owners(self, environ: Mapping[str, Any]) -> list[str]:
@@ -107,6 +109,8 @@ class Hold:
     def give_back(self) -> None:
         """Give the slot back. Idempotent."""
         self.viewers.give_back(self.slot)
+
+    __del__ = give_back  # not everybody closes what is dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +149,16 @@ class Visit:
         """
         return self._held() if self.environ.get("wsgi.multithread") else None
 
-    def take_slot_for_bytes(self) -> "Hold | None":
-        """The same for an answer that a slow reader holds: there is always a slot for one, else nobody got it."""
-        return self._held(least=1)
+    def take_slot_for_bytes(self, size: int) -> "Hold | None":
+        """Take the right to send so many bytes to a client that may read them slowly, and hold a thread meanwhile.
+
+        None: no slot is free. There is always one for this, else nobody got them. A server with one thread sends what
+        it has to, and so does one that takes *size* bytes off our hands: then nothing is held.
+        """
+        is_held = size > takes_off_hands(self.environ) and self.environ.get("wsgi.multithread")
+        if is_held and self.environ["REQUEST_METHOD"] != "HEAD":
+            return self._held(least=1)
+        return Hold(self.site.viewers, None, lambda: False, float("inf"))
 
     def _held(self, least: int = 0) -> "Hold | None":
         gone = disconnection_of(self.environ)
@@ -197,9 +208,9 @@ class Visit:
         """Return the answer to a client that will ask again, with when it should."""
         return _told(answer, self.site.viewers.pace(self.seconds("_every")))
 
-    def refused(self, answer: Answer) -> Answer:
+    def refused(self, detail: str) -> Answer:
         """Return the answer to a client for which no slot is free, with when it should begin to poll."""
-        return _told(answer, self.site.viewers.turn())
+        return _told(problem(self.environ, 503, "no-slot", detail), self.site.viewers.turn())
 
     def number(self, name: str) -> int | None:
         """Return a parameter as a whole number; None if it is not there. Raises ``BadParameter``."""

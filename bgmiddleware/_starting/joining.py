@@ -18,6 +18,7 @@ from typing import Any
 from .._recording import RecordedRequest
 from .._serving import Headers
 from ..owners import CookieOwner, Owner, guest
+from .multipart import digest_of_parts, split_boundary
 
 __all__ = ["Asking", "Beginnings", "asker_of", "asking", "asking_again", "fingerprint_of", "negotiated_in"]
 
@@ -196,10 +197,16 @@ def negotiated_in(environ: Mapping[str, Any]) -> list[str]:
 
 def fingerprint_of(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:
     """Return a digest of method, URL and body, and of the body's type: what must be the same for a request to be a
-    repetition."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([environ.get(name, "") for name in _ASKED]).encode())
-    if request is not None:
+    repetition. A body of several parts is what its parts are."""
+    content_type, boundary = split_boundary(environ.get("CONTENT_TYPE") or "")
+    parts = digest_of_parts(request.chunks(), boundary) if boundary and request is not None else None
+    if parts is None:
+        content_type = environ.get("CONTENT_TYPE") or ""
+    said = [environ.get(name, "") for name in ("REQUEST_METHOD", *_URL)]
+    digest = hashlib.sha256(json.dumps([*said, content_type]).encode())
+    if parts is not None:
+        digest.update(b"parts" + parts)
+    elif request is not None:
         for chunk in request.chunks():
             digest.update(chunk)
     return digest.hexdigest()

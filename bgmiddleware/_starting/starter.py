@@ -1,6 +1,7 @@
 """What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
 
 import contextlib
+import io
 import logging
 import re
 import secrets
@@ -8,14 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import marks
 from .._context import Wish, entrances
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
-from .._running import LEASE, Run, Waiting, Work, call_function, replay_request
+from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
 from .._serving import (
     Answer,
     Headers,
@@ -51,6 +52,8 @@ WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _log = logging.getLogger("bgmiddleware")
 
+_OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")
+_PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
 _LONGEST_IDEMPOTENCY_KEY = 255
 
@@ -112,12 +115,14 @@ class Starter:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
         kept = request.kept
-        if not self.site.executor.in_process:
+        is_here = self.site.executor.in_process
+        if not is_here:
             self.dropped.tell(kept)
             kept = {}
+        multiprocess = not is_here or bool(environ.get("wsgi.multiprocess"))
 
         def run(job: Job) -> Run:
-            work = replay_request(app, self.site.registry, job.key, request.environ, kept)
+            work = replay_request(app, self.site.registry, job.key, request.environ, kept, multiprocess=multiprocess)
             return self._run(job, work, context)
 
         with request.body:
@@ -148,23 +153,37 @@ class Starter:
                 " decorate the view with @backgrounder instead"
             )
 
-        def run(job: Job) -> Run:
-            return self._run(job, call_function(function), wish.context, wish.printed)
-
-        if not self._may_join(environ):
-            return self._start(environ, None, run, 0.0)
+        may_join = self._may_join(environ)
+        if not may_join and not wish.around:
+            return self._start(environ, None, self._runs_function(function, wish, None), 0.0)
         try:
             # Again: the app may have read it.
             request = self._recorded({**environ, "wsgi.input": rewound(environ["wsgi.input"])})
         except BadRequestBody as error:
-            return problem(environ, error.status, "bad-request-body", f"{error}.")
+            if may_join:
+                return problem(environ, error.status, "bad-request-body", f"{error}.")
+            # The function has in its arguments what it needs of the body, which the view has read.
+            unread = {key: value for key, value in environ.items() if key not in _OF_A_BODY}
+            request = self._recorded({**unread, "wsgi.input": io.BytesIO()})
         with request.body:
-            return self._start(environ, request, run, 0.0)
+            return self._start(environ, request, self._runs_function(function, wish, request), 0.0)
+
+    def _runs_function(
+        self, function: Callable[[], Any], wish: Wish, request: RecordedRequest | None
+    ) -> Callable[[Job], Run]:
+        def run(job: Job) -> Run:
+            called = function
+            if request is not None:
+                called = within_request(function, wish.around, self.site.registry, job.key, request)
+            return self._run(job, call_function(called), wish.context, wish.printed)
+
+        return run
 
     def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
         """Record a request as it may be kept. Raises ``BadRequestBody``."""
         request = record_request(environ, self.max_body)
-        return replace(request, environ=self.site.without_tokens(request.environ))
+        cleaned = self.site.without_tokens(request.environ)
+        return RecordedRequest(cleaned, request.kept, request.body, request.size)
 
     def _may_join(self, environ: Mapping[str, Any]) -> bool:
         """Whether this request could be a repetition of another one."""
@@ -191,7 +210,7 @@ class Starter:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
-        work = replay_request(app, registry, key, job.request, {})
+        work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
         return self._run(job, work, Context(), output_file=output_file)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
@@ -220,8 +239,7 @@ class Starter:
                 ' registry=SpoolRegistry("/var/lib/…") or registry=RedisRegistry("redis://…"), or serve from one'
                 " process with threads, by a server that says so (python -m bgmiddleware serve)"
             )
-        purposes = (environ.get(name) for name in ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ"))
-        if any(purpose and _SPECULATIVE.search(purpose) for purpose in purposes):
+        if any(_SPECULATIVE.search(environ[name]) for name in _PURPOSES if name in environ):
             # A browser drops this and asks again when the person really follows the link.
             return problem(environ, 503, "speculative", "A job is only started by a real request.", retry_after(1.0))
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
@@ -234,7 +252,7 @@ class Starter:
         frame = sys._getframe()
         while (caller := frame.f_back) is not None:
             frame = caller
-            if frame.f_code in entrances:
+            if id(frame.f_code) in entrances:
                 other = frame.f_locals["self"].registry
                 if other is not self.site.registry:
                     return True
@@ -250,8 +268,9 @@ class Starter:
         """Start a job, or join one that does the same, and say where it is or what it answered."""
         try:
             who = self._asking(environ, request)
+            token = "" if who.name else new_token()
             job = Job(
-                "",
+                key_of(token),
                 title_of(environ),
                 owner=who.owner,
                 version=self.version,
@@ -268,8 +287,7 @@ class Starter:
                 promote_after = 0.0  # who joins a job needs it to stay
                 token, job = self._begin_or_join(who, job, request, run)
             else:
-                token = new_token()
-                job = self._begin(replace(job, key=key_of(token)), request, run)
+                job = self._begin(job, request, run)
         except _OtherRequest:
             detail = "This Idempotency-Key was used for another request."
             return problem(environ, 422, "idempotency-key-reused", detail)
@@ -317,7 +335,7 @@ class Starter:
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
         if must_hold:
-            job = replace(job, process=self.waiting.process)
+            job = job.changed(process=self.waiting.process)
         job = registry.add(job, lease=lease) if lease is not None else registry.add(job)
         try:
             offset = 0
@@ -352,7 +370,7 @@ class Starter:
             try:
                 # One at a time: whom this turns away by JobExists finds a job that was submitted, or none.
                 with self.beginnings.beginning:
-                    return token, self._begin(replace(job, key=key_of(token), name_salt=salt), request, run)
+                    return token, self._begin(job.changed(key=key_of(token), name_salt=salt), request, run)
             except JobExists as error:
                 there = self._admitted(error.key, until)
             if there is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .._capture import ForegroundOutput, Output, current, install, write_late
 from .._context import BackgroundRequested, Wish, entrances, late_entrances
+from .._frameworks import unwind
 from .._recording import forget_body
 from .._serving import StartResponse
 from ..registries.base import Registry
@@ -97,6 +98,7 @@ def settle(wish: Wish, answered: Iterable[bytes]) -> None:
                 close()
     except (Exception, BackgroundRequested) as error:
         _log.info("a view left for the background, and what was answered instead of it raised %r", error)
+    unwind(wish.error.__traceback__)
     # Its frames hold the request, and what the view had made of it.
     wish.error.__traceback__ = None
 
@@ -172,5 +174,5 @@ class LazyResponse:
             close()
 
 
-entrances.add(LazyResponse._first.__code__)
-late_entrances.add(LazyResponse.__iter__.__code__)
+entrances.add(id(LazyResponse._first.__code__))
+late_entrances.add(id(LazyResponse.__iter__.__code__))

@@ -2,7 +2,6 @@
 here, and writes down what it was told; that nothing comes in between is its own business."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 
 from .._jobs import Job, JobState, Progress
 from .base import Transition
@@ -33,8 +32,7 @@ def has_room(groups: Mapping[str, int], running: Iterable[Job], now: float) -> b
 
 def claimed(job: Job, now: float, change: Transition) -> Job:
     """Return the job as it runs from *now*."""
-    return replace(
-        job,
+    return job.changed(
         state=JobState.RUNNING,
         runner=change.runner,
         started_at=now,
@@ -47,8 +45,7 @@ def claimed(job: Job, now: float, change: Transition) -> Job:
 
 def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | None = None) -> Job:
     """Return the job as it ended, *now* or *at* an earlier time; its TTL begins now."""
-    return replace(
-        job,
+    return job.changed(
         state=change.to,
         reason=change.reason,
         response=change.response,
@@ -68,7 +65,7 @@ def settled(job: Job, now: float, *, ttl: float) -> Job:
 
 def held(job: Job, until: float) -> Job:
     """Return a pending job whose process is there *until* then."""
-    return replace(job, expires_at=until if job.expires_at is None else min(job.expires_at, until))
+    return job.changed(expires_at=until if job.expires_at is None else min(job.expires_at, until))
 
 
 def renewed(
@@ -82,11 +79,11 @@ def renewed(
     if job.state is JobState.PENDING and not runner:
         most = job.created_at + pending_ttl
         until = most if job.process else job.expires_at if lease is None else min(now + lease, most)
-        return replace(job, expires_at=until, admitted=True)
+        return job.changed(expires_at=until, admitted=True)
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None
     until = job.lease_expires_at if lease is None else now + lease
-    return replace(job, lease_expires_at=until, progress=progress or job.progress)
+    return job.changed(lease_expires_at=until, progress=progress or job.progress)
 
 
 def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:
@@ -95,5 +92,5 @@ def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | Non
     if seen.state is JobState.PENDING:
         return ended(job, now, Transition(JobState.CANCELLED, reason=reason), ttl=ttl)
     if seen.state is JobState.RUNNING and job.cancel_requested_at is None:
-        return replace(job, cancel_requested_at=now, reason=reason)
+        return job.changed(cancel_requested_at=now, reason=reason)
     return None

@@ -234,6 +234,11 @@ class Registry(ABC):
         name. Makes nothing."""
         return True
 
+    def open_body(self, key: str) -> int | None:
+        """Return a descriptor, open for reading, of the file that has an ended job's body from its first byte on; None
+        where it lies in no such file. The caller closes it."""
+        return None
+
     def secret(self) -> bytes:
         """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again
         are made with it. They outlive a shared registry's processes."""

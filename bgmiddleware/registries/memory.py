@@ -5,7 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from .._jobs import Channel, Job, JobState, Progress
 from ..errors import (
@@ -96,7 +96,7 @@ class MemoryRegistry(Registry):
             while self._bytes >= self.max_bytes:
                 if not self._make_room():
                     raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
+            job = job.changed(state=JobState.PENDING, created_at=now, expires_at=now + self._patience(lease))
             if job.process and lease is not None:
                 self._hold(job.process, now + lease)
             self._records[job.key] = _Record(job)
@@ -136,6 +136,11 @@ class MemoryRegistry(Registry):
         with self._lock:
             log = self._find(key).logs.get(channel)
             return Piece(offset, b"") if log is None else log.read(offset, limit)
+
+    def open_body(self, key: str) -> int | None:
+        with self._lock:
+            log = self._find(key).logs.get(Channel.BODY)
+            return None if log is None else log.open()
 
     def wait(self, key: str, offset: int, timeout: float) -> Job:
         deadline = time.monotonic() + timeout
@@ -283,7 +288,7 @@ class MemoryRegistry(Registry):
         self._held_until[process] = until
         for record in map(self._records.__getitem__, self._pending):
             if record.job.process == process:
-                waits = replace(record.job, expires_at=record.job.created_at + self.pending_ttl)
+                waits = record.job.changed(expires_at=record.job.created_at + self.pending_ttl)
                 record.job = changes.held(waits, until)
 
     def _check_writable(self, record: "_Record", channel: Channel, runner: str) -> None:
@@ -413,7 +418,7 @@ class _Record:
         body_end = body.end if body else 0
         if (end, body_end) != (self.job.output_end, self.job.body_end):
             dropped = output.dropped if output else None
-            self.job = replace(self.job, output_end=end, output_dropped=dropped, body_end=body_end)
+            self.job = self.job.changed(output_end=end, output_dropped=dropped, body_end=body_end)
         return self.job
 
     def changed(self, lock: threading.Lock) -> threading.Condition:

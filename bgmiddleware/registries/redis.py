@@ -19,7 +19,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import ClassVar
 
 from .._jobs import Channel, Job, JobState, Progress
@@ -103,7 +102,7 @@ class RedisRegistry(Registry):
         here = (lease or 0.0) if job.process else 0.0
         for _ in range(_TRIES):
             known, now = self._enter(job, patience, here)
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
+            job = job.changed(state=JobState.PENDING, created_at=now, expires_at=now + patience)
             if not self._records.create(job, self.max_output):
                 if not known:
                     self._file(self._records.look(job.key))  # the index had lost it

@@ -10,7 +10,6 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from .._jobs import Channel, Job, JobState, Progress
@@ -27,7 +26,7 @@ from . import _changes as changes
 from ._spool import rows as table
 from ._spool.clock import HostClock
 from ._spool.jobfiles import look
-from ._spool.layout import Ends
+from ._spool.layout import Ends, open_file
 from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
@@ -118,7 +117,7 @@ class SpoolRegistry(Registry):
         with self._store.changing() as change:
             now = self.clock()
             patience = self.pending_ttl if job.process else self._patience(lease)
-            job = replace(job, state=JobState.PENDING, created_at=now, expires_at=now + patience)
+            job = job.changed(state=JobState.PENDING, created_at=now, expires_at=now + patience)
             here = (lease or 0.0) if job.process else 0.0
             if job.process:
                 table.hold(change.database, job.process, now + here)
@@ -160,6 +159,14 @@ class SpoolRegistry(Registry):
             return self._store.files(row).read(channel, offset, limit, ends)
 
         return self._with_files(key, read)
+
+    def open_body(self, key: str) -> int | None:
+        def open_body(row: Row) -> int | None:
+            if not (row.job.state.ended and row.job.body_end):
+                return None
+            return open_file(self._store.files(row).path_of(Channel.BODY), os.O_RDONLY)
+
+        return self._with_files(key, open_body)
 
     def wait(self, key: str, offset: int, timeout: float) -> Job:
         deadline = time.monotonic() + timeout
@@ -428,4 +435,4 @@ class SpoolRegistry(Registry):
 
 
 def _with_ends(job: Job, ends: Ends) -> Job:
-    return replace(job, output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)
+    return job.changed(output_end=ends.output, output_dropped=ends.dropped, body_end=ends.body)

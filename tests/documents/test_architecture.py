@@ -20,6 +20,7 @@ PACKAGE = ROOT / "bgmiddleware"
 LAYERS = (
     ("errors", "_numbers"),
     ("_jobs", "_loading", "_recording", "_capture"),
+    ("_frameworks",),
     ("registries",),
     ("_running",),
     ("executors",),
@@ -38,6 +39,21 @@ FOREIGN = {
     "waitress": {"_commands"},
     "redis": {"registries", "executors"},
     **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
+    # Where an app has imported them already.
+    **{
+        name: {"_frameworks"}
+        for name in (
+            "bottle",
+            "cherrypy",
+            "django",
+            "flask",
+            "opentelemetry",
+            "pyramid",
+            "sqlalchemy",
+            "web",
+            "werkzeug",
+        )
+    },
 }
 
 MAX_LINES = 600

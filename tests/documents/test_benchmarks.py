@@ -21,6 +21,7 @@ pytestmark = pytest.mark.everything
         ("executors --jobs 2 --times 2 --lines 10 --kinds rq celery", "bare engine"),
         ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
         ("viewers --rounds 1 --viewers 6 --idle 0.1 --arrival 0.1 --seconds 1.2", "Starved viewers: 0"),
+        ("slow_readers --rounds 1 --megabytes 2 --pings 5", "file path"),
         ("page --rounds 1 --lines 20000", "page without the output"),
         ("terminal --lines 500 --share 0.001", "The terminal"),
     ],

@@ -613,6 +613,20 @@ class RegistryContract:
         assert registry.get(KEY).body_end == len(data)
         assert all_of(registry, KEY, Channel.BODY, 256 * 1024) == data
 
+    @pytest.mark.parametrize("size", [0, 10, 700_001])
+    def test_a_body_that_lies_in_a_file_can_be_read_from_it_when_the_job_has_ended(self, registry, size):
+        running(registry)
+        data = random.Random(0).randbytes(size)
+        if data:
+            write(registry, KEY, data, Channel.BODY)
+        assert registry.open_body(KEY) is None, "it may grow"
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        descriptor = registry.open_body(KEY)
+        if descriptor is not None:
+            with open(descriptor, "rb") as file:
+                registry.discard(KEY)
+                assert file.read()[:size] == data, "also where the job is forgotten meanwhile"
+
     # Who may write.
 
     @pytest.mark.parametrize("channel", WRITTEN)

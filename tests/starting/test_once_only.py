@@ -3,6 +3,7 @@
 import contextlib
 import re
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from bgmiddleware import (
     owners,
 )
 from bgmiddleware._starting import starter
+from bgmiddleware._starting.multipart import digest_of_parts
 from bgmiddleware.registries import open_registry
 from tests.conftest import needs
 from tests.kit.apps import WAIT
@@ -101,6 +103,112 @@ def test_another_request_with_the_same_key_is_422(
     ended(site, first)
     assert app.runs == ["/pay"]
     assert len(site.registry.jobs()) == 1, "nothing is kept of what was refused"
+
+
+# A body of several parts is what its parts are.
+
+
+def form(boundary: str, *parts: tuple[str, bytes], kind: str = "multipart/form-data") -> dict[str, Any]:
+    lines = b"".join(f"--{boundary}\r\n{head}\r\n\r\n".encode() + content + b"\r\n" for head, content in parts)
+    mark = f'"{boundary}"' if " " in boundary else boundary
+    return {"content_type": f"{kind}; boundary={mark}", "body": lines + f"--{boundary}--\r\n".encode()}
+
+
+FILE = 'Content-Disposition: form-data; name="rows"; filename="rows.csv"\r\nContent-Type: text/csv'
+FIELD = 'Content-Disposition: form-data; name="year"'
+SENT = form("one", (FIELD, b"2026"), (FILE, b"a,b\r\n--one-more\r\n" * 40_000))
+CONTENT = b"a,b\r\n--one-more\r\n" * 40_000
+
+
+def send(client: Any, sent: dict[str, Any], **headers: str) -> Any:
+    headers = {"content_type": sent["content_type"], **KEY, **headers}
+    return client.request("POST", "/pay", sent["body"], accept="application/json", **headers)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        form("two", (FIELD, b"2026"), (FILE, CONTENT)),
+        form("with space", (FIELD, b"2026"), (FILE, CONTENT)),
+        form("one-more-time", (FIELD, b"2026"), (FILE, CONTENT)),
+        form("two", (FIELD.replace("Content-Disposition:", "content-disposition: "), b"2026"), (FILE, CONTENT)),
+        form("two", (FIELD, b"2026"), ("\r\n".join(reversed(FILE.split("\r\n"))), CONTENT)),
+    ],
+)
+def test_a_form_that_is_sent_again_with_another_boundary_is_the_same_request(
+    opens: Opener, again: dict[str, Any]
+) -> None:
+    site, client = opens(Counting())
+    first = send(client, SENT)
+    assert first.status == 202
+    ended(site, "/pay" + first["Location"])
+    assert (reply := send(client, again)).status == 202
+    assert reply.json["token"] == first.json["token"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        form("one", (FIELD, b"2027"), (FILE, CONTENT)),
+        form("two", (FIELD, b"2026"), (FILE, CONTENT + b"x")),
+        form("two", (FIELD, b"2026"), (FILE.replace("rows.csv", "more.csv"), CONTENT)),
+        form("two", (FIELD, b"2026"), (FILE.replace("text/csv", "text/plain"), CONTENT)),
+        form("two", (FIELD.replace("year", "month"), b"2026"), (FILE, CONTENT)),
+        form("two", (FILE, CONTENT), (FIELD, b"2026")),
+        form("two", (FIELD, b"2026"), (FILE, CONTENT), (FIELD, b"")),
+        form("two", (FIELD, b"2026")),
+        form("two"),
+        form("two", (FIELD, b"2026"), (FILE, CONTENT), kind="multipart/mixed"),
+        {**SENT, "body": SENT["body"][:-8]},
+        {**SENT, "body": SENT["body"].replace(b"--one\r\n", b"--one x\r\n")},
+        {**SENT, "content_type": "multipart/form-data"},
+        {"content_type": "application/octet-stream; boundary=one", "body": SENT["body"]},
+    ],
+)
+def test_a_form_with_other_parts_is_another_request(opens: Opener, other: dict[str, Any]) -> None:
+    site, client = opens(Counting())
+    first = send(client, SENT)
+    ended(site, "/pay" + first["Location"])
+    assert send(client, other).status == 422
+
+
+def test_parts_are_told_apart_wherever_a_piece_of_the_body_ends() -> None:
+    sent = form("b", (FIELD, b""), (FILE, b"\r\n--\r\n--b2\r\n-"))["body"]
+    whole = digest_of_parts(iter([sent]), b"b")
+    assert whole is not None
+    for size in range(1, 40):
+        assert digest_of_parts((sent[at : at + size] for at in range(0, len(sent), size)), b"b") == whole
+
+
+def test_a_head_without_an_end_is_no_part() -> None:
+    assert digest_of_parts(iter([b"--b\r\n", *[b"x" * 65536] * 3]), b"b") is None
+
+
+def test_parts_are_read_without_the_whole_body_in_memory() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield f"--b\r\n{FILE}\r\n\r\n".encode()
+        for _ in range(200):
+            yield bytes(256 * 1024)
+        yield b"\r\n--b--"
+
+    tracemalloc.start()
+    assert digest_of_parts(chunks(), b"b") is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 1024 * 1024
+
+
+def test_a_job_that_was_asked_to_stop_is_not_joined(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    site, client = opens(app, single_flight=True)
+    first = start(client, "/r")
+    assert start(client, "/r") == first
+    client.request("DELETE", first)
+    again = start(client, "/r")
+    assert again != first
+    assert start(client, "/r") == again, "but the next one is"
+    app.may_end.set()
+    assert ended(site, again).state is JobState.FINISHED
 
 
 def test_other_keys_and_no_key_are_other_jobs(opens: Opener) -> None:

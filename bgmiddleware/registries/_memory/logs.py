@@ -106,6 +106,13 @@ class Log:
             data += part
         return data
 
+    def open(self) -> int | None:
+        """Return a descriptor of the file that a sealed log without a limit is in; None where it is in memory."""
+        if self._path is None or self._file is not None or self._bounds is not None:
+            return None
+        with self._spool.open(self._path) as file:
+            return os.dup(file.fileno())
+
     def stop_growing(self) -> None:
         """From now on keep no more bytes than there are, or a few: new ones replace those of the second half."""
         if self._bounds is not None and self.dropped is None:

@@ -1,0 +1,10 @@
+"""What frameworks need where a request is left half-way, and where a function of a view runs outside of its request.
+
+``unwinding``: when a view was left by what is no ``Exception``. ``surroundings``: what is around a view, put around a
+``@background`` function. Both look at what the app has imported already, and import nothing else.
+"""
+
+from .surroundings import Surroundings, run_within, surroundings
+from .unwinding import unwind
+
+__all__ = ["Surroundings", "run_within", "surroundings", "unwind"]

@@ -1,0 +1,76 @@
+"""Some frameworks and tools clean up after an ``Exception`` only, and a view is left by what is none: by its wish for
+the background, or by a cancel. Then they are helped, each by what it does itself after an error or a response."""
+
+import logging
+from collections.abc import Callable, Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+__all__ = ["unwind"]
+
+_log = logging.getLogger("bgmiddleware")
+
+Locals = Mapping[str, Any]
+
+
+def unwind(traceback: TracebackType | None) -> None:
+    """Clean up for the functions of frameworks that an exception has left, from the inner one to the outer one.
+
+    *traceback*: of that exception. Its first frame caught it, and cleans up by itself.
+    """
+    frames: list[FrameType] = []
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    for frame in reversed(frames[1:]):
+        clean_up = _CLEAN_UPS.get((frame.f_globals.get("__name__"), frame.f_code.co_name))
+        if clean_up is None:
+            continue
+        try:
+            clean_up(frame.f_locals)
+        except Exception:  # as a server does: the request is over, however its clean-up went
+            _log.exception("the clean-up of %s after a view that was left failed", frame.f_globals.get("__name__"))
+
+
+def _abort_transaction(there: Locals) -> None:
+    there["manager"].abort()
+
+
+def _send_request_finished(there: Locals) -> None:
+    """Do what closing the response does, which there is none of: it ends the connections to databases."""
+    from django.core.signals import request_finished
+
+    request = there.get("request")
+    if request is not None:
+        request.close()
+    request_finished.send(sender=type(there["self"]))
+
+
+def _process_response(there: Locals) -> None:
+    """Call the middlewares that were called for the request; they hold the connections to databases."""
+    _, _, independent = there["self"]._middleware
+    for process_response in independent or there["dependent_mw_resp_stack"]:
+        process_response(there["req"], there["resp"], there["resource"], False)
+
+
+def _end_span(there: Locals) -> None:
+    """End the trace, and take it from the thread, whose next request would belong to it."""
+    from opentelemetry import context
+
+    there["span"].end()
+    if there["token"] is not None:
+        context.detach(there["token"])
+
+
+def _forget_thread(there: Locals) -> None:
+    there["self"]._cleanup()
+
+
+_CLEAN_UPS: dict[tuple[str | None, str], Callable[[Locals], None]] = {
+    ("django.core.handlers.wsgi", "__call__"): _send_request_finished,
+    ("falcon.app", "__call__"): _process_response,
+    ("opentelemetry.instrumentation.wsgi", "__call__"): _end_span,
+    ("pyramid_tm", "tm_tween"): _abort_transaction,
+    ("web.application", "wsgi"): _forget_thread,
+}
+"""By the module and the name of the function that was left: what it leaves undone."""
