@@ -156,7 +156,8 @@ class JobOutput:
 
     A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
-    *late_err*. *takes_children*: children of the job that were given no streams get this one.
+    *late_err*. *takes_children*: children of the job that were given no streams get this one. *tee* is given all that
+    is stored too, soon after it is written.
     """
 
     def __init__(
@@ -168,11 +169,12 @@ class JobOutput:
         job: object,
         takes_logging: bool = True,
         takes_children: bool = False,
+        tee: Callable[[bytes], None] | None = None,
     ) -> None:
         self.job: Any = job
         self.takes_logging = takes_logging
         self.takes_children = takes_children
-        self._store = store
+        self._store = store if tee is None else _both(store, tee)
         self._late = late_out, late_err
         # Guards the order in which things are stored, and the file. Its owner may come again, by a signal handler or a
         # __del__ in the midst of storing: _busy tells it so.
@@ -189,7 +191,8 @@ class JobOutput:
         self._is_shared = False  # others write to the file at any time: what is printed goes there line by line
         self._is_watched = False
         self.pending: list[str | bytes] | None = self._pending
-        self.batch = _BATCH
+        self._batch = _BATCH if tee is None else 1
+        self.batch = self._batch
         self.out: Callable[[str], int] = self._write
         self.err: Callable[[str], int] = self._write
 
@@ -342,7 +345,7 @@ class JobOutput:
         """Store each write at once (*watched*), or in batches."""
         if self.job is not None:
             self._is_watched = watched
-            self.batch = 1 if watched or self._is_shared else _BATCH
+            self.batch = 1 if watched or self._is_shared else self._batch
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -443,6 +446,14 @@ class JobOutput:
         self._store = self._store_late  # the registry's locks are as other threads left them
         if self._file is not None:
             self._file.is_parents = True
+
+
+def _both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    def store_and_tee(data: bytes) -> None:
+        store(data)
+        tee(data)
+
+    return store_and_tee
 
 
 def _pieces(batch: list[str | bytes]) -> Iterator[bytes]:

@@ -50,6 +50,8 @@ class Site:
     """Whether the site has looks of its own."""
     external_assets: bool = False
     """Whether the page's script and style are at URLs of their own."""
+    details: bool = True
+    """Whether those who may see a job are told tracebacks, and the host and the process that ran it."""
     estimates: Estimates = field(default_factory=Estimates)
 
     def without_ours(self, query: str) -> str:

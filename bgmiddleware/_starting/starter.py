@@ -82,6 +82,8 @@ class Starter:
     max_body: int
     capture_logging: bool
     capture_children: bool
+    tee: bool
+    refuse_cross_site: bool
     promote_after: float
     single_flight: bool
     deadline: float | None
@@ -199,6 +201,8 @@ class Starter:
             preface=preface,
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
+            tees=self.tee,
+            tells_errors=self.site.details,
             priority=job.priority,
             groups=job.groups,
             deadline=job.deadline,
@@ -245,6 +249,8 @@ class Starter:
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
+        if self.refuse_cross_site and environ.get("HTTP_SEC_FETCH_SITE") == "cross-site":
+            return problem(environ, 403, "cross-site", "A job can only be started from its own site.")
         return bad_query(environ)
 
     def _is_inside_another(self) -> bool:

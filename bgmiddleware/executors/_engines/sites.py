@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..._jobs import Channel, JobState
 from ..._loading import loaded
-from ..._running import LEASE, Run, patiently
+from ..._running import LEASE, Run, log_failed, patiently
 from ...errors import ConfigurationError
 from ...registries.base import Registry
 
@@ -88,4 +88,5 @@ def fail_unloaded(site: Unloaded, key: str) -> bool:
         return registry.get(key).state is JobState.PENDING
     patiently(registry, lambda: registry.append(key, Channel.OUTPUT, 0, data, runner=runner))
     patiently(registry, lambda: registry.finish(key, runner, JobState.FAILED, reason=reason))
+    log_failed(key, registry.get(key).title, reason)
     return False

@@ -9,7 +9,7 @@ import time
 
 from ..._capture import open_output_file, refuse_more
 from ..._jobs import Channel, Job, JobState
-from ..._running import LEASE, RENEW_EVERY, over_deadline, patiently
+from ..._running import LEASE, RENEW_EVERY, one_line, over_deadline, patiently
 from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError
 from ...registries.base import PAGE_BYTES, Registry, Transition
 
@@ -133,7 +133,8 @@ class Remains:
             return
         with contextlib.suppress(BadOffset, Fenced):  # it lives and prints, or has ended
             self._store_rest(registry, job)
-        registry.finish(key, job.runner, state, reason=reason)
+        if registry.finish(key, job.runner, state, reason=reason) and state is JobState.LOST:
+            _log.error("job %s is lost: %s: %s", key[:8], one_line(job.title), reason)
 
     def _store_rest(self, registry: Registry, job: Job) -> None:
         end = job.output_end
