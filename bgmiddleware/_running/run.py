@@ -29,7 +29,7 @@ from .._capture import (
 from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
 from .._recording import RecordedRequest, replay_environ
-from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
+from ..errors import BadOffset, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
@@ -41,6 +41,7 @@ __all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "repla
 
 _log = logging.getLogger("bgmiddleware")
 
+_LOST_BODY = "part of its response is lost: its registry went back to what it was earlier"
 _TAIL_BYTES = 64 * 1024  # of the output, in which a traceback is looked for
 _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
 
@@ -138,9 +139,10 @@ class Run:
         self._outlet = outlet
         self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner)
+        self._keeper = Keeper(registry, key, self._runner, self._reclaim)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
+        self._body: BodyStore | None = None
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
         self._holder: Holder | None = None  # None: it does not wait in this process
@@ -283,13 +285,43 @@ class Run:
             if state is JobState.FAILED and not reason.startswith("its runner failed"):
                 self._log_failed(reason, error)  # where this process writes again to what it wrote to before
             del error  # its frames would be kept for as long as the registry is away
+            reason = "; ".join(filter(None, (reason, keeper.missing)))
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
-            patiently(
-                self.registry,
-                lambda: self.registry.finish(
-                    self.key, self._runner, state, reason=reason, response=self._response, receipt=receipt
-                ),
-            )
+            self._finish(Transition(state, self._runner, None, reason, self._response, receipt))
+
+    def _finish(self, change: Transition) -> None:
+        """Write down how the job ended; and what is missing, where its registry went back to what it was earlier."""
+        registry = self.registry
+
+        def finish() -> bool:
+            to, runner, _, reason, response, receipt, output_end, body_end = change
+            ends = {"output_end": output_end, "body_end": body_end}
+            return registry.finish(self.key, runner, to, reason=reason, response=response, receipt=receipt, **ends)
+
+        for last in (False, False, True):
+            ends = (0, 0) if last else (self._keeper.end_sent, self._body.end if self._body else 0)
+            change = change._replace(output_end=ends[0], body_end=ends[1])
+            try:
+                if patiently(registry, finish) or not patiently(registry, self._reclaim):
+                    return
+            except BadOffset:
+                self._keeper.mend()
+                change = self._with_its_losses(change)
+
+    def _with_its_losses(self, change: Transition) -> Transition:
+        """Return the end of a job of whose response its registry may have less than was stored."""
+        end = patiently(self.registry, lambda: self.registry.get(self.key)).body_end
+        if self._body is None or end >= self._body.end:
+            return change
+        self._body.end = end
+        response = None if change.response is None else replace(change.response, complete=False)
+        if change.to not in (JobState.FINISHED, JobState.FAILED):
+            return change._replace(response=response)
+        return change._replace(to=JobState.FAILED, reason=_LOST_BODY, response=response)
+
+    def _reclaim(self) -> bool:
+        """Claim the job again, where its registry went back to before its claim; return whether it was so."""
+        return self.registry.shared and self.still_waits() and self._claim()
 
     def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
         if self._outlet is None:
@@ -334,7 +366,7 @@ class Run:
     def _outcome(self, output: JobOutput) -> tuple[JobState, str, BaseException | None]:
         """Do the work; return how it ended, why, and what it raised."""
         try:
-            body = BodyStore(self.registry, self.key, self._runner, output)
+            self._body = body = BodyStore(self.registry, self.key, self._runner, output)
             try:
                 self._work(self._take_head, body.write)
             finally:
@@ -347,6 +379,8 @@ class Run:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
                 return JobState.CANCELLED, self._asked_for() or error.reason, None
+            if isinstance(error, BadOffset):
+                return JobState.FAILED, _LOST_BODY, error
             if self._abandoned:  # nobody will read what is written of it
                 return JobState.LOST, "abandoned", None
             if not self._tells_errors:
