@@ -14,7 +14,7 @@ from typing import TypeVar
 from .._capture import JobOutput, detached
 from .._jobs import Channel, Progress
 from ..errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
-from ..registries.base import Registry
+from ..registries.base import Registry, StorageFull
 
 __all__ = ["LEASE", "RENEW_EVERY", "Keeper", "patiently"]
 
@@ -35,20 +35,26 @@ _EVER = float("inf")
 _CHUNK = 256 * 1024
 _ROOM = 1024 * 1024
 _PATIENCE = 30.0
+_PATIENCE_WHERE_FULL = 5.0
 _BACK_OFF = 0.05, 1.0
 _GONE = (Fenced, JobNotFound, JobExpired, BadOffset)
 
 
 def patiently(registry: Registry, call: Callable[[], _T]) -> _T:
-    """Return what *call* does to a registry; repeat it while a shared one is away, for half a minute.
+    """Return what *call* does to a registry; repeat it while a shared one is away, for half a minute; or where its
+    storage is full, for five seconds: many who wait for room in all places of workers would let nobody make any.
 
     What is tried again must be safe to repeat. Raises what *call* raised last, as a ``RegistryError``.
     """
+    begun = time.monotonic()
     for last in _tries(registry):
         try:
             return call()
         except (*_GONE, RegistryFull):
             raise  # it answered
+        except StorageFull:
+            if last or time.monotonic() - begun > _PATIENCE_WHERE_FULL:
+                raise
         except Exception as error:  # a library below it raises whatever it likes
             if last:
                 raise as_trouble(error) from error
@@ -99,10 +105,12 @@ class Keeper:
         self._given = 0
         self._dropped_from: int | None = None
         self._away = False
+        self._full = False  # so is its storage
         self._sending = threading.Lock()  # guards the next two: one chunk at a time, the same until it is taken
         self._chunk = b""
         self._end = 0
         self._ending = False
+        self._missing = 0
         self._progress: Progress | None = None
         self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
@@ -161,19 +169,35 @@ class Keeper:
         self._send()
 
     def end(self) -> None:
-        """Stop keeping, and send what is left, patiently. Nothing is stored behind it."""
+        """Stop keeping, and send what is left, patiently. Nothing is stored behind it.
+
+        Not where the storage is full: who has a response has waited for room to store that.
+        """
         if self._thread is not None:
             with self._changed:
                 self._ending = True
                 self._changed.notify_all()
             self._thread.join()
         for _ in _tries(self._registry):
-            if self._has_told_all():
+            if self._has_told_all() or self._full:
                 break
+        self._missing = self._unstored()
+        if self._send():
+            self._missing = self._unstored()  # what was dropped while there was no room
+            with self._changed:
+                if self._dropped_from is not None:
+                    self._put(b"")
+            if self._send():
+                self._missing = 0
+
+    @property
+    def missing(self) -> str:
+        """In the end: what is to be said of output that is not stored, nor a word about it; empty: nothing."""
+        return f"the last {self._missing} bytes of its output could not be stored" if self._missing else ""
+
+    def _unstored(self) -> int:
         with self._changed:
-            if self._dropped_from is not None and not self._size:
-                self._put(b"")
-        self._send()
+            return self._size + (0 if self._dropped_from is None else self._given - self._dropped_from)
 
     def _is_keeper(self) -> bool:
         return self._thread is threading.current_thread()
@@ -228,7 +252,7 @@ class Keeper:
             except Exception as error:
                 self._say_away(error)
                 return False
-            self._away = False
+            self._away = self._full = False
             return True
 
     def _forget(self) -> None:
@@ -242,6 +266,7 @@ class Keeper:
     def _say_away(self, error: Exception) -> None:
         with self._changed:
             away, self._away = self._away, True
+            self._full = isinstance(error, StorageFull)
             self._changed.notify_all()
         if not away:
             self._say("output waits for its registry", error)

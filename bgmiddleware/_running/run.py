@@ -273,6 +273,7 @@ class Run:
             if state is JobState.FAILED and not reason.startswith("its runner failed"):
                 self._log_failed(reason, error)  # where this process writes again to what it wrote to before
             del error  # its frames would be kept for as long as the registry is away
+            reason = "; ".join(filter(None, (reason, keeper.missing)))
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
             patiently(
                 self.registry,

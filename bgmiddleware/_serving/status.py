@@ -38,6 +38,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "output": {"start": 0, "end": job.output_end, "dropped": list(dropped) if dropped else None},
         "estimate": _estimate(visit, job),
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
+        "response": _response(job),
         "receipt": _receipt(job, details=visit.site.details),
         "links": {
             "self": here,
@@ -50,6 +51,19 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
 def _queue(visit: Visit, job: Job) -> dict[str, int] | None:
     """Return where a pending job stands in the queue: the first is 1."""
     return {"position": visit.registry.position(job.key)} if job.state is JobState.PENDING else None
+
+
+def _response(job: Job) -> dict[str, Any] | None:
+    """Return what can be said of the app's response without opening it; None where there is none."""
+    response = job.response
+    if response is None or not response.complete or not job.state.ended:
+        return None
+    headers = {name.lower(): value for name, value in response.headers}
+    return {
+        "status": response.status,
+        "content_type": headers.get("content-type"),
+        "attachment": headers.get("content-disposition", "").lstrip().lower().startswith("attachment"),
+    }
 
 
 def _receipt(job: Job, *, details: bool) -> dict[str, Any] | None:

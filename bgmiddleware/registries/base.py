@@ -25,6 +25,10 @@ END = 2**62
 """An offset that no output reaches: to wait for it is to wait for the end."""
 
 
+class StorageFull(RegistryError):
+    """What a registry stores in has no room now. To wait for it would hold up who waits: others must end first."""
+
+
 class Piece(NamedTuple):
     """Some bytes of a channel and where they really begin: behind the offset asked for, where bytes were dropped."""
 

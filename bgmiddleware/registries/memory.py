@@ -311,7 +311,14 @@ class MemoryRegistry(Registry):
             log.stop_growing()
         before = log.stored
         try:
-            log.append(data)
+            try:
+                log.append(data)
+            except OSError:
+                # No room for files either: the output goes on in the room that it has. A body cannot.
+                if channel is not Channel.OUTPUT:
+                    raise
+                log.stop_growing()
+                log.append(data)
         except OSError as error:
             raise RegistryError(f"cannot write to {self._spool.directory}: {error}") from error
         finally:
