@@ -88,15 +88,19 @@ class Keeper:
     Whatever a registry raises, that thread goes on; and it renews and looks for a cancel by time, not when it has sent
     all there is, which of a job that prints without pause is never.
 
+    A registry whose storage went back to what it was earlier is not left: the output goes on and says which bytes are
+    missing. *reclaim* claims the job again where that was before its claim, and returns whether it was so.
+
     Where :meth:`leave_to_parent` was called, this thread neither renews nor looks for a cancel while there is a parent,
     and progress is told by the job's own thread. For a registry has locks, and C code that lets no other thread run
     would have this one hold them against all processes.
     """
 
-    def __init__(self, registry: Registry, key: str, runner: str) -> None:
+    def __init__(self, registry: Registry, key: str, runner: str, reclaim: Callable[[], bool] = lambda: False) -> None:
         self._registry = registry
         self._key = key
         self._runner = runner
+        self._reclaim = reclaim
         self._output: JobOutput | None = None
         self._thread: threading.Thread | None = None  # None: the registry takes all at once
         self._changed = threading.Condition()  # guards the next five
@@ -106,9 +110,10 @@ class Keeper:
         self._dropped_from: int | None = None
         self._away = False
         self._full = False  # so is its storage
-        self._sending = threading.Lock()  # guards the next two: one chunk at a time, the same until it is taken
+        self._sending = threading.Lock()  # guards the next three: one chunk at a time, the same until it is taken
         self._chunk = b""
         self._end = 0
+        self._forgot = False
         self._ending = False
         self._missing = 0
         self._progress: Progress | None = None
@@ -202,6 +207,16 @@ class Keeper:
     def _is_keeper(self) -> bool:
         return self._thread is threading.current_thread()
 
+    @property
+    def end_sent(self) -> int:
+        """The end of the output as its registry said last; 0 where nobody wanted it any more."""
+        return 0 if self._forgot else self._end
+
+    def mend(self) -> None:
+        """Say what is missing of the output, if its registry went back since all was sent."""
+        with self._sending, contextlib.suppress(Fenced, JobNotFound, JobExpired):
+            patiently(self._registry, lambda: self._is_appended(b""))
+
     def _has_told_all(self) -> bool:
         sent = self._send()
         self._look()
@@ -239,7 +254,8 @@ class Keeper:
             try:
                 while left > 0 and (chunk := self._next_chunk()):
                     # Always the same frozen chunk at the same offset: if it had arrived after all, it is a no-op.
-                    self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
+                    if not self._is_appended(chunk):
+                        continue
                     self._chunk = b""
                     left -= len(chunk)
                     with self._changed:
@@ -255,8 +271,32 @@ class Keeper:
             self._away = self._full = False
             return True
 
+    def _is_appended(self, chunk: bytes) -> bool:
+        """Append a chunk; where the registry went back, do what must be done before that, and return false."""
+        try:
+            self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
+        except BadOffset as error:
+            if error.end >= self._end:
+                raise
+            self._leave_gap(error.end)
+            return False
+        except Fenced:
+            if not self._reclaim():
+                raise
+            return False
+        return True
+
+    def _leave_gap(self, end: int) -> None:
+        """Go on where the output was, though its registry has it only to *end*, and say so there."""
+        lost = f"bytes {end} to {self._end} of the output are lost: its registry went back to what it was earlier"
+        note = f"\n[{lost}]\n".encode()
+        self._end = self._registry.leave_gap(self._key, self._end, note, runner=self._runner)
+        with detached(), contextlib.suppress(Exception):
+            _log.warning("job %s: %s", self._key[:8], lost)
+
     def _forget(self) -> None:
         """Drop what waits: the job was ended by somebody else, and nobody will read it."""
+        self._forgot = True
         with self._changed:
             self._chunk = b""
             self._waiting.clear()
@@ -320,7 +360,7 @@ class Keeper:
                 ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress)
                 if leased:
                     self._renew_at = now + RENEW_EVERY
-                if not ok:
+                if not ok and not self._reclaim():
                     self._interrupt("it was given up as lost")
             elif self._thread is not None and now >= self._look_at and not is_left:
                 cancel = self._registry.get(self._key).cancel_requested_at is not None

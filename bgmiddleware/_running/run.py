@@ -16,11 +16,20 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
 
-from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._capture import (
+    JobOutput,
+    Outlet,
+    detached,
+    error_stream,
+    install_for_job,
+    own_descriptors,
+    use_output,
+    write_late,
+)
 from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
 from .._recording import RecordedRequest, replay_environ
-from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
+from ..errors import BadOffset, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
@@ -32,6 +41,7 @@ __all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "repla
 
 _log = logging.getLogger("bgmiddleware")
 
+_LOST_BODY = "part of its response is lost: its registry went back to what it was earlier"
 _TAIL_BYTES = 64 * 1024  # of the output, in which a traceback is looked for
 _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
 
@@ -86,10 +96,10 @@ class Run:
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
     one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
     after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
-    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *output_file*: a descriptor of an
-    empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the file
-    descriptors 1 and 2 too; who gave it can read there what this process wrote before it died. The CPU time is that of
-    the process and its children then.
+    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *outlet*: given by a
+    process that does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too;
+    who made it can read there what this process wrote before it died. The CPU time is that of the process and its
+    children then.
     """
 
     def __init__(
@@ -109,7 +119,7 @@ class Run:
         groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
         version: str = "",
-        output_file: int | None = None,
+        outlet: Outlet | None = None,
     ) -> None:
         self.key = key
         self.priority = priority
@@ -126,12 +136,13 @@ class Run:
         self._tells_errors = tells_errors
         self._deadline = deadline
         self._version = version
-        self._output_file = output_file
-        self._cpu_clock = time.thread_time if output_file is None else _process_time
+        self._outlet = outlet
+        self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner)
+        self._keeper = Keeper(registry, key, self._runner, self._reclaim)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
+        self._body: BodyStore | None = None
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
         self._holder: Holder | None = None  # None: it does not wait in this process
@@ -234,8 +245,8 @@ class Run:
         return True
 
     def _run(self) -> None:
-        install()
-        has_descriptors = self._output_file is not None
+        install_for_job()
+        has_descriptors = self._outlet is not None
         tees = open_tee(has_descriptors=has_descriptors) if self._tees else contextlib.nullcontext()
         with tees as tee:
             self._run_captured(tee)
@@ -263,6 +274,7 @@ class Run:
                 if self._preface:
                     output.note(self._preface)
                 state, reason, error = self._outcome(output)
+                output.flush_assigned()
         except BaseException as failure:
             state, reason = JobState.FAILED, f"its runner failed: {_described(failure)}"
             raise
@@ -275,17 +287,46 @@ class Run:
             del error  # its frames would be kept for as long as the registry is away
             reason = "; ".join(filter(None, (reason, keeper.missing)))
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
-            patiently(
-                self.registry,
-                lambda: self.registry.finish(
-                    self.key, self._runner, state, reason=reason, response=self._response, receipt=receipt
-                ),
-            )
+            self._finish(Transition(state, self._runner, None, reason, self._response, receipt))
+
+    def _finish(self, change: Transition) -> None:
+        """Write down how the job ended; and what is missing, where its registry went back to what it was earlier."""
+        registry = self.registry
+
+        def finish() -> bool:
+            to, runner, _, reason, response, receipt, output_end, body_end = change
+            ends = {"output_end": output_end, "body_end": body_end}
+            return registry.finish(self.key, runner, to, reason=reason, response=response, receipt=receipt, **ends)
+
+        for last in (False, False, True):
+            ends = (0, 0) if last else (self._keeper.end_sent, self._body.end if self._body else 0)
+            change = change._replace(output_end=ends[0], body_end=ends[1])
+            try:
+                if patiently(registry, finish) or not patiently(registry, self._reclaim):
+                    return
+            except BadOffset:
+                self._keeper.mend()
+                change = self._with_its_losses(change)
+
+    def _with_its_losses(self, change: Transition) -> Transition:
+        """Return the end of a job of whose response its registry may have less than was stored."""
+        end = patiently(self.registry, lambda: self.registry.get(self.key)).body_end
+        if self._body is None or end >= self._body.end:
+            return change
+        self._body.end = end
+        response = None if change.response is None else replace(change.response, complete=False)
+        if change.to not in (JobState.FINISHED, JobState.FAILED):
+            return change._replace(response=response)
+        return change._replace(to=JobState.FAILED, reason=_LOST_BODY, response=response)
+
+    def _reclaim(self) -> bool:
+        """Claim the job again, where its registry went back to before its claim; return whether it was so."""
+        return self.registry.shared and self.still_waits() and self._claim()
 
     def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
-        if self._output_file is None:
+        if self._outlet is None:
             return contextlib.nullcontext()
-        return own_descriptors(output, self._output_file)
+        return own_descriptors(output, self._outlet)
 
     @contextlib.contextmanager
     def _limited(self, output: JobOutput) -> Iterator[None]:
@@ -325,7 +366,7 @@ class Run:
     def _outcome(self, output: JobOutput) -> tuple[JobState, str, BaseException | None]:
         """Do the work; return how it ended, why, and what it raised."""
         try:
-            body = BodyStore(self.registry, self.key, self._runner, output)
+            self._body = body = BodyStore(self.registry, self.key, self._runner, output)
             try:
                 self._work(self._take_head, body.write)
             finally:
@@ -338,6 +379,8 @@ class Run:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
                 return JobState.CANCELLED, self._asked_for() or error.reason, None
+            if isinstance(error, BadOffset):
+                return JobState.FAILED, _LOST_BODY, error
             if self._abandoned:  # nobody will read what is written of it
                 return JobState.LOST, "abandoned", None
             if not self._tells_errors:

@@ -189,7 +189,9 @@ class MemoryRegistry(Registry):
                 self._pending.pop(key, None)
                 self._running[key] = None
             else:
-                self._end(record, changes.ended(record.snapshot(), now, change, ttl=self.ttl))
+                job = record.snapshot()
+                changes.check_whole(job, change)
+                self._end(record, changes.ended(job, now, change, ttl=self.ttl))
             record.wake()
             return True
 

@@ -199,7 +199,7 @@ class SpoolRegistry(Registry):
                     return False
                 store.store(row, changes.claimed(job, now, change))
             else:
-                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl))
+                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl), change)
                 self._keep_max_bytes(store, row)
         return True
 
@@ -365,13 +365,16 @@ class SpoolRegistry(Registry):
 
     # Changing.
 
-    def _end(self, change: Change, row: Row, job: Job) -> None:
+    def _end(self, change: Change, row: Row, job: Job, transition: Transition | None = None) -> None:
         """Write down that a job has ended, as *job* says."""
         try:
             ends = self._store.files(row).seal()._replace(request=0)
         except FileNotFoundError:  # somebody removed it: then nothing is kept, and yet the job must end
             ends = Ends()
-        change.store(row, _with_ends(job, ends), ends.kept)
+        job = _with_ends(job, ends)
+        if transition is not None:
+            changes.check_whole(job, transition)
+        change.store(row, job, ends.kept)
         change.ended.append(row)
 
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
