@@ -18,7 +18,7 @@ from contextvars import Context
 from typing import Any, TextIO
 
 from ._files import collector
-from ._output import JobOutput
+from ._output import ForegroundOutput, JobOutput
 from ._streams import _ByteStandIn, _StandIn, after_fork, bound, current
 
 __all__ = ["install_hooks", "rebind_logging"]
@@ -146,9 +146,11 @@ def _before_fork() -> None:
 def _after_fork_in_child() -> None:
     after_fork()
     collector.reset()
-    output = _job_output()
-    if output is not None:
+    output = current.get()
+    if isinstance(output, JobOutput) and output.job is not None:
         output.after_fork()
+    elif isinstance(output, ForegroundOutput):
+        output.request = None  # it is the parent who answers it: a decorated function that the child calls just runs
 
 
 _FORMATTER = logging.Formatter("%(levelname)s %(name)s: %(message)s")
