@@ -33,10 +33,17 @@ def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
         return _replay(visit, job, job.response, *added)
     headers = (*job_headers(job), *added)
     if job.state is JobState.CANCELLED:
-        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers)
+        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers, again=visit.again)
     if job.state is JobState.LOST:
-        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers)
-    return problem(visit.environ, 500, "failed", f"The job failed: {job.reason}. Its output says more.", *headers)
+        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers, again=visit.again)
+    return problem(
+        visit.environ,
+        500,
+        "failed",
+        f"The job failed: {job.reason}. Its output says more.",
+        *headers,
+        again=visit.again,
+    )
 
 
 def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:

@@ -189,7 +189,9 @@ class MemoryRegistry(Registry):
                 self._pending.pop(key, None)
                 self._running[key] = None
             else:
-                self._end(record, changes.ended(record.snapshot(), now, change, ttl=self.ttl))
+                job = record.snapshot()
+                changes.check_whole(job, change)
+                self._end(record, changes.ended(job, now, change, ttl=self.ttl))
             record.wake()
             return True
 
@@ -311,7 +313,14 @@ class MemoryRegistry(Registry):
             log.stop_growing()
         before = log.stored
         try:
-            log.append(data)
+            try:
+                log.append(data)
+            except OSError:
+                # No room for files either: the output goes on in the room that it has. A body cannot.
+                if channel is not Channel.OUTPUT:
+                    raise
+                log.stop_growing()
+                log.append(data)
         except OSError as error:
             raise RegistryError(f"cannot write to {self._spool.directory}: {error}") from error
         finally:

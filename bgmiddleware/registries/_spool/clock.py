@@ -35,14 +35,14 @@ class HostClock:
         return self._start + _since_start()
 
     def _common_start(self) -> float:
-        with open(_BOOT_ID, encoding="ascii") as file:
+        with open(_BOOT_ID, encoding="utf-8") as file:
             name = f"clock.{file.read().strip()}"
         path = os.path.join(self._directory, name)
         if not os.path.exists(path):
             os.stat(os.path.join(self._directory, INDEX))  # or it may be somebody else's: nothing is made there
             make_file(path, repr(time.time() - _since_start()).encode())
             self._remove_all_but(name)
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return float(file.read())
 
     def _remove_all_but(self, name: str) -> None:

@@ -12,12 +12,14 @@ from urllib.parse import quote
 
 from ...errors import BackgroundError, ConfigurationError, RegistryError
 from .directory import INDEX, make_file
+from .room import log_pages
 
 __all__ = ["Index"]
 
 _APPLICATION_ID = 0x6267_6D77  # "bgmw": somebody else's database is not touched
 _FORK_PATIENCE = 1.0
 _CLOSE_PATIENCE = 1.0
+_LOG_BYTES = 4 * 1024 * 1024  # a log that grew beyond it, while a reader was stuck, is cut when it is begun anew
 
 # Each step leads from one version of the schema to the next. Never change one that was released: add another.
 _STEPS = (
@@ -225,6 +227,10 @@ class _Connection:
             if mode != "wal":
                 raise ConfigurationError(f"{path}: this file system cannot have a SQLite database with a shared log")
             self.database.execute("PRAGMA synchronous = NORMAL")
+            # Where the disk is about to be full, neither the log nor anything in a directory of others may grow.
+            self.database.execute(f"PRAGMA wal_autocheckpoint = {log_pages(os.path.dirname(path))}")
+            self.database.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+            self.database.execute("PRAGMA temp_store = MEMORY")
         except BaseException:
             self.close()
             raise
