@@ -1679,3 +1679,24 @@ def test_another_registry_of_the_process_takes_no_lock_of_the_first_ones_connect
     assert held
     added(make(directory), "two")
     assert locks_of_index() >= held
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_was_forgotten_at_the_end_of_a_job_is_in_no_file_any_more(tmp_path: Path, reads: bool) -> None:
+    with SpoolRegistry(tmp_path / "jobs") as registry:
+        for number in range(30):
+            key = registry.add(Job(key_of(f"{number}"), "job", request={"HTTP_COOKIE": "a secret " + "x" * 500})).key
+            registry.append(key, Channel.REQUEST, 0, b"a secret in a body")
+            registry.claim(key, RUNNER)
+            registry.finish(key, RUNNER, JobState.FINISHED)
+        if reads:  # then it stays for now
+            with registry._store.reading() as database:
+                cursor = database.execute("SELECT document FROM jobs")
+                cursor.fetchone()
+                registry.evict()
+                cursor.close()
+        registry.evict()
+        files = [path for path in (tmp_path / "jobs").rglob("*") if path.is_file()]
+        assert len(files) > 30
+        for path in files:
+            assert b"a secret" not in path.read_bytes(), path.name
