@@ -166,7 +166,7 @@ def counted(environ: dict[str, Any], start_response: Callable[..., Any]) -> list
 
 
 @pytest.mark.parametrize("order", ["inside", "outside"])
-def test_beaker_sessions_are_read_in_a_job_and_what_it_saves_is_kept_if_beaker_is_inside(order: str, tmp_path: Path) -> None:
+def test_a_job_reads_its_beaker_session_and_saves_it_if_beaker_is_inside(order: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         needs("beaker.middleware")
