@@ -18,7 +18,7 @@ from contextvars import Context
 from typing import Any, TextIO
 
 from . import _pipes
-from ._output import JobOutput
+from ._output import ForegroundOutput, JobOutput
 from ._pools import hook_pools
 from ._streams import ByteStandIn, StandIn, bound, current, job_output
 
@@ -135,6 +135,9 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    foreground = current.get()
+    if isinstance(foreground, ForegroundOutput):
+        foreground.request = None  # its parent answers it: a decorated function that the child calls just runs
     output = job_output()
     if output is None:
         _pipes.after_fork(None)

@@ -264,6 +264,17 @@ def test_a_broken_link_is_refused(make, directory, tmp_path):
     refused(make(directory), "No such file")
 
 
+def test_a_link_leads_to_a_directory_that_is_checked(make, directory, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    other.chmod(0o777)
+    directory.symlink_to(other)
+    refused(make(directory), "others may write to it")
+    other.chmod(0o755)
+    added(make(directory))
+    assert (other / "index.db").exists()
+
+
 def test_a_directory_of_somebody_else_is_refused(make, directory):
     if os.geteuid():
         directory = Path("/usr")
