@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from . import _bars, _pipes, _pools
 from ._imports import hook_modules
-from ._output import JobOutput
+from ._output import ForegroundOutput, JobOutput
 from ._streams import ByteStandIn, StandIn, bound, current, job_output, use_output
 
 __all__ = ["install_hooks", "rebind_logging"]
@@ -167,6 +167,9 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    foreground = current.get()
+    if isinstance(foreground, ForegroundOutput):
+        foreground.request = None  # its parent answers it: a decorated function that the child calls just runs
     output = job_output()
     if output is None:
         _pipes.after_fork(None)

@@ -15,11 +15,11 @@ from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
 from .log import answer_log
-from .negotiate import OFFERED, View, by_script, choose, names_json, wants_html
+from .negotiate import OFFERED, View, by_script, choose, names_json, saves, wants_html
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
-from .result import answer_ended, answer_result
+from .result import answer_download, answer_ended, answer_result
 from .status import answer_status, status_answer
 from .stored import Stored
 from .viewers import Viewers
@@ -100,6 +100,8 @@ def _view(visit: Visit, job: Job) -> Answer:
     named = visit.parameters.get("_view")
     if named is None and by_script(visit.environ) and wants_html(visit.environ):
         return answer_fragment(visit, job)
+    if named is None and saves(visit.environ):
+        return answer_download(visit, job)
     if named is None:
         view = choose(visit.environ.get("HTTP_ACCEPT"))
         if view is None:

@@ -22,10 +22,7 @@ _FRAGMENT = Template(
     ' <a href="$page">$link</a></div>\n'
 )
 # htmx asks again, and puts what it gets in the place of this element alone, whatever it inherits.
-_LIVE = Template(
-    ' hx-get="$page" hx-trigger="load delay:1s" hx-target="this" hx-swap="outerHTML" hx-select="unset"'
-    ' hx-push-url="false"'
-)
+_LIVE = Template(' hx-get="$page" hx-trigger="load delay:1s" hx-target="this" hx-swap="outerHTML" hx-push-url="false"')
 
 
 def answer_fragment(visit: Visit, job: Job) -> Answer:

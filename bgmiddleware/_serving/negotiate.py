@@ -8,7 +8,7 @@ from typing import Any
 
 from webob.acceptparse import create_accept_header
 
-__all__ = ["OFFERED", "View", "by_script", "choose", "names_json", "parsed", "wants_html"]
+__all__ = ["OFFERED", "View", "by_script", "choose", "names_json", "parsed", "saves", "wants_html"]
 
 
 class View(StrEnum):
@@ -80,6 +80,11 @@ def by_script(environ: Mapping[str, Any]) -> bool:
         or environ.get("HTTP_X_REQUESTED_WITH") == "XMLHttpRequest"
         or (environ.get("HTTP_SEC_FETCH_DEST") == "empty" and environ.get("HTTP_SEC_FETCH_MODE") != "navigate")
     )
+
+
+def saves(environ: Mapping[str, Any]) -> bool:
+    """Whether a browser asks for what it will save: by a link with ``download``."""
+    return environ.get("HTTP_SEC_FETCH_MODE") == "navigate" and environ.get("HTTP_SEC_FETCH_DEST") == "empty"
 
 
 def names_json(accept: str | None) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bgmiddleware import MemoryRegistry, ThreadExecutor, progress
+from bgmiddleware._serving import result
 from tests.conftest import needs
 from tests.kit.clients import ended, start
 from tests.kit.readers import PLAIN, UNKNOWN, Clock, Opener, Play, answering, opened
@@ -149,6 +150,31 @@ def test_who_would_swap_a_whole_page_is_sent_to_the_page_of_the_job(opens: Opene
     reply = client.request("GET", target, **HTMX, hx_boosted="true")
     assert (reply.status, reply.body) == (200, b"")
     assert re.sub("%20", " ", reply["HX-Redirect"]) == re.sub("%20", " ", target)
+
+
+SAVE = {"sec_fetch_mode": "navigate", "sec_fetch_dest": "empty"}
+
+
+def test_a_link_that_saves_gets_the_result_when_there_is_one(opens: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result, "_HELD", 0.05)
+    play = Play()
+    site, client = opens(play)
+    target = start(client, "/rows.csv?n=1")
+    play.prints("line\n")
+    reply = client.request("GET", target, **SAVE)
+    assert (reply.status, reply["Location"]) == (303, target.partition("rows.csv")[2])
+    play.answers(b"a,b\n")
+    ended(site, target)
+    assert client.request("GET", target, **SAVE).body == b"a,b\n"
+
+
+def test_a_link_that_saves_is_refused_where_nobody_can_be_held(opens: Opener) -> None:
+    play = Play()
+    _, client = opens(play, stream_slots=0)
+    target = start(client, "/rows.csv")
+    play.begins()
+    reply = client.request("GET", target, **SAVE)
+    assert (reply.status, bool(reply["Retry-After"])) == (503, True)
 
 
 def test_a_page_that_a_script_asks_for_by_name_is_one(opens: Opener) -> None:
