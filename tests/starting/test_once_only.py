@@ -599,6 +599,28 @@ def test_nobody_joins_who_wants_it_in_another_form(opens: Opener, header: str) -
     assert one == again
 
 
+@pytest.mark.parametrize(
+    ("method", "header", "one", "other", "differs"),
+    [
+        ("GET", "range", "items=0-9", "items=10-19", True),
+        ("GET", "range", "bytes=0-9", "bytes=10-19", False),
+        ("PUT", "if_match", '"1"', '"2"', True),
+        ("GET", "if_none_match", '"1"', '"2"', False),
+        ("PUT", "if_unmodified_since", "yesterday", "today", True),
+        ("GET", "accept_encoding", "gzip", "br", False),
+    ],
+)
+def test_what_of_a_condition_reaches_the_job_tells_requests_apart(
+    opens: Opener, method: str, header: str, one: str, other: str, differs: bool
+) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    tokens = [start(client, "/", method=method, **{header: value}) for value in (one, other, one)]
+    app.may_end.set()
+    assert (tokens[0] != tokens[1]) is differs
+    assert tokens[0] == tokens[2]
+
+
 def test_a_key_with_a_body_of_another_type_is_422(opens: Opener) -> None:
     _, client = opens(Counting())
     assert client.request("POST", "/", b"[1]", content_type="text/csv", **KEY).status == 303
