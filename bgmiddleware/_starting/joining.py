@@ -55,6 +55,10 @@ _NO_SIGN = frozenset(
 )
 
 
+# Of a middleware that is made with webob.dec, the attributes of the request; one of them is a response to fill in.
+_WEBOB = "webob.adhoc_attrs"
+
+
 class _NotComparable(Exception):
     """A value is an object of which nobody knows when it is the same as another."""
 
@@ -164,6 +168,9 @@ def asker_of(request: RecordedRequest) -> tuple[list[list[Any]], list[str]]:
     # Some servers put all of os.environ in.
     kept = {name: value for name, value in request.kept.items() if os.environ.get(name, absent) != value}
     seen = {**kept, **request.environ}
+    attributes = seen.get(_WEBOB)
+    if isinstance(attributes, Mapping):
+        seen[_WEBOB] = {name: value for name, value in attributes.items() if name != "response"}
     told, unknown = [], []
     for name in sorted(seen.keys() - _NO_SIGN):
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from webob.dec import wsgify
 
 from bgmiddleware import (
     BackgroundMiddleware,
@@ -353,6 +354,19 @@ def test_where_something_cannot_be_compared_nobody_is_joined_and_the_log_says_wh
     with BackgroundMiddleware(app, when=marks.always, owner=owners.remote_user, **options) as site:
         tokens = [asked(site, **added, **{"a.user": object(), "REMOTE_USER": "ada"}) for _ in range(2)]
         assert tokens[0] == tokens[1] or not added, "an owner says who asks"
+
+
+def test_attributes_that_a_middleware_gives_a_request_of_webob_say_who_asks() -> None:
+    @wsgify.middleware  # type: ignore[untyped-decorator, unused-ignore]
+    def outside(request: Any, app: Any) -> Any:
+        request.user = request.headers["X-User"]
+        del request.headers["X-User"]
+        return request.get_response(app)
+
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        client = InProcess(outside(site))
+        ada, bob, again = (start(client, "/", **KEY, x_user=user) for user in ("ada", "bob", "ada"))
+        assert ada == again != bob
 
 
 def test_of_an_app_that_takes_all_of_the_processs_environment_along_that_is_no_sign(
