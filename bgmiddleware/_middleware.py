@@ -189,11 +189,10 @@ class BackgroundMiddleware:
         # A decorator was used in this process, so the request is watched: it is kept as it came, and what it prints.
         foreground: Any = current.get()
         try:
-            # Everything is in place for the next request of this thread.
-            is_ready = foreground.request is None and foreground.changes == replaced.changes
+            # Mostly all is in place for the next request of this thread.
+            if foreground.request is not None or foreground.changes != replaced.changes:
+                foreground = foreground_of(foreground)
         except AttributeError:  # the first one, or a job
-            is_ready = False
-        if not is_ready:
             if foreground is not None and foreground.job is not None:
                 return self.app(environ, start_response)
             foreground = foreground_of(foreground)

@@ -21,7 +21,7 @@ from .._capture import (
     Outlet,
     detached,
     error_stream,
-    install_for_job,
+    install,
     own_descriptors,
     use_output,
     write_late,
@@ -263,7 +263,7 @@ class Run:
         return True
 
     def _run(self) -> None:
-        install_for_job()
+        install()
         has_descriptors = self._outlet is not None
         tees = open_tee(has_descriptors=has_descriptors) if self._tees else contextlib.nullcontext()
         with tees as tee:
