@@ -199,12 +199,26 @@ class MemoryRegistry(Registry):
             record.wake()
             return True
 
-    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
+    def renew(
+        self,
+        key: str,
+        runner: str,
+        *,
+        lease: float | None = None,
+        progress: Progress | None = None,
+        title: str | None = None,
+    ) -> Renewal:
         with self._lock:
             record = self._find(key)
             cancel = record.job.cancel_requested_at is not None
             job = changes.renewed(
-                record.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+                record.job,
+                self.clock(),
+                runner=runner,
+                lease=lease,
+                progress=progress,
+                title=title,
+                pending_ttl=self.pending_ttl,
             )
             if job is not None:
                 waits_here = job.state is JobState.PENDING and job.process in self._held_until
