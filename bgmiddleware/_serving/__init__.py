@@ -9,16 +9,18 @@ from webob import Request
 
 from .._jobs import Job
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
+from .asked import asks_with_other_credentials, kept_of
 from .cancel import answer_cancel
+from .connections import disconnection_of, threads_of
 from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
 from .external import answer_asset
 from .log import answer_log
-from .negotiate import OFFERED, View, choose, names_json
+from .negotiate import View, choose, downloads, means_result, names_json
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
-from .result import answer_ended, answer_result
+from .result import answer_ended, answer_meant, answer_result, ask_anew, refused_for_others
 from .status import answer_status, status_answer
 from .stored import Stored
 from .viewers import Viewers
@@ -40,12 +42,16 @@ __all__ = [
     "answer_dashboard",
     "answer_ended",
     "bad_query",
+    "disconnection_of",
+    "kept_of",
+    "means_result",
     "names_json",
     "page_maker",
     "problem",
     "retry_after",
     "serve",
     "status_answer",
+    "threads_of",
 ]
 
 _log = logging.getLogger("bgmiddleware")
@@ -81,7 +87,7 @@ def _answer(visit: Visit) -> Answer:
         if by_form or method == "DELETE":
             wants_page = by_form and choose(environ.get("HTTP_ACCEPT")) is View.PAGE
             return answer_cancel(visit, job, by_form=wants_page)
-        return _view(visit, job)
+        return visit.linked(_view(visit, job))
     except JobExpired:
         return problem(environ, 410, "expired", "This job has expired; what it said and answered is gone.")
     except JobNotFound:
@@ -94,11 +100,13 @@ def _answer(visit: Visit) -> Answer:
 
 
 def _view(visit: Visit, job: Job) -> Answer:
+    if refused_for_others(job) and asks_with_other_credentials(visit.environ, visit.token, job):
+        return ask_anew(visit, job)
     named = visit.parameters.get("_view")
     if named is None:
-        view = choose(visit.environ.get("HTTP_ACCEPT"))
-        if view is None:
-            return problem(visit.environ, 406, "not-acceptable", f"A job can be had as {', '.join(OFFERED)}.")
+        view = View.RESULT if downloads(visit.environ) else choose(visit.environ.get("HTTP_ACCEPT"))
+        if view is View.RESULT:
+            return answer_meant(visit, job)
     elif named in _VIEWS:
         view = View(named)
     else:

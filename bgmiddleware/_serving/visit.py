@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from .._jobs import Job, key_of
 from .._prefer import preferences
@@ -23,12 +23,24 @@ from .viewers import FASTEST, Viewers
 __all__ = ["LOOK_EVERY", "BadParameter", "Hold", "Site", "Visit", "about", "job_headers"]
 
 _MAX_WAIT = 30.0
+_LONGEST_QUERY = 1000
+PATIENCE = 30.0
+"""How long, in seconds, a client is held that can use nothing but the app's response."""
+
+# Registered ones: something that may be large; what to watch a resource by; what its status is (RFC 8631).
+_RELATIONS = (("result", "enclosure"), ("log", "monitor"), ("status", "status"))
+# What a URL has nowhere else than in a first line that no browser sends (RFC 3986 §3.4).
+_UNSENT = re.compile(r"""[^!$%&'()*+,./0-9:;=?@A-Z_a-z~\[\]|^`{}\\-]""")
 LOOK_EVERY = 1.0
 """How often, in seconds, a held connection is looked at: has its client gone?"""
 
 
 class BadParameter(Exception):
     """A parameter of ours is not what it should be; the message says what it should."""
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return quote(match[0], safe="", encoding="latin-1")
 
 
 @cache  # a few sites have as many names
@@ -56,6 +68,23 @@ class Site:
         """Return a query string without our parameters: what the app's URL had before there was a job."""
         is_ours = _ours(self.token_name).fullmatch
         return "&".join(part for part in query.split("&") if part and not is_ours(part))
+
+    def place(self, query: str, token: str, **parameters: str) -> str:
+        """Return a relative reference to a job: nothing but a query. Right behind every proxy, whatever it does to host
+        and path.
+
+        The app's own *query* is in it, unless :meth:`cut_off` says that it is too long.
+        """
+        query = "" if self.cut_off(query) else _UNSENT.sub(_escaped, query)
+        return f"?{query}{'&' if query else ''}{urlencode({self.token_name: token, **parameters})}"
+
+    def cut_off(self, query: str) -> str:
+        """Return a query that is too long to be sent to a client and back again; else an empty text.
+
+        Proxies and servers have bounds for a head and for the first line of a request, and a job whose URL cannot be
+        asked for is lost.
+        """
+        return query if len(query) > _LONGEST_QUERY else ""
 
     def without_tokens(self, environ: Mapping[str, str]) -> dict[str, str]:
         """Return a recorded environ with no job's token in a URL: where the user comes from, what a proxy adds.
@@ -250,7 +279,16 @@ class Visit:
         """Return a relative reference to this job: to a view of it, say, by ``_view="result"``."""
         # The app's own query stays: a form of the replayed document is sent to the URL that it was seen at.
         query = self.site.without_ours(self.environ.get("QUERY_STRING") or "")
-        return f"?{query}{'&' if query else ''}{urlencode({self.site.token_name: self.token, **parameters})}"
+        return self.site.place(query, self.token, **parameters)
+
+    def linked(self, answer: Answer) -> Answer:
+        """Return an answer about the job with where its response, its output and its state are (RFC 8288)."""
+        if any(name == "Cache-Control" and "immutable" in value for name, value in answer.headers):
+            return answer  # a part of the page, the same for all jobs
+        links = ", ".join(
+            f'<{self.site.place("", self.token, _view=view)}>; rel="{relation}"' for view, relation in _RELATIONS
+        )
+        return Answer(answer.status, (*answer.headers, ("Link", links)), answer.body)
 
 
 def _ask_again(seconds: float) -> Headers:
