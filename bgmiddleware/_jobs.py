@@ -266,7 +266,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("keeps_name", "admitted"), (bool,)),
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
-    **dict.fromkeys(("groups", "request", "receipt"), (dict,)),
+    **dict.fromkeys(("asked", "groups", "request", "receipt"), (dict,)),
     **dict.fromkeys(("response", "progress"), (dict, NoneType)),
     **dict.fromkeys(("output_end", "body_end"), (int,)),
     "created_at": (int, float),

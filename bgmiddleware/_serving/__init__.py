@@ -66,6 +66,7 @@ _VIEWS = {
     View.STYLE: answer_asset,
     View.ICON: answer_asset,
 }
+_PARTS = (View.SCRIPT, View.STYLE, View.ICON)  # of the page: the same for all jobs
 _MAX_FORM = 64 * 1024
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
@@ -86,8 +87,9 @@ def _answer(visit: Visit) -> Answer:
         by_form = method == "POST" and _form_action(environ) == "cancel"
         if by_form or method == "DELETE":
             wants_page = by_form and choose(environ.get("HTTP_ACCEPT")) is View.PAGE
-            return answer_cancel(visit, job, by_form=wants_page)
-        return visit.linked(_view(visit, job))
+            return visit.linked(answer_cancel(visit, job, by_form=wants_page))
+        answer = _view(visit, job)
+        return answer if visit.parameters.get("_view") in _PARTS else visit.linked(answer)
     except JobExpired:
         return problem(environ, 410, "expired", "This job has expired; what it said and answered is gone.")
     except JobNotFound:

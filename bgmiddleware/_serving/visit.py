@@ -283,8 +283,6 @@ class Visit:
 
     def linked(self, answer: Answer) -> Answer:
         """Return an answer about the job with where its response, its output and its state are (RFC 8288)."""
-        if any(name == "Cache-Control" and "immutable" in value for name, value in answer.headers):
-            return answer  # a part of the page, the same for all jobs
         links = ", ".join(
             f'<{self.site.place("", self.token, _view=view)}>; rel="{relation}"' for view, relation in _RELATIONS
         )

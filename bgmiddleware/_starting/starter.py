@@ -58,7 +58,7 @@ _log = logging.getLogger("bgmiddleware")
 _OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")
 _PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
-_LONGEST_WAIT = 15.0  # of a client that can use nothing but the response; then it waits at the job's URL
+_LONGEST_WAIT = 5.0  # of a client that can use nothing but the response; then it waits at the job's URL
 _LONGEST_IDEMPOTENCY_KEY = 255
 
 
