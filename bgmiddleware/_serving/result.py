@@ -58,7 +58,7 @@ def ask_anew(visit: Visit, job: Job) -> Answer:
     query = visit.site.without_ours(visit.environ.get("QUERY_STRING") or "") or job.asked.get("query", "")
     path = visit.environ.get("PATH_INFO", "").rpartition("/")[2]
     # From the last part of the path on: right behind every proxy, whatever it does to host and path.
-    location = "./" + quote(path, encoding="latin-1") + ("?" + query if query else "")
+    location = "./" + quote(path, safe="!$&'()*+,;=:@", encoding="latin-1") + ("?" + query if query else "")
     body = b"Ask again with these credentials.\n"
     content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
     return Answer("303 See Other", (("Location", location), *content, *about(job)), [body])

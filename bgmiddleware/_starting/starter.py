@@ -334,9 +334,11 @@ class Starter:
             job = self.patience.hold(visit, job, promote_after)
             return untouched(visit, job) if job.state.ended else visit.linked(self._started(visit, job, *cookie))
         if promote_after is not None and not job.state.ended:
-            job = self.patience.hold(visit, job, 0.0)
-            if job.state.ended and is_early_answer(job.response):
-                return answer_ended(visit, job) if is_joined else untouched(visit, job)
+            now = self.patience.hold(visit, job, 0.0)
+            if now.state.ended:
+                if is_early_answer(now.response):
+                    return answer_ended(visit, now) if is_joined else untouched(visit, now)
+                job = now
         return visit.linked(self._answered(visit, job, *cookie))
 
     def _asking(self, environ: dict[str, Any], request: RecordedRequest | None) -> Asking:
