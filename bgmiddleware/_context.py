@@ -68,14 +68,14 @@ class Wish:
 class BackgroundRequested(SystemExit):
     """Leaves a view, through its framework, for the middleware: go on in the background.
 
-    A ``SystemExit`` of code None, because that is what frameworks, error monitors and bare ``except:`` clauses let
-    pass, and what is no error to them. It is only raised where a middleware is further up on the very stack.
+    A ``SystemExit`` of code 0, because that is what frameworks, error monitors and bare ``except:`` clauses let pass,
+    and what is no error to them. It is only raised where a middleware is further up on the very stack.
     """
 
     wish: Wish
 
     def __init__(self) -> None:
-        super().__init__()  # an argument would be its code
+        super().__init__(0)
 
     def __str__(self) -> str:
         return "a view left for the background, and this kept it from its BackgroundMiddleware"
@@ -85,7 +85,16 @@ class _NoJob(RunningJob):
     """What :func:`current_job` gives outside of jobs: the same calls, which do nothing; it is false."""
 
     def __init__(self) -> None:
-        self.key = self.title = ""
+        self.key = ""
+
+    @property
+    def title(self) -> str:
+        """Empty; to set it does nothing."""
+        return ""
+
+    @title.setter
+    def title(self, title: object) -> None:
+        pass
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Do nothing."""

@@ -2,8 +2,7 @@
 
 import contextlib
 import re
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from string import Template
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from . import _context, marks
-from ._capture import current
+from ._capture import Outlet, current, replaced
 from ._context import BackgroundRequested, Wish
 from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
@@ -32,6 +31,7 @@ from ._starting import (
     WSGIApplication,
     check_functions,
     check_numbers,
+    check_pair,
     check_places,
     check_switches,
     check_texts,
@@ -64,20 +64,23 @@ class BackgroundMiddleware:
     a token; whoever has the token gets the job's output, its state, and in the end its response, from the *registry*.
     All other requests go to *app* as they are.
 
-    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*:
-    seconds that a marked request may take before its client is redirected; what is done in time is answered as if
-    nothing were between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``.
-    *owner* (see :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token.
-    *single_flight*: whether a request joins an identical one of the same client that still runs. *max_body*: bytes
-    of a request body, beyond it 413. *stream_slots*: how many connections of this process may be held open by
-    viewers; others get what there is, and a pace; default: half of the server's threads, where it says how many it
-    has, else 2. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
-    lets in. *page*: makes the page of a job for a site with looks of its own: a function of
-    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: where the page's script
-    and style are: ``inline``, in the page, or ``external``, at URLs of their own. *capture_logging*: whether log
-    records of a job reach its output where no handler writes them to the console. *capture_children*: whether
-    subprocesses that a job gives no streams print to its output too. *token_name*: the query parameter that bears
-    the token.
+    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*: seconds
+    that a marked request may take before its client is redirected; what is done in time is answered as if nothing were
+    between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see
+    :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token. *single_flight*: whether a
+    request joins an identical one of the same client that still runs. *max_body*: bytes of a request body, beyond it
+    413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is, and
+    a pace; default: half of the server's threads, where it says how many it has, else 2. *dashboard*: the path of a
+    list of all jobs, for those whom *authorize*, a function of the environ, lets in. *title*: what a job is called, a
+    function of the environ; default: its method, path and query. *page*: makes the page of a job for a site with looks
+    of its own: a function of :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*:
+    where the page's script and style are: ``inline``, in the page, or ``external``, at URLs of their own.
+    *capture_logging*: whether log records of a job reach its output where no handler writes them to the console.
+    *capture_children*: whether subprocesses that a job gives no streams print to its output too. *tee*: whether the
+    output of jobs goes to the server's standard output as well. *details*: whether those who may see a job are told the
+    traceback of what it raised, and the host and the process that ran it; else only the server's log has the former.
+    *refuse_cross_site*: whether a marked request that a page of another site caused is answered 403.
+    *token_name*: the query parameter that bears the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -96,6 +99,7 @@ class BackgroundMiddleware:
         stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
+        title: Callable[[dict[str, Any]], str] | None = None,
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
@@ -106,26 +110,25 @@ class BackgroundMiddleware:
         assets: str = "inline",
         capture_logging: bool = True,
         capture_children: bool = False,
+        tee: bool = False,
+        details: bool = True,
+        refuse_cross_site: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(app=app, when=when, owner=owner, authorize=authorize)
+        check_functions(app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
+        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site)
         limits = limits_of(limit_per_owner, limit_per_mark)
         priorities = priorities_of(priority_per_mark)
-        if (dashboard is None) != (authorize is None):
-            raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
+        check_pair(dashboard, authorize)
         if isinstance(app, BackgroundMiddleware):
-            raise ConfigurationError(
-                "app is in a BackgroundMiddleware already: the outer one would not know its tokens"
-            )
+            raise ConfigurationError("app is in a BackgroundMiddleware already: this one would not know its tokens")
         self.app = app
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
-        if not self.executor.in_process and not self.registry.shared:
-            raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
         self._site = Site(
             self.registry,
             self.executor,
@@ -135,12 +138,15 @@ class BackgroundMiddleware:
             page_maker(page),
             own_page=page is not None,
             external_assets=assets == "external",
+            details=details,
         )
         self._starter = Starter(
             self._site,
             max_body=max_body,
             capture_logging=capture_logging,
             capture_children=capture_children,
+            tee=tee,
+            refuse_cross_site=refuse_cross_site,
             promote_after=promote_after,
             single_flight=single_flight,
             deadline=deadline,
@@ -148,6 +154,7 @@ class BackgroundMiddleware:
             limit_per_owner=limit_per_owner,
             limits=limits,
             priorities=priorities,
+            title=title,
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )
@@ -183,13 +190,10 @@ class BackgroundMiddleware:
         # A decorator was used in this process, so the request is watched: it is kept as it came, and what it prints.
         foreground: Any = current.get()
         try:
-            # Everything is in place for the next request of this thread.
-            is_ready = (
-                foreground.request is None and foreground.stdout is sys.stdout and foreground.stderr is sys.stderr
-            )
+            # Mostly all is in place for the next request of this thread.
+            if foreground.request is not None or foreground.changes != replaced.changes:
+                foreground = foreground_of(foreground)
         except AttributeError:  # the first one, or a job
-            is_ready = False
-        if not is_ready:
             if foreground is not None and foreground.job is not None:
                 return self.app(environ, start_response)
             foreground = foreground_of(foreground)
@@ -242,13 +246,13 @@ class BackgroundMiddleware:
                 stripped[name] = environ[name].partition("?")[0] + ("?" + query if query else "")
         return stripped
 
-    def stored_run(self, key: str, *, output_file: int | None = None) -> Run:
+    def stored_run(self, key: str, *, outlet: Outlet | None = None) -> Run:
         """Return the run of the job *key*, which another process recorded: what executors call in their workers.
 
-        *output_file*: for a process that does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises
+        *outlet*: for a process that does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises
         ``JobNotFound`` or ``JobExpired``.
         """
-        return self._starter.stored_run(self.app, key, output_file)
+        return self._starter.stored_run(self.app, key, outlet)
 
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does

@@ -15,12 +15,13 @@ from .connections import disconnection_of, threads_of
 from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
 from .external import answer_asset
+from .fragment import answer_fragment
 from .log import answer_log
-from .negotiate import View, choose, downloads, means_result, names_json
+from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
-from .result import answer_ended, answer_meant, answer_result, ask_anew, refused_for_others
+from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, refused_for_others
 from .status import answer_status, status_answer
 from .stored import Stored
 from .viewers import Viewers
@@ -91,9 +92,11 @@ def _answer(visit: Visit) -> Answer:
         answer = _view(visit, job)
         return answer if visit.parameters.get("_view") in _PARTS else visit.linked(answer)
     except JobExpired:
-        return problem(environ, 410, "expired", "This job has expired; what it said and answered is gone.")
+        return problem(
+            environ, 410, "expired", "This job has expired; what it said and answered is gone.", again=visit.again
+        )
     except JobNotFound:
-        return problem(environ, 404, "unknown-job", "There is no such job.")
+        return problem(environ, 404, "unknown-job", "There is no such job.", again=visit.again)
     except (RegistryError, ConfigurationError) as error:  # the latter where a process finds no disk at its first use
         _log.error("a job could not be read: %s", error)
         return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
@@ -105,8 +108,12 @@ def _view(visit: Visit, job: Job) -> Answer:
     if refused_for_others(job) and asks_with_other_credentials(visit.environ, visit.token, job):
         return ask_anew(visit, job)
     named = visit.parameters.get("_view")
+    if named is None and by_script(visit.environ) and wants_html(visit.environ):
+        return answer_fragment(visit, job)
+    if named is None and saves(visit.environ):
+        return answer_download(visit, job)
     if named is None:
-        view = View.RESULT if downloads(visit.environ) else choose(visit.environ.get("HTTP_ACCEPT"))
+        view = choose(visit.environ.get("HTTP_ACCEPT"))
         if view is View.RESULT:
             return answer_meant(visit, job)
     elif named in _VIEWS:

@@ -8,7 +8,7 @@ from typing import Any
 
 from webob.acceptparse import create_accept_header
 
-__all__ = ["View", "choose", "downloads", "means_result", "names_json", "parsed"]
+__all__ = ["View", "by_script", "choose", "means_result", "names_json", "parsed", "saves", "wants_html"]
 
 
 class View(StrEnum):
@@ -71,14 +71,28 @@ def choose(accept: str | None) -> View:
     return _meaning(accept)[0]
 
 
-def downloads(environ: Mapping[str, Any]) -> bool:
-    """Whether a browser follows a link that is to be saved (``<a download>``)."""
+def wants_html(environ: Mapping[str, Any]) -> bool:
+    """Whether a client wants HTML: a page, or where :func:`by_script` a piece of one."""
+    return "HTTP_HX_REQUEST" in environ or choose(environ.get("HTTP_ACCEPT")) is View.PAGE
+
+
+def by_script(environ: Mapping[str, Any]) -> bool:
+    """Whether the script of a page asks, and not its reader: what it gets comes into that page."""
+    return (
+        "HTTP_HX_REQUEST" in environ
+        or environ.get("HTTP_X_REQUESTED_WITH") == "XMLHttpRequest"
+        or (environ.get("HTTP_SEC_FETCH_DEST") == "empty" and environ.get("HTTP_SEC_FETCH_MODE") != "navigate")
+    )
+
+
+def saves(environ: Mapping[str, Any]) -> bool:
+    """Whether a browser asks for what it will save: by a link with ``download``."""
     return environ.get("HTTP_SEC_FETCH_MODE") == "navigate" and environ.get("HTTP_SEC_FETCH_DEST") == "empty"
 
 
 def means_result(environ: Mapping[str, Any]) -> bool:
     """Whether a client can use nothing but the app's response."""
-    return downloads(environ) or choose(environ.get("HTTP_ACCEPT")) is View.RESULT
+    return choose(environ.get("HTTP_ACCEPT")) is View.RESULT
 
 
 def names_json(accept: str | None) -> bool:

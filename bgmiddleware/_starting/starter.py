@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import marks
+from .._capture import Outlet
 from .._context import Wish, entrances
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
-from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
+from .._recording import Dropped, RecordedRequest, plain_title, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
 from .._serving import (
     Answer,
@@ -86,6 +87,8 @@ class Starter:
     max_body: int
     capture_logging: bool
     capture_children: bool
+    tee: bool
+    refuse_cross_site: bool
     promote_after: float
     single_flight: bool
     deadline: float | None
@@ -94,6 +97,7 @@ class Starter:
     limits: Limits
     """How many jobs may run at a time of those that a mark is true for: name, mark and number of each."""
     priorities: Priorities
+    title: Callable[[dict[str, Any]], str] | None
     """Which of the jobs that wait is taken first: mark and priority; the first mark that is true counts."""
     secret: bytes | None = field(repr=False)
     """From which the names and tokens of jobs that can be joined are made, so that nobody else can make them; None: the
@@ -194,7 +198,7 @@ class Starter:
         """Whether this request could be a repetition of another one."""
         return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
 
-    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, output_file: int | None = None) -> Run:
+    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, outlet: Outlet | None = None) -> Run:
         return Run(
             job.key,
             job.title,
@@ -204,19 +208,21 @@ class Starter:
             preface=preface,
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
+            tees=self.tee,
+            tells_errors=self.site.details,
             priority=job.priority,
             groups=job.groups,
             deadline=job.deadline,
             version=self.version,
-            output_file=output_file,
+            outlet=outlet,
         )
 
-    def stored_run(self, app: WSGIApplication, key: str, output_file: int | None) -> Run:
+    def stored_run(self, app: WSGIApplication, key: str, outlet: Outlet | None) -> Run:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
         work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
-        return self._run(job, work, Context(), output_file=output_file)
+        return self._run(job, work, Context(), outlet=outlet)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
         """Return the groups that a request's job belongs to, of which only so many run at a time."""
@@ -224,6 +230,16 @@ class Starter:
         if self.limit_per_owner is not None and owner is not None:
             groups[f"owner {owner}"] = self.limit_per_owner
         return groups
+
+    def _title(self, environ: dict[str, Any]) -> str:
+        """Return what a request's job is called."""
+        if self.title is None:
+            return title_of(environ)
+        try:
+            return plain_title(str(self.title(environ))) or title_of(environ)
+        except Exception:  # a name is no reason to refuse the work
+            _log.exception("the title of a job could not be made")
+            return title_of(environ)
 
     def _priority(self, environ: dict[str, Any]) -> Priority:
         """Return the priority of a request's job."""
@@ -250,6 +266,8 @@ class Starter:
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
+        if self.refuse_cross_site and environ.get("HTTP_SEC_FETCH_SITE") == "cross-site":
+            return problem(environ, 403, "cross-site", "A job can only be started from its own site.")
         return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
@@ -280,7 +298,7 @@ class Starter:
             token = "" if who.name else new_token()
             job = Job(
                 key_of(token),
-                title_of(environ),
+                self._title(environ),
                 owner=who.owner,
                 version=self.version,
                 deadline=self.deadline,

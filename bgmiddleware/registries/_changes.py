@@ -4,9 +4,10 @@ here, and writes down what it was told; that nothing comes in between is its own
 from collections.abc import Collection, Iterable, Mapping
 
 from .._jobs import Job, JobState, Progress
+from ..errors import BadOffset
 from .base import Transition
 
-__all__ = ["asked_to_stop", "claimed", "ended", "has_room", "held", "may_change", "renewed", "settled"]
+__all__ = ["asked_to_stop", "check_whole", "claimed", "ended", "has_room", "held", "may_change", "renewed", "settled"]
 
 
 def may_change(job: Job, now: float, expect: Collection[JobState], runner: str) -> bool:
@@ -57,6 +58,13 @@ def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | N
     )
 
 
+def check_whole(job: Job, change: Transition) -> None:
+    """Raise ``BadOffset`` where a job that is to end has less than its runner knows of."""
+    for end, least in ((job.output_end, change.output_end), (job.body_end, change.body_end)):
+        if end < least:
+            raise BadOffset(end)
+
+
 def settled(job: Job, now: float, *, ttl: float) -> Job:
     """Return the job, which reads as ended, as one that has ended."""
     seen = job.as_of(now)
@@ -69,7 +77,14 @@ def held(job: Job, until: float) -> Job:
 
 
 def renewed(
-    job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None, pending_ttl: float
+    job: Job,
+    now: float,
+    *,
+    runner: str,
+    lease: float | None,
+    progress: Progress | None,
+    title: str | None,
+    pending_ttl: float,
 ) -> Job | None:
     """Return the job with a lease that counts from *now*; None where it is not the runner's.
 
@@ -83,7 +98,7 @@ def renewed(
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None
     until = job.lease_expires_at if lease is None else now + lease
-    return job.changed(lease_expires_at=until, progress=progress or job.progress)
+    return job.changed(lease_expires_at=until, progress=progress or job.progress, title=title or job.title)
 
 
 def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:

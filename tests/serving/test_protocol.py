@@ -616,18 +616,6 @@ def test_who_can_use_none_of_our_views_waits_for_the_response(opens: Opener, mon
         assert waiting.result().body == b"c,d"
 
 
-def test_a_link_that_is_to_be_saved_is_sent_on_until_there_is_a_response(opens: Opener) -> None:
-    saves = {"sec_fetch_mode": "navigate", "sec_fetch_dest": "empty"}
-    play = Play()
-    site, client = opens(play)
-    target = start(client, "/slow?x=1", **saves)
-    reply = client.request("GET", target, **saves)
-    assert (reply.status, "/slow" + reply["Location"]) == (303, target)
-    play.answers(b"a,b")
-    ended(site, target)
-    assert client.request("GET", target, **saves).body == b"a,b"
-
-
 def test_each_answer_about_a_job_says_where_its_response_and_its_output_are(opens: Opener) -> None:
     play = Play()
     site, client = opens(play)

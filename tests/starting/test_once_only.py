@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from webob.dec import wsgify
 
 from bgmiddleware import (
     BackgroundMiddleware,
@@ -22,13 +23,15 @@ from bgmiddleware import (
     marks,
     owners,
 )
+from bgmiddleware._jobs import key_of
 from bgmiddleware._starting import starter
 from bgmiddleware._starting.multipart import digest_of_parts
 from bgmiddleware.registries import open_registry
 from tests.conftest import needs
 from tests.kit.apps import WAIT
 from tests.kit.clients import InProcess, ended, environ, start
-from tests.kit.readers import BOTH, PLAIN, Clock, Opener, Play, opened, token_of
+from tests.kit.fleets import celery_fleet, rq_fleet  # noqa: F401  # fixtures
+from tests.kit.readers import BOTH, ELSEWHERE, PLAIN, Clock, Opener, Play, opened, token_of
 from tests.kit.redis_server import redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
 
@@ -355,6 +358,22 @@ def test_where_something_cannot_be_compared_nobody_is_joined_and_the_log_says_wh
         assert tokens[0] == tokens[1] or not added, "an owner says who asks"
 
 
+def test_attributes_that_a_middleware_gives_a_request_of_webob_say_who_asks() -> None:
+    @wsgify.middleware  # type: ignore[untyped-decorator, unused-ignore]
+    def outside(request: Any, app: Any) -> Any:
+        request.user = request.headers["X-User"]
+        del request.headers["X-User"]
+        return request.get_response(app)
+
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        client = InProcess(outside(site))
+        ada, bob, again = (
+            token_of(client.request("POST", "/", b"10", **KEY, x_user=user)["Location"])
+            for user in ("ada", "bob", "ada")
+        )
+        assert ada == again != bob
+
+
 def test_of_an_app_that_takes_all_of_the_processs_environment_along_that_is_no_sign(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -599,6 +618,28 @@ def test_nobody_joins_who_wants_it_in_another_form(opens: Opener, header: str) -
     assert one == again
 
 
+@pytest.mark.parametrize(
+    ("method", "header", "one", "other", "differs"),
+    [
+        ("GET", "range", "items=0-9", "items=10-19", True),
+        ("GET", "range", "bytes=0-9", "bytes=10-19", False),
+        ("PUT", "if_match", '"1"', '"2"', True),
+        ("GET", "if_none_match", '"1"', '"2"', False),
+        ("PUT", "if_unmodified_since", "yesterday", "today", True),
+        ("GET", "accept_encoding", "gzip", "br", False),
+    ],
+)
+def test_what_of_a_condition_reaches_the_job_tells_requests_apart(
+    opens: Opener, method: str, header: str, one: str, other: str, differs: bool
+) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    tokens = [start(client, "/", method=method, **{header: value}) for value in (one, other, one)]
+    app.may_end.set()
+    assert (tokens[0] != tokens[1]) is differs
+    assert tokens[0] == tokens[2]
+
+
 def test_a_key_with_a_body_of_another_type_is_422(opens: Opener) -> None:
     _, client = opens(Counting())
     assert client.request("POST", "/", b"[1]", content_type="text/csv", **KEY).status == 303
@@ -712,6 +753,21 @@ def test_a_request_joins_one_of_another_process(
     ended(one, f"?_t={first}")
     third = two_sites(app, **options)
     assert (asked(third, **added) == first) is bool(added), "after a restart too"
+
+
+@pytest.mark.parametrize("opens", ELSEWHERE, indirect=True)
+def test_where_jobs_run_elsewhere_a_repetition_is_the_same_job_too(opens: Opener) -> None:
+    play = Play()
+    site, client = opens(play)
+    first = start(client, "/", body=b"10", **KEY)
+    assert start(client, "/", body=b"10", **KEY) == first
+    assert start(client, "/", body=b"10", x_api_key="bob", **KEY) != first
+    assert client.request("POST", "/", b"11", **KEY).status == 422
+    assert site.registry.get(key_of(token_of(first))).admitted
+    play.answers()
+    play.answers()
+    assert ended(site, first).state is JobState.FINISHED
+    assert start(client, "/", body=b"10", **KEY) == first
 
 
 class Slow(ThreadExecutor):

@@ -107,6 +107,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "single_flight": ("yes", lambda app: app._starter.single_flight, True),
         "dashboard": ("/_jobs", lambda app: app._is_dashboard({"PATH_INFO": "/_jobs"}), True),
         "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
+        "title": ("python:bgmiddleware.marks:always", lambda app: app._starter.title, marks.always),
         "page": ("python:bgmiddleware.marks:always", lambda app: app._site.page, marks.always),
         "assets": ("external", lambda app: app._site.external_assets, True),
         "registry": ("memory:", lambda app: type(app.registry), MemoryRegistry),
@@ -141,6 +142,9 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "stream_slots": ("0", lambda app: app._site.viewers.take_slot(lambda: False), None),
         "capture_logging": ("off", lambda app: app._starter.capture_logging, False),
         "capture_children": ("on", lambda app: app._starter.capture_children, True),
+        "tee": ("on", lambda app: app._starter.tee, True),
+        "details": ("off", lambda app: app._site.details, False),
+        "refuse_cross_site": ("on", lambda app: app._starter.refuse_cross_site, True),
         "token_name": ("job", lambda app: get(app, "/a/1")[1]["Location"][:5], "?job="),
     }
     of_other_executors = {"app", "max_jobs_per_child", "max_memory", "grace", "queue"}
