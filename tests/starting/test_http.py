@@ -642,7 +642,7 @@ def test_each_client_gets_the_view_it_names(client: Client, accept: str | None, 
 
 
 def test_who_takes_nothing_of_ours_gets_the_response(client: Client, stage: apps.Stage) -> None:
-    target = start(client, "/slow")
+    target = start(client, "/slow?1")
     stage.go()
     assert client.request("GET", target, accept="image/png").status == 201
 
@@ -926,11 +926,11 @@ def test_a_decorated_function_may_be_called_after_start_response(client_of: Any)
 
 
 def test_a_middleware_within_a_job_starts_no_second_one(client_of: Any) -> None:
-    inner = BackgroundMiddleware(apps.answers_404, when=marks.always)
+    inner = BackgroundMiddleware(apps.answers_500, when=marks.always)
     site, client = client_of(inner)
     target = start(client, "/")
     ended(site, target)
-    assert client.request("GET", f"{target}&_view=result").status == 404
+    assert client.request("GET", f"{target}&_view=result").body == b"sorry"
     assert inner.registry.jobs() == []
 
 
