@@ -178,11 +178,12 @@ class BackgroundMiddleware:
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
                 environ = self._without_our_parameters(environ, tokens[-1])
-        if self._when(environ) and not _context.current_job() and self._may_start(environ):
+        when, app = self._when, self.app  # a call of an attribute is slower than of a name
+        if when(environ) and not _context.current_job() and self._may_start(environ):
             return self._answer_marked(environ).send(environ, start_response)
         if not _context.declared:
             try:
-                return self.app(environ, start_response)
+                return app(environ, start_response)
             except BackgroundRequested as asked:  # from a view that this very request imported
                 settle(asked.wish, ())
                 return self._answer_wish(without_traces(environ), asked.wish, start_response)

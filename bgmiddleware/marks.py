@@ -33,6 +33,10 @@ Mark = Callable[[Environ], bool]
 
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
+# What every path has that matches a glob, in whatever way its bytes are read: so ASCII only.
+_HEAD = re.compile(r"\A[^*?\[\x80-\U0010ffff]*")
+_TAIL = re.compile(r"[^*?\]\x80-\U0010ffff]*\Z")
+
 
 def path(*globs: str, methods: Iterable[str] | None = None, parts: bool = False) -> Mark:
     """Mark requests whose ``PATH_INFO`` matches one of *globs*, as a whole and with upper and lower case told apart.
@@ -65,15 +69,48 @@ def under(*globs: str) -> Mark:
 
 def _of_globs(globs: tuple[str, ...], others: Mark) -> Mark:
     """Return the mark of what matches one of *globs* and is marked by *others* too."""
-    # This runs for every request of the site. A prefix is a third faster than a regular expression, and nearly all
-    # globs are one.
+    # This runs for every request of the site, and nearly all globs are a prefix or a path: neither needs a regular
+    # expression, and *others* is asked of few requests.
+    if not any(map(_is_pattern, globs)):
+        return _of_paths(frozenset(map(_as_wsgi, globs)), others)
     prefixes = tuple(_as_wsgi(glob[:-1]) for glob in globs if glob.endswith("*") and not _is_pattern(glob[:-1]))
     if len(prefixes) == len(globs) == 1:
         return _of_prefix(prefixes[0], others)
     if len(prefixes) == len(globs):
         return lambda environ: environ.get("PATH_INFO", "").startswith(prefixes) and others(environ)
+    return _of_patterns(globs, others)
+
+
+def _of_paths(paths: frozenset[str], others: Mark) -> Mark:
+    if len(paths) > 1:
+        return lambda environ: environ.get("PATH_INFO") in paths and others(environ)
+    (wanted,) = paths
+    return lambda environ: environ.get("PATH_INFO") == wanted and others(environ)
+
+
+def _of_patterns(globs: tuple[str, ...], others: Mark) -> Mark:
     matches = re.compile("|".join(fnmatch.translate(glob) for glob in globs)).match
-    return lambda environ: matches(_of_wsgi(environ.get("PATH_INFO", ""))) is not None and others(environ)
+
+    def path_matches(environ: Environ) -> bool:
+        return matches(_of_wsgi(environ.get("PATH_INFO", ""))) is not None and others(environ)
+
+    # A path that matches begins or ends as one of the globs does: most do neither, and are not looked at further.
+    begin = tuple(_HEAD.findall(glob)[0] for glob in globs)
+    heads = tuple(filter(None, begin))
+    tails = tuple(_TAIL.findall(glob)[0] for glob, head in zip(globs, begin, strict=True) if not head)
+    if not all(tails):
+        return path_matches
+
+    def path_may_match(environ: Environ) -> bool:
+        try:
+            path = environ["PATH_INFO"]
+        except KeyError:  # an empty one may be left out
+            return False
+        return (path.startswith(heads) or path.endswith(tails)) and path_matches(environ)
+
+    if tails:
+        return path_may_match
+    return lambda environ: environ.get("PATH_INFO", "").startswith(heads) and path_matches(environ)
 
 
 def _of_prefix(prefix: str, others: Mark) -> Mark:
@@ -165,10 +202,20 @@ def any_of(*marks: Mark) -> Mark:
     """Mark what at least one of *marks* marks; the first that does ends the search."""
     if len(marks) == 1:
         return marks[0]
-    if len(marks) == 2:  # without a loop: this runs for every request of the site
+    # This runs for every request of the site: without a loop, and without a call that nearly always says no.
+    if len(marks) == 2:
         first, second = marks
+        if first is prefers_async:
+            return lambda environ: ("HTTP_PREFER" in environ and prefers_async(environ)) or second(environ)
         return lambda environ: first(environ) or second(environ)
-    return lambda environ: any(mark(environ) for mark in marks)
+
+    def is_any(environ: Environ) -> bool:
+        for mark in marks:  # noqa: SIM110  # a generator costs more than the marks
+            if mark(environ):
+                return True
+        return False
+
+    return is_any
 
 
 def all_of(*marks: Mark) -> Mark:
@@ -178,9 +225,17 @@ def all_of(*marks: Mark) -> Mark:
     if len(marks) == 2:
         first, second = marks
         return lambda environ: first(environ) and second(environ)
-    return lambda environ: all(mark(environ) for mark in marks)
+
+    def is_all(environ: Environ) -> bool:
+        for mark in marks:  # noqa: SIM110  # a generator costs more than the marks
+            if not mark(environ):
+                return False
+        return True
+
+    return is_all
 
 
 def none_of(*marks: Mark) -> Mark:
     """Mark what none of *marks* marks."""
-    return lambda environ: not any(mark(environ) for mark in marks)
+    is_any = any_of(*marks)
+    return lambda environ: not is_any(environ)

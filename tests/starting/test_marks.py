@@ -1,5 +1,8 @@
 """Which requests each mark marks, and which it does not."""
 
+import fnmatch
+import re
+
 import pytest
 
 from bgmiddleware import ConfigurationError, marks
@@ -45,6 +48,37 @@ def test_a_glob_matches_the_whole_path(glob, marked, unmarked):
     for path in unmarked:
         assert not mark(at(path)), path
         assert not beside(at(path)), path
+
+
+@pytest.mark.parametrize(
+    "glob", ["/a*.csv", "*/slow", "*", "*[a-c]", "*é", "*\ufffd", "/é*x", "/a[]x", "*a]b", "*[x", "/x?"]
+)
+def test_a_glob_beside_others_matches_what_its_pattern_matches(glob):
+    paths = [
+        "",
+        "/",
+        "/a",
+        "/a.csv",
+        "/a/1.csv",
+        "/a.csv/",
+        "/slow",
+        "/x/slow",
+        "/c",
+        "/d",
+        "/é",
+        "/éx",
+        "/èx",
+        "/a]",
+        "/",
+    ]
+    paths += ["/a[]x", "/a]b", "/[x", "/x", "/xy", "/xé", "/xyz", "/other"]
+    raw = [path.encode().decode("latin-1") for path in paths] + ["/\xff", "/a\xff.csv", "/\xffa", "/\xe2\xc3\xa9"]
+    matches = re.compile(fnmatch.translate(glob)).match
+    for beside in (["/never/*"], ["/never"], ["*/never"], ["/never/*", "/never/*.csv", "*/never/at/all"]):
+        mark = marks.path(glob, *beside)
+        for path in raw:
+            says = matches(path.encode("latin-1").decode("utf-8", "replace")) is not None
+            assert mark({"REQUEST_METHOD": "GET", "PATH_INFO": path}) is says, path
 
 
 def test_any_of_several_globs_is_enough():
@@ -231,6 +265,25 @@ def test_the_first_mark_that_decides_ends_the_search():
     assert marks.any_of(NO, YES, unasked)({})
     assert not marks.all_of(NO, unasked)({})
     assert not marks.none_of(YES, unasked)({})
+    assert marks.any_of(marks.prefers_async, unasked)({"HTTP_PREFER": "respond-async"})
+
+
+@pytest.mark.parametrize(("prefer", "marked"), [("respond-async", True), ("wait=5", False), (None, False)])
+def test_a_preference_and_another_mark_are_combined_in_either_order(prefer, marked):
+    environ = {} if prefer is None else {"HTTP_PREFER": prefer}
+    for other in (YES, NO):
+        for given in ((marks.prefers_async, other), (other, marks.prefers_async)):
+            assert marks.any_of(*given)(environ) is (marked or other is YES)
+
+
+@pytest.mark.parametrize("globs", [["/a"], ["/a", "/b"], ["/a*"], ["/a*", "/b*"], ["/a", "*/b"], ["/a*", "/b*c"]])
+def test_a_request_for_another_path_is_asked_nothing_but_its_path(globs):
+    class Environ(dict):
+        def get(self, name, default=None):
+            assert name == "PATH_INFO", name
+            return super().get(name, default)
+
+    assert not marks.path(*globs)(Environ(PATH_INFO="/other"))
 
 
 BROWSERS = {
