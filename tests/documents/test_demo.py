@@ -628,4 +628,4 @@ mounts(environ, lambda status, headers: print(status))
 mounts.close()
 """
     done = subprocess.run([*PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.stderr, done.stdout) == ("", "7 2\n404 Not Found\n")
+    assert (done.stderr, done.stdout) == ("", "7 3\n404 Not Found\n")
