@@ -366,7 +366,7 @@ class JobOutput:
         number = id(child)
         self._children[number] = weakref.ref(child, lambda _: self._children.pop(number, None))
         # Here as in interrupt(), first the one's own mark, then a look at the other's: one of the two sees both.
-        if self._due:
+        if self._reason and (self._due or not _is_stopping()):
             child.terminate()
 
     def begin(self) -> None:
@@ -379,7 +379,8 @@ class JobOutput:
         return bool(self._reason)
 
     def interrupt(self, reason: str) -> None:
-        """Make the next print of the job's own thread raise ``JobCancelled``, once; terminate its children."""
+        """Make the next print of the job's own thread raise ``JobCancelled``; terminate its children. Each later one
+        does, too, unless the code is about to stop: what swallows the exception and goes on is told again."""
         if self._reason or self.job is None:
             return
         self._reason = reason
@@ -398,12 +399,11 @@ class JobOutput:
         self._write(text)
 
     def check(self) -> None:
-        """Raise ``JobCancelled`` if the job was interrupted, was not told yet, and this is its own thread."""
-        # A helper thread must not die of it. And once only, so that clean-up code may print.
-        if self._due and self.job is not None and threading.get_ident() == self._thread:
+        """Raise ``JobCancelled`` if the job was interrupted, and this is its own thread; not while it stops."""
+        # A helper thread must not die of it. And clean-up code may print: it runs while the exception is handled.
+        is_told = self._reason and self.job is not None and threading.get_ident() == self._thread
+        if is_told and (self._due or not _is_stopping()):
             self._due = False
-            self.out = self.err = self._write
-            self.pending = self._pending
             raise JobCancelled(self._reason)
 
     def _write_or_raise(self, text: str) -> int:
@@ -454,6 +454,18 @@ def _both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Calla
         tee(data)
 
     return store_and_tee
+
+
+def _is_stopping() -> bool:
+    """Whether the calling code handles a ``JobCancelled``, or what was raised meanwhile: ``finally`` and ``except``."""
+    error = sys.exc_info()[1]
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, JobCancelled):
+            return True
+        seen.add(id(error))
+        error = error.__context__
+    return False
 
 
 def _pieces(batch: list[str | bytes]) -> Iterator[bytes]:

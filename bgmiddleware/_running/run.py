@@ -16,7 +16,16 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
 
-from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._capture import (
+    JobOutput,
+    current_output,
+    detached,
+    error_stream,
+    install,
+    own_descriptors,
+    use_output,
+    write_late,
+)
 from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
 from .._recording import RecordedRequest, replay_environ
@@ -56,7 +65,7 @@ class RunningJob:
 
     def check(self) -> None:
         """Raise :class:`~bgmiddleware.JobCancelled` if the job was asked to stop; call it now and then in a loop that
-        does not print. Only the job's own thread is interrupted: in its helper threads this does nothing."""
+        neither prints nor yields. Only the job's own thread is interrupted: in its helper threads this does nothing."""
         self._check()
 
 
@@ -461,7 +470,9 @@ def replay_request(
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
             environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
-            Exchange(head, write).run(app, environ)
+            output = current_output()
+            check = output.check if isinstance(output, JobOutput) else None
+            Exchange(head, write, check).run(app, environ)
 
     return work
 
