@@ -1,7 +1,6 @@
 """The middleware: look, decide, delegate."""
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from contextvars import copy_context
 from string import Template
@@ -10,7 +9,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from . import _context, marks
-from ._capture import current
+from ._capture import Outlet, current, replaced
 from ._context import BackgroundRequested, Wish
 from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
@@ -188,9 +187,7 @@ class BackgroundMiddleware:
         foreground: Any = current.get()
         try:
             # Everything is in place for the next request of this thread.
-            is_ready = (
-                foreground.request is None and foreground.stdout is sys.stdout and foreground.stderr is sys.stderr
-            )
+            is_ready = foreground.request is None and foreground.changes == replaced.changes
         except AttributeError:  # the first one, or a job
             is_ready = False
         if not is_ready:
@@ -243,13 +240,13 @@ class BackgroundMiddleware:
                 stripped[name] = environ[name].partition("?")[0] + ("?" + query if query else "")
         return stripped
 
-    def stored_run(self, key: str, *, output_file: int | None = None) -> Run:
+    def stored_run(self, key: str, *, outlet: Outlet | None = None) -> Run:
         """Return the run of the job *key*, which another process recorded: what executors call in their workers.
 
-        *output_file*: for a process that does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises
+        *outlet*: for a process that does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises
         ``JobNotFound`` or ``JobExpired``.
         """
-        return self._starter.stored_run(self.app, key, output_file)
+        return self._starter.stored_run(self.app, key, outlet)
 
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 from .._capture import (
     JobOutput,
+    Outlet,
     current_output,
     detached,
     error_stream,
-    install,
+    install_for_job,
     own_descriptors,
     use_output,
     write_late,
@@ -96,10 +97,10 @@ class Run:
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
     one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
     after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
-    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *output_file*: a descriptor of an
-    empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the file
-    descriptors 1 and 2 too; who gave it can read there what this process wrote before it died. The CPU time is that of
-    the process and its children then.
+    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *outlet*: given by a
+    process that does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too;
+    who made it can read there what this process wrote before it died. The CPU time is that of the process and its
+    children then.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Run:
         groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
         version: str = "",
-        output_file: int | None = None,
+        outlet: Outlet | None = None,
     ) -> None:
         self.key = key
         self.priority = priority
@@ -136,8 +137,8 @@ class Run:
         self._tells_errors = tells_errors
         self._deadline = deadline
         self._version = version
-        self._output_file = output_file
-        self._cpu_clock = time.thread_time if output_file is None else _process_time
+        self._outlet = outlet
+        self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
         self._keeper = Keeper(registry, key, self._runner, self._reclaim)
         self._output: JobOutput | None = None  # from the claim on
@@ -245,8 +246,8 @@ class Run:
         return True
 
     def _run(self) -> None:
-        install()
-        has_descriptors = self._output_file is not None
+        install_for_job()
+        has_descriptors = self._outlet is not None
         tees = open_tee(has_descriptors=has_descriptors) if self._tees else contextlib.nullcontext()
         with tees as tee:
             self._run_captured(tee)
@@ -274,6 +275,7 @@ class Run:
                 if self._preface:
                     output.note(self._preface)
                 state, reason, error = self._outcome(output)
+                output.flush_assigned()
         except BaseException as failure:
             state, reason = JobState.FAILED, f"its runner failed: {_described(failure)}"
             raise
@@ -323,9 +325,9 @@ class Run:
         return self.registry.shared and self.still_waits() and self._claim()
 
     def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
-        if self._output_file is None:
+        if self._outlet is None:
             return contextlib.nullcontext()
-        return own_descriptors(output, self._output_file)
+        return own_descriptors(output, self._outlet)
 
     @contextlib.contextmanager
     def _limited(self, output: JobOutput) -> Iterator[None]:

@@ -1,15 +1,20 @@
 """The app's own response, as often as it is asked for."""
 
+import time
+
 from .._jobs import Channel, Job, JobState, RecordedResponse
 from ..registries.base import END
 from .problems import Answer, Headers, problem
 from .status import status_answer
 from .stored import TOO_MANY, Stored, conditional, entity_tag
-from .visit import Visit, job_headers
+from .visit import Visit, about, job_headers
 
-__all__ = ["answer_ended", "answer_result"]
+__all__ = ["answer_download", "answer_ended", "answer_result"]
 
 _BODYLESS = (204, 304)
+_HELD = 20.0
+"""Seconds that a download is held at a time: browsers follow twenty redirects, and servers end what takes 30."""
+_NO_BODY = ("Content-Type", "text/plain; charset=utf-8")
 _VALIDATORS = {"etag", "last-modified"}
 # The server in front sends a file in place of the body, and evaluates conditions and ranges by itself.
 _SENT_BY_PROXY = {"x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-litespeed-location", "x-reproxy-url"}
@@ -26,6 +31,18 @@ def answer_result(visit: Visit, job: Job) -> Answer:
     return answer_ended(visit, job, *applied)
 
 
+def answer_download(visit: Visit, job: Job) -> Answer:
+    """Answer a browser that will save what it gets: with the result, when there is one. Until then it is held, and sent
+    here again; that it shows as a download that goes on."""
+    begun = time.monotonic()
+    job = visit.hold(job, END, _HELD)
+    if job.state.ended:
+        return answer_ended(visit, job)
+    if time.monotonic() - begun < _HELD:
+        return visit.refused("Too many wait for results: try again.")
+    return Answer("303 See Other", (("Location", visit.link()), _NO_BODY, ("Content-Length", "0"), *about(job)), [b""])
+
+
 def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
     """Answer with the response of a job that has ended, or say why there is none; and with the headers that are
     *added*."""
@@ -33,10 +50,17 @@ def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
         return _replay(visit, job, job.response, *added)
     headers = (*job_headers(job), *added)
     if job.state is JobState.CANCELLED:
-        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers)
+        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers, again=visit.again)
     if job.state is JobState.LOST:
-        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers)
-    return problem(visit.environ, 500, "failed", f"The job failed: {job.reason}. Its output says more.", *headers)
+        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers, again=visit.again)
+    return problem(
+        visit.environ,
+        500,
+        "failed",
+        f"The job failed: {job.reason}. Its output says more.",
+        *headers,
+        again=visit.again,
+    )
 
 
 def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import marks
+from .._capture import Outlet
 from .._context import Wish, entrances
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
@@ -191,7 +192,7 @@ class Starter:
         """Whether this request could be a repetition of another one."""
         return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
 
-    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, output_file: int | None = None) -> Run:
+    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, outlet: Outlet | None = None) -> Run:
         return Run(
             job.key,
             job.title,
@@ -207,15 +208,15 @@ class Starter:
             groups=job.groups,
             deadline=job.deadline,
             version=self.version,
-            output_file=output_file,
+            outlet=outlet,
         )
 
-    def stored_run(self, app: WSGIApplication, key: str, output_file: int | None) -> Run:
+    def stored_run(self, app: WSGIApplication, key: str, outlet: Outlet | None) -> Run:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
         work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
-        return self._run(job, work, Context(), output_file=output_file)
+        return self._run(job, work, Context(), outlet=outlet)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
         """Return the groups that a request's job belongs to, of which only so many run at a time."""

@@ -209,7 +209,9 @@ class RedisRegistry(Registry):
         return list(found.values())[skip : skip + limit]
 
     def evict(self, limit: int = 1000) -> Evicted:
-        expired, due = self._index.due(limit)
+        expired, due, forgotten = self._index.due(limit, self.max_jobs)
+        if forgotten:
+            self._records.unremember(forgotten)
         return Evicted(sum(map(self._settle, due)), expired)
 
     def close(self) -> None:

@@ -264,6 +264,17 @@ def test_a_broken_link_is_refused(make, directory, tmp_path):
     refused(make(directory), "No such file")
 
 
+def test_a_link_leads_to_a_directory_that_is_checked(make, directory, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    other.chmod(0o777)
+    directory.symlink_to(other)
+    refused(make(directory), "others may write to it")
+    other.chmod(0o755)
+    added(make(directory))
+    assert (other / "index.db").exists()
+
+
 def test_a_directory_of_somebody_else_is_refused(make, directory):
     if os.geteuid():
         directory = Path("/usr")
@@ -1679,3 +1690,24 @@ def test_another_registry_of_the_process_takes_no_lock_of_the_first_ones_connect
     assert held
     added(make(directory), "two")
     assert locks_of_index() >= held
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_was_forgotten_at_the_end_of_a_job_is_in_no_file_any_more(tmp_path: Path, reads: bool) -> None:
+    with SpoolRegistry(tmp_path / "jobs") as registry:
+        for number in range(30):
+            key = registry.add(Job(key_of(f"{number}"), "job", request={"HTTP_COOKIE": "a secret " + "x" * 500})).key
+            registry.append(key, Channel.REQUEST, 0, b"a secret in a body")
+            registry.claim(key, RUNNER)
+            registry.finish(key, RUNNER, JobState.FINISHED)
+        if reads:  # then it stays for now
+            with registry._store.reading() as database:
+                cursor = database.execute("SELECT document FROM jobs")
+                cursor.fetchone()
+                registry.evict()
+                cursor.close()
+        registry.evict()
+        files = [path for path in (tmp_path / "jobs").rglob("*") if path.is_file()]
+        assert len(files) > 30
+        for path in files:
+            assert b"a secret" not in path.read_bytes(), path.name

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from webob.dec import wsgify
 
 from bgmiddleware import (
     BackgroundMiddleware,
@@ -355,6 +356,22 @@ def test_where_something_cannot_be_compared_nobody_is_joined_and_the_log_says_wh
         assert tokens[0] == tokens[1] or not added, "an owner says who asks"
 
 
+def test_attributes_that_a_middleware_gives_a_request_of_webob_say_who_asks() -> None:
+    @wsgify.middleware  # type: ignore[untyped-decorator, unused-ignore]
+    def outside(request: Any, app: Any) -> Any:
+        request.user = request.headers["X-User"]
+        del request.headers["X-User"]
+        return request.get_response(app)
+
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        client = InProcess(outside(site))
+        ada, bob, again = (
+            token_of(client.request("POST", "/", b"10", **KEY, x_user=user)["Location"])
+            for user in ("ada", "bob", "ada")
+        )
+        assert ada == again != bob
+
+
 def test_of_an_app_that_takes_all_of_the_processs_environment_along_that_is_no_sign(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -597,6 +614,28 @@ def test_nobody_joins_who_wants_it_in_another_form(opens: Opener, header: str) -
     app.may_end.set()
     assert one != other
     assert one == again
+
+
+@pytest.mark.parametrize(
+    ("method", "header", "one", "other", "differs"),
+    [
+        ("GET", "range", "items=0-9", "items=10-19", True),
+        ("GET", "range", "bytes=0-9", "bytes=10-19", False),
+        ("PUT", "if_match", '"1"', '"2"', True),
+        ("GET", "if_none_match", '"1"', '"2"', False),
+        ("PUT", "if_unmodified_since", "yesterday", "today", True),
+        ("GET", "accept_encoding", "gzip", "br", False),
+    ],
+)
+def test_what_of_a_condition_reaches_the_job_tells_requests_apart(
+    opens: Opener, method: str, header: str, one: str, other: str, differs: bool
+) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    tokens = [start(client, "/", method=method, **{header: value}) for value in (one, other, one)]
+    app.may_end.set()
+    assert (tokens[0] != tokens[1]) is differs
+    assert tokens[0] == tokens[2]
 
 
 def test_a_key_with_a_body_of_another_type_is_422(opens: Opener) -> None:

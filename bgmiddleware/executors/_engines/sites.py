@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from ..._capture import Outlet
 from ..._jobs import Channel, JobState
 from ..._loading import loaded
 from ..._running import LEASE, Run, log_failed, patiently
@@ -25,7 +26,7 @@ class Site(Protocol):
     @property
     def registry(self) -> Registry: ...
 
-    def stored_run(self, key: str, *, output_file: int | None = None) -> Run: ...
+    def stored_run(self, key: str, *, outlet: Outlet | None = None) -> Run: ...
 
 
 def load_site(app: str) -> Site:

@@ -49,6 +49,7 @@ _PARTS = {
     "read": ("_job", "_found", "_bytes"),
     "cookies": ("_job", "_found"),
     "forget": ("_job", "_found"),
+    "unremember": ("_job",),
     "enter": ("_index",),
     "file": ("_index",),
     "reserve": ("_index",),

@@ -116,6 +116,10 @@ class Records:
         """Forget a job that does not run, and that it was there; or remember it *as_expired*, if it has ended."""
         return bool(self._run("forget", key, "expired" if as_expired else "")[1])
 
+    def unremember(self, keys: list[str]) -> None:
+        """Know no more that the jobs of *keys* were there and expired."""
+        self._server.run_each("unremember", [self._keys(key) for key in keys])
+
     def _keys(self, key: str) -> list[str]:
         record = f"{self._prefix}:{{{key}}}"
         return [record, *(f"{record}:{name}" for name in ("gone", "request", "output", "body", "wake"))]

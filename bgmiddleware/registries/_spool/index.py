@@ -115,6 +115,12 @@ class Index:
         with self._connection() as connection, connection.writing(self._patience):
             yield connection.database
 
+    def empty_log(self) -> None:
+        """Copy the write-ahead log into the database and empty it: of jobs that have ended it has what was forgotten,
+        credentials say. It stays where somebody reads from it just now."""
+        with self._connection() as connection:
+            connection.empty_log(self._patience)
+
     def close(self) -> None:
         """Close the connections; one that is used just now is closed after that, and so is what a later use opens:
         nobody would come and close it."""
@@ -227,6 +233,7 @@ class _Connection:
             if mode != "wal":
                 raise ConfigurationError(f"{path}: this file system cannot have a SQLite database with a shared log")
             self.database.execute("PRAGMA synchronous = NORMAL")
+            self.database.execute("PRAGMA secure_delete = ON")  # a job that ended has no credentials any more
             # Where the disk is about to be full, neither the log nor anything in a directory of others may grow.
             self.database.execute(f"PRAGMA wal_autocheckpoint = {log_pages(os.path.dirname(path))}")
             self.database.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
@@ -246,6 +253,14 @@ class _Connection:
                 with contextlib.suppress(sqlite3.Error):
                     self.database.execute("ROLLBACK")
                 raise
+
+    def empty_log(self, patience: float) -> None:
+        with self._locked(patience):
+            self.database.execute("PRAGMA busy_timeout = 0")  # no reader is waited for: the others wait for us
+            try:
+                self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.database.execute(f"PRAGMA busy_timeout = {int(1000 * patience)}")
 
     @contextlib.contextmanager
     def _locked(self, patience: float) -> Iterator[None]:

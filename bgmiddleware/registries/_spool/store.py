@@ -136,9 +136,10 @@ class Store:
 
     def clean_up(self) -> None:
         """Remove files of jobs that are gone, and requests of jobs that have ended: they were left by processes that
-        were killed after they changed the index, or before. Each call looks at one 256th of them. And keep room again,
-        where there was none."""
+        were killed after they changed the index, or before. Each call looks at one 256th of them. And empty the log of
+        the index, and keep room again, where there was none."""
         with storage_errors():
+            self._index.empty_log()
             self.room.keep()
         directory = os.path.join(self.path, next(self._shards))
         with storage_errors(), contextlib.suppress(FileNotFoundError):
