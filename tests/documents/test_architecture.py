@@ -28,7 +28,7 @@ LAYERS = (
     ("_serving",),
     ("_starting",),
     ("_middleware",),
-    ("paste", "_commands", "__init__"),
+    ("paste", "_commands", "_server", "__init__"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

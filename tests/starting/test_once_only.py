@@ -23,13 +23,15 @@ from bgmiddleware import (
     marks,
     owners,
 )
+from bgmiddleware._jobs import key_of
 from bgmiddleware._starting import starter
 from bgmiddleware._starting.multipart import digest_of_parts
 from bgmiddleware.registries import open_registry
 from tests.conftest import needs
 from tests.kit.apps import WAIT
 from tests.kit.clients import InProcess, ended, environ, start
-from tests.kit.readers import BOTH, PLAIN, Clock, Opener, Play, opened, token_of
+from tests.kit.fleets import celery_fleet, rq_fleet  # noqa: F401  # fixtures
+from tests.kit.readers import BOTH, ELSEWHERE, PLAIN, Clock, Opener, Play, opened, token_of
 from tests.kit.redis_server import redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
 
@@ -751,6 +753,21 @@ def test_a_request_joins_one_of_another_process(
     ended(one, f"?_t={first}")
     third = two_sites(app, **options)
     assert (asked(third, **added) == first) is bool(added), "after a restart too"
+
+
+@pytest.mark.parametrize("opens", ELSEWHERE, indirect=True)
+def test_where_jobs_run_elsewhere_a_repetition_is_the_same_job_too(opens: Opener) -> None:
+    play = Play()
+    site, client = opens(play)
+    first = start(client, "/", body=b"10", **KEY)
+    assert start(client, "/", body=b"10", **KEY) == first
+    assert start(client, "/", body=b"10", x_api_key="bob", **KEY) != first
+    assert client.request("POST", "/", b"11", **KEY).status == 422
+    assert site.registry.get(key_of(token_of(first))).admitted
+    play.answers()
+    play.answers()
+    assert ended(site, first).state is JobState.FINISHED
+    assert start(client, "/", body=b"10", **KEY) == first
 
 
 class Slow(ThreadExecutor):
