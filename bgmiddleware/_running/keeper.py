@@ -48,11 +48,12 @@ def patiently(registry: Registry, call: Callable[[], _T], *, but: tuple[type[Exc
     what a registry answers, and *but*, which is not its trouble.
     """
     begun = time.monotonic()
+    answers: tuple[type[Exception], ...] = (*_GONE, RegistryFull, *but)
     for last in _tries(registry):
         try:
             return call()
-        except (*_GONE, RegistryFull, *but):
-            raise  # it answered
+        except answers:
+            raise
         except StorageFull:
             if last or time.monotonic() - begun > _PATIENCE_WHERE_FULL:
                 raise
