@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ..errors import JobCancelled
 from ._files import Outlet, OutputFile
+from ._pieces import pieces_of
 from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
 __all__ = ["ForegroundOutput", "JobOutput", "Output"]
@@ -20,7 +21,6 @@ _BATCH = 1024
 _LARGE = 4096
 _ROUNDS = 4
 _YIELD_EVERY = 0.0005
-_PIECE = 256 * 1024  # characters that become bytes at a time: a copy of what is larger would double its memory
 _BACKLOG = 4 * 1024 * 1024
 _LONGEST_WAIT = 1.0
 
@@ -357,7 +357,7 @@ class JobOutput:
             if batch:
                 del self._pending[: len(batch)]
                 self._missed = 0
-                for data in _pieces(batch):
+                for data in pieces_of(batch):
                     self._put(data, file, pipe)
             if self._is_forked:
                 return
@@ -588,20 +588,3 @@ def _is_stopping() -> bool:
         seen.add(id(error))
         error = error.__context__
     return False
-
-
-def _pieces(batch: list[str | bytes]) -> Iterator[bytes]:
-    """Yield what was written as bytes; what is large in pieces, one at a time."""
-    large = batch.pop() if len(batch[-1]) > _PIECE else ""  # who writes so much has it stored at once: it is the last
-    text: str | bytes
-    try:
-        text = "".join(batch)  # type: ignore[arg-type]
-    except TypeError:  # some writes went to .buffer
-        text = b"".join(map(_encoded, batch))
-    for whole in (text, large):
-        for begin in range(0, len(whole), _PIECE):
-            yield _encoded(whole[begin : begin + _PIECE])
-
-
-def _encoded(part: str | bytes) -> bytes:
-    return part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
