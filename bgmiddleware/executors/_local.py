@@ -250,28 +250,33 @@ def _run_jobs(reference: "weakref.ref[LocalExecutor]", work: threading.Condition
     if executor is None:
         return
     seat = executor._worker()
+    held = [executor]  # as long as there may be something to do
     del executor
     with seat as perform:
-        while (found := _next(reference, work)) is not None:
+        while (found := _next(reference, work, held)) is not None:
             executor, taken = found
             must_wait = False
             try:
                 must_wait = perform(taken[-1])
             finally:
                 executor._put_back(taken, must_wait)
+            held.append(executor)
             del executor, taken, found  # the request and what it holds are not needed while waiting for the next
     executor = reference()
     if executor is not None:
         executor._has_left()
 
 
-def _next(reference: "weakref.ref[LocalExecutor]", work: threading.Condition) -> tuple[LocalExecutor, _Entry] | None:
-    """Wait for a run that is to be run now; None at the end."""
+def _next(
+    reference: "weakref.ref[LocalExecutor]", work: threading.Condition, held: list[LocalExecutor]
+) -> tuple[LocalExecutor, _Entry] | None:
+    """Wait for a run that is to be run now, and hold the executor no longer than there is one; None at the end."""
     with work:
         while (executor := reference()) is not None:
             taken = executor._take()
             if taken is None:
                 return None
+            held.clear()
             if not isinstance(taken, float):
                 return executor, taken
             del executor
