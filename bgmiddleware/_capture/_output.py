@@ -412,6 +412,11 @@ class JobOutput:
         self._look_again()
         return number
 
+    def pipe_of(self, number: int) -> ChildPipe | None:
+        """Return the pipe whose descriptor *number* the job was given; None: it is none of ours."""
+        pipe = self._pipe
+        return pipe if pipe is not None and pipe.is_given(number) else None
+
     @property
     def has_descriptors(self) -> bool:
         """Whether file descriptors 1 and 2 of this process are this output."""
