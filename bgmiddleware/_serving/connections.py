@@ -4,13 +4,14 @@ import errno
 import functools
 import importlib
 import os
-import select
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from .._polling import is_readable
 
 __all__ = [
     "broken_off",
@@ -73,19 +74,11 @@ def _at_end(connection: socket.socket) -> bool:
         return True
     try:
         # Not read at once: gevent's sockets wait for something to read, whatever the flags.
-        return _is_readable(number) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
+        return is_readable(number, 0.0) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
     except (BlockingIOError, ValueError):  # TLS, say, lets nobody look
         return False
     except OSError:  # reset
         return True
-
-
-def _is_readable(number: int) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(select.select([number], [], [], 0)[0])
-    poll = select.poll()  # unlike select() for descriptors of any number
-    poll.register(number, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 # An end that is not the end.
@@ -107,6 +100,9 @@ def broken_off(environ: Environ) -> Exception:
         with socket.socket(fileno=os.dup(uwsgi.connection_fd())) as connection:
             _reset_when_closed(connection)
         return StopIteration()  # any other would be a traceback in the log, and do no more
+    if _is_granian(environ) or _is_tornado(environ):
+        # What is raised there is an answer that nobody sees, or none at all; what is shorter than it says is closed.
+        return StopIteration()
     given = _socket_of(environ)
     _reset_when_closed(given)
     if given is not None and ("gunicorn.socket" in environ or "werkzeug.socket" in environ):
@@ -135,7 +131,7 @@ def longest(environ: Environ) -> float:
     """Return for how many seconds a connection may be held.
 
     Servers with a bound kill the process, with every job in it, over an answer that takes longer; others wait for it
-    when they are stopped. Those that do neither, or tell us that they stop, set none.
+    when they are stopped, or never say that a client has gone. Only where none of this is so there is no bound.
     """
     uwsgi = _uwsgi(environ)
     if uwsgi is not None:
@@ -144,7 +140,7 @@ def longest(environ: Environ) -> float:
     software = environ.get("SERVER_SOFTWARE", "")
     tells = ("waitress.client_disconnected", "gunicorn.socket", "werkzeug.socket")
     unbounded = any(name in environ for name in tells) or software.startswith(("waitress", "gevent"))
-    return float("inf") if unbounded or hasattr(_stopper(), "should_exit") else _BOUND
+    return float("inf") if unbounded else _BOUND
 
 
 def is_stopping() -> bool:
@@ -216,6 +212,12 @@ def stream_live(environ: Environ) -> None:
 
 def _is_granian(environ: Environ) -> bool:
     return str(environ.get("SERVER_SOFTWARE", "")).lower().startswith("granian")
+
+
+def _is_tornado(environ: Environ) -> bool:
+    # It does not say so; and it has no threads, where others have none it has no file_wrapper either.
+    is_like_it = environ.get("wsgi.multiprocess") and not environ.get("wsgi.multithread")
+    return bool(is_like_it) and "wsgi.file_wrapper" not in environ and "tornado.wsgi" in sys.modules
 
 
 def _is_mod_wsgi(environ: Environ) -> bool:
