@@ -7,6 +7,7 @@ says so politely, and fails by an assertion where something is wrong.
 import contextlib
 import hashlib
 import http.client
+import itertools
 import random
 import shutil
 import signal
@@ -25,7 +26,7 @@ from tests.kit.served_site import ODD_BODY, ODD_HEADERS, ODD_STATUS
 
 from .lineup import Candidate
 
-__all__ = ["ENDINGS", "ROWS", "Limit", "ended_by_sigterm", "ready", "running_site"]
+__all__ = ["ENDINGS", "ROWS", "Limit", "ended_by_sigterm", "opened", "ready", "running_site", "waiting"]
 
 
 class Limit(Exception):
@@ -34,7 +35,7 @@ class Limit(Exception):
 
 @contextlib.contextmanager
 def running_site(candidate: Candidate, directory: Path) -> Iterator[Server]:
-    """Run the site on a server until the end of the block. Raises ``lineup.Missing``."""
+    """Run the site on a server until the end of the block."""
     server = candidate.start(directory)
     try:
         ready(server)
@@ -55,20 +56,31 @@ def ready(server: Server) -> None:
         time.sleep(0.02)
 
 
-def _waiting(server: Server, gate: str) -> str:
+_gates = itertools.count()
+
+
+def _gate() -> str:
+    return f"gate-{next(_gates)}"
+
+
+def waiting(server: Server, gate: str) -> str:
     """Start a job that waits for *gate*; return its target when it runs."""
     target = server.started(f"/x/wait?{gate}")
     server.begun(target)
     return target
 
 
-def _open(server: Server, gate: str) -> None:
+def opened(server: Server, gate: str) -> None:
     (server.directory / gate).touch()
+
+
+def _prefix(server: Server) -> str:
+    return getattr(server, "prefix", "")  # where a proxy has the site
 
 
 @contextlib.contextmanager
 def _asked(server: Server, target: str, method: str = "GET") -> Iterator[socket.socket]:
-    request = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    request = f"{method} {_prefix(server)}{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with sent(server.port, request.encode()) as connection:
         yield connection
 
@@ -81,7 +93,9 @@ def _begun(connection: socket.socket) -> None:
     """Read what a follower gets at first: a line, or all of an answer that is no live one."""
     data = b""
     while not (b"begun" in data or b"still here" in data) or b"retry-after" in data.lower():
-        more = connection.recv(65536)
+        more = b""
+        with contextlib.suppress(ConnectionResetError):  # it broke off: what we look for was not in it
+            more = connection.recv(65536)
         if not more:
             return
         data += more
@@ -103,13 +117,13 @@ def start(server: Server) -> None:
 
 def live(server: Server) -> None:
     """Lines arrive as they are printed, to the end of the job."""
-    target = _waiting(server, "live")
+    target = waiting(server, gate := _gate())
     with server.stream("GET", target) as (status, headers, chunks):
         assert status == 200
         first = next(chunks)
         assert first.strip(b"\r") == b"begun\n"
         is_refused = "Retry-After" in Reply(0, headers, b"")
-        _open(server, "live")
+        opened(server, gate)
         with contextlib.suppress(http.client.IncompleteRead, ConnectionResetError):
             rest = b"".join(chunks)
     server.ended(target)
@@ -120,13 +134,13 @@ def live(server: Server) -> None:
 
 def events(server: Server) -> None:
     """Events arrive as they come, or a polite refusal does."""
-    target = _waiting(server, "events")
+    target = waiting(server, gate := _gate())
     with server.stream("GET", f"{target}&_view=events") as (status, headers, chunks):
         data = b""
         if status == 200:
             while b"begun" not in data:
                 data += next(chunks)
-        _open(server, "events")
+        opened(server, gate)
         data += b"".join(chunks)
     server.ended(target)
     if status == 503:
@@ -168,13 +182,13 @@ def result(server: Server) -> None:
 
 def head(server: Server) -> None:
     """HEAD gets headers, no body, and is never held."""
-    target = _waiting(server, "head")
+    target = waiting(server, gate := _gate())
     for query in ("", "&_view=events", "&_view=result&_wait=30", "&_view=status"):
         with _asked(server, target + query, "HEAD") as connection:
             said, _, body = _received(connection).partition(b"\r\n\r\n")
         assert said.startswith(b"HTTP/1."), said
         assert body in (b"", b"0\r\n\r\n"), "waitress says that there are no chunks"
-    _open(server, "head")
+    opened(server, gate)
     server.ended(target)
 
 
@@ -212,7 +226,7 @@ def _digest(query: str) -> bytes:
 
 def leaving(server: Server) -> None:
     """Clients that leave give their slots back: of a job that prints, and of one that is silent."""
-    loud, silent = server.started("/x/stay?leaving"), _waiting(server, "leaving")
+    loud, silent = server.started("/x/stay?leaving"), waiting(server, gate := _gate())
     has_slots = _serves_live(server, silent)
     for target in (loud, silent):
         for _ in range(12):
@@ -222,7 +236,7 @@ def leaving(server: Server) -> None:
     while has_slots and not _serves_live(server, silent):
         assert time.monotonic() < until, "somebody who left is still counted"
     server.request("DELETE", loud)
-    _open(server, "leaving")
+    opened(server, gate)
     server.ended(loud)
     server.ended(silent)
 
@@ -235,14 +249,14 @@ def _serves_live(server: Server, target: str) -> bool:
 
 def followers(server: Server) -> None:
     """Eight viewers leave room for an unrelated view, and none of them takes a refusal for the end."""
-    target = _waiting(server, "followers")
+    target = waiting(server, gate := _gate())
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             _begun(stack.enter_context(_asked(server, target)))
         assert server.request("GET", "/fast").text == "fast\n"
         for connection in [stack.enter_context(_asked(server, target)) for _ in range(3)]:
             _begun(connection)
-        _open(server, "followers")
+        opened(server, gate)
     server.ended(target)
 
 
@@ -250,8 +264,8 @@ def refusal(server: Server) -> None:
     """Where nobody can be served live any more, curl exits with an error: no script takes what there is for all."""
     curl = shutil.which("curl")
     assert curl, "needs curl"
-    target = _waiting(server, "refusal")
-    url = f"http://127.0.0.1:{server.port}{target}"
+    target = waiting(server, gate := _gate())
+    url = f"http://127.0.0.1:{server.port}{_prefix(server)}{target}"
     for version in ("--http1.1", "--http1.0"):
         with contextlib.ExitStack() as stack:
             for _ in range(40):
@@ -266,7 +280,7 @@ def refusal(server: Server) -> None:
             done = subprocess.run([curl, "-sS", version, url], capture_output=True, timeout=LONG)
             assert done.returncode != 0, (version, done.stdout)
             assert done.stdout.startswith(b"begun\n") or not done.stdout
-    _open(server, "refusal")
+    opened(server, gate)
     server.ended(target)
 
 
@@ -321,13 +335,13 @@ ENDINGS = ("sigterm", "watched")
 
 def ended_by_sigterm(candidate: Candidate, server: Server, *, watched: bool) -> None:
     """At SIGTERM a running job gets time to end: alone, or *watched* by a follower."""
-    target = _waiting(server, "sigterm")
+    target = waiting(server, "sigterm")
     with contextlib.ExitStack() as stack:
         if watched:
             _begun(stack.enter_context(_asked(server, target)))
         server.send(signal.SIGTERM)
         _until_it_stops(server)
-        _open(server, "sigterm")
+        opened(server, "sigterm")
         server.wait()
     if candidate.registry:
         raise Limit("jobs in memory")

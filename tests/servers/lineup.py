@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.kit.processes import Server
 from tests.kit.servers import has_mod_wsgi, mod_wsgi
 
-__all__ = ["LINEUP", "Candidate", "Missing"]
+__all__ = ["LINEUP", "Candidate"]
 
 NOT_LIVE = dict.fromkeys(("live", "events"), "one thread: nobody is served live")
 ENDS = "ends at once"
@@ -33,10 +33,6 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 """
 _SITE = "from tests.kit.served_site import app\n"
-
-
-class Missing(Exception):
-    """A server does not install here; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +67,16 @@ class Candidate:
             return found.stdout.partition("-")[0]
         return importlib.metadata.version(self.package) if self.package else ""
 
-    def check(self) -> None:
-        """Raise ``Missing`` where it does not install here."""
+    def missing(self) -> str:
+        """Return what it needs and is not here; empty where it can be started."""
         if self.of_system:
-            if not has_mod_wsgi():
-                raise Missing(f"needs root, apache2 and {OF_SYSTEM} for Python 3.11")
-            return
+            return "" if has_mod_wsgi() else f"needs root, apache2 and {OF_SYSTEM} for Python 3.11"
         for package in filter(None, (self.package, *self.modules)):
             try:
                 importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
-                raise Missing(f"needs {package}") from None
+                return f"needs {package}"
+        return ""
 
     def start(self, directory: Path, **site: str) -> Server:
         """Start it in *directory*; it need not answer yet."""

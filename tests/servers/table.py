@@ -6,12 +6,13 @@ A server that does not install here keeps the line that it has.
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from tests.kit.documents import ROOT
 from tests.kit.servers import open_directory
 from tests.servers.conformance import ENDINGS, ROWS, Limit, ended_by_sigterm, running_site
-from tests.servers.lineup import LINEUP, Candidate, Missing
+from tests.servers.lineup import LINEUP, Candidate
 
 __all__ = ["BEGIN", "DOCUMENT", "END", "documented_limits"]
 
@@ -34,16 +35,11 @@ _ALL_WELL = "all"
 
 def main() -> int:
     """Run the kit, print what it saw, and write the table."""
-    text = DOCUMENT.read_text("utf-8")
-    before, _, rest = text.partition(BEGIN)
-    old, _, after = rest.partition(END)
-    known = {found[0].strip("`"): found for found in _ROW.findall(old)}
+    known = {found[0].strip("`"): found for found in _ROW.findall(DOCUMENT.read_text("utf-8"))}
     wrong = False
     lines = []
     for candidate in LINEUP:
-        try:
-            candidate.check()
-        except Missing as missing:
+        if missing := candidate.missing():
             print(f"{candidate.name}: {missing}")
             kept = known.get(candidate.name)
             lines.append(_line(candidate, kept[1] if kept else "–"))
@@ -56,6 +52,8 @@ def main() -> int:
                 print(f"{candidate.name}: {row}: {outcome}{'' if is_known else ' (not as the lineup says)'}")
         lines.append(_line(candidate, candidate.version or sys.version.split()[0]))
     if not wrong:
+        before, _, rest = DOCUMENT.read_text("utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
         DOCUMENT.write_text(f"{before}{BEGIN}{_HEAD}{''.join(lines)}\n{END}{after}", "utf-8")
     return int(wrong)
 
@@ -65,16 +63,14 @@ def run(candidate: Candidate) -> dict[str, str]:
     seen = {}
     with open_directory() as directory, running_site(candidate, directory) as server:
         for row in ROWS:
-            seen[row.__name__] = _outcome(lambda row=row: row(server))
+            seen[row.__name__] = _outcome(partial(row, server))
     for ending in ENDINGS:
         with open_directory() as directory, running_site(candidate, directory) as server:
-            seen[ending] = _outcome(
-                lambda server=server, ending=ending: ended_by_sigterm(candidate, server, watched=ending == "watched")
-            )
+            seen[ending] = _outcome(partial(ended_by_sigterm, candidate, server, watched=ending == "watched"))
     return seen
 
 
-def _outcome(row):  # type: ignore[no-untyped-def]
+def _outcome(row: Callable[[], None]) -> str:
     try:
         row()
     except Limit as limit:
@@ -99,12 +95,11 @@ def _by_reason(limits: Mapping[str, str]) -> dict[str, list[str]]:
 
 def documented_limits(table: str) -> dict[str, set[str]]:
     """Return for each server of a table the reasons of its limits."""
-    return {
-        name.strip("`"): set()
-        if limits == _ALL_WELL
-        else {re.sub(r" \([^()]*\)$", "", one) for one in limits.split("; ")}
-        for name, _, _, limits in _ROW.findall(table)[1:]
-    }
+    found: dict[str, set[str]] = {}
+    for name, _, _, limits in _ROW.findall(table)[1:]:
+        reasons = () if limits == _ALL_WELL else limits.split("; ")
+        found[name.strip("`")] = {re.sub(r" \([^()]*\)$", "", one) for one in reasons}
+    return found
 
 
 if __name__ == "__main__":
