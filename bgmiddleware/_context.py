@@ -68,14 +68,14 @@ class Wish:
 class BackgroundRequested(SystemExit):
     """Leaves a view, through its framework, for the middleware: go on in the background.
 
-    A ``SystemExit`` of code None, because that is what frameworks, error monitors and bare ``except:`` clauses let
-    pass, and what is no error to them. It is only raised where a middleware is further up on the very stack.
+    A ``SystemExit`` of code 0, because that is what frameworks, error monitors and bare ``except:`` clauses let pass,
+    and what is no error to them. It is only raised where a middleware is further up on the very stack.
     """
 
     wish: Wish
 
     def __init__(self) -> None:
-        super().__init__()  # an argument would be its code
+        super().__init__(0)
 
     def __str__(self) -> str:
         return "a view left for the background, and this kept it from its BackgroundMiddleware"

@@ -1,7 +1,6 @@
 """The middleware: look, decide, delegate."""
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from contextvars import copy_context
 from string import Template
@@ -10,9 +9,9 @@ from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from . import _context, marks
-from ._capture import current
+from ._capture import Outlet, current, replaced
 from ._context import BackgroundRequested, Wish
-from ._recording import MAX_BODY, forget_body, remember_body
+from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
 from ._serving import (
     Answer,
@@ -31,6 +30,7 @@ from ._starting import (
     WSGIApplication,
     check_functions,
     check_numbers,
+    check_pair,
     check_places,
     check_switches,
     check_texts,
@@ -63,20 +63,22 @@ class BackgroundMiddleware:
     a token; whoever has the token gets the job's output, its state, and in the end its response, from the *registry*.
     All other requests go to *app* as they are.
 
-    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*:
-    seconds that a marked request may take before its client is redirected; what is done in time is answered as if
-    nothing were between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``.
-    *owner* (see :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token.
-    *single_flight*: whether a request joins an identical one of the same client that still runs. *max_body*: bytes
-    of a request body, beyond it 413. *stream_slots*: how many connections of this process may be held open by
-    viewers; others get what there is, and a pace; default: half of the server's threads, where it says how many it
-    has, else 2. *dashboard*: the path of a list of all jobs, for those whom *authorize*, a function of the environ,
-    lets in. *page*: makes the page of a job for a site with looks of its own: a function of
-    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: where the page's script
-    and style are: ``inline``, in the page, or ``external``, at URLs of their own. *capture_logging*: whether log
-    records of a job reach its output where no handler writes them to the console. *capture_children*: whether
-    subprocesses that a job gives no streams print to its output too. *token_name*: the query parameter that bears
-    the token.
+    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*: seconds
+    that a marked request may take before its client is redirected; what is done in time is answered as if nothing were
+    between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see
+    :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token. *single_flight*: whether a
+    request joins an identical one of the same client that still runs. *max_body*: bytes of a request body, beyond it
+    413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is, and
+    a pace; default: half of the server's threads, where it says how many it has, else 2. *dashboard*: the path of a
+    list of all jobs, for those whom *authorize*, a function of the environ, lets in. *page*: makes the page of a job
+    for a site with looks of its own: a function of :class:`~bgmiddleware.PageParts` that returns HTML, or a
+    ``string.Template``. *assets*: where the page's script and style are: ``inline``, in the page, or ``external``, at
+    URLs of their own. *capture_logging*: whether log records of a job reach its output where no handler writes them to
+    the console. *capture_children*: whether subprocesses that a job gives no streams print to its output too. *tee*:
+    whether the output of jobs goes to the server's standard output as well. *details*: whether those who may see a job
+    are told the traceback of what it raised, and the host and the process that ran it; else only the server's log has
+    the former. *refuse_cross_site*: whether a marked request that a page of another site caused is answered 403.
+    *token_name*: the query parameter that bears the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -105,26 +107,25 @@ class BackgroundMiddleware:
         assets: str = "inline",
         capture_logging: bool = True,
         capture_children: bool = False,
+        tee: bool = False,
+        details: bool = True,
+        refuse_cross_site: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
         check_functions(app=app, when=when, owner=owner, authorize=authorize)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
+        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site)
         limits = limits_of(limit_per_owner, limit_per_mark)
         priorities = priorities_of(priority_per_mark)
-        if (dashboard is None) != (authorize is None):
-            raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
+        check_pair(dashboard, authorize)
         if isinstance(app, BackgroundMiddleware):
-            raise ConfigurationError(
-                "app is in a BackgroundMiddleware already: the outer one would not know its tokens"
-            )
+            raise ConfigurationError("app is in a BackgroundMiddleware already: this one would not know its tokens")
         self.app = app
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
-        if not self.executor.in_process and not self.registry.shared:
-            raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
         self._site = Site(
             self.registry,
             self.executor,
@@ -134,12 +135,15 @@ class BackgroundMiddleware:
             page_maker(page),
             own_page=page is not None,
             external_assets=assets == "external",
+            details=details,
         )
         self._starter = Starter(
             self._site,
             max_body=max_body,
             capture_logging=capture_logging,
             capture_children=capture_children,
+            tee=tee,
+            refuse_cross_site=refuse_cross_site,
             promote_after=promote_after,
             single_flight=single_flight,
             deadline=deadline,
@@ -177,15 +181,13 @@ class BackgroundMiddleware:
                 return self.app(environ, start_response)
             except BackgroundRequested as asked:  # from a view that this very request imported
                 settle(asked.wish, ())
-                return self._answer_wish(environ, asked.wish, start_response)
+                return self._answer_wish(without_traces(environ), asked.wish, start_response)
 
         # A decorator was used in this process, so the request is watched: it is kept as it came, and what it prints.
         foreground: Any = current.get()
         try:
             # Everything is in place for the next request of this thread.
-            is_ready = (
-                foreground.request is None and foreground.stdout is sys.stdout and foreground.stderr is sys.stderr
-            )
+            is_ready = foreground.request is None and foreground.changes == replaced.changes
         except AttributeError:  # the first one, or a job
             is_ready = False
         if not is_ready:
@@ -195,7 +197,8 @@ class BackgroundMiddleware:
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         if has_body:
             remember_body(environ, self._max_body)
-        foreground.request = recorded = environ.copy()
+        recorded = as_it_came(environ) if "webob.adhoc_attrs" in environ else environ.copy()
+        foreground.request = recorded
         try:
             iterable = self.app(environ, start_response)
         except BaseException as error:
@@ -237,13 +240,13 @@ class BackgroundMiddleware:
                 stripped[name] = environ[name].partition("?")[0] + ("?" + query if query else "")
         return stripped
 
-    def stored_run(self, key: str, *, output_file: int | None = None) -> Run:
+    def stored_run(self, key: str, *, outlet: Outlet | None = None) -> Run:
         """Return the run of the job *key*, which another process recorded: what executors call in their workers.
 
-        *output_file*: for a process that does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises
+        *outlet*: for a process that does nothing else meanwhile, see :class:`~bgmiddleware.Run`. Raises
         ``JobNotFound`` or ``JobExpired``.
         """
-        return self._starter.stored_run(self.app, key, output_file)
+        return self._starter.stored_run(self.app, key, outlet)
 
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does

@@ -17,13 +17,16 @@ __all__ = [
     "Dropped",
     "RecordedRequest",
     "RememberingInput",
+    "as_it_came",
     "can_rewind",
     "forget_body",
+    "length_of",
     "record_request",
     "remember_body",
     "replay_environ",
     "rewound",
     "title_of",
+    "without_traces",
 ]
 
 _log = logging.getLogger("bgmiddleware")
@@ -38,23 +41,30 @@ _STORED = frozenset(
     REMOTE_IDENT REMOTE_PORT REMOTE_USER REQUEST_METHOD REQUEST_SCHEME REQUEST_URI RAW_URI SCRIPT_NAME SERVER_NAME
     SERVER_PORT SERVER_PROTOCOL SERVER_SOFTWARE wsgi.url_scheme""".split()
 )
-# What one client has already, or wants a part of: the response is recorded for all who read it, whole.
-_OF_ONE_READER = ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE")
-# Objects of the server, and what frameworks inside of us cached of the request: none may outlive the request.
-_NOT_KEPT = (
+# What the response is for the client that asked first, and not for all who read it later.
+_OF_ONE_READER = ("HTTP_ACCEPT_ENCODING", "HTTP_TE", "HTTP_EXPECT")
+# What one client has already. In other requests than GET it guards what they would change.
+_CONDITIONS = ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH", "HTTP_IF_UNMODIFIED_SINCE")
+# What belongs to the server: its objects are of the connection, or of this process. The replay has its own of "wsgi.".
+_OF_THE_SERVER = (
     "wsgi.",
-    "waitress.",
-    "gunicorn.",
-    "werkzeug.",
-    "uwsgi.",
-    "mod_wsgi.",
     "apache.",
-    "granian.",
-    "gevent.",
     "cheroot.",
-    "bottle.",
-    "webob.",
+    "eventlet.",
+    "gevent.",
+    "granian.",
+    "gunicorn.",
+    "mod_wsgi.",
+    "uwsgi.",
+    "waitress.",
+    "werkzeug.server.",
+    "werkzeug.socket",
 )
+# What a framework keeps of the body that it read, or of the request as a whole: the replay has another one.
+_OF_THE_REQUEST = ("webob._", "werkzeug.request", "bottle.")
+_ATTRIBUTES = "bottle.request.ext."
+# What frameworks keep of a request while they answer it.
+_FRAMEWORKS = ("webob.", "werkzeug.", "bottle.", "flask.")
 
 
 class Input(Protocol):
@@ -96,15 +106,41 @@ def record_request(environ: Mapping[str, Any], max_body: int = MAX_BODY) -> Reco
     for key, value in environ.items():
         if isinstance(value, str) and (key in _STORED or key.startswith("HTTP_")):
             stored[key] = value
-        elif not key.startswith(_NOT_KEPT):
+        elif _outlives(key):
             kept[key] = value
+    for name in _OF_ONE_READER:
+        stored.pop(name, None)
     if stored.get("REQUEST_METHOD") == "GET":
-        for name in _OF_ONE_READER:
+        for name in _CONDITIONS:
             stored.pop(name, None)
+    if stored.get("HTTP_RANGE", "").lower().lstrip().startswith("bytes"):  # another unit is the app's own matter
+        stored.pop("HTTP_RANGE")
+        stored.pop("HTTP_IF_RANGE", None)
     stored.pop("HTTP_TRANSFER_ENCODING", None)  # that was the way it came; the length is known now
     if size or stored.get("CONTENT_LENGTH"):
         stored["CONTENT_LENGTH"] = str(size)
     return RecordedRequest(stored, kept, body, size)
+
+
+def _outlives(key: str) -> bool:
+    """Whether what somebody put into the environ by this name means the same when the request is over."""
+    if key.startswith(_OF_THE_SERVER):
+        return False
+    return not key.startswith(_OF_THE_REQUEST) or key.startswith(_ATTRIBUTES)
+
+
+def as_it_came(environ: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the environ of a request that the app has not seen yet, which what it does leaves as it is."""
+    copied = dict(environ)
+    attributes = copied.get("webob.adhoc_attrs")  # of the request, to which the app may add its own
+    if type(attributes) is dict:
+        copied["webob.adhoc_attrs"] = attributes.copy()
+    return copied
+
+
+def without_traces(environ: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an environ that the app has seen already without what its framework may have kept in it."""
+    return {key: value for key, value in environ.items() if not key.startswith(_FRAMEWORKS)}
 
 
 def replay_environ(
@@ -124,8 +160,13 @@ def replay_environ(
 
 
 def _read_body(environ: Mapping[str, Any], max_body: int) -> tuple[IO[bytes], int]:
-    source: Input = environ["wsgi.input"]
+    source: Input | None = environ.get("wsgi.input")
     length = environ.get("CONTENT_LENGTH") or ""
+    if source is None:  # a test's, or a program's
+        return io.BytesIO(), 0
+    is_terminated = bool(environ.get("wsgi.input_terminated"))
+    if is_terminated and environ.get("HTTP_TRANSFER_ENCODING"):
+        length = ""  # of a body in chunks it says nothing (RFC 9112 §6.3)
     if length and not (length.isascii() and length.isdigit()):
         raise BadRequestBody("Content-Length is not a number")
     if length:
@@ -134,7 +175,7 @@ def _read_body(environ: Mapping[str, Any], max_body: int) -> tuple[IO[bytes], in
         if len(digits) > len(str(max_body)) or int(digits) > max_body:
             raise BodyTooLarge(max_body)
         return _spool(source.read, int(digits), exact=True)
-    if environ.get("wsgi.input_terminated"):
+    if is_terminated:
         return _spool(source.read, max_body, exact=False)
     if environ.get("HTTP_TRANSFER_ENCODING"):
         # Without a promise that the input ends, reading on may wait for ever.
@@ -175,17 +216,27 @@ class RememberingInput:
     """A ``wsgi.input`` that can be read a second time, for requests that may yet go to the background.
 
     What the app reads is remembered, up to *limit* bytes. :meth:`rewind` gives the body from its first byte on.
+    *length*: of the body, where the client said it; None: the input has an end of its own.
     """
 
-    def __init__(self, source: Any, limit: int) -> None:
+    def __init__(self, source: Any, limit: int, length: int | None = None) -> None:
         self._source = source
         self._limit = limit
+        self._length = length
         self._remembered: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # closed by rewind's user
         self._size = 0
         self._has_room = True
 
     def read(self, size: int = -1, /) -> bytes:
-        return self._remember(self._source.read() if size is None or size < 0 else self._source.read(size))
+        if size is not None and size >= 0:
+            return self._remember(self._source.read(size))
+        if self._length is None:
+            return self._remember(self._source.read())
+        # All that there is: who asks a connection that stays open for more waits for ever.
+        pieces = []
+        while self._size < self._length and (piece := self._source.read(self._length - self._size)):
+            pieces.append(self._remember(piece))
+        return b"".join(pieces)
 
     def readline(self, size: int = -1, /) -> bytes:
         return self._remember(self._source.readline() if size is None or size < 0 else self._source.readline(size))
@@ -221,6 +272,14 @@ class RememberingInput:
         return _Chained(self._remembered, self._source)
 
 
+def length_of(environ: Mapping[str, Any]) -> int | None:
+    """Return how long the body is by its ``Content-Length``; None where that says nothing, or is no number."""
+    length = environ.get("CONTENT_LENGTH") or ""
+    if "HTTP_TRANSFER_ENCODING" in environ or not (length.isascii() and length.isdigit() and len(length) <= 18):
+        return None
+    return int(length)
+
+
 def can_rewind(body: Any) -> bool:
     """Whether a ``wsgi.input`` can be read a second time: some servers have the whole body before they call the app."""
     # Only where it says so: that of uWSGI has seek, and dies of it.
@@ -239,13 +298,14 @@ def rewound(body: Any) -> "Input":
 
 def remember_body(environ: dict[str, Any], limit: int) -> None:
     """Let the body of a request be read a second time, where it cannot be already."""
-    if not can_rewind(environ["wsgi.input"]):
-        environ["wsgi.input"] = RememberingInput(environ["wsgi.input"], limit)
+    body = environ.get("wsgi.input")
+    if body is not None and not can_rewind(body):
+        environ["wsgi.input"] = RememberingInput(body, limit, length_of(environ))
 
 
 def forget_body(environ: Mapping[str, Any]) -> None:
     """Remember no more of the body of a request than was read."""
-    body = environ["wsgi.input"]
+    body = environ.get("wsgi.input")
     if type(body) is RememberingInput:
         body.forget()
 
@@ -258,6 +318,8 @@ class _Chained:
         self._second = second
 
     def read(self, size: int = -1, /) -> bytes:
+        if size is None or size < 0:
+            return self._first.read() + self._second.read()
         return self._first.read(size) or self._second.read(size)
 
 

@@ -186,6 +186,9 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "assets": (str, "inline or external", "middleware"),
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
+    "tee": (_boolean, "true or false", "middleware"),
+    "details": (_boolean, "true or false", "middleware"),
+    "refuse_cross_site": (_boolean, "true or false", "middleware"),
     "token_name": (str, "letters, digits and -._~", "middleware"),
 }
 

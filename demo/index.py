@@ -111,6 +111,15 @@ DEMOS = (
         ("pyramid",),
     ),
     Demo(
+        "webpy",
+        "web.py",
+        "The example of 2008 as it was written then, with only its import line changed, and a list of all jobs.",
+        "webpy_app.py",
+        "",
+        "curl -L ${url}\ncurl ${url}jobs",
+        ("web",),
+    ),
+    Demo(
         "ini",
         "An ini file",
         "PasteDeploy: <code>use = egg:bgmiddleware</code>, and no line of code is changed.",

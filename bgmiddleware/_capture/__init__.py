@@ -1,27 +1,22 @@
 """Whose output is this? Stand-ins for ``sys.stdout`` and ``sys.stderr``, and what makes them see all that a job prints.
 
-``_output``: where one job's prints go; ``_files``: what its children write to; ``_descriptors``: file descriptors 1 and
-2 of a process that runs one job. ``_streams``: the stand-ins, and the one context variable that routes. ``_hooks``:
-threads, pools, forks, children and logging. Standard library only.
+``_output``: where one job's prints go; ``_pipes``: what its children write to. ``_files``, ``_descriptors``: a process
+that runs one job at a time. ``_streams``: the stand-ins, and the one context variable that routes; ``_system``: where
+``print`` finds them. ``_hooks``: threads, forks, children and logging; ``_pools``, ``_bars``: what jobs share and do
+not know of. Standard library only.
 """
 
 from ._descriptors import own_descriptors
-from ._files import open_output_file, refuse_more
+from ._files import Outlet
+from ._install import error_stream, install, install_for_job
 from ._output import ForegroundOutput, JobOutput, Output
-from ._streams import (
-    bound,
-    current,
-    current_output,
-    detached,
-    error_stream,
-    install,
-    use_output,
-    write_late,
-)
+from ._streams import bound, current, current_output, detached, use_output
+from ._system import replaced, write_late
 
 __all__ = [
     "ForegroundOutput",
     "JobOutput",
+    "Outlet",
     "Output",
     "bound",
     "current",
@@ -29,9 +24,9 @@ __all__ = [
     "detached",
     "error_stream",
     "install",
-    "open_output_file",
+    "install_for_job",
     "own_descriptors",
-    "refuse_more",
+    "replaced",
     "use_output",
     "write_late",
 ]

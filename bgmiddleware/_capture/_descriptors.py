@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ._files import Outlet
 from ._output import JobOutput
+from ._pipes import identity
 
 __all__ = ["own_descriptors"]
 
@@ -16,28 +18,37 @@ _IONBF = 2  # of C's setvbuf: unbuffered
 
 
 @contextlib.contextmanager
-def own_descriptors(output: JobOutput, number: int) -> Iterator[None]:
+def own_descriptors(output: JobOutput, outlet: Outlet) -> Iterator[None]:
     """Let file descriptors 1 and 2, in a process that runs one job at a time, be *output*, in order with its prints.
 
-    *number* is an empty file of :func:`open_output_file`, through which all of it goes. What C code holds back in its
-    own buffers is flushed at the end. Afterwards both descriptors are what they were before.
+    All of it goes through *outlet*, an empty one. What C code holds back in its own buffers is flushed at the end.
+    Afterwards both descriptors are what they were before. One that the job closed, and the system gave to somebody
+    else, stays theirs, and is not the next job's either.
     """
     _flush()
     _unbuffer_c()
-    output.share(number)
-    kept = {1: _duplicate(1), 2: _duplicate(2)}
+    output.share(outlet)
+    kept = {at: _duplicate(at) for at in (1, 2) if at not in _lost or identity(at) != _lost[at]}
     try:
         for descriptor in kept:
-            os.dup2(number, descriptor)
+            os.dup2(outlet.writer, descriptor)
         yield
     finally:
         _flush()
         for descriptor, original in kept.items():
-            if original is None:
-                os.close(descriptor)
-            else:
+            is_now = identity(descriptor)
+            if is_now not in (None, identity(outlet.writer)):
+                _lost[descriptor] = is_now
+            elif original is not None:
                 os.dup2(original, descriptor)
+            elif is_now is not None:
+                os.close(descriptor)
+            if original is not None:
                 os.close(original)
+
+
+# Which of the two a job let others have, and what it is now.
+_lost: dict[int, tuple[int, int] | None] = {}
 
 
 def _duplicate(descriptor: int) -> int | None:

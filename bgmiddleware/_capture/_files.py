@@ -1,103 +1,223 @@
-"""Files without a name that children of jobs write to, and the thread that looks into them."""
+"""What the output of a job in a process of its own goes through: a file that survives the process, and a pipe for all
+that is not printed by our stand-ins."""
 
+import array
 import contextlib
 import ctypes
 import functools
-import logging
 import os
 import tempfile
-import threading
-import time
-from collections.abc import Callable
-from contextvars import Context
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["OutputFile", "collector", "open_output_file", "refuse_more"]
+from ._pipes import ChildPipe, enlarge, read_late, waiting_in
 
-_log = logging.getLogger("bgmiddleware")
+try:
+    import fcntl
+except ImportError:  # Windows has no executor with processes
+    fcntl = None  # type: ignore[assignment]
 
-_COLLECT_EVERY = 0.05
+__all__ = ["Outlet", "OutputFile"]
+
 _COLLECT_BYTES = 256 * 1024
 _PUNCH_BYTES = 1024 * 1024
 _PUNCH_BEHIND = 2 * 1024 * 1024  # more than may be collected and not be in the registry yet
+_PIPE = ".pipe"
+_PIPE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """Where the output of a job goes first that another process runs: made by who looks after that process, and can
+    read there what it printed before it died.
+
+    *file*: a descriptor of an empty file, which has all of the output in the end. *reader*, *writer*: the ends of a
+    pipe, which is the process's file 1 and 2; the process moves to the file what comes through it. Negative: they are
+    not this process's business.
+    """
+
+    file: int
+    reader: int
+    writer: int = -1
+
+    @classmethod
+    def open(cls) -> "Outlet":
+        """Make one: a file without a name, and a pipe with much room."""
+        reader, writer = os.pipe()
+        enlarge(reader, _PIPE_BYTES)
+        os.set_blocking(reader, False)
+        return cls(open_output_file(), reader, writer)
+
+    @classmethod
+    def make_at(cls, path: str) -> "Outlet":
+        """Make one with names, at *path*, for who looks after this process and finds it there."""
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.mkfifo(path + _PIPE, 0o600)
+        reader = os.open(path + _PIPE, os.O_RDONLY | os.O_NONBLOCK)
+        enlarge(reader, _PIPE_BYTES)
+        return cls(file, reader, os.open(path + _PIPE, os.O_WRONLY))
+
+    @classmethod
+    def find_at(cls, path: str) -> "Outlet":
+        """Open the one at *path*, to read it. Raises ``FileNotFoundError``."""
+        reader = os.open(path + _PIPE, os.O_RDONLY | os.O_NONBLOCK)  # made last
+        return cls(os.open(path, os.O_RDWR | os.O_APPEND), reader)
+
+    @staticmethod
+    def remove_at(path: str) -> None:
+        """Remove its names, whoever has it open. Does nothing if they are gone."""
+        for name in (path, path + _PIPE):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+    @staticmethod
+    def is_pipe(path: str) -> bool:
+        """Whether *path* is the second name of one."""
+        return path.endswith(_PIPE)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The descriptors, to be sent to another process: there they make an outlet again."""
+        return tuple(number for number in (self.file, self.reader, self.writer) if number >= 0)
+
+    def close(self) -> None:
+        for number in self.numbers:
+            os.close(number)
+
+    def without_writer(self) -> "Outlet":
+        """Let go of the writing end, which another process has now: else the pipe would never end."""
+        if self.writer >= 0:
+            os.close(self.writer)
+        return Outlet(self.file, self.reader)
+
+    def relieve(self) -> bool:
+        """Move to the file what the pipe holds, if that is much: then the process does not read it, since C code of
+        its own lets no thread run. Return whether it was so."""
+        if waiting_in(self.reader, array.array("i", [0])) < _PIPE_BYTES // 4:
+            return False
+        self.move(waiting=False)
+        return True
+
+    def move(self, *, waiting: bool = True) -> None:
+        """Move to the file what the pipe holds. Another process may be at it: *waiting* for that."""
+        if waiting_in(self.reader, array.array("i", [0])):
+            with contextlib.suppress(BlockingIOError), _locked(self.file, waiting):
+                _move(self.reader, self.file)
+
+    def end(self, write: Callable[[str], Any]) -> None:
+        """Let go of the file. What is still written to the pipe goes to *write*."""
+        os.close(self.file)
+        if self.writer >= 0:
+            os.close(self.writer)
+        read_late(self.reader, write)
 
 
 class OutputFile:
-    """A file without a name that children append to; what is in it is moved to the job's output.
+    """The file of an :class:`Outlet`, in the process that runs the job: what is in it is moved to the job's output."""
 
-    *number*: an empty one of whoever wants to read the rest of it when this process is gone; None: a new one.
-    """
-
-    def __init__(self, number: int | None = None) -> None:
-        self.number = open_output_file() if number is None else os.dup(number)
-        self.is_parents = False
-        """Whether this is a forked child's copy: then it only appends, its parent collects."""
+    def __init__(self, outlet: Outlet) -> None:
+        self._number = os.dup(outlet.file)
+        self.pipe = ChildPipe((outlet.reader, outlet.writer))
         self.backlog = 0
         """Bytes that this process added and that were not collected since."""
         self._collected = 0
         self._punched = 0
-        self._behind = 0 if number is None else _PUNCH_BEHIND
 
     def append(self, data: bytes) -> bytes:
-        """Add *data* behind what children wrote so far; return what the system has no room for."""
-        at = 0
-        try:
-            while at < len(data):
-                at += os.write(self.number, memoryview(data)[at:])
-        except OSError:
-            return data[at:]
-        finally:
-            self.backlog += at
-        return b""
+        """Add *data* behind what came through the pipe so far; return what the system has no room for."""
+        if self.pipe.has_more():
+            self.move()
+        rest = _write(self._number, data)
+        self.backlog += len(data) - len(rest)
+        return rest
+
+    def move(self) -> None:
+        """Move to the file what the pipe holds."""
+        with _locked(self._number):
+            self.pipe.moved += _move(self.pipe.reader, self._number)
 
     def collect(self, store: Callable[[bytes], None]) -> None:
         """Move to *store* what was added since the last time, and give its space back.
 
         What is added meanwhile waits for the next time: a child may write faster than we read.
         """
-        if self.is_parents:
-            return
+        self.move()
         self.backlog = 0
-        end = os.fstat(self.number).st_size
+        end = os.fstat(self._number).st_size
         while self._collected < end:
-            data = os.pread(self.number, min(_COLLECT_BYTES, end - self._collected), self._collected)
+            data = os.pread(self._number, min(_COLLECT_BYTES, end - self._collected), self._collected)
             if not data:
                 break  # somebody truncated it
             self._collected += len(data)
             store(data)
-            until = self._collected - self._behind
+            until = self._collected - _PUNCH_BEHIND
             if until - self._punched >= _PUNCH_BYTES:
                 # From the page where the last hole ended: it was freed in part only.
                 begin = self._punched & -4096
-                _give_back(self.number, begin, until - begin)
+                _give_back(self._number, begin, until - begin)
                 self._punched = until
 
     def close(self, store: Callable[[bytes], None]) -> None:
-        """Collect the rest. Children that live on cannot write any more: it would fill the memory, read by nobody."""
-        if not self.is_parents:
-            refuse_more(self.number)
-            self.collect(store)
-        os.close(self.number)
+        """Collect the rest. Who made the outlet reads what comes after it."""
+        self.collect(store)
+        os.close(self.pipe.close())
+        os.close(self._number)
+
+
+def _move(reader: int, file: int) -> int:
+    """Move what a pipe holds now behind the end of *file*; return how much that was."""
+    left = moved = waiting_in(reader, array.array("i", [0]))
+    with contextlib.suppress(OSError, AttributeError), _without_append(file) as number:
+        # Within the system: were it read and then written, a kill between the two would lose it.
+        while left > 0 and (size := os.splice(reader, number, left, offset_dst=os.fstat(number).st_size)):
+            left -= size
+    with contextlib.suppress(BlockingIOError):  # somebody else read it
+        while left > 0 and (data := os.read(reader, left)):
+            left -= len(data)
+            _write(file, data)
+    return moved - left
+
+
+@contextlib.contextmanager
+def _without_append(file: int) -> Iterator[int]:
+    """Open *file* once more, to write anywhere in it: what appends cannot be spliced to."""
+    number = os.open(f"/proc/self/fd/{file}", os.O_RDWR)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+def _write(number: int, data: bytes) -> bytes:
+    """Write *data*; return what the system has no room for."""
+    at = 0
+    try:
+        while at < len(data):
+            at += os.write(number, memoryview(data)[at:])
+    except OSError:
+        return data[at:]
+    return b""
+
+
+@contextlib.contextmanager
+def _locked(number: int, waiting: bool = True) -> Iterator[None]:
+    """Keep other processes from moving meanwhile. Raises ``BlockingIOError`` if one does so and it is not to *wait*."""
+    fcntl.lockf(number, fcntl.LOCK_EX | (0 if waiting else fcntl.LOCK_NB))
+    try:
+        yield
+    finally:
+        fcntl.lockf(number, fcntl.LOCK_UN)
 
 
 def open_output_file() -> int:
     """Return a descriptor of a new file without a name, which writes at its end."""
     if hasattr(os, "memfd_create"):
-        number = os.memfd_create("bgmiddleware-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        import fcntl  # where there is memfd_create, there is fcntl
-
+        number = os.memfd_create("bgmiddleware-output", os.MFD_CLOEXEC)
         fcntl.fcntl(number, fcntl.F_SETFL, os.O_APPEND)
         return number
     with tempfile.NamedTemporaryFile(prefix="bgmiddleware-") as file:
         return os.open(file.name, os.O_RDWR | os.O_APPEND)
-
-
-def refuse_more(number: int) -> None:
-    """Let nobody write behind the end of the file from now on, whoever has it open (Linux)."""
-    with contextlib.suppress(ImportError, AttributeError, OSError):  # no memfd: a file on disk, which may grow
-        import fcntl
-
-        fcntl.fcntl(number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
 
 
 _FALLOC_FL_KEEP_SIZE_AND_PUNCH_HOLE = 3
@@ -116,54 +236,3 @@ def _fallocate() -> Any:
         return ctypes.CDLL(None).fallocate
     except (AttributeError, OSError, TypeError):
         return None
-
-
-class _Collected(Protocol):
-    @property
-    def job(self) -> Any: ...
-
-    def drain(self) -> None: ...
-
-
-class _Collector:
-    """One thread that looks every 50 ms into the files that children of jobs write to, while there are any."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin anew; in a forked child, where the thread is not, and the lock may be held by nobody."""
-        self._lock = threading.RLock()  # guards both; a __del__ in the midst of it may ask for a file, too
-        self._outputs: set[_Collected] = set()
-        self._runs = False
-
-    def add(self, output: _Collected) -> None:
-        with self._lock:
-            self._outputs.add(output)
-            if self._runs:
-                return
-            self._runs = True
-        thread = threading.Thread(target=self._run, name="bgmiddleware-collect", daemon=True)
-        try:
-            Context().run(thread.start)  # in an empty context: it is nobody's child
-        except RuntimeError:  # no room for a thread, or the process ends: the job collects when it drains
-            with self._lock:
-                self._runs = False
-
-    def _run(self) -> None:
-        while True:
-            time.sleep(_COLLECT_EVERY)
-            with self._lock:
-                self._outputs = {output for output in self._outputs if output.job is not None}
-                outputs = list(self._outputs)
-                if not outputs:
-                    self._runs = False
-                    return
-            for output in outputs:
-                try:
-                    output.drain()
-                except Exception:  # the other jobs need their output
-                    _log.exception("the output of a job could not be collected")
-
-
-collector = _Collector()

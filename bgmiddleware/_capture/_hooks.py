@@ -17,33 +17,31 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TextIO
 
-from ._files import collector
-from ._output import JobOutput
-from ._streams import _ByteStandIn, _StandIn, after_fork, bound, current
+from . import _pipes
+from ._output import ForegroundOutput, JobOutput
+from ._pools import hook_pools
+from ._streams import ByteStandIn, StandIn, bound, current, job_output
 
 __all__ = ["install_hooks", "rebind_logging"]
 
 _installed = False
 
 
-def install_hooks() -> None:
-    """Put the hooks in place. Does nothing the second time; called with the streams' lock held."""
+def install_hooks(forget_lock: Callable[[], None]) -> None:
+    """Put the hooks in place. Does nothing the second time; to be called with a lock held, which a forked child is to
+    forget by *forget_lock*."""
     global _installed
     if _installed:
         return
     _installed = True
     _hook_threads()
-    _hook_pools()
+    hook_pools()
     _hook_greenlets()
     _hook_children()
     _hook_logging()
     if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget_lock)
         os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
-
-
-def _job_output() -> JobOutput | None:
-    output = current.get()
-    return output if isinstance(output, JobOutput) and output.job is not None else None
 
 
 def _hook_threads() -> None:
@@ -54,9 +52,10 @@ def _hook_threads() -> None:
 
     @functools.wraps(start)
     def start_thread(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        output = _job_output()
+        output = job_output()
         thread = getattr(function, "__self__", None)
-        if pool_worker is not None and getattr(thread, "_target", None) is pool_worker:
+        is_pools = pool_worker is not None and getattr(thread, "_target", None) is pool_worker
+        if is_pools or type(thread).__name__ == _MONITOR:
             # A worker of a pool outlives the job that happens to begin it; its tasks are hooked one by one.
             _set_in_context_of(thread, None)
         elif output is not None:
@@ -67,30 +66,15 @@ def _hook_threads() -> None:
     setattr(threading, name, start_thread)
 
 
+_MONITOR = "TMonitor"  # tqdm's, which redraws the bars of all
+
+
 def _set_in_context_of(thread: object, output: JobOutput | None) -> None:
     """From Python 3.14 on a thread runs its target in a context of its own, which may be a copy of its parent's."""
     context = getattr(thread, "_context", None)
     if isinstance(context, Context) and context.get(current) is not output:
         with contextlib.suppress(RuntimeError):  # it was given to the thread by hand, and somebody is in it
             context.run(current.set, output)
-
-
-def _hook_pools() -> None:
-    submit: Callable[..., Any] = concurrent.futures.ThreadPoolExecutor.submit
-
-    @functools.wraps(submit)
-    def submit_task(self: Any, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-        output = _job_output()
-        if output is not None and not _runs_elsewhere(self):
-            function = bound(function, output)
-        return submit(self, function, *args, **options)
-
-    concurrent.futures.ThreadPoolExecutor.submit = submit_task  # type: ignore[method-assign]
-
-
-def _runs_elsewhere(pool: object) -> bool:
-    """Whether *pool* pickles its tasks for other interpreters, as one that is new in 3.14 does."""
-    return any(kind.__name__ == "InterpreterPoolExecutor" for kind in type(pool).__mro__)
 
 
 def _hook_greenlets() -> None:
@@ -100,7 +84,7 @@ def _hook_greenlets() -> None:
         return
 
     def on_spawn(greenlet: Any) -> None:
-        output = _job_output()
+        output = job_output()
         if output is not None and greenlet.gr_context is None:
             context = Context()
             context.run(current.set, output)
@@ -117,38 +101,48 @@ def _hook_children() -> None:
 
     @functools.wraps(begin)
     def begin_child(self: Any, *args: Any, **options: Any) -> None:
-        output = _job_output()
+        output = job_output()
         if output is None:
             begin(self, *args, **options)
             return
         given = {name: args[at] if at < len(args) else options.get(name) for name, at in _POSITIONS.items()}
-        number = output.fileno() if output.takes_children else None
+        number = error_number = None
+        if output.takes_children:
+            number, error_number = output.fileno("stdout"), output.fileno("stderr")
         if number is not None:
-            defaults = {"stdin": subprocess.DEVNULL, "stdout": number, "stderr": number}
+            defaults = {"stdin": subprocess.DEVNULL, "stdout": number, "stderr": error_number}
             for name, at in _POSITIONS.items():
                 if given[name] is None and at >= len(args):
                     given[name] = options[name] = defaults[name]
         begin(self, *args, **options)
-        if any(isinstance(stream, _StandIn | _ByteStandIn) for stream in given.values()) or (
-            number is not None and number in (given["stdout"], given["stderr"])
+        if any(isinstance(stream, StandIn | ByteStandIn) for stream in given.values()) or (
+            number is not None and (given["stdout"] == number or given["stderr"] == error_number)
         ):
             output.adopt(self)
 
     subprocess.Popen.__init__ = begin_child  # type: ignore[method-assign]
 
 
+_stdout_of_parent: Any = None
+
+
 def _before_fork() -> None:
-    output = _job_output()
+    global _stdout_of_parent
+    output = job_output()
     if output is not None:
-        output.fileno()  # what the child prints goes to the file that both have, not to a copy of our list
+        output.fileno()  # what the child prints goes to the pipe that both have, not to a copy of our list
+        _stdout_of_parent = _pipes.identity(1)
 
 
 def _after_fork_in_child() -> None:
-    after_fork()
-    collector.reset()
-    output = _job_output()
-    if output is not None:
-        output.after_fork()
+    foreground = current.get()
+    if isinstance(foreground, ForegroundOutput):
+        foreground.request = None  # its parent answers it: a decorated function that the child calls just runs
+    output = job_output()
+    if output is None:
+        _pipes.after_fork(None)
+    else:
+        output.after_fork(_stdout_of_parent)
 
 
 _FORMATTER = logging.Formatter("%(levelname)s %(name)s: %(message)s")
@@ -159,7 +153,7 @@ def _hook_logging() -> None:
 
     @functools.wraps(call_handlers)
     def call(self: logging.Logger, record: logging.LogRecord) -> None:
-        output = _job_output()
+        output = job_output()
         if output is None or not output.takes_logging:
             call_handlers(self, record)
             return
@@ -196,6 +190,8 @@ class _Probe:
     """A job's output that notices whether anything is written to it."""
 
     pending: list[str | bytes] | None = None
+    printed: list[str | bytes] | None = None
+    is_direct = False
     batch = 1
 
     def __init__(self, output: JobOutput) -> None:
@@ -216,6 +212,16 @@ class _Probe:
     def job(self) -> Any:
         return self._output.job
 
+    @property
+    def assigned(self) -> dict[str, Any]:
+        return self._output.assigned
+
+    def assign(self, name: str, stream: Any) -> None:
+        self._output.assign(name, stream)
+
+    def unassign(self, name: str) -> None:
+        self._output.unassign(name)
+
     def write_bytes(self, data: bytes, original: Callable[[bytes], int]) -> int:
         self.touched = True
         return self._output.write_bytes(data, original)
@@ -226,11 +232,11 @@ class _Probe:
     def flush(self) -> None:
         self._output.flush()
 
-    def fileno(self) -> int | None:
-        return self._output.fileno()
+    def fileno(self, name: str = "stdout") -> int | None:
+        return self._output.fileno(name)
 
 
-def rebind_logging(original: TextIO | None, stand_in: _StandIn) -> None:
+def rebind_logging(original: TextIO | None, stand_in: StandIn) -> None:
     """Let the logging handlers that hold *original*, taken before the first job, write to its stand-in."""
     if original is None:
         return

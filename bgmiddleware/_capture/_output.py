@@ -1,6 +1,7 @@
 """Where prints go: the output of one job, and what a request in the foreground printed so far."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ..errors import JobCancelled
-from ._files import OutputFile, collector
+from ._files import Outlet, OutputFile
+from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
 __all__ = ["ForegroundOutput", "JobOutput", "Output"]
 
@@ -27,17 +29,31 @@ class Output(Protocol):
     """What the stand-ins write to on behalf of the running code.
 
     Where *pending* is a list, a text may be appended to it instead of calling ``out`` or ``err``; then ``drain_soon``
-    must be called if the text is large or the list holds *batch* of them. It saves a call for each print.
+    must be called if the text is large or the list holds *batch* of them. It saves a call for each print. *printed* is
+    the same list for ``print``, or None where the running code has put a stream of its own into ``sys``: *assigned*.
+    *is_direct*: whether ``print`` may call ``out`` or ``err`` then.
     """
 
     out: Callable[[str], int]
     err: Callable[[str], int]
     pending: list[str | bytes] | None
+    printed: list[str | bytes] | None
+    is_direct: bool
     batch: int
+
+    @property
+    def assigned(self) -> dict[str, Any]:
+        """What the job has put into ``sys``, by name."""
 
     @property
     def job(self) -> Any:
         """The running job whose output this is; None in the foreground and after its end."""
+
+    def assign(self, name: str, stream: Any) -> None:
+        """Let *stream* be what ``sys`` has by *name*, for the job alone."""
+
+    def unassign(self, name: str) -> None:
+        """Let it be the stand-in again."""
 
     def drain_soon(self) -> None:
         """Store what is pending. Never blocks."""
@@ -48,8 +64,8 @@ class Output(Protocol):
     def flush(self) -> None:
         """Make visible to children what is written so far."""
 
-    def fileno(self) -> int | None:
-        """A file descriptor of the output's own; None: it has none."""
+    def fileno(self, name: str = "stdout") -> int | None:
+        """A file descriptor of the output's own for the stream *name*; None: it has none."""
 
 
 class ForegroundOutput:
@@ -62,6 +78,9 @@ class ForegroundOutput:
 
     job = None
     pending: list[str | bytes] | None = None
+    printed: list[str | bytes] | None = None
+    is_direct = False
+    assigned: dict[str, Any] = {}  # noqa: RUF012  # of no job, so nothing is put into it
     batch = 1
 
     def __init__(self, out: Callable[[str], int], err: Callable[[str], int], limit: int = 65536) -> None:
@@ -75,9 +94,8 @@ class ForegroundOutput:
         """What a view of this request asked for."""
         self.is_used = False
         """Whether :meth:`end` has something to do after this request."""
-        self.stdout: Any = None
-        self.stderr: Any = None
-        """``sys.stdout`` and ``sys.stderr`` as they were when the stand-ins were last known to be in place."""
+        self.changes = -1
+        """How often the streams of ``sys`` had been replaced when the stand-ins were last known to be in place."""
         self._kept: list[str] = []
 
     def is_answering(self) -> bool:
@@ -123,13 +141,19 @@ class ForegroundOutput:
             self._keep(memoryview(data).tobytes()[: 4 * self._room].decode("utf-8", "backslashreplace"))
         return written
 
+    def assign(self, name: str, stream: Any) -> None:
+        """Never called: it is no job's."""
+
+    def unassign(self, name: str) -> None:
+        """Never called: it is no job's."""
+
     def drain_soon(self) -> None:
         """Do nothing: nothing is ever pending."""
 
     def flush(self) -> None:
         """Do nothing: the stand-in flushes the original."""
 
-    def fileno(self) -> int | None:
+    def fileno(self, name: str = "stdout") -> int | None:
         return None
 
 
@@ -156,7 +180,8 @@ class JobOutput:
 
     A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
-    *late_err*. *takes_children*: children of the job that were given no streams get this one.
+    *late_err*. *takes_children*: children of the job that were given no streams get this one. *tee* is given all that
+    is stored too, soon after it is written.
     """
 
     def __init__(
@@ -168,11 +193,12 @@ class JobOutput:
         job: object,
         takes_logging: bool = True,
         takes_children: bool = False,
+        tee: Callable[[bytes], None] | None = None,
     ) -> None:
         self.job: Any = job
         self.takes_logging = takes_logging
         self.takes_children = takes_children
-        self._store = store
+        self._store = store if tee is None else _both(store, tee)
         self._late = late_out, late_err
         # Guards the order in which things are stored, and the file. Its owner may come again, by a signal handler or a
         # __del__ in the midst of storing: _busy tells it so.
@@ -185,13 +211,56 @@ class JobOutput:
         self._reason = ""
         self._due = False  # an interrupt is to be delivered
         self._children: dict[int, weakref.ref[subprocess.Popen[Any]]] = {}
-        self._file: OutputFile | None = None
-        self._is_shared = False  # others write to the file at any time: what is printed goes there line by line
+        self._pipe: ChildPipe | None = None  # from the first question for a number on
+        self._file: OutputFile | None = None  # all goes through it, line by line: see share()
+        self._is_forked = False  # a forked child's copy: then it only writes, its parent stores
+        self._stdout: tuple[int, int] | None = None
         self._is_watched = False
-        self.pending: list[str | bytes] | None = self._pending
-        self.batch = _BATCH
-        self.out: Callable[[str], int] = self._write
-        self.err: Callable[[str], int] = self._write
+        self.assigned: dict[str, Any] = {}
+        """What the job has put into ``sys``, by name: ``stdin``, ``stdout``, ``stderr``."""
+        self._batch = _BATCH if tee is None else 1
+        self.batch = self._batch
+        self._choose_writers()
+
+    def _choose_writers(self) -> None:
+        """Let the stand-ins do as it is now. What is seldom the case costs the usual print nothing."""
+        self.pending: list[str | bytes] | None = None
+        self.printed: list[str | bytes] | None = None
+        self.is_direct = False
+        """Whether what is printed goes to ``out`` and ``err``, and not to what the job put into ``sys``."""
+        if self.job is None:
+            self.out, self.err = self._late
+            return
+        if self._due:
+            self.out = self.err = self._write_or_raise
+            return
+        if self._pipe is not None and self._file is None:
+            self.out = self.err = self._write_in_order
+            self.is_direct = not self.assigned
+            return
+        self.out = self.err = self._write
+        self.pending = self._pending
+        if not self.assigned:
+            self.printed = self._pending
+
+    def assign(self, name: str, stream: Any) -> None:
+        """Let *stream* be what ``sys`` has by *name*, for this job alone."""
+        self.assigned[name] = stream
+        self._choose_writers()
+
+    def unassign(self, name: str) -> None:
+        """Let it be the stand-in again."""
+        self.assigned.pop(name, None)
+        self._choose_writers()
+
+    def flush_assigned(self) -> None:
+        """At the end of the job, and still within it: let the streams that it has put into ``sys`` give what they hold
+        back, as Python does at the end of a script; then forget them."""
+        for stream in self.assigned.values():
+            with contextlib.suppress(Exception, JobCancelled):  # closed, or somebody's own
+                stream.flush()
+        self.assigned.clear()
+        self._choose_writers()
 
     def _write(self, text: str) -> int:
         if not isinstance(text, str):
@@ -219,7 +288,7 @@ class JobOutput:
         """Store what is pending, unless somebody is at it; wait a little for them where the backlog is long."""
         if self.batch == 1 and self.job is not None and not self._ends_line():
             return  # a print is two writes; readers take lines, as from a terminal, and what is flushed
-        if self._is_shared:
+        if self._file is not None:
             self._store_soon(patience=-1, collecting=self._is_watched)
         else:
             self._store_soon(patience=None)
@@ -270,30 +339,49 @@ class JobOutput:
             return False
         return len(last) > _LARGE or (last[-1:] in ("\n", "\r", b"\n", b"\r") or last[:1] in ("\r", b"\r"))
 
+    def _write_in_order(self, text: str) -> int:
+        if text != "\n":
+            pipe = self._pipe
+            if pipe is not None and not self._is_forked and pipe.has_more():
+                self._store_soon(patience=_LONGEST_WAIT)  # what children wrote before this
+        return self._write(text)
+
     def _drain(self, collecting: bool = True) -> None:
         """Store what is pending; where it goes through a file first, leave it there unless *collecting*."""
         if self._busy:
             return
         self._busy = True
         try:
-            file = self._file  # taken once: whoever interrupts us here may ask for it
+            file, pipe = self._file, self._pipe  # taken once: whoever interrupts us here may ask for one
             batch = self._pending[:]
             if batch:
                 del self._pending[: len(batch)]
                 self._missed = 0
                 for data in _pieces(batch):
-                    if file is None:
-                        self._store(data)
-                        continue
-                    rest = file.append(data)  # behind what children wrote so far
-                    if rest or file.backlog > _BACKLOG:
-                        file.collect(self._store)
-                    if rest:  # the system had no room for it
-                        self._store(rest)
-            if file is not None and collecting:
+                    self._put(data, file, pipe)
+            if self._is_forked:
+                return
+            if pipe is not None and file is None:
+                pipe.collect(self._store)  # a print looks before, so that all of this came after what was pending
+            elif file is not None and collecting:
                 file.collect(self._store)
         finally:
             self._busy = False
+
+    def _put(self, data: bytes, file: OutputFile | None, pipe: ChildPipe | None) -> None:
+        if self._is_forked and self._has_own_stdout():
+            with contextlib.suppress(OSError):
+                os.write(1, data)
+        elif self._is_forked and pipe is not None:
+            pipe.append(data)
+        elif file is None:
+            self._store(data)
+        else:
+            rest = file.append(data)  # behind what children wrote so far
+            if (rest or file.backlog > _BACKLOG) and not self._is_forked:
+                file.collect(self._store)
+            if rest:  # the system had no room for it
+                self._store(rest)
 
     def _look_again(self) -> None:
         """To be called by who held the lock: a writer that came meanwhile could not store."""
@@ -301,33 +389,57 @@ class JobOutput:
             self.drain_soon()
 
     def flush(self) -> None:
-        """Put what is written into the file that children write to, if there is one; show it to who is waiting."""
-        if self._file is not None or self.batch == 1:
-            self._store_soon(patience=-1 if self._is_shared else 0)
+        """Store what is written before children write more, if there are any; show it to who is waiting."""
+        if self._pipe is not None or self.batch == 1:
+            self._store_soon(patience=0 if self._file is None else -1)
 
-    def fileno(self) -> int | None:
-        """Return a descriptor that appends to this output, for children; the first call makes it."""
-        return self._open_file(None)
+    def fileno(self, name: str = "stdout") -> int | None:
+        """Return a descriptor that writes to this output, for children and for who asks; the first call makes a pipe.
 
-    def share(self, number: int) -> None:
-        """Use the file *number*, an empty one, for this output: somebody else reads it, and others of this process
-        write to it. From now on each line that is printed is in it when the print returns, and so comes in order with
-        what they write. To be called before anything is written."""
-        self._is_shared = True
-        self.batch = 1
-        self._open_file(number)
-
-    def _open_file(self, number: int | None) -> int | None:
+        We use it for nothing else, so it may be closed, or be made to stand for something else.
+        """
+        if self._is_forked and self._has_own_stdout():
+            return 2 if name == "stderr" else 1
         with self._lock:
-            if self.job is None:
+            if self.job is None or not HAS_PIPES:
                 return None
             self._drain()
-            file = self._file
-            if file is None:
-                file = self._file = OutputFile(number)
+            if self._pipe is None:
+                self._pipe = ChildPipe()
+                self._choose_writers()
                 collector.add(self)
+            number = self._pipe.number(name)
         self._look_again()
-        return file.number
+        return number
+
+    def _has_own_stdout(self) -> bool:
+        return identity(1) != self._stdout
+
+    def share(self, outlet: Outlet) -> None:
+        """Let all go through *outlet*: somebody else reads it, and others of this process write to it. From now on each
+        line that is printed is in its file when the print returns, and so comes in order with what they write. To be
+        called before anything is written."""
+        with self._lock:
+            self.batch = 1
+            self._file = OutputFile(outlet)
+            self._pipe = self._file.pipe
+            self._choose_writers()
+            collector.add(self)
+
+    @property
+    def reader(self) -> int:
+        """What the collector waits for: the pipe of the children."""
+        pipe = self._pipe
+        return -1 if pipe is None or self.job is None else pipe.reader
+
+    def collect(self) -> int:
+        """Store what children wrote; return how much that was."""
+        pipe = self._pipe
+        if pipe is None or self.job is None:
+            return 0
+        before = pipe.moved
+        self.drain()
+        return pipe.moved - before
 
     def drain(self, patience: float = 0.0) -> None:
         """Store all that was written so far. Waits *patience* seconds for a drain under way, and leaves it to that."""
@@ -342,7 +454,7 @@ class JobOutput:
         """Store each write at once (*watched*), or in batches."""
         if self.job is not None:
             self._is_watched = watched
-            self.batch = 1 if watched or self._is_shared else _BATCH
+            self.batch = 1 if watched or self._file is not None else self._batch
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -381,9 +493,7 @@ class JobOutput:
             return
         self._reason = reason
         self._due = True
-        # Swapping the function costs nothing until it is used.
-        self.out = self.err = self._write_or_raise
-        self.pending = None
+        self._choose_writers()
         for reference in list(self._children.values()):
             child = reference()
             if child is not None:
@@ -399,13 +509,12 @@ class JobOutput:
         # A helper thread must not die of it. And once only, so that clean-up code may print.
         if self._due and self.job is not None and threading.get_ident() == self._thread:
             self._due = False
-            self.out = self.err = self._write
-            self.pending = self._pending
+            self._choose_writers()
             raise JobCancelled(self._reason)
 
     def _write_or_raise(self, text: str) -> int:
         if self.job is None:  # it ended while it was interrupted
-            self.out, self.err = self._late
+            self._choose_writers()
             return self.out(text)
         self.check()
         return self._write(text)
@@ -416,33 +525,50 @@ class JobOutput:
             # The job's end is seen by all who still hold this output (threads, contexts), so it must not keep the job.
             self.job = None
             self._due = False
-            self.pending = None
-            self.out, self.err = self._late
+            self.assigned.clear()
+            self._choose_writers()
             # A writer that took the list just before now finds that it must store its text itself.
             self.batch = 1
             try:
                 self._drain()
-                if self._file is not None:
-                    self._file.close(self._store)
+                self._close_pipe()
             finally:
-                self._file = None
+                self._file = self._pipe = None
                 self._store = self._store_late
         self._look_again()
+
+    def _close_pipe(self) -> None:
+        file, pipe = self._file, self._pipe
+        if file is not None:
+            file.close(self._store)
+        elif pipe is not None:
+            read_late(pipe.close(), self._late[0])
+        if pipe is not None:
+            collector.ring()
 
     def _store_late(self, data: bytes) -> None:
         self._late[0](data.decode("utf-8", "backslashreplace"))
 
-    def after_fork(self) -> None:
-        """In a forked child: put each write into the shared file at once, since nobody will drain this copy."""
+    def after_fork(self, stdout: tuple[int, int] | None) -> None:
+        """In a forked child: put each write into the pipe at once, since nobody will drain this copy. Where it lets its
+        file 1 be another one than *stdout*, the parent's, such as a terminal, that is its stdout."""
+        self._stdout = stdout
         self._lock = threading.RLock()
         self._busy = self._due = False
+        self._is_forked = True
         self._pending.clear()  # it is the parent's, which still has it
         self.batch = 1
-        self.pending = self._pending
-        self.out = self.err = self._write
         self._store = self._store_late  # the registry's locks are as other threads left them
-        if self._file is not None:
-            self._file.is_parents = True
+        after_fork(self._pipe)
+        self._choose_writers()
+
+
+def _both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    def store_and_tee(data: bytes) -> None:
+        store(data)
+        tee(data)
+
+    return store_and_tee
 
 
 def _pieces(batch: list[str | bytes]) -> Iterator[bytes]:

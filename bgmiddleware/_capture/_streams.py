@@ -4,35 +4,41 @@ import contextlib
 import functools
 import io
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from typing import Any, TextIO
 
-from ._output import Output
+from ._output import JobOutput, Output
 
 __all__ = [
-    "after_fork",
+    "LARGE",
+    "ByteStandIn",
+    "StandIn",
+    "StandInOfOther",
+    "StdinStandIn",
     "bound",
+    "current",
     "current_output",
     "detached",
-    "error_stream",
-    "install",
+    "job_output",
     "use_output",
-    "write_late",
 ]
 
-_LARGE = 4096
+LARGE = 4096
+"""Characters of a write that is stored at once."""
 
 current: ContextVar[Output | None] = ContextVar("bgmiddleware_output", default=None)
-_install_lock = threading.Lock()  # guards the replacing of sys.stdout, sys.stderr and sys.stdin
-_latest: dict[str, "_StandIn"] = {}  # the newest, by name
 
 
 def current_output() -> Output | None:
     """Return the output that the running code prints to; None outside of jobs and watched requests."""
     return current.get()
+
+
+def job_output() -> JobOutput | None:
+    """Return the output of the running job that the code belongs to; None outside of jobs and after their end."""
+    output = current.get()
+    return output if isinstance(output, JobOutput) and output.job is not None else None
 
 
 @contextlib.contextmanager
@@ -53,7 +59,7 @@ def detached() -> Iterator[None]:
         yield
 
 
-def bound(function: Callable[..., Any], output: Output) -> Callable[..., Any]:
+def bound(function: Callable[..., Any], output: Output | None) -> Callable[..., Any]:
     """Return *function* so that what it prints goes to *output*, in whatever thread it is called."""
 
     def run(*args: Any, **options: Any) -> Any:
@@ -63,7 +69,7 @@ def bound(function: Callable[..., Any], output: Output) -> Callable[..., Any]:
     return run
 
 
-class _StandIn(io.TextIOWrapper):
+class StandIn(io.TextIOWrapper):
     """What ``sys.stdout`` or ``sys.stderr`` is from the first job on: it writes to the output of whoever is writing.
 
     A ``TextIOWrapper``, because libraries ask for one before they look at ``buffer`` or call ``reconfigure``.
@@ -74,44 +80,36 @@ class _StandIn(io.TextIOWrapper):
         get = current.get
         self.original = original
         self._title = name
-        self._bytes = _ByteStandIn(self)
+        self._bytes = ByteStandIn(self)
         buffer: Any = self._bytes
         super().__init__(buffer, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
 
-        # Functions of the instance: no bound method is made for a print, and a copy that somebody keeps stays right.
-        # Twice the same but for one word, and with the job's list in them: a call more would be a fifth of a print.
+        # A function of the instance: no bound method is made for a print, and a copy that somebody keeps stays right.
         if name == "stdout":
 
-            def write(text: str) -> int:
-                output = get()
-                if output is None:
-                    return write_original(text)
-                if text.__class__ is str:
-                    pending = output.pending
-                    if pending is not None:
-                        pending.append(text)
-                        if (size := len(text)) < _LARGE and len(pending) < output.batch:
-                            return size
-                        output.drain_soon()
-                        return size
-                write_slowly = output.out
-                return write_slowly(text)
+            def write_slowly(output: Output, text: str) -> int:
+                write = output.out
+                return write(text)
         else:
 
-            def write(text: str) -> int:
-                output = get()
-                if output is None:
-                    return write_original(text)
-                if text.__class__ is str:
-                    pending = output.pending
-                    if pending is not None:
-                        pending.append(text)
-                        if (size := len(text)) < _LARGE and len(pending) < output.batch:
-                            return size
-                        output.drain_soon()
+            def write_slowly(output: Output, text: str) -> int:
+                write = output.err
+                return write(text)
+
+        # The same as that of a front, but for one word: see there.
+        def write(text: str) -> int:
+            output = get()
+            if output is None:
+                return write_original(text)
+            if text.__class__ is str:
+                pending = output.pending
+                if pending is not None:
+                    pending.append(text)
+                    if (size := len(text)) < LARGE and len(pending) < output.batch:
                         return size
-                write_slowly = output.err
-                return write_slowly(text)
+                    output.drain_soon()
+                    return size
+            return write_slowly(output, text)
 
         self.__dict__["write"] = write
         self.write_original = write_original
@@ -127,7 +125,7 @@ class _StandIn(io.TextIOWrapper):
 
     def fileno(self) -> int:
         output = current.get()
-        number = None if output is None else output.fileno()
+        number = None if output is None else output.fileno(self._title)
         if number is None:
             if self.original is None:
                 raise io.UnsupportedOperation("fileno")
@@ -136,20 +134,21 @@ class _StandIn(io.TextIOWrapper):
 
     def isatty(self) -> bool:
         # 2 to 19 times fewer bytes than a terminal would be sent, and a viewer that need not be one.
-        ask = None if self._in_job() else getattr(self.original, "isatty", None)
+        ask = None if self.is_in_job() else getattr(self.original, "isatty", None)
         return ask is not None and bool(ask())
 
     def reconfigure(self, **options: Any) -> None:
-        if not self._in_job() and hasattr(self.original, "reconfigure"):
+        if not self.is_in_job() and hasattr(self.original, "reconfigure"):
             self.original.reconfigure(**options)
 
     def close(self) -> None:
         """Do nothing: no job may close the server's streams, nor may the end of this object."""
 
     def detach(self) -> Any:
-        raise io.UnsupportedOperation("detach")
+        """Return the bytes of this stream, which stays what it is: it is everybody's."""
+        return self._bytes
 
-    def _in_job(self) -> bool:
+    def is_in_job(self) -> bool:
         output = current.get()
         return output is not None and output.job is not None
 
@@ -159,19 +158,19 @@ class _StandIn(io.TextIOWrapper):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # an attribute of the base, a question here
-        return "utf-8" if self._in_job() else getattr(self.original, "encoding", None) or "utf-8"
+        return "utf-8" if self.is_in_job() else getattr(self.original, "encoding", None) or "utf-8"
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        return "backslashreplace" if self._in_job() else getattr(self.original, "errors", None)
+        return "backslashreplace" if self.is_in_job() else getattr(self.original, "errors", None)
 
     @property
     def line_buffering(self) -> bool:
-        return True if self._in_job() else bool(getattr(self.original, "line_buffering", False))
+        return True if self.is_in_job() else bool(getattr(self.original, "line_buffering", False))
 
     @property
     def closed(self) -> bool:
-        return not self._in_job() and bool(getattr(self.original, "closed", False))
+        return not self.is_in_job() and bool(getattr(self.original, "closed", False))
 
     @property
     def name(self) -> str:
@@ -185,7 +184,7 @@ class _StandIn(io.TextIOWrapper):
         return f"<bgmiddleware {self._title} of {self.original!r}>"
 
 
-class _StandInOfOther(_StandIn):
+class StandInOfOther(StandIn):
     """For an original that may have more to it than a ``TextIOWrapper``: that is forwarded.
 
     A class apart, because ``__getattr__`` slows down the look-up of all that is there, too: a print by 7 %.
@@ -205,10 +204,10 @@ def _write_of(original: Any) -> Callable[[str], int]:
     return write
 
 
-class _ByteStandIn(io.BufferedIOBase):
+class ByteStandIn(io.BufferedIOBase):
     """The ``buffer`` of a stand-in: one object for all, because click and others keep it."""
 
-    def __init__(self, text: _StandIn) -> None:
+    def __init__(self, text: StandIn) -> None:
         self._text = text
 
     def write(self, data: Any) -> int:
@@ -217,8 +216,15 @@ class _ByteStandIn(io.BufferedIOBase):
             return self._write_original(data)
         return output.write_bytes(data, self._write_original)
 
-    def __getattr__(self, name: str) -> Any:  # raw, for one
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._text.original.buffer, name)
+
+    def _dealloc_warn(self, source: object) -> None:
+        """Do nothing: who lets go of a wrapper around us without closing it leaves no file open."""
+
+    @property
+    def raw(self) -> Any:
+        return self if self._text.is_in_job() else self._text.original.buffer.raw
 
     def _write_original(self, data: Any) -> int:
         buffer = getattr(self._text.original, "buffer", None)
@@ -242,7 +248,7 @@ class _ByteStandIn(io.BufferedIOBase):
         """Do nothing, as the text stream does."""
 
 
-class _StdinStandIn(io.TextIOBase):
+class StdinStandIn(io.TextIOBase):
     """``sys.stdin``: at its end inside a job, which must not read what is typed at the server; else the original."""
 
     def __init__(self, original: Any) -> None:
@@ -296,79 +302,3 @@ class _StdinStandIn(io.TextIOBase):
 def _nothing() -> TextIO:
     """Return a file that is at its end, with a descriptor and a buffer. One for all jobs, open for good."""
     return io.TextIOWrapper(io.BufferedReader(io.FileIO(os.open(os.devnull, os.O_RDONLY), closefd=False)), "utf-8")
-
-
-def install() -> None:
-    """Put the stand-ins in place, where they are not or no longer. Idempotent; any thread; cheap to repeat.
-
-    They are never taken away again: that is only safe as long as nobody else has put a stream over them.
-    """
-    if sys.stdout is _latest.get("stdout") and sys.stderr is _latest.get("stderr") and type(sys.stdin) is _StdinStandIn:
-        return  # the usual case, quickly
-    if _holds_stand_in(sys.stdout) and _holds_stand_in(sys.stderr) and _is_stand_in_or_none(sys.stdin):
-        return
-    # Here and not above: the hooks use this module.
-    from ._hooks import install_hooks, rebind_logging
-
-    with _install_lock:
-        install_hooks()
-        for name in ("stdout", "stderr"):
-            original: TextIO | None = getattr(sys, name)
-            if not _holds_stand_in(original):
-                kind = _StandIn if original is None or type(original) is io.TextIOWrapper else _StandInOfOther
-                stand_in = _latest[name] = kind(original, name)
-                setattr(sys, name, stand_in)
-                rebind_logging(original, stand_in)
-        if not _is_stand_in_or_none(sys.stdin):
-            setattr(sys, "stdin", _StdinStandIn(sys.stdin))  # noqa: B010  # not a TextIO to mypy, but to all who read
-
-
-def _is_stand_in_or_none(stream: object) -> bool:
-    return stream is None or type(stream) is _StdinStandIn
-
-
-def _holds_stand_in(stream: object, depth: int = 4) -> bool:
-    """Whether *stream* is a stand-in, or a wrapper of one that passes writes on (colorama, codecs, tee)."""
-    while stream is not None and depth:
-        # No attribute is asked of a foreign object, not even __class__: see _write_of.
-        if issubclass(type(stream), _StandIn):
-            return True
-        try:
-            inner = object.__getattribute__(stream, "__dict__")
-        except AttributeError:
-            return False
-        stream = next((inner[name] for name in _WRAPPED if name in inner), None)
-        depth -= 1
-    return False
-
-
-_WRAPPED = ("_StreamWrapper__wrapped", "stream", "_file", "wrapped", "_wrapped")
-
-
-def error_stream() -> TextIO:
-    """Return the stand-in of ``sys.stderr``, to be a replayed request's ``wsgi.errors``."""
-    install()
-    return _latest["stderr"]
-
-
-def write_late(name: str) -> Callable[[str], int]:
-    """Return a function that writes to what ``sys.stdout`` or ``sys.stderr`` (*name*) is outside of jobs, looked up at
-    each call: a stream that was the original once may be closed by now."""
-
-    def write(text: str) -> int:
-        stream = getattr(sys, name)
-        if stream is None:
-            return len(text)
-        if issubclass(type(stream), _StandIn):
-            written: int = stream.write_original(text)
-            return written
-        with use_output(None):  # somebody's wrapper, which comes back to a stand-in
-            return int(stream.write(text) or 0)
-
-    return write
-
-
-def after_fork() -> None:
-    """In a forked child: another thread of the parent may have been installing."""
-    global _install_lock
-    _install_lock = threading.Lock()

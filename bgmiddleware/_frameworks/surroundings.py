@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from .._capture import detached
+from .._jobs import RecordedResponse
 
 __all__ = ["Surroundings", "run_within", "surroundings"]
 
@@ -202,6 +203,9 @@ def _of_webpy() -> Surroundings | None:
         app.load(environ)
         try:
             return through(app.processors)
+        except web.HTTPError as error:  # raised to answer so
+            body = error.data.encode() if isinstance(error.data, str) else error.data or b""
+            return RecordedResponse(web.ctx.status, tuple(web.ctx.headers)), body
         finally:
             app._cleanup()
 

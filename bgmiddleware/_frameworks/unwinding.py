@@ -36,6 +36,10 @@ def _abort_transaction(there: Locals) -> None:
     there["manager"].abort()
 
 
+def _abort_own_transaction(there: Locals) -> None:
+    there["self"].abort()
+
+
 def _send_request_finished(there: Locals) -> None:
     """Do what closing the response does, which there is none of: it ends the connections to databases."""
     from django.core.signals import request_finished
@@ -71,6 +75,7 @@ _CLEAN_UPS: dict[tuple[str | None, str], Callable[[Locals], None]] = {
     ("falcon.app", "__call__"): _process_response,
     ("opentelemetry.instrumentation.wsgi", "__call__"): _end_span,
     ("pyramid_tm", "tm_tween"): _abort_transaction,
+    ("repoze.tm", "__call__"): _abort_own_transaction,
     ("web.application", "wsgi"): _forget_thread,
 }
 """By the module and the name of the function that was left: what it leaves undone."""

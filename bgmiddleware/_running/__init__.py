@@ -5,6 +5,7 @@ bodies of request and response, and ``waiting`` keeps the claims of jobs that wa
 """
 
 from .exchange import Exchange
+from .failures import log_failed, one_line
 from .keeper import LEASE, RENEW_EVERY, patiently
 from .run import Run, RunningJob, Work, call_function, over_deadline, replay_request, within_request
 from .waiting import Waiting
@@ -18,6 +19,8 @@ __all__ = [
     "Waiting",
     "Work",
     "call_function",
+    "log_failed",
+    "one_line",
     "over_deadline",
     "patiently",
     "replay_request",

@@ -27,7 +27,8 @@ class BodyStore:
         self._output = output
         self._parts: list[bytes] = []
         self._size = 0
-        self._end = 0
+        self.end = 0
+        """Where the body ends, as its registry said last."""
 
     def write(self, data: bytes) -> None:
         self._parts.append(data)
@@ -42,8 +43,8 @@ class BodyStore:
             self._size = 0
             append = self._registry.append
             with self._output.held():
-                self._end = patiently(
-                    self._registry, lambda: append(self._key, Channel.BODY, self._end, data, runner=self._runner)
+                self.end = patiently(
+                    self._registry, lambda: append(self._key, Channel.BODY, self.end, data, runner=self._runner)
                 )
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from .._capture import JobOutput, detached
 from .._jobs import Channel, Progress
 from ..errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
-from ..registries.base import Registry
+from ..registries.base import Registry, StorageFull
 
 __all__ = ["LEASE", "RENEW_EVERY", "Keeper", "patiently"]
 
@@ -35,20 +35,26 @@ _EVER = float("inf")
 _CHUNK = 256 * 1024
 _ROOM = 1024 * 1024
 _PATIENCE = 30.0
+_PATIENCE_WHERE_FULL = 5.0
 _BACK_OFF = 0.05, 1.0
 _GONE = (Fenced, JobNotFound, JobExpired, BadOffset)
 
 
 def patiently(registry: Registry, call: Callable[[], _T]) -> _T:
-    """Return what *call* does to a registry; repeat it while a shared one is away, for half a minute.
+    """Return what *call* does to a registry; repeat it while a shared one is away, for half a minute; or where its
+    storage is full, for five seconds: many who wait for room in all places of workers would let nobody make any.
 
     What is tried again must be safe to repeat. Raises what *call* raised last, as a ``RegistryError``.
     """
+    begun = time.monotonic()
     for last in _tries(registry):
         try:
             return call()
         except (*_GONE, RegistryFull):
             raise  # it answered
+        except StorageFull:
+            if last or time.monotonic() - begun > _PATIENCE_WHERE_FULL:
+                raise
         except Exception as error:  # a library below it raises whatever it likes
             if last:
                 raise as_trouble(error) from error
@@ -82,15 +88,19 @@ class Keeper:
     Whatever a registry raises, that thread goes on; and it renews and looks for a cancel by time, not when it has sent
     all there is, which of a job that prints without pause is never.
 
+    A registry whose storage went back to what it was earlier is not left: the output goes on and says which bytes are
+    missing. *reclaim* claims the job again where that was before its claim, and returns whether it was so.
+
     Where :meth:`leave_to_parent` was called, this thread neither renews nor looks for a cancel while there is a parent,
     and progress is told by the job's own thread. For a registry has locks, and C code that lets no other thread run
     would have this one hold them against all processes.
     """
 
-    def __init__(self, registry: Registry, key: str, runner: str) -> None:
+    def __init__(self, registry: Registry, key: str, runner: str, reclaim: Callable[[], bool] = lambda: False) -> None:
         self._registry = registry
         self._key = key
         self._runner = runner
+        self._reclaim = reclaim
         self._output: JobOutput | None = None
         self._thread: threading.Thread | None = None  # None: the registry takes all at once
         self._changed = threading.Condition()  # guards the next five
@@ -99,10 +109,13 @@ class Keeper:
         self._given = 0
         self._dropped_from: int | None = None
         self._away = False
-        self._sending = threading.Lock()  # guards the next two: one chunk at a time, the same until it is taken
+        self._full = False  # so is its storage
+        self._sending = threading.Lock()  # guards the next three: one chunk at a time, the same until it is taken
         self._chunk = b""
         self._end = 0
+        self._forgot = False
         self._ending = False
+        self._missing = 0
         self._progress: Progress | None = None
         self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
@@ -161,22 +174,48 @@ class Keeper:
         self._send()
 
     def end(self) -> None:
-        """Stop keeping, and send what is left, patiently. Nothing is stored behind it."""
+        """Stop keeping, and send what is left, patiently. Nothing is stored behind it.
+
+        Not where the storage is full: who has a response has waited for room to store that.
+        """
         if self._thread is not None:
             with self._changed:
                 self._ending = True
                 self._changed.notify_all()
             self._thread.join()
         for _ in _tries(self._registry):
-            if self._has_told_all():
+            if self._has_told_all() or self._full:
                 break
+        self._missing = self._unstored()
+        if self._send():
+            self._missing = self._unstored()  # what was dropped while there was no room
+            with self._changed:
+                if self._dropped_from is not None:
+                    self._put(b"")
+            if self._send():
+                self._missing = 0
+
+    @property
+    def missing(self) -> str:
+        """In the end: what is to be said of output that is not stored, nor a word about it; empty: nothing."""
+        return f"the last {self._missing} bytes of its output could not be stored" if self._missing else ""
+
+    def _unstored(self) -> int:
         with self._changed:
-            if self._dropped_from is not None and not self._size:
-                self._put(b"")
-        self._send()
+            return self._size + (0 if self._dropped_from is None else self._given - self._dropped_from)
 
     def _is_keeper(self) -> bool:
         return self._thread is threading.current_thread()
+
+    @property
+    def end_sent(self) -> int:
+        """The end of the output as its registry said last; 0 where nobody wanted it any more."""
+        return 0 if self._forgot else self._end
+
+    def mend(self) -> None:
+        """Say what is missing of the output, if its registry went back since all was sent."""
+        with self._sending, contextlib.suppress(Fenced, JobNotFound, JobExpired):
+            patiently(self._registry, lambda: self._is_appended(b""))
 
     def _has_told_all(self) -> bool:
         sent = self._send()
@@ -215,7 +254,8 @@ class Keeper:
             try:
                 while left > 0 and (chunk := self._next_chunk()):
                     # Always the same frozen chunk at the same offset: if it had arrived after all, it is a no-op.
-                    self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
+                    if not self._is_appended(chunk):
+                        continue
                     self._chunk = b""
                     left -= len(chunk)
                     with self._changed:
@@ -228,11 +268,35 @@ class Keeper:
             except Exception as error:
                 self._say_away(error)
                 return False
-            self._away = False
+            self._away = self._full = False
             return True
+
+    def _is_appended(self, chunk: bytes) -> bool:
+        """Append a chunk; where the registry went back, do what must be done before that, and return false."""
+        try:
+            self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
+        except BadOffset as error:
+            if error.end >= self._end:
+                raise
+            self._leave_gap(error.end)
+            return False
+        except Fenced:
+            if not self._reclaim():
+                raise
+            return False
+        return True
+
+    def _leave_gap(self, end: int) -> None:
+        """Go on where the output was, though its registry has it only to *end*, and say so there."""
+        lost = f"bytes {end} to {self._end} of the output are lost: its registry went back to what it was earlier"
+        note = f"\n[{lost}]\n".encode()
+        self._end = self._registry.leave_gap(self._key, self._end, note, runner=self._runner)
+        with detached(), contextlib.suppress(Exception):
+            _log.warning("job %s: %s", self._key[:8], lost)
 
     def _forget(self) -> None:
         """Drop what waits: the job was ended by somebody else, and nobody will read it."""
+        self._forgot = True
         with self._changed:
             self._chunk = b""
             self._waiting.clear()
@@ -242,6 +306,7 @@ class Keeper:
     def _say_away(self, error: Exception) -> None:
         with self._changed:
             away, self._away = self._away, True
+            self._full = isinstance(error, StorageFull)
             self._changed.notify_all()
         if not away:
             self._say("output waits for its registry", error)
@@ -295,7 +360,7 @@ class Keeper:
                 ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress)
                 if leased:
                     self._renew_at = now + RENEW_EVERY
-                if not ok:
+                if not ok and not self._reclaim():
                     self._interrupt("it was given up as lost")
             elif self._thread is not None and now >= self._look_at and not is_left:
                 cancel = self._registry.get(self._key).cancel_requested_at is not None

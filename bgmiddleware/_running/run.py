@@ -16,20 +16,33 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
 
-from .._capture import JobOutput, detached, error_stream, install, own_descriptors, use_output, write_late
+from .._capture import (
+    JobOutput,
+    Outlet,
+    detached,
+    error_stream,
+    install_for_job,
+    own_descriptors,
+    use_output,
+    write_late,
+)
 from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
 from .._recording import RecordedRequest, replay_environ
-from ..errors import JobCancelled, JobExpired, JobNotFound, RegistryError
+from ..errors import BadOffset, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
+from .failures import log_failed, one_line, raised_in
 from .keeper import LEASE, Keeper, patiently
+from .tee import open_tee
 
 __all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
 
 _log = logging.getLogger("bgmiddleware")
 
+_LOST_BODY = "part of its response is lost: its registry went back to what it was earlier"
+_TAIL_BYTES = 64 * 1024  # of the output, in which a traceback is looked for
 _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
 
 
@@ -82,10 +95,11 @@ class Run:
 
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
     one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
-    after which it is asked to stop. *version*: which version of the app this process runs. *output_file*: a descriptor
-    of an empty file, given by a process that does nothing else meanwhile. All output goes through it, and that of the
-    file descriptors 1 and 2 too; who gave it can read there what this process wrote before it died. The CPU time is
-    that of the process and its children then.
+    after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
+    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *outlet*: given by a
+    process that does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too;
+    who made it can read there what this process wrote before it died. The CPU time is that of the process and its
+    children then.
     """
 
     def __init__(
@@ -99,11 +113,13 @@ class Run:
         preface: str = "",
         takes_logging: bool = True,
         takes_children: bool = False,
+        tees: bool = False,
+        tells_errors: bool = True,
         priority: Priority = Priority.NORMAL,
         groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
         version: str = "",
-        output_file: int | None = None,
+        outlet: Outlet | None = None,
     ) -> None:
         self.key = key
         self.priority = priority
@@ -116,14 +132,17 @@ class Run:
         self._pid = os.getpid()
         self._takes_logging = takes_logging
         self._takes_children = takes_children
+        self._tees = tees
+        self._tells_errors = tells_errors
         self._deadline = deadline
         self._version = version
-        self._output_file = output_file
-        self._cpu_clock = time.thread_time if output_file is None else _process_time
+        self._outlet = outlet
+        self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner)
+        self._keeper = Keeper(registry, key, self._runner, self._reclaim)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
+        self._body: BodyStore | None = None
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
         self._holder: Holder | None = None  # None: it does not wait in this process
@@ -155,7 +174,7 @@ class Run:
             with contextlib.suppress(Exception):
                 change = Transition(JobState.FAILED, self._runner, reason=f"its runner failed: {_described(error)}")
                 self.registry.transition(self.key, {JobState.PENDING, JobState.RUNNING}, change)
-            _say("job %s could not be run or recorded", self.key[:8], exc_info=True)
+            _say("job %s could not be run or recorded: %s", self.key[:8], one_line(self.title), exc_info=True)
         return False
 
     def wait_in(self, holder: Holder) -> None:
@@ -226,7 +245,13 @@ class Run:
         return True
 
     def _run(self) -> None:
-        install()
+        install_for_job()
+        has_descriptors = self._outlet is not None
+        tees = open_tee(has_descriptors=has_descriptors) if self._tees else contextlib.nullcontext()
+        with tees as tee:
+            self._run_captured(tee)
+
+    def _run_captured(self, tee: Callable[[bytes], None] | None) -> None:
         keeper = self._keeper
         self._output = output = JobOutput(
             keeper.store,
@@ -235,37 +260,73 @@ class Run:
             job=RunningJob(self.key, self.title, self._check, self._report),
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
+            tee=tee,
         )
         output.begin()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
         state, reason = JobState.FAILED, "its runner failed"
+        error: BaseException | None = None
         begun = self._cpu_clock()
         try:
             keeper.begin(output)
             with self._limited(output), self._descriptors(output), use_output(output):
                 if self._preface:
                     output.note(self._preface)
-                state, reason = self._outcome(output)
-        except BaseException as error:
-            reason = f"its runner failed: {_described(error)}"
+                state, reason, error = self._outcome(output)
+                output.flush_assigned()
+        except BaseException as failure:
+            state, reason = JobState.FAILED, f"its runner failed: {_described(failure)}"
             raise
         finally:
             # In this order: who sees the end sees everything.
             output.end()
             keeper.end()
+            if state is JobState.FAILED and not reason.startswith("its runner failed"):
+                self._log_failed(reason, error)  # where this process writes again to what it wrote to before
+            del error  # its frames would be kept for as long as the registry is away
+            reason = "; ".join(filter(None, (reason, keeper.missing)))
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
-            patiently(
-                self.registry,
-                lambda: self.registry.finish(
-                    self.key, self._runner, state, reason=reason, response=self._response, receipt=receipt
-                ),
-            )
+            self._finish(Transition(state, self._runner, None, reason, self._response, receipt))
+
+    def _finish(self, change: Transition) -> None:
+        """Write down how the job ended; and what is missing, where its registry went back to what it was earlier."""
+        registry = self.registry
+
+        def finish() -> bool:
+            to, runner, _, reason, response, receipt, output_end, body_end = change
+            ends = {"output_end": output_end, "body_end": body_end}
+            return registry.finish(self.key, runner, to, reason=reason, response=response, receipt=receipt, **ends)
+
+        for last in (False, False, True):
+            ends = (0, 0) if last else (self._keeper.end_sent, self._body.end if self._body else 0)
+            change = change._replace(output_end=ends[0], body_end=ends[1])
+            try:
+                if patiently(registry, finish) or not patiently(registry, self._reclaim):
+                    return
+            except BadOffset:
+                self._keeper.mend()
+                change = self._with_its_losses(change)
+
+    def _with_its_losses(self, change: Transition) -> Transition:
+        """Return the end of a job of whose response its registry may have less than was stored."""
+        end = patiently(self.registry, lambda: self.registry.get(self.key)).body_end
+        if self._body is None or end >= self._body.end:
+            return change
+        self._body.end = end
+        response = None if change.response is None else replace(change.response, complete=False)
+        if change.to not in (JobState.FINISHED, JobState.FAILED):
+            return change._replace(response=response)
+        return change._replace(to=JobState.FAILED, reason=_LOST_BODY, response=response)
+
+    def _reclaim(self) -> bool:
+        """Claim the job again, where its registry went back to before its claim; return whether it was so."""
+        return self.registry.shared and self.still_waits() and self._claim()
 
     def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
-        if self._output_file is None:
+        if self._outlet is None:
             return contextlib.nullcontext()
-        return own_descriptors(output, self._output_file)
+        return own_descriptors(output, self._outlet)
 
     @contextlib.contextmanager
     def _limited(self, output: JobOutput) -> Iterator[None]:
@@ -290,9 +351,22 @@ class Run:
         finally:
             timer.cancel()
 
-    def _outcome(self, output: JobOutput) -> tuple[JobState, str]:
+    def _log_failed(self, reason: str, error: BaseException | None) -> None:
+        """Say in the server's log that the job failed, where it would be if the request had run in the foreground."""
+        raised = ""
+        if error is not None:
+            reason = _described(error)
+        else:  # a framework made the answer
+            with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
+                page = self.registry.page(self.key, -_TAIL_BYTES)
+                raised = raised_in(page.piece.data.decode("utf-8", "replace"))
+        with detached():
+            log_failed(self.key, self.title, f"{reason}: {raised}" if raised else reason, error)
+
+    def _outcome(self, output: JobOutput) -> tuple[JobState, str, BaseException | None]:
+        """Do the work; return how it ended, why, and what it raised."""
         try:
-            body = BodyStore(self.registry, self.key, self._runner, output)
+            self._body = body = BodyStore(self.registry, self.key, self._runner, output)
             try:
                 self._work(self._take_head, body.write)
             finally:
@@ -304,17 +378,19 @@ class Run:
             if self._response is not None:
                 self._response = replace(self._response, complete=False)
             if isinstance(error, JobCancelled):
-                return JobState.CANCELLED, self._asked_for() or error.reason
+                return JobState.CANCELLED, self._asked_for() or error.reason, None
+            if isinstance(error, BadOffset):
+                return JobState.FAILED, _LOST_BODY, error
             if self._abandoned:  # nobody will read what is written of it
-                return JobState.LOST, "abandoned"
+                return JobState.LOST, "abandoned", None
+            if not self._tells_errors:
+                return JobState.FAILED, f"it raised an exception, see {self.key[:8]} in the server's log", error
             # Text, not the exception: its frames would be kept for a whole TTL.
             output.note("".join(traceback.format_exception(_without_our_frames(error))))
-            with detached():  # the server's log, where it would be if the request had run in the foreground
-                _say("job %s failed: %s", self.key[:8], _described(error), exc_info=error)
-            return JobState.FAILED, _described(error)
+            return JobState.FAILED, _described(error), error
         if self._response is not None and self._response.code >= 500:
-            return JobState.FAILED, f"the app answered {self._response.status}"
-        return JobState.FINISHED, ""
+            return JobState.FAILED, f"the app answered {self._response.status}", None
+        return JobState.FINISHED, "", None
 
     def _asked_for(self) -> str:
         """Return why the job was asked to stop, as its registry knows: a signal that interrupts it does not."""
@@ -385,13 +461,16 @@ def replay_request(
     key: str,
     stored: Mapping[str, str],
     kept: Mapping[str, Any],
+    *,
+    multiprocess: bool = False,
 ) -> Work:
-    """Return the work of calling *app* with a recorded request, whose body is in the registry."""
+    """Return the work of calling *app* with a recorded request, whose body is in the registry. *multiprocess*: whether
+    other processes may call it at the same time."""
 
     def work(head: _Head, write: _Write) -> None:
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
-            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=registry.shared)
+            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
             Exchange(head, write).run(app, environ)
 
     return work
@@ -433,6 +512,8 @@ def within_request(
 
 
 def _response_of(value: Any) -> tuple[RecordedResponse, bytes]:
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], RecordedResponse):
+        return value  # a framework's
     if isinstance(value, str):
         kind, body = "text/plain; charset=utf-8", value.encode("utf-8", "backslashreplace")
     elif isinstance(value, bytes):

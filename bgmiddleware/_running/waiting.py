@@ -111,7 +111,8 @@ class _Held:
                     _log.debug("jobs that wait could not be renewed: %s", error)
 
     def _give_up_dropped(self) -> None:
-        for key, reference in list(self._runs.items()):
+        # Copied as a whole: a list of a hundred thousand pairs would have the garbage collector look at all there is.
+        for key, reference in self._runs.copy().items():
             if reference() is None:
                 with contextlib.suppress(JobNotFound, JobExpired):
                     self._registry.transition(key, {JobState.PENDING}, Transition(JobState.LOST, reason=DROPPED))

@@ -13,12 +13,13 @@ from .cancel import answer_cancel
 from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
 from .external import answer_asset
+from .fragment import answer_fragment
 from .log import answer_log
-from .negotiate import OFFERED, View, choose, names_json
+from .negotiate import OFFERED, View, by_script, choose, names_json, saves, wants_html
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
-from .result import answer_ended, answer_result
+from .result import answer_download, answer_ended, answer_result
 from .status import answer_status, status_answer
 from .stored import Stored
 from .viewers import Viewers
@@ -83,9 +84,11 @@ def _answer(visit: Visit) -> Answer:
             return answer_cancel(visit, job, by_form=wants_page)
         return _view(visit, job)
     except JobExpired:
-        return problem(environ, 410, "expired", "This job has expired; what it said and answered is gone.")
+        return problem(
+            environ, 410, "expired", "This job has expired; what it said and answered is gone.", again=visit.again
+        )
     except JobNotFound:
-        return problem(environ, 404, "unknown-job", "There is no such job.")
+        return problem(environ, 404, "unknown-job", "There is no such job.", again=visit.again)
     except (RegistryError, ConfigurationError) as error:  # the latter where a process finds no disk at its first use
         _log.error("a job could not be read: %s", error)
         return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
@@ -95,6 +98,10 @@ def _answer(visit: Visit) -> Answer:
 
 def _view(visit: Visit, job: Job) -> Answer:
     named = visit.parameters.get("_view")
+    if named is None and by_script(visit.environ) and wants_html(visit.environ):
+        return answer_fragment(visit, job)
+    if named is None and saves(visit.environ):
+        return answer_download(visit, job)
     if named is None:
         view = choose(visit.environ.get("HTTP_ACCEPT"))
         if view is None:

@@ -12,7 +12,7 @@ from .._jobs import Job
 from ..errors import ConfigurationError, RegistryError
 from ..registries.base import Registry
 from . import assets
-from .icons import SYMBOLS
+from .icons import LOOKS, look_of
 from .markup import Markup, filled_in
 from .negotiate import View, choose
 from .policies import style_policy
@@ -115,10 +115,10 @@ def _style() -> str:
 
 
 def _html_row(job: Job, now: float) -> Markup:
-    begun = datetime.fromtimestamp(job.created_at, UTC)
+    begun, look = datetime.fromtimestamp(job.created_at, UTC), look_of(job)
     values = {
-        "state": job.state.value,
-        "symbol": SYMBOLS[job.state],
+        "state": look,
+        "symbol": LOOKS[look][0],
         "title": readable(job.title),
         "owner": readable(job.owner or "–"),
         "begun": begun.isoformat(timespec="seconds"),

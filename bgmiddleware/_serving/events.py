@@ -84,7 +84,13 @@ class _Events:
 
 
 def _made(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[bytes]:
-    yield f"retry: {_RETRY_MS}\n\n".encode()
+    blocks = _blocks(visit, offset, held, first)
+    # Not alone: some clients take a block without data for an empty message. The first one comes at once.
+    yield f"retry: {_RETRY_MS}\n".encode() + next(blocks)
+    yield from blocks
+
+
+def _blocks(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[bytes]:
     ends_at = time.monotonic() + _LONGEST
     sent_at = time.monotonic()
     seen: tuple[object, ...] = ()

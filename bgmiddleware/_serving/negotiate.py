@@ -1,13 +1,14 @@
 """Which of a job's views a client means."""
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
 from webob.acceptparse import create_accept_header
 
-__all__ = ["OFFERED", "View", "choose", "names_json", "parsed"]
+__all__ = ["OFFERED", "View", "by_script", "choose", "names_json", "parsed", "saves", "wants_html"]
 
 
 class View(StrEnum):
@@ -65,6 +66,25 @@ def choose(accept: str | None) -> View | None:
     nor events: clients that send ``*/*`` are programs, and some of them name JSON before it.
     """
     return _meaning(accept)[0]
+
+
+def wants_html(environ: Mapping[str, Any]) -> bool:
+    """Whether a client wants HTML: a page, or where :func:`by_script` a piece of one."""
+    return "HTTP_HX_REQUEST" in environ or choose(environ.get("HTTP_ACCEPT")) is View.PAGE
+
+
+def by_script(environ: Mapping[str, Any]) -> bool:
+    """Whether the script of a page asks, and not its reader: what it gets comes into that page."""
+    return (
+        "HTTP_HX_REQUEST" in environ
+        or environ.get("HTTP_X_REQUESTED_WITH") == "XMLHttpRequest"
+        or (environ.get("HTTP_SEC_FETCH_DEST") == "empty" and environ.get("HTTP_SEC_FETCH_MODE") != "navigate")
+    )
+
+
+def saves(environ: Mapping[str, Any]) -> bool:
+    """Whether a browser asks for what it will save: by a link with ``download``."""
+    return environ.get("HTTP_SEC_FETCH_MODE") == "navigate" and environ.get("HTTP_SEC_FETCH_DEST") == "empty"
 
 
 def names_json(accept: str | None) -> bool:

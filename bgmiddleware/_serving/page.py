@@ -10,7 +10,7 @@ from typing import Any
 from .._jobs import Job, JobState
 from . import assets
 from .external import asset_link
-from .icons import ICON, LOOKS, SYMBOLS, icon
+from .icons import ICON, LOOKS, icon, look_of
 from .markup import Markup, filled_in
 from .negotiate import View
 from .parts import PageParts
@@ -23,6 +23,8 @@ from .visit import Visit, about
 __all__ = ["answer_page"]
 
 _TAIL_BYTES = 64 * 1024
+_PATIENCE = 10.0
+"""Seconds after which a job that was asked to stop, and did not, is said to go on."""
 _REFRESH = '<noscript><meta http-equiv="refresh" content="3"></noscript>\n'
 
 
@@ -61,22 +63,27 @@ def answer_page(visit: Visit, job: Job) -> Answer:
 def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) -> dict[str, str]:
     """Return what the templates are filled with; only what is ``Markup`` is not escaped."""
     said = assets.words(language)
-    live = not job.state.ended
+    live, look = not job.state.ended, look_of(job)
+    told = said["states"][look]
+    if look == "refused" and job.response is not None:
+        told = f"{told}: {job.response.status}"
     return {
         **{f"w_{name}": word for name, word in said["page"].items()},
         **status["links"],
         "refresh": Markup(_REFRESH if live else ""),
-        "symbol": SYMBOLS[job.state],
+        "symbol": LOOKS[look][0],
         "title": readable(job.title),
-        "icon": _icon(visit, job.state),
-        "state": job.state.value,
-        "state_word": said["states"][job.state],
+        "head_title": readable(f"{told} · {job.title}" if look == "refused" else job.title),
+        "icon": _icon(visit, look),
+        "state": look,
+        "state_word": readable(told),
         "times": _times(visit, job, said["page"]),
-        "note": readable(_note(job, said["page"])),
+        "note": readable(_note(visit, job, said["page"])),
         "percent": _percent(job),
         "nothing": said["page"]["nothing" if live else "empty"],
         "no_nothing": _hidden(job.output_end > 0),
         "no_result": _hidden(not _has_result(job)),
+        "no_save": _hidden(not _is_file(job)),
         "no_cancel": _hidden(not live or job.cancel_requested_at is not None),
         "data": _data(visit, said, status),
         "style": _style(visit),
@@ -98,6 +105,12 @@ def _percent(job: Job) -> Markup:
 
 def _has_result(job: Job) -> bool:
     return job.state.ended and job.response is not None and job.response.complete
+
+
+def _is_file(job: Job) -> bool:
+    """Whether the result is something to keep, and not only to read."""
+    response = job.response
+    return job.state is JobState.FINISHED and response is not None and response.code < 400 and response.code != 204
 
 
 def _icon(visit: Visit, state: str = "STATE") -> str:
@@ -148,13 +161,15 @@ def _times(visit: Visit, job: Job, said: Mapping[str, str]) -> Markup:
     return filled_in(_TIMES, values | {"elapsed": f"{elapsed:.1f}"})
 
 
-def _note(job: Job, said: Mapping[str, str]) -> str:
-    """Return the line below the title: how far it is, or why it ended."""
+def _note(visit: Visit, job: Job, said: Mapping[str, str]) -> str:
+    """Return the line below the title: how far it is, or how it ended."""
     if job.state.ended:
         asked = job.cancel_requested_at is not None and job.state is not JobState.CANCELLED
-        return " ".join([said["asked"], job.reason] if asked else [job.reason])
+        answered = job.response.status if job.response is not None and look_of(job) == "finished" else ""
+        return " · ".join(filter(None, [said["asked"] if asked else "", job.reason, answered]))
     if job.cancel_requested_at is not None:
-        return said["cancelling"]
+        ago = visit.registry.clock() - job.cancel_requested_at
+        return said["cancelling"] if ago < _PATIENCE else said["asked_ago"].format(time=f"{ago:.0f} s")
     if job.progress is None:
         return ""
     of = "" if job.progress.total is None else f" {said['of']} {_count(job.progress.total)}"

@@ -9,7 +9,8 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
-from .negotiate import parsed
+from .negotiate import by_script, parsed, wants_html
+from .problem_page import problem_fragment, problem_page
 
 __all__ = ["UNSTORED", "Answer", "StartResponse", "bad_query", "problem", "retry_after"]
 
@@ -90,9 +91,17 @@ def retry_after(seconds: float) -> tuple[str, str]:
 
 
 def problem(
-    environ: Mapping[str, Any], code: int, kind: str, detail: str, *headers: tuple[str, str], vary: str = "Accept"
+    environ: Mapping[str, Any],
+    code: int,
+    kind: str,
+    detail: str,
+    *headers: tuple[str, str],
+    vary: str = "Accept",
+    again: str | None = None,
 ) -> Answer:
-    """Return the answer that something is not as asked: *kind* names what, in one word for machines."""
+    """Return the answer that something is not as asked: *kind* names what, in one word for machines. *again*: where
+    the reader of a page can start the job again, if there was one."""
+    status = f"{code} {HTTPStatus(code).phrase}"
     if _wants_json(environ.get("HTTP_ACCEPT", "")):
         content_type = "application/problem+json"
         document = {
@@ -102,13 +111,22 @@ def problem(
             "detail": detail,
         }
         body = json.dumps(document).encode()
+    elif wants_html(environ):
+        content_type = "text/html; charset=utf-8"
+        vary = f"{vary}, Accept-Language"
+        if by_script(environ):
+            text = problem_fragment(detail)
+        else:
+            text, policy = problem_page(environ, status, kind, detail, again)
+            headers = (*headers, ("Content-Security-Policy", policy))
+        body = text.encode("utf-8", "backslashreplace")
     else:
         content_type = "text/plain; charset=utf-8"
         # One line, though what an app raised may have several.
         body = f"{' '.join(detail.split())}\n".encode("utf-8", "backslashreplace")
     length = str(len(body))
     return Answer(
-        f"{code} {HTTPStatus(code).phrase}",
+        status,
         (("Content-Type", content_type), ("Content-Length", length), ("Vary", vary), *UNSTORED, *headers),
         [body],
     )

@@ -1,16 +1,23 @@
 """The app's own response, as often as it is asked for."""
 
+import time
+
 from .._jobs import Channel, Job, JobState, RecordedResponse
 from ..registries.base import END
 from .problems import Answer, Headers, problem
 from .status import status_answer
 from .stored import TOO_MANY, Stored, conditional, entity_tag
-from .visit import Visit, job_headers
+from .visit import Visit, about, job_headers
 
-__all__ = ["answer_ended", "answer_result"]
+__all__ = ["answer_download", "answer_ended", "answer_result"]
 
 _BODYLESS = (204, 304)
+_HELD = 20.0
+"""Seconds that a download is held at a time: browsers follow twenty redirects, and servers end what takes 30."""
+_NO_BODY = ("Content-Type", "text/plain; charset=utf-8")
 _VALIDATORS = {"etag", "last-modified"}
+# The server in front sends a file in place of the body, and evaluates conditions and ranges by itself.
+_SENT_BY_PROXY = {"x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-litespeed-location", "x-reproxy-url"}
 
 
 def answer_result(visit: Visit, job: Job) -> Answer:
@@ -24,6 +31,18 @@ def answer_result(visit: Visit, job: Job) -> Answer:
     return answer_ended(visit, job, *applied)
 
 
+def answer_download(visit: Visit, job: Job) -> Answer:
+    """Answer a browser that will save what it gets: with the result, when there is one. Until then it is held, and sent
+    here again; that it shows as a download that goes on."""
+    begun = time.monotonic()
+    job = visit.hold(job, END, _HELD)
+    if job.state.ended:
+        return answer_ended(visit, job)
+    if time.monotonic() - begun < _HELD:
+        return visit.refused("Too many wait for results: try again.")
+    return Answer("303 See Other", (("Location", visit.link()), _NO_BODY, ("Content-Length", "0"), *about(job)), [b""])
+
+
 def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
     """Answer with the response of a job that has ended, or say why there is none; and with the headers that are
     *added*."""
@@ -31,10 +50,17 @@ def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
         return _replay(visit, job, job.response, *added)
     headers = (*job_headers(job), *added)
     if job.state is JobState.CANCELLED:
-        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers)
+        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers, again=visit.again)
     if job.state is JobState.LOST:
-        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers)
-    return problem(visit.environ, 500, "failed", f"The job failed: {job.reason}. Its output says more.", *headers)
+        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers, again=visit.again)
+    return problem(
+        visit.environ,
+        500,
+        "failed",
+        f"The job failed: {job.reason}. Its output says more.",
+        *headers,
+        again=visit.again,
+    )
 
 
 def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:
@@ -45,9 +71,9 @@ def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[st
     content = Stored(visit.registry, job.key, Channel.BODY, 0, job.body_end)
     if response.code not in _BODYLESS and not content.is_held(visit):
         return visit.refused(TOO_MANY)
-    headers = (*_headers(visit, job, response, content), *added)
-    if response.code == 200:
-        return conditional(visit.environ, headers, content)
+    headers = (*_headers(visit, job, response, content), *job_headers(job), *added)
+    if _is_for_us(response):
+        return conditional(visit.environ, headers, content, response.status)
     return Answer(response.status, headers, () if response.code in _BODYLESS else content.begun(visit.environ))
 
 
@@ -64,11 +90,17 @@ def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored
         headers.append(("Content-Length", str(job.body_end)))
     if "cache-control" not in names:
         headers.append(("Cache-Control", "private, no-cache"))
-    if response.code == 200 and names.isdisjoint(_VALIDATORS):
-        headers.append(("ETag", entity_tag(job, Channel.BODY)))
-    if response.code == 200 and "accept-ranges" not in names:
-        headers.append(("Accept-Ranges", "bytes"))
+    if _is_for_us(response):
+        if names.isdisjoint(_VALIDATORS):
+            headers.append(("ETag", entity_tag(job, Channel.BODY)))
+        if "accept-ranges" not in names:
+            headers.append(("Accept-Ranges", "bytes"))
     return tuple(headers)
+
+
+def _is_for_us(response: RecordedResponse) -> bool:
+    """Whether conditions and ranges are ours to evaluate."""
+    return response.code == 200 and _SENT_BY_PROXY.isdisjoint(name.lower() for name, _ in response.headers)
 
 
 def _is_first_reader(visit: Visit) -> bool:

@@ -38,7 +38,8 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "output": {"start": 0, "end": job.output_end, "dropped": list(dropped) if dropped else None},
         "estimate": _estimate(visit, job),
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
-        "receipt": _receipt(job),
+        "response": _response(job),
+        "receipt": _receipt(job, details=visit.site.details),
         "links": {
             "self": here,
             **{view: f"{here}&_view={view}" for view in ("log", "events", "status", "result")},
@@ -52,12 +53,25 @@ def _queue(visit: Visit, job: Job) -> dict[str, int] | None:
     return {"position": visit.registry.position(job.key)} if job.state is JobState.PENDING else None
 
 
-def _receipt(job: Job) -> dict[str, Any] | None:
-    """Return where and how the job ran; None before it began."""
+def _response(job: Job) -> dict[str, Any] | None:
+    """Return what can be said of the app's response without opening it; None where there is none."""
+    response = job.response
+    if response is None or not response.complete or not job.state.ended:
+        return None
+    headers = {name.lower(): value for name, value in response.headers}
+    return {
+        "status": response.status,
+        "content_type": headers.get("content-type"),
+        "attachment": headers.get("content-disposition", "").lstrip().lower().startswith("attachment"),
+    }
+
+
+def _receipt(job: Job, *, details: bool) -> dict[str, Any] | None:
+    """Return how the job ran, with *details* also where; None before it began."""
     if job.started_at is None:
         return None
     return {
-        "runner": job.receipt.get("runner"),
+        "runner": job.receipt.get("runner") if details else None,
         "version": job.receipt.get("version") or None,
         "queue_wait": max(0.0, job.started_at - job.created_at),
         "run_time": job.elapsed(job.ended_at) if job.ended_at is not None else None,

@@ -178,13 +178,14 @@ def asked_range(environ: Mapping[str, Any]) -> Asked | None:
     return Asked(int(first), int(last) + 1 if last else None)
 
 
-def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -> Answer:
+def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored, status: str = "200 OK") -> Answer:
     """Answer a GET or HEAD with 200, 206, 304, 412 or 416, as its conditions and its range ask.
 
-    *headers* are those of the 200, with ``Content-Length`` and a validator. The order is that of RFC 9110 §13.2.2.
+    *status* and *headers* are those of the 200, with ``Content-Length`` and a validator. The order is that of RFC 9110
+    §13.2.2.
     """
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD") or not any(name in environ for name in _CONDITIONS):
-        return Answer("200 OK", headers, content.begun(environ))
+        return Answer(status, headers, content.begun(environ))
     request = Request(dict(environ))
     response = Response(headerlist=list(headers))
     etag, modified = response.etag, _date(lambda: response.last_modified)
@@ -200,7 +201,9 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored) -
         return _without_body("304 Not Modified", headers)
     asked = asked_range(environ)
     if asked is None or not _is_still(environ.get("HTTP_IF_RANGE"), headers):
-        return Answer("200 OK", headers, content.begun(environ))
+        return Answer(status, headers, content.begun(environ))
+    if asked.begin < 0 and not content.length:
+        return Answer(status, headers)  # the last bytes of nothing are all that there is
     return _partial(environ, asked, headers, content)
 
 

@@ -17,6 +17,7 @@ from ..registries.base import END, Registry
 from .connections import disconnection_of, is_stopping, longest, stream_live, takes_off_hands, threads_of
 from .estimates import Estimates
 from .parts import PageMaker, page_maker
+from .problem_page import reference
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .viewers import FASTEST, Viewers
 
@@ -50,6 +51,8 @@ class Site:
     """Whether the site has looks of its own."""
     external_assets: bool = False
     """Whether the page's script and style are at URLs of their own."""
+    details: bool = True
+    """Whether those who may see a job are told tracebacks, and the host and the process that ran it."""
     estimates: Estimates = field(default_factory=Estimates)
 
     def without_ours(self, query: str) -> str:
@@ -245,6 +248,11 @@ class Visit:
         """How many seconds the client would wait, by ``Prefer: wait=N`` (RFC 7240 §4.3): at most 30; None: unsaid."""
         value = preferences(self.environ.get("HTTP_PREFER", "")).get("wait", "")
         return min(float(value), _MAX_WAIT) if value.isascii() and value.isdigit() else None
+
+    @property
+    def again(self) -> str:
+        """A relative reference to the request that was marked: to follow it starts a job like this one."""
+        return reference(self.environ, self.site.without_ours(self.environ.get("QUERY_STRING") or ""))
 
     def link(self, **parameters: str) -> str:
         """Return a relative reference to this job: to a view of it, say, by ``_view="result"``."""

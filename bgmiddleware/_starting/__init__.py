@@ -8,6 +8,7 @@
 from .options import (
     check_functions,
     check_numbers,
+    check_pair,
     check_places,
     check_switches,
     check_texts,
@@ -23,6 +24,7 @@ __all__ = [
     "WSGIApplication",
     "check_functions",
     "check_numbers",
+    "check_pair",
     "check_places",
     "check_switches",
     "check_texts",

@@ -18,6 +18,7 @@ from typing import Any
 from .._recording import RecordedRequest
 from .._serving import Headers
 from ..owners import CookieOwner, Owner, guest
+from .multipart import digest_of_parts, split_boundary
 
 __all__ = ["Asking", "Beginnings", "asker_of", "asking", "asking_again", "fingerprint_of", "negotiated_in"]
 
@@ -25,7 +26,12 @@ _log = logging.getLogger("bgmiddleware")
 
 _URL = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
 _ASKED = ("REQUEST_METHOD", *_URL, "CONTENT_TYPE")
-_NEGOTIATED = ("HTTP_ACCEPT", "HTTP_ACCEPT_LANGUAGE")
+# Those of a range of the app's own unit, and those that guard a change, as far as they reach the job.
+_CONDITIONS = (
+    *("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"),
+    *("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE"),
+)
+_NEGOTIATED = ("HTTP_ACCEPT", "HTTP_ACCEPT_LANGUAGE", *_CONDITIONS)
 
 # What is no sign of who asks. All else is one, whatever it is called.
 _NO_SIGN = frozenset(
@@ -38,8 +44,7 @@ _NO_SIGN = frozenset(
         HTTP_CONTENT_LENGTH HTTP_CONTENT_TYPE""".split(),
         # 2. What a browser or a program says anew each time: how it came here, what it has already, when it asks.
         *"""HTTP_CACHE_CONTROL HTTP_PRAGMA HTTP_REFERER HTTP_SEC_FETCH_DEST HTTP_SEC_FETCH_MODE HTTP_SEC_FETCH_SITE
-        HTTP_SEC_FETCH_USER HTTP_DATE HTTP_PRIORITY HTTP_RANGE HTTP_IF_RANGE HTTP_IF_MATCH HTTP_IF_NONE_MATCH
-        HTTP_IF_MODIFIED_SINCE HTTP_IF_UNMODIFIED_SINCE""".split(),
+        HTTP_SEC_FETCH_USER HTTP_DATE HTTP_PRIORITY""".split(),
         # 3. The connection, and the names that servers, proxies and tracing give to one try.
         *"""REMOTE_PORT SSL_SESSION_ID SSL_SESSION_RESUMED SSL_CLIENT_V_REMAIN UNIQUE_ID REQUEST_TIME
         HTTP_X_REQUEST_ID HTTP_X_CORRELATION_ID HTTP_REQUEST_ID HTTP_TRACEPARENT HTTP_TRACESTATE HTTP_BAGGAGE
@@ -48,6 +53,10 @@ _NO_SIGN = frozenset(
         HTTP_X_REQUEST_START HTTP_X_QUEUE_START eventlet.input eventlet.posthooks eventlet.set_idle""".split(),
     )
 )
+
+
+# Of a middleware that is made with webob.dec, the attributes of the request; one of them is a response to fill in.
+_WEBOB = "webob.adhoc_attrs"
 
 
 class _NotComparable(Exception):
@@ -115,7 +124,7 @@ def asking_again(
     """Return who sends a request that may be a repetition of another one. Of the names nobody else can make any."""
     fingerprint = fingerprint_of(environ, request)
     key = environ.get("HTTP_IDEMPOTENCY_KEY")
-    asked = ["key", key] if key is not None else ["the same", fingerprint, negotiated_in(environ)]
+    asked = ["key", key] if key is not None else ["the same", fingerprint, negotiated_in(request.environ)]
 
     def found_by(*whose: object) -> str:
         return hmac.digest(secret, _json(*whose, asked), "sha256").hex()
@@ -159,6 +168,9 @@ def asker_of(request: RecordedRequest) -> tuple[list[list[Any]], list[str]]:
     # Some servers put all of os.environ in.
     kept = {name: value for name, value in request.kept.items() if os.environ.get(name, absent) != value}
     seen = {**kept, **request.environ}
+    attributes = seen.get(_WEBOB)
+    if isinstance(attributes, Mapping):
+        seen[_WEBOB] = {name: value for name, value in attributes.items() if name != "response"}
     told, unknown = [], []
     for name in sorted(seen.keys() - _NO_SIGN):
         try:
@@ -196,10 +208,16 @@ def negotiated_in(environ: Mapping[str, Any]) -> list[str]:
 
 def fingerprint_of(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:
     """Return a digest of method, URL and body, and of the body's type: what must be the same for a request to be a
-    repetition."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([environ.get(name, "") for name in _ASKED]).encode())
-    if request is not None:
+    repetition. A body of several parts is what its parts are."""
+    content_type, boundary = split_boundary(environ.get("CONTENT_TYPE") or "")
+    parts = digest_of_parts(request.chunks(), boundary) if boundary and request is not None else None
+    if parts is None:
+        content_type = environ.get("CONTENT_TYPE") or ""
+    said = [environ.get(name, "") for name in ("REQUEST_METHOD", *_URL)]
+    digest = hashlib.sha256(json.dumps([*said, content_type]).encode())
+    if parts is not None:
+        digest.update(b"parts" + parts)
+    elif request is not None:
         for chunk in request.chunks():
             digest.update(chunk)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ __all__ = [
     "Priorities",
     "check_functions",
     "check_numbers",
+    "check_pair",
     "check_places",
     "check_switches",
     "check_texts",
@@ -58,12 +59,20 @@ def check_switches(**switches: object) -> None:
             raise ConfigurationError.of_setting(name, switch, "True or False")
 
 
+def check_pair(dashboard: object, authorize: object) -> None:
+    """Check that the list of all jobs is not for everybody."""
+    if (dashboard is None) != (authorize is None):
+        raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
+
+
 def check_places(registry: object, executor: object) -> None:
     """Check where jobs are kept and where they run: objects, while an ini file has their names."""
     if not isinstance(registry, Registry):
         raise ConfigurationError.of_setting("registry", registry, "a registry, such as MemoryRegistry()")
     if not isinstance(executor, Executor):
         raise ConfigurationError.of_setting("executor", executor, "an executor, such as ThreadExecutor()")
+    if not executor.in_process and not registry.shared:
+        raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
 
 
 def check_texts(*, token_name: object, secret: object, dashboard: object, assets: object, version: object) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import marks
+from .._capture import Outlet
 from .._context import Wish, entrances
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
@@ -82,6 +83,8 @@ class Starter:
     max_body: int
     capture_logging: bool
     capture_children: bool
+    tee: bool
+    refuse_cross_site: bool
     promote_after: float
     single_flight: bool
     deadline: float | None
@@ -115,12 +118,14 @@ class Starter:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
 
         kept = request.kept
-        if not self.site.executor.in_process:
+        is_here = self.site.executor.in_process
+        if not is_here:
             self.dropped.tell(kept)
             kept = {}
+        multiprocess = not is_here or bool(environ.get("wsgi.multiprocess"))
 
         def run(job: Job) -> Run:
-            work = replay_request(app, self.site.registry, job.key, request.environ, kept)
+            work = replay_request(app, self.site.registry, job.key, request.environ, kept, multiprocess=multiprocess)
             return self._run(job, work, context)
 
         with request.body:
@@ -187,7 +192,7 @@ class Starter:
         """Whether this request could be a repetition of another one."""
         return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
 
-    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, output_file: int | None = None) -> Run:
+    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, outlet: Outlet | None = None) -> Run:
         return Run(
             job.key,
             job.title,
@@ -197,19 +202,21 @@ class Starter:
             preface=preface,
             takes_logging=self.capture_logging,
             takes_children=self.capture_children,
+            tees=self.tee,
+            tells_errors=self.site.details,
             priority=job.priority,
             groups=job.groups,
             deadline=job.deadline,
             version=self.version,
-            output_file=output_file,
+            outlet=outlet,
         )
 
-    def stored_run(self, app: WSGIApplication, key: str, output_file: int | None) -> Run:
+    def stored_run(self, app: WSGIApplication, key: str, outlet: Outlet | None) -> Run:
         """Return the run of a job that any process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
-        work = replay_request(app, registry, key, job.request, {})
-        return self._run(job, work, Context(), output_file=output_file)
+        work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
+        return self._run(job, work, Context(), outlet=outlet)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
         """Return the groups that a request's job belongs to, of which only so many run at a time."""
@@ -243,6 +250,8 @@ class Starter:
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
             return problem(environ, 400, "bad-idempotency-key", detail)
+        if self.refuse_cross_site and environ.get("HTTP_SEC_FETCH_SITE") == "cross-site":
+            return problem(environ, 403, "cross-site", "A job can only be started from its own site.")
         return bad_query(environ)
 
     def _is_inside_another(self) -> bool:

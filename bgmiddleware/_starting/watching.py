@@ -3,11 +3,10 @@ returned is first asked for."""
 
 import itertools
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .._capture import ForegroundOutput, Output, current, install, write_late
+from .._capture import ForegroundOutput, Output, current, install, replaced, write_late
 from .._context import BackgroundRequested, Wish, entrances, late_entrances
 from .._frameworks import unwind
 from .._recording import forget_body
@@ -45,7 +44,7 @@ def foreground_of(output: Output | None) -> ForegroundOutput:
     else:
         foreground = _InnerOutput(output)
     install()
-    foreground.stdout, foreground.stderr = sys.stdout, sys.stderr
+    foreground.changes = replaced.changes
     return foreground
 
 

@@ -25,6 +25,7 @@ from click import ClickException
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError
 
+from .._capture import Outlet, write_late
 from .._jobs import Priority
 from .._loading import loaded
 from ..errors import ConfigurationError, QueueFull
@@ -104,6 +105,7 @@ class CeleryExecutor(EngineExecutor):
             serializer="json",
         )
         task.site, task.grace, task.outbox, task.waiting = site, self.grace, self._outbox, deque()
+        task.outlets = {}
         app.steps["worker"].add(_Watch)
         signals.worker_process_init.connect(_lead_group, weak=False)
         signals.setup_logging.connect(_set_up_logging, weak=False)
@@ -242,18 +244,22 @@ def _force(conf: Any, queue: Queue) -> None:
 def _run(task: "_Task") -> None:
     """Run in a process of the pool."""
     path = task.output_path(task.request.id, os.getpid())
-    output_file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
+    outlet = Outlet.make_at(path)
     try:
-        must_wait = run_message(task.site, task.request.id, output_file)
+        must_wait = run_message(task.site, task.request.id, outlet)
     finally:
-        os.close(output_file)
-        os.unlink(path)
+        outlet.end(write_late("stdout"))
+        Outlet.remove_at(path)
     if must_wait:
         raise Ignore("it must wait")  # what is returned does not reach the pool's parent
 
 
 class _Request(Request):  # type: ignore[misc]
     """One message, as the pool's parent sees it."""
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        super().on_accepted(pid, time_accepted)
+        self.task.hold(self.id, pid)
 
     def on_failure(self, exc_info: Any, *arguments: Any, **named: Any) -> None:
         super().on_failure(exc_info, *arguments, **named)
@@ -286,6 +292,8 @@ class _Task(Task):  # type: ignore[misc]
     """Jobs whose groups were full when their message came, with its priority."""
     directory: str
     """For the files that the output of jobs goes through."""
+    outlets: dict[str, Outlet]
+    """Those of the jobs that run, by their paths."""
 
     def output_path(self, key: str, pid: int) -> str:
         """Return the path of the file for the output of a job that a process runs."""
@@ -293,18 +301,37 @@ class _Task(Task):  # type: ignore[misc]
 
     def end(self, key: str, pid: int, how: str) -> None:
         """Write down the end of a job that a process ran, unless that did so."""
-        path, output_file = self.output_path(key, pid), None
-        with contextlib.suppress(FileNotFoundError):  # it came not so far
-            output_file = os.open(path, os.O_RDWR)
-            os.unlink(path)
-        with contextlib.closing(Remains(output_file)) as remains:
+        path = self.output_path(key, pid)
+        outlet = self.outlets.pop(path, None)
+        if outlet is None:
+            with contextlib.suppress(FileNotFoundError):  # it came not so far
+                outlet = Outlet.find_at(path)
+        Outlet.remove_at(path)
+        with contextlib.closing(Remains(outlet)) as remains:
             remains.end_if_left(self.site.registry, key, pid, how)
+
+    def hold(self, key: str, pid: int) -> None:
+        """Have the outlet of a job open, if it is there, so that what its process leaves in the pipe is kept."""
+        path = self.output_path(key, pid)
+        if path not in self.outlets:
+            with contextlib.suppress(FileNotFoundError):  # not yet, or no longer
+                self.outlets[path] = Outlet.find_at(path)
+
+    def look_into(self, running: Collection[tuple[str, int]]) -> None:
+        """Relieve the processes that run these jobs and do not read what their own C code prints; let go of others."""
+        paths = {self.output_path(key, pid) for key, pid in running}
+        for key, pid in running:
+            self.hold(key, pid)
+        for path in self.outlets.keys() - paths:
+            self.outlets.pop(path).end(write_late("stdout"))
+        for outlet in self.outlets.values():
+            outlet.relieve()
 
     def end_all(self, pids: Collection[int], how: str) -> None:
         """The same of all jobs that these processes ran, also where Celery was not told yet that they do."""
         for name in os.listdir(self.directory):
             key, _, pid = name.rpartition("-")
-            if int(pid) in pids:
+            if not Outlet.is_pipe(name) and int(pid) in pids:
                 self.end(key, int(pid), how)
 
 
@@ -341,6 +368,7 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         self._deliver_again(task)
         active = [request for request in list(state.active_requests) if isinstance(request, _Request)]
         running = {request.id: request for request in active}
+        task.look_into([(request.id, request.worker_pid) for request in active if request.worker_pid])
         known = self._watchers
         self._watchers = {key: known.get(key) or Watcher(task.site.registry, key, task.grace) for key in running}
         for key, watcher in self._watchers.items():

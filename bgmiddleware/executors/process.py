@@ -156,11 +156,14 @@ class _Seat:
     def _hand_over(self, child: Child, run: Run) -> dict[str, Any]:
         """Give a job to the child and look after it; write down how it ended if the child cannot. Return its answer."""
         executor = self._executor
-        child.give({**executor.how, "key": run.key}, self._remains.output_file)
+        child.give({**executor.how, "key": run.key}, self._remains.outlet)
+        self._remains.hand_over()
+        flood = False
         while child.is_alive:
-            answer = child.answer(_LOOK_OFTEN if self._watcher.asked else _LOOK_EVERY)
+            answer = child.answer(_LOOK_OFTEN if self._watcher.asked or flood else _LOOK_EVERY)
             if answer is not None:
                 break
+            flood = self._remains.outlet.relieve()
             due = self._watcher.look()
             if due is not None:
                 child.signal(due)

@@ -21,6 +21,7 @@ from rq.executions import Execution
 from rq.job import Job as Message
 from rq.job import JobStatus
 
+from .._capture import Outlet
 from .._jobs import Priority
 from ..errors import ConfigurationError
 from ._engines.engine import EngineExecutor, no_answer, too_many
@@ -135,11 +136,11 @@ class _KeyOnly(Message):
     """A message of which only the key is believed: nothing that Redis may name is imported or called."""
 
     site: Site | Unloaded
-    output_file: int
+    outlet: Outlet
     success_callback = failure_callback = stopped_callback = None
 
     def perform(self) -> None:
-        if run_message(self.site, self.id, self.output_file):  # then RQ has it scheduled
+        if run_message(self.site, self.id, self.outlet):  # then RQ has it scheduled
             self.repeats_left, self.repeat_intervals = 1, [1]
 
     def send_webhooks(self, *arguments: Any, **named: Any) -> None:
@@ -163,7 +164,7 @@ class _Worker(Worker):
 
     def perform_job(self, job: Message, queue: Queue, execution: Execution) -> bool:
         message = cast(_KeyOnly, job)
-        message.site, message.output_file = self.site, self._remains.output_file
+        message.site, message.outlet = self.site, self._remains.outlet
         return super().perform_job(job, queue, execution)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
@@ -174,6 +175,7 @@ class _Worker(Worker):
     def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
         registry, pid = self.site.registry, self.horse_pid
         self._watcher = Watcher(registry, job.id, self.grace)
+        self._remains.hand_over()
         try:
             super().monitor_work_horse(job, queue, execution)
         except SystemExit:  # at the second signal to end RQ has killed it
@@ -193,6 +195,7 @@ class _Worker(Worker):
         with contextlib.suppress(RedisError):
             super().maintain_heartbeats(job, execution)
             self._deliver_again()
+        self._remains.outlet.relieve()
         due = self._watcher.look()
         if due is not None:
             self._stopped_job_id = job.id  # in RQ's books it did not fail

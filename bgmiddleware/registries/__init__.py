@@ -8,7 +8,9 @@ from .memory import MemoryRegistry
 
 __all__ = ["REGISTRY_URLS", "open_registry"]
 
-REGISTRY_URLS = "memory:, spool:DIRECTORY, redis://HOST:PORT/DB, rediss://…, unix://…"
+REGISTRY_URLS = (
+    "memory:, spool:DIRECTORY, redis://HOST:PORT/DB, rediss://…, unix://…, redis+sentinel://HOST:PORT,…/SERVICE"
+)
 
 
 def open_registry(url: str, **options: Any) -> Registry:
@@ -26,7 +28,7 @@ def open_registry(url: str, **options: Any) -> Registry:
                 from .spool import SpoolRegistry
 
                 return SpoolRegistry(rest, **options)
-            case "redis" | "rediss" | "unix" if rest:
+            case "redis" | "rediss" | "unix" | "redis+sentinel" | "rediss+sentinel" if rest:
                 from .redis import RedisRegistry
 
                 return RedisRegistry(url, **options)

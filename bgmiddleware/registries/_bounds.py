@@ -9,10 +9,14 @@ __all__ = ["Bounds"]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Byte *n* of a log lies at position *n* while n < *head*, and behind that in a ring of *tail* bytes."""
+    """Byte *n* of a log lies at position *n* while n < *head*, and behind that in a ring of *tail* bytes.
+
+    *floor*: where the ring begins, if that is not behind the head since bytes between them are missing.
+    """
 
     head: int
     tail: int
+    floor: int | None = None
 
     @classmethod
     def of(cls, limit: int) -> Self:
@@ -26,6 +30,8 @@ class Bounds:
 
     def dropped(self, end: int) -> tuple[int, int] | None:
         """Return the range that is not kept of a log of *end* bytes, if any."""
+        if self.floor is not None:
+            return self.head, max(self.floor, end - self.tail)
         return None if end <= self.size else (self.head, end - self.tail)
 
     def places(self, offset: int, size: int) -> Iterator[tuple[int, int]]:

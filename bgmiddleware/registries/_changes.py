@@ -4,9 +4,10 @@ here, and writes down what it was told; that nothing comes in between is its own
 from collections.abc import Collection, Iterable, Mapping
 
 from .._jobs import Job, JobState, Progress
+from ..errors import BadOffset
 from .base import Transition
 
-__all__ = ["asked_to_stop", "claimed", "ended", "has_room", "held", "may_change", "renewed", "settled"]
+__all__ = ["asked_to_stop", "check_whole", "claimed", "ended", "has_room", "held", "may_change", "renewed", "settled"]
 
 
 def may_change(job: Job, now: float, expect: Collection[JobState], runner: str) -> bool:
@@ -55,6 +56,13 @@ def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | N
         request={},
         receipt={**job.receipt, **(change.receipt or {})},
     )
+
+
+def check_whole(job: Job, change: Transition) -> None:
+    """Raise ``BadOffset`` where a job that is to end has less than its runner knows of."""
+    for end, least in ((job.output_end, change.output_end), (job.body_end, change.body_end)):
+        if end < least:
+            raise BadOffset(end)
 
 
 def settled(job: Job, now: float, *, ttl: float) -> Job:

@@ -15,14 +15,21 @@ from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from .._numbers import check_count, is_finite
 from ..errors import ConfigurationError, RegistryError
 
-__all__ = ["END", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source", "Transition"]
+__all__ = ["END", "FILLED", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source", "Transition"]
 
 PAGE_BYTES = 256 * 1024
 """The most that one read is asked for: larger pieces stall the other readers of a shared registry."""
 
 
+FILLED = 64 * 1024
+"""The longest gap in an output that is filled."""
+
 END = 2**62
 """An offset that no output reaches: to wait for it is to wait for the end."""
+
+
+class StorageFull(RegistryError):
+    """What a registry stores in has no room now. To wait for it would hold up who waits: others must end first."""
 
 
 class Piece(NamedTuple):
@@ -54,7 +61,9 @@ class Renewal(NamedTuple):
 class Transition(NamedTuple):
     """A change of state: a claim by *runner* for *lease* seconds (None: until its process ends), or an end.
 
-    An end has a *reason* and the *response*, if there is one. *receipt* is added to the job's.
+    An end has a *reason* and the *response*, if there is one. *receipt* is added to the job's. *output_end* and
+    *body_end*: how long these are at least, as its runner knows; where the storage has less, it went back, and the end
+    is ``BadOffset``.
     """
 
     to: JobState
@@ -63,6 +72,8 @@ class Transition(NamedTuple):
     reason: str = ""
     response: RecordedResponse | None = None
     receipt: Mapping[str, str | float] | None = None
+    output_end: int = 0
+    body_end: int = 0
 
 
 class Evicted(NamedTuple):
@@ -158,6 +169,20 @@ class Registry(ABC):
         ``Fenced``. ``BODY`` beyond ``max_result`` is ``RegistryFull``; ``OUTPUT`` beyond ``max_output`` drops its
         middle.
         """
+
+    def leave_gap(self, key: str, offset: int, note: bytes, *, runner: str) -> int:
+        """Let the output of a running job go on at *offset*, or a little behind it, where that is behind its end: for
+        the storage went back to what it was earlier, and the bytes between are lost. A *note* of that takes their
+        place. Return where the output goes on. A repetition is a no-op.
+
+        Readers go on at the offset where they were. So a short gap is filled; a registry whose storage is known to go
+        back can drop the range of a long one.
+        """
+        end = self.get(key).output_end
+        if end >= offset:
+            return end
+        size = min(offset - end, FILLED)
+        return self.append(key, Channel.OUTPUT, end, note.rstrip(b"\n").ljust(size - 1) + b"\n", runner=runner)
 
     @abstractmethod
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
@@ -276,9 +301,11 @@ class Registry(ABC):
         reason: str = "",
         response: RecordedResponse | None = None,
         receipt: Mapping[str, str | float] | None = None,
+        output_end: int = 0,
+        body_end: int = 0,
     ) -> bool:
         """End a job that *runner* runs. All its bytes must be in: who sees the end sees everything."""
-        change = Transition(state, runner, reason=reason, response=response, receipt=receipt)
+        change = Transition(state, runner, None, reason, response, receipt, output_end, body_end)
         return self.transition(key, {JobState.RUNNING}, change)
 
     def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Generator[Piece, None, None]:

@@ -21,6 +21,7 @@ from ..errors import (
 )
 from . import _changes as changes
 from ._memory.logs import Log, Spool
+from ._steady import SteadyClock
 from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source, Transition
 
 __all__ = ["MemoryRegistry"]
@@ -37,6 +38,9 @@ class MemoryRegistry(Registry):
     when first needed and removed at ``close`` or at the end of the process. *max_bytes* bounds what all jobs together
     keep, in memory and in files: ended jobs make room, oldest first; where that is not enough, new jobs are refused
     (``QueueFull``), running ones drop the middle of their output, and a response that finds no room fails its job.
+
+    Instants are by the wall clock as it was at the first use, and the time since then: so it does not matter when
+    somebody sets it. Where there is no Linux it is the wall clock itself.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class MemoryRegistry(Registry):
         max_result: int = 256 * 1024 * 1024,
         max_bytes: int = 1024 * 1024 * 1024,
         spool_threshold: int = 256 * 1024,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(
             ttl=ttl,
@@ -57,7 +61,7 @@ class MemoryRegistry(Registry):
             max_jobs=max_jobs,
             max_output=max_output,
             max_result=max_result,
-            clock=clock,
+            clock=clock or SteadyClock(),
         )
         for name, value in {"max_bytes": max_bytes, "spool_threshold": spool_threshold}.items():
             if not value > 0:
@@ -75,12 +79,12 @@ class MemoryRegistry(Registry):
         self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
         self._bytes = 0
-        self._evicted_at = 0.0
+        self._evicted_at = self._noticed_at = float("-inf")
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         with self._lock:
             now = self.clock()
-            due = now - self._evicted_at >= _EVICT_EVERY or len(self._records) >= self.max_jobs
+            due = not 0 <= now - self._evicted_at < _EVICT_EVERY or len(self._records) >= self.max_jobs
             if due and sum(self._evict(now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE:
                 self._evicted_at = now  # else there is more: the next one goes on
             taken = self._records.get(job.key)
@@ -189,7 +193,9 @@ class MemoryRegistry(Registry):
                 self._pending.pop(key, None)
                 self._running[key] = None
             else:
-                self._end(record, changes.ended(record.snapshot(), now, change, ttl=self.ttl))
+                job = record.snapshot()
+                changes.check_whole(job, change)
+                self._end(record, changes.ended(job, now, change, ttl=self.ttl))
             record.wake()
             return True
 
@@ -311,7 +317,14 @@ class MemoryRegistry(Registry):
             log.stop_growing()
         before = log.stored
         try:
-            log.append(data)
+            try:
+                log.append(data)
+            except OSError:
+                # No room for files either: the output goes on in the room that it has. A body cannot.
+                if channel is not Channel.OUTPUT:
+                    raise
+                log.stop_growing()
+                log.append(data)
         except OSError as error:
             raise RegistryError(f"cannot write to {self._spool.directory}: {error}") from error
         finally:
@@ -357,7 +370,18 @@ class MemoryRegistry(Registry):
         while len(self._expired) > self.max_jobs:
             self._expired.popitem(last=False)
 
+    def _notice_the_time(self, now: float) -> None:
+        """Where somebody set the clock back, keep nothing for longer than its time from now. So what came or ended
+        first is due first, too."""
+        if now < self._noticed_at:
+            for keys, ttl in ((self._ended, self.ttl), (self._pending, self.pending_ttl)):
+                for record in map(self._records.__getitem__, keys):
+                    if record.job.expires_at is not None and record.job.expires_at > now + ttl:
+                        record.job = record.job.changed(expires_at=now + ttl)
+        self._noticed_at = now
+
     def _evict(self, now: float, limit: int) -> Evicted:
+        self._notice_the_time(now)
         lost = evicted = 0
         while self._ended and evicted < limit:
             key = next(iter(self._ended))

@@ -27,7 +27,7 @@ from . import _changes as changes
 from ._redis.index import LINGER, Index
 from ._redis.link import Address, Damaged, Server
 from ._redis.records import Records, Stored, nonce
-from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Transition
+from .base import END, FILLED, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Transition
 
 __all__ = ["RedisRegistry"]
 
@@ -36,6 +36,7 @@ _log = logging.getLogger("bgmiddleware")
 _STRING_BYTES = 512 * 1024 * 1024  # the most that a string of Redis holds
 _EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10
+_GRACE = 10.0
 _TRIES = 100
 _BATCH = 200
 _MOMENT = 0.01
@@ -45,11 +46,13 @@ _NAMED = 30 * 24 * 3600.0  # a name of what has not ended: of one whose record t
 class RedisRegistry(Registry):
     """Jobs in a Redis (5 or newer) or Valkey server, which all processes of a fleet share.
 
-    *url*: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` for TLS, ``unix://path``; options of redis-py
-    may follow as a query. *prefix* is how all keys begin: registries of different prefixes do not see each other.
-    *timeout*: seconds that the server may take for an answer before it is a ``RegistryError``. *max_waiting*: how many
-    connections this process opens to wait for output; who waits beyond that looks four times a second. The server's
-    clock is the one that counts, so machines need not agree; only tests pass *clock*.
+    *url*: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` for TLS, ``unix://path``, or
+    ``redis+sentinel://[user:password@]host[:port],…/service[/db]`` (``rediss+sentinel://…``) for a service that
+    sentinels at these hosts know; options of redis-py may follow as a query, those for the sentinels themselves with
+    ``sentinel_`` before their names. *prefix* is how all keys begin: registries of different prefixes do not see each
+    other. *timeout*: seconds that the server may take for an answer before it is a ``RegistryError``. *max_waiting*:
+    how many connections this process opens to wait for output; who waits beyond that looks four times a second. The
+    server's clock is the one that counts, so machines need not agree; only tests pass *clock*.
 
     An answer that does not arrive leaves open whether the call was done; it may be repeated. A server that lost a
     record, for it was restarted without a copy on disk, or evicted it, makes it ``JobNotFound``.
@@ -125,6 +128,9 @@ class RedisRegistry(Registry):
         most = self.max_result if channel is Channel.BODY else _STRING_BYTES
         return self._records.append(key, channel, offset, data, runner=runner, most=most)
 
+    def leave_gap(self, key: str, offset: int, note: bytes, *, runner: str) -> int:
+        return self._records.leave_gap(key, offset, note, FILLED, runner=runner)
+
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         return self._records.read(key, channel, offset, min(limit, PAGE_BYTES))
 
@@ -156,6 +162,7 @@ class RedisRegistry(Registry):
                     return True
                 self._index.leave(new, place)
             else:
+                changes.check_whole(job, change)
                 if self._write(stored, changes.ended(job, now, change, ttl=self.ttl)):
                     return True
         raise self._too_busy(key)
@@ -202,7 +209,9 @@ class RedisRegistry(Registry):
         return list(found.values())[skip : skip + limit]
 
     def evict(self, limit: int = 1000) -> Evicted:
-        expired, due = self._index.due(limit)
+        expired, due, forgotten = self._index.due(limit, self.max_jobs)
+        if forgotten:
+            self._records.unremember(forgotten)
         return Evicted(sum(map(self._settle, due)), expired)
 
     def close(self) -> None:
@@ -292,7 +301,8 @@ class RedisRegistry(Registry):
 
     def _evict_now_and_then(self) -> None:
         now = time.monotonic()
-        if now - self._evicted_at < _EVICT_EVERY:
+        # When the server was away, those who run jobs need a moment to say that they are there still.
+        if now - self._evicted_at < _EVICT_EVERY or now - self._server.link.back_at < _GRACE:
             return
         self._evicted_at = now
         if sum(self.evict(_EVICT_AT_ONCE)) == _EVICT_AT_ONCE:

@@ -1,6 +1,7 @@
 """Jobs in a directory that the processes of one host share, and that outlives them."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -30,12 +31,13 @@ from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
 from ._spool.writer import Sealed, Writer
-from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, Transition
+from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, StorageFull, Transition
 
 __all__ = ["SpoolRegistry"]
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _EVICT_EVERY = 1.0
+_EVICT_IN_ONE = 100  # step: meanwhile no other process can write
 _EVICT_AT_ONCE = 10  # each may be some files to remove, and a request waits
 _CLEAN_UP_EVERY = 10.0
 _LOOK_EVERY = 5.0
@@ -111,6 +113,7 @@ class SpoolRegistry(Registry):
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
+        self._free_disk()
         with self._store.changing() as change:
             now = self.clock()
             patience = self.pending_ttl if job.process else self._patience(lease)
@@ -143,17 +146,12 @@ class SpoolRegistry(Registry):
         return self._look(key)[1]
 
     def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
-        with storage_errors():
-            if channel is Channel.REQUEST:
-                return self._append_request(key, offset, data)
-            limit = self.max_result if channel is Channel.BODY else None
-            while True:
-                writer = self._store.writers.get(key, runner) or self._open_writer(key, runner)
-                try:
-                    return writer.append(channel, offset, data, limit)
-                except Sealed:
-                    self._store.writers.close(key)
-                    self._unseal(key, runner)
+        try:
+            return self._append(key, channel, offset, data, runner)
+        except StorageFull:
+            if not any(self.evict(_EVICT_IN_ONE)):
+                raise
+        return self._append(key, channel, offset, data, runner)
 
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         def read(row: Row) -> Piece:
@@ -201,7 +199,7 @@ class SpoolRegistry(Registry):
                     return False
                 store.store(row, changes.claimed(job, now, change))
             else:
-                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl))
+                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl), change)
                 self._keep_max_bytes(store, row)
         return True
 
@@ -262,10 +260,17 @@ class SpoolRegistry(Registry):
         return found
 
     def evict(self, limit: int = 1000) -> Evicted:
-        with self._store.changing() as change:
-            evicted = self._evict(change, self.clock(), limit)
+        lost = evicted = 0
+        while (most := min(limit - lost - evicted, _EVICT_IN_ONE)) > 0:
+            if self._store.is_full():
+                self._store.free_what_expired(self.clock(), most)
+            with self._store.changing() as change:
+                done = self._evict(change, self.clock(), most)
+            lost, evicted = lost + done.lost, evicted + done.evicted
+            if sum(done) < most:
+                break
         self._store.clean_up()
-        return evicted
+        return Evicted(lost, evicted)
 
     def close(self) -> None:
         self._waking.close()
@@ -311,6 +316,19 @@ class SpoolRegistry(Registry):
 
     # Writing bytes.
 
+    def _append(self, key: str, channel: Channel, offset: int, data: bytes, runner: str) -> int:
+        with storage_errors():
+            if channel is Channel.REQUEST:
+                return self._append_request(key, offset, data)
+            limit = self.max_result if channel is Channel.BODY else None
+            while True:
+                writer = self._store.writers.get(key, runner) or self._open_writer(key, runner)
+                try:
+                    return writer.append(channel, offset, data, limit)
+                except Sealed:
+                    self._store.writers.close(key)
+                    self._unseal(key, runner)
+
     def _append_request(self, key: str, offset: int, data: bytes) -> int:
         row = self._find_pending(key)
         writer = Writer(self._store.files(row), "", self.busy_timeout)
@@ -347,13 +365,16 @@ class SpoolRegistry(Registry):
 
     # Changing.
 
-    def _end(self, change: Change, row: Row, job: Job) -> None:
+    def _end(self, change: Change, row: Row, job: Job, transition: Transition | None = None) -> None:
         """Write down that a job has ended, as *job* says."""
         try:
             ends = self._store.files(row).seal()._replace(request=0)
         except FileNotFoundError:  # somebody removed it: then nothing is kept, and yet the job must end
             ends = Ends()
-        change.store(row, _with_ends(job, ends), ends.kept)
+        job = _with_ends(job, ends)
+        if transition is not None:
+            changes.check_whole(job, transition)
+        change.store(row, job, ends.kept)
         change.ended.append(row)
 
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
@@ -377,6 +398,13 @@ class SpoolRegistry(Registry):
             sum(self._evict(change, now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE
         ):
             self._evicted_at = instant  # else there is more: the next one goes on
+
+    def _free_disk(self) -> None:
+        """Where the disk is full, forget what is due; ``RegistryError`` where that is not enough for a new job."""
+        if self._store.is_full():
+            self.evict(_EVICT_IN_ONE)
+            if self._store.is_full():
+                raise StorageFull(f"{self.directory}: {os.strerror(errno.ENOSPC)}")
 
     def _clean_up_now_and_then(self) -> None:
         instant = time.monotonic()

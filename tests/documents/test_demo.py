@@ -32,7 +32,7 @@ SIGNED_IN = {"authorization": "Basic ZGVtbzpkZW1v"}  # demo:demo
 
 @pytest.fixture(scope="module", autouse=True)
 def _frameworks() -> None:
-    for name in ("bottle", "django", "flask", "paste.deploy", "pyramid", "tqdm"):
+    for name in ("bottle", "django", "flask", "paste.deploy", "pyramid", "tqdm", "web"):
         try:
             __import__(name)
         except ModuleNotFoundError:
@@ -116,7 +116,7 @@ def test_the_index_lists_each_demo_and_needs_nothing_else(client: OverHTTP) -> N
     page = client.request("GET", "/", accept="text/html")
     assert page.status == 200
     assert page["Content-Type"] == "text/html; charset=utf-8"
-    for name in ("2008", "Statistics", "Plain WSGI", "Flask", "Bottle", "Django", "Pyramid", "ini file"):
+    for name in ("2008", "Statistics", "Plain WSGI", "Flask", "Bottle", "Django", "Pyramid", "web.py", "ini file"):
         assert f"{name}" in page.text
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page.text)
     assert "prefers-color-scheme: dark" in page.text
@@ -126,7 +126,7 @@ def test_the_index_lists_each_demo_and_needs_nothing_else(client: OverHTTP) -> N
 def test_every_link_of_the_index_leads_somewhere(client: OverHTTP) -> None:
     links = re.findall(r'href="([^"]+)"', client.request("GET", "/").text)
     statuses = {link: client.request("GET", f"/{link}").status for link in links}
-    assert len(statuses) == 16
+    assert len(statuses) == 18
     assert {link: status for link, status in statuses.items() if status not in (200, 303, 401)} == {}
 
 
@@ -152,6 +152,7 @@ def test_unknown_pages_are_404_and_a_missing_slash_is_added(client: OverHTTP) ->
         ("bottle_app.py", ["Dear Ada, …", "Dear Grace, …"]),
         ("django_app.py", ["Row 10 of 10, for demo"]),
         ("pyramid_app.py", ["Row 10 of 10, for demo"]),
+        ("webpy_app.py", ["hit f5 to refresh!"]),
         ("background.ini", ["file = %(here)s/background.ini"]),
     ],
 )
@@ -175,8 +176,11 @@ def test_the_command_of_the_index_works_in_a_terminal(
 TIME = r"\d\d:\d\d:\d\d"
 
 
-def test_the_example_of_2008_shows_what_the_page_printed_then_what_the_function_does(client: OverHTTP) -> None:
-    at = start(client, "/longrunning/", "GET")
+@pytest.mark.parametrize(("path", "answer"), [("/longrunning/", "That was it.\n"), ("/webpy/", "None")])
+def test_the_example_of_2008_shows_what_the_page_printed_then_what_the_function_does(
+    client: OverHTTP, path: str, answer: str
+) -> None:
+    at = start(client, path, "GET")
     with client.stream("GET", at) as (status, _, chunks):
         first = next(chunks).decode()
         assert status == 200
@@ -187,7 +191,13 @@ def test_the_example_of_2008_shows_what_the_page_printed_then_what_the_function_
         rf"Started at {TIME}\nhit f5 to refresh!\n" + "".join(rf"{n}: {TIME}\n" for n in range(1, 11)), text
     )
     assert second == text
-    assert result(client, at).text == "That was it.\n"
+    assert result(client, at).text == answer
+
+
+def test_webpy_has_a_list_of_all_jobs_as_it_had_in_2008(client: OverHTTP) -> None:
+    at = followed(client, "/webpy/")
+    assert "hit f5 to refresh!" in log(client, at)
+    assert "GET /webpy/" in client.request("GET", "/webpy/jobs", accept="text/html").text
 
 
 def test_plain_wsgi_marks_its_reports_by_path(client: OverHTTP) -> None:
@@ -558,7 +568,7 @@ def test_what_is_no_port_is_refused(port: str) -> None:
 def test_without_the_frameworks_their_demos_are_listed_with_what_they_need_and_nothing_is_started() -> None:
     code = """
 import sys, threading
-absent = ["bottle", "django", "flask", "paste", "paste.deploy", "pyramid", "tqdm"]
+absent = ["bottle", "django", "flask", "paste", "paste.deploy", "pyramid", "tqdm", "web"]
 sys.modules.update(dict.fromkeys(absent))
 streams = sys.stdout, sys.stderr
 from demo.index import Mounts
@@ -573,4 +583,4 @@ mounts(environ, lambda status, headers: print(status))
 mounts.close()
 """
     done = subprocess.run([*PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.stderr, done.stdout) == ("", "6 2\n404 Not Found\n")
+    assert (done.stderr, done.stdout) == ("", "7 2\n404 Not Found\n")

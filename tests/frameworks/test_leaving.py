@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -408,6 +409,28 @@ def test_outside_of_a_middleware_nothing_is_raised_that_could_end_a_thread_or_a_
     ] == CALLS
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_a_view_forks_runs_a_decorated_function_itself() -> None:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        number, ours = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                os.write(ours, work().encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(ours)
+        with open(number, "rb") as pipe:
+            body = pipe.read()
+        start_response("200 OK", HEADERS)
+        return [body]
+
+    with BackgroundMiddleware(app) as site:
+        assert InProcess(site).request("GET", "/").text == "worked"
+        assert site.registry.jobs() == []
+
+
 class ThreadOf:
     """A thread that must not die of an exception."""
 
@@ -456,6 +479,25 @@ def test_werkzeugs_debugger_calls_later_and_the_view_leaves() -> None:
         ended(site, target)
         assert client.request("GET", f"{target}&_view=result").text == "viewed"
     assert CALLS == ["view True"]
+
+
+def test_what_a_view_leaves_by_is_no_error_to_those_who_ask() -> None:
+    seen: list[BaseException] = []
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        try:
+            return view(environ, start_response)
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    with BackgroundMiddleware(app) as site:
+        ended(site, start(InProcess(site), "/", "GET"))
+    (error,) = seen
+    assert isinstance(error, SystemExit)
+    assert error.code == 0
+    assert not isinstance(error, Exception)
+    assert "left for the background" in str(error)
 
 
 def test_a_middleware_that_marks_by_path_watches_the_others_too() -> None:

@@ -25,7 +25,7 @@ from bgmiddleware._jobs import key_of
 from tests.conftest import needs
 from tests.kit.browsing import Tab, chromium
 from tests.kit.clients import OverHTTP, ended, served, start
-from tests.kit.readers import Clock, Play, answering, token_of
+from tests.kit.readers import PLAIN, Clock, Play, answering, token_of
 
 needs("playwright.sync_api")
 from playwright.sync_api import expect  # noqa: E402  # there may be none
@@ -128,12 +128,15 @@ def test_a_job_is_shown_as_it_goes_on_and_its_result_is_opened(stage: Stage, slo
     expect(page.locator("#job-sign")).to_contain_text("The result opens in")
     expect(page.locator("body")).to_have_text("the report")
     page.go_back()
-    assert page.url == "about:blank", "the page of the job made way for its result"
+    expect(badge(tab)).to_have_text("✓ finished")
+    seen_to_end(tab)
+    assert page.locator("#job-sign").is_hidden(), "who comes back stays"
     assert (tab.wrong, tab.dialogs) == ([], [])
 
 
 def test_who_stays_stays(stage: Stage) -> None:
     tab = stage.open().shown(stage.begun())
+    stage.play.prints("line\n")
     stage.play.answers()
     tab.page.get_by_role("button", name="Stay here").click()
     expect(tab.page.locator("#job-sign")).to_be_hidden()
@@ -159,6 +162,110 @@ def test_who_reads_is_not_carried_away(stage: Stage, disturbed: str) -> None:
     stage.play.answers()
     seen_to_end(tab)
     assert tab.page.locator("#job-sign").is_hidden()
+
+
+@pytest.mark.parametrize("touched", ["a key", "the mouse", "the wheel"])
+def test_whoever_touches_anything_stays(stage: Stage, touched: str) -> None:
+    tab = stage.open().shown(stage.begun())
+    stage.play.prints("line\n")
+    stage.play.answers()
+    expect(tab.page.locator("#job-sign")).to_contain_text("The result opens in")
+    if touched == "a key":
+        tab.page.keyboard.press("Shift")
+    elif touched == "the mouse":
+        tab.page.mouse.click(600, 500)
+    else:
+        tab.page.mouse.move(600, 500)
+        tab.page.mouse.wheel(0, 1)
+    expect(tab.page.locator("#job-sign")).to_be_hidden()
+    expect(badge(tab)).to_have_text("✓ finished")
+
+
+def test_without_output_there_is_nothing_to_read_and_the_result_opens_at_once(stage: Stage) -> None:
+    tab = stage.open().shown(stage.begun())
+    tab.page.evaluate(
+        "new MutationObserver(() => document.getElementById('job-sign').textContent && (localStorage.said = 'counted'))"
+        ".observe(document.getElementById('job-sign'), {childList: true})"
+    )
+    stage.play.answers(b"the report")
+    expect(tab.page.locator("body")).to_have_text("the report")
+    assert tab.page.evaluate("localStorage.said ?? null") is None
+
+
+def test_a_file_is_saved_at_once_and_the_page_stays(stage: Stage) -> None:
+    tab = stage.open().shown(stage.begun())
+    stage.play.prints("row 1\n")
+    expect(output(tab)).to_have_text("row 1")
+    with tab.page.expect_download() as download:
+        stage.play.answers(b"a,b\n", headers=[("Content-Disposition", 'attachment; filename="rows.csv"'), *PLAIN])
+    assert download.value.suggested_filename == "rows.csv"
+    expect(badge(tab)).to_have_text("✓ finished")
+    expect(output(tab)).to_have_text("row 1")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "409 Conflict"])
+def test_a_job_that_ended_before_its_page_was_there_opens_its_result(stage: Stage, status: str) -> None:
+    stage.open(answering(b"the answer", status=status, output=b"line\n"))
+    tab = stage.tab()
+    tab.page.goto(stage.url("/quick"))
+    expect(tab.page.locator("body")).to_have_text("the answer")
+    tab.page.go_back()
+    expect(badge(tab)).to_have_text("✓ finished" if status == "200 OK" else "! refused: 409 Conflict")
+    expect(output(tab)).to_have_text("line")
+    seen_to_end(tab, "finished" if status == "200 OK" else "refused")
+    tab.page.reload()
+    expect(output(tab)).to_have_text("line")
+    assert tab.wrong == []
+
+
+def test_a_quick_job_that_failed_stays_and_says_why(stage: Stage) -> None:
+    stage.open(answering(b"sorry", status="500 Internal Server Error", output=b"line\n"))
+    tab = stage.tab()
+    tab.page.goto(stage.url("/quick"))
+    expect(badge(tab)).to_have_text("✗ failed")
+    seen_to_end(tab, "failed")
+    expect(output(tab)).to_have_text("line")
+
+
+def test_what_was_refused_is_no_success(stage: Stage) -> None:
+    tab = stage.open().shown(stage.begun())
+    stage.play.answers(b"sorry", status="403 No <b>Way</b>")
+    expect(badge(tab)).to_have_text("! refused: 403 No <b>Way</b>")
+    expect(tab.page).to_have_title("! refused: 403 No <b>Way</b> · POST /report")
+    assert "sienna" in tab.page.locator("#job-icon").get_attribute("href")
+    expect(tab.page.locator("#job-status")).to_have_text("refused: 403 No <b>Way</b>")
+    seen_to_end(tab, "refused")
+    assert tab.page.locator("#job-sign").is_hidden()
+    expect(tab.page.locator("#job-save")).to_be_hidden()
+    tab.page.get_by_role("link", name="Open the result").click()
+    expect(tab.page.locator("body")).to_have_text("sorry")
+
+
+def test_who_was_asked_to_stop_and_goes_on_is_said_to(stage: Stage) -> None:
+    clock = Clock()
+    stage.open(registry=MemoryRegistry(clock=clock), stream_slots=0)
+    target = stage.begun()
+    stage.client.request("DELETE", target)
+    clock.ahead += 40.0
+    tab = stage.shown(target)
+    expect(tab.page.locator("#job-note")).to_have_text(re.compile(r"^Asked to stop 4\d s ago; the code goes on\.$"))
+
+
+def test_a_slash_searches_and_escape_closes(stage: Stage) -> None:
+    tab = stage.open().shown(stage.begun())
+    page = tab.page
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type("a/b")
+    expect(page.get_by_role("searchbox")).to_have_value("a/b")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("searchbox")).to_have_value("")
+    expect(page.locator("#job-output")).to_be_focused()
+    for panel in ("details", "mine"):
+        page.locator(f"#job-{panel} summary").click()
+        expect(page.locator(f"#job-{panel}")).to_have_attribute("open", "")
+        page.keyboard.press("Escape")
+        expect(page.locator(f"#job-{panel}")).not_to_have_attribute("open", "")
 
 
 def test_a_job_opened_after_its_end_stays_on_its_page(stage: Stage) -> None:
@@ -483,7 +590,7 @@ def test_without_a_script_all_that_matters_works(stage: Stage) -> None:
     stage.play.answers(b"the report")
     ended(stage.site, target)
     tab.page.goto(stage.url(target))
-    expect(tab.page.get_by_role("link", name="Download")).to_be_visible()
+    expect(tab.page.get_by_role("link", name="Download log")).to_be_visible()
     assert tab.wrong == []
 
 
@@ -677,6 +784,7 @@ def test_each_step_is_announced_once(stage: Stage) -> None:
     for done in (24, 25, 80, 30, 100):
         stage.play.does(lambda done=done: progress(done, 100))
         expect(tab.page).to_have_title(f"{done}% POST /report")
+    stage.play.prints("line\n")
     stage.play.answers()
     expect(badge(tab)).to_have_text("✓ finished")
     assert tab.page.evaluate("said") == ["25 %", "75 %", "finished"]
@@ -686,12 +794,14 @@ def test_details_and_icon_follow_the_state(stage: Stage) -> None:
     tab = stage.open().shown(stage.begun())
     icon = tab.page.locator("#job-icon")
     assert "royalblue" in icon.get_attribute("href")
+    stage.play.prints("line\n")
     stage.play.answers(status="201 Created")
     expect(badge(tab)).to_have_text("✓ finished")
     assert "green" in icon.get_attribute("href")
+    expect(tab.page.locator("#job-note")).to_have_text("201 Created")
     tab.page.locator("#job-details summary").click()
     details = tab.page.locator("#job-details dl")
-    for said in ("Started", "Ended", "Waited for", "Took", "Output0B", "Answer201"):
+    for said in ("Started", "Ended", "Waited for", "Took", "Output5B", "Answer201 Created"):
         expect(details).to_contain_text(said)
 
 
@@ -707,6 +817,18 @@ def test_the_link_is_copied(stage: Stage) -> None:
     assert tab.page.evaluate("navigator.clipboard.readText()") == stage.url(target)
 
 
+def test_the_result_is_offered_for_download_before_the_log(stage: Stage) -> None:
+    tab = stage.open().shown(stage.begun("/reports/2026"))
+    links = tab.page.get_by_role("link", name="Download")
+    expect(links).to_have_text(["Download log"])
+    stage.play.prints("line\n")
+    stage.play.answers(b"the report")
+    expect(links).to_have_text(["Download result", "Download log"])
+    with tab.page.expect_download() as download:
+        links.first.click()
+    assert Path(download.value.path()).read_bytes() == b"the report"
+
+
 def test_the_output_is_downloaded_raw(stage: Stage, tmp_path: Path) -> None:
     raw = b"\x1b[31mred\x1b[0m\r\n\xff\n"
     stage.open(answering(output=raw))
@@ -714,7 +836,7 @@ def test_the_output_is_downloaded_raw(stage: Stage, tmp_path: Path) -> None:
     ended(stage.site, target)
     tab = stage.shown(target)
     with tab.page.expect_download() as download:
-        tab.page.get_by_role("link", name="Download").click()
+        tab.page.get_by_role("link", name="Download log").click()
     download.value.save_as(tmp_path / "saved")
     assert (tmp_path / "saved").read_bytes() == raw
     assert download.value.suggested_filename == "reports-2026.log"
@@ -748,6 +870,7 @@ def test_who_asked_is_told_of_the_end_when_the_page_is_hidden(
     tab.page.get_by_label("Notify me").set_checked(asked)
     if hidden:
         tab.page.evaluate("hide()")
+    stage.play.prints("line\n")
     stage.play.answers()
     seen_to_end(tab)
     assert tab.page.evaluate("told") == told
@@ -826,7 +949,7 @@ def test_everything_can_be_read_in_both_schemes(stage: Stage, scheme: str) -> No
     page.locator("#job-details summary").click()
     dark = page.evaluate("getComputedStyle(document.getElementById('job-output')).backgroundColor")
     assert (int(re.findall(r"\d+", dark)[0]) < 64) == (scheme == "dark")
-    for state in ("pending", "running", "finished", "failed", "cancelled", "lost", "expired"):
+    for state in ("pending", "running", "finished", "refused", "failed", "cancelled", "lost", "expired"):
         page.evaluate(f"document.getElementById('job').dataset.job = '{state}'")
         assert page.evaluate(CONTRASTS) == []
 
@@ -897,7 +1020,14 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(stage: Stage) -> N
     snapshot = tab.page.locator("body").aria_snapshot()
     for named in (
         *('button "Cancel"', 'searchbox "Search"', 'checkbox "Follow" [checked]', 'checkbox "Notify me"'),
-        *('link "Download"', 'log "Output"', 'progressbar "Progress"', 'heading "POST /report" [level=1]', "status"),
+        *(
+            "status",
+            'link "Download log"',
+            'log "Output"',
+            'progressbar "Progress"',
+            'heading "POST /report" [level=1]',
+            "status",
+        ),
     ):
         assert named in snapshot, snapshot
 
@@ -908,6 +1038,7 @@ def test_it_speaks_the_readers_language(stage: Stage) -> None:
     tab = stage.tab(locale="de-DE")
     tab.page.goto(stage.url(target))
     expect(badge(tab)).to_have_text("▶ läuft")
+    stage.play.prints("line\n")
     stage.play.answers()
     expect(badge(tab)).to_have_text("✓ fertig")
     expect(tab.page.locator("#job-sign")).to_contain_text("Das Ergebnis öffnet sich in")
@@ -968,6 +1099,7 @@ def test_a_page_of_the_sites_own_is_as_live(stage: Stage) -> None:
 def test_the_state_of_the_job_is_what_the_page_ends_with(stage: Stage) -> None:
     target = stage.open().begun()
     tab = stage.shown(target)
+    stage.play.prints("line\n")
     stage.play.answers()
     expect(badge(tab)).to_have_text("✓ finished")
     assert ended(stage.site, target).state is JobState.FINISHED

@@ -559,6 +559,36 @@ class RegistryContract:
         assert refused.value.end == 8
         assert all_of(registry, KEY, channel) == b"abcdefgh"
 
+    @pytest.mark.parametrize(("offset", "size"), [(500, 497), (3 + 70_000, 64 * 1024), (5, 8)])
+    def test_an_output_of_which_bytes_are_lost_goes_on_behind_a_note(self, registry, offset, size):
+        running(registry)
+        write(registry, KEY, b"abc")
+        end = registry.leave_gap(KEY, offset, b"\n[lost]\n", runner=RUNNER)
+        assert end >= min(offset, 3 + size)
+        assert registry.leave_gap(KEY, offset, b"\n[lost]\n", runner=RUNNER) >= end
+        job = registry.get(KEY)
+        assert registry.append(KEY, Channel.OUTPUT, job.output_end, b"on", runner=RUNNER) == job.output_end + 2
+        stored = all_of(registry, KEY)
+        assert stored.startswith(b"abc\n[lost]")
+        assert stored.endswith(b"\non")
+
+    def test_only_its_runner_says_what_is_lost_of_an_output(self, registry):
+        running(registry)
+        with pytest.raises(Fenced):
+            registry.leave_gap(KEY, 100, b"\n[lost]\n", runner="another")
+        assert registry.get(KEY).output_end == 0
+
+    @pytest.mark.parametrize(("channel", "least"), [(Channel.OUTPUT, "output_end"), (Channel.BODY, "body_end")])
+    def test_a_job_of_which_less_is_there_than_its_runner_knows_does_not_end(self, registry, channel, least):
+        running(registry)
+        write(registry, KEY, b"abc", channel)
+        with pytest.raises(BadOffset) as refused:
+            registry.finish(KEY, RUNNER, JobState.FINISHED, **{least: 4})
+        assert refused.value.end == 3
+        assert registry.get(KEY).state is JobState.RUNNING
+        write(registry, KEY, b"d", channel)
+        assert registry.finish(KEY, RUNNER, JobState.FINISHED, **{least: 4})
+
     @pytest.mark.parametrize("channel", WRITTEN)
     @pytest.mark.parametrize(("offset", "data"), [(0, b"abcd"), (4, b"efgh"), (2, b"cde"), (7, b"h"), (3, b"")])
     def test_repeating_what_is_stored_is_a_no_op(self, registry, channel, offset, data):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -457,6 +458,35 @@ def test_jobs_that_made_room_leave_nothing_behind(make):
         assert held_by_us() - before < 8000
     finally:
         tracemalloc.stop()
+
+
+def test_when_the_wall_clock_is_set_jobs_expire_in_their_time_all_the_same(monkeypatch):
+    with MemoryRegistry(ttl=0.001) as registry:
+        before = registry.clock()
+        assert abs(before - time.time()) < 60.0
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert before <= registry.clock() < before + 60.0
+        ended(registry)
+        while registry.evict() != (0, 1):
+            assert registry.clock() < before + LONG
+
+
+@pytest.mark.parametrize("how", ["adding", "evicting"])
+def test_when_a_clock_goes_back_nothing_is_kept_for_longer_than_its_ttl_from_then(make, clock, how):
+    registry = make(ttl=60.0, pending_ttl=60.0)
+    ended(registry, "before")
+    added(registry, "waits")
+    registry.evict()
+    clock.advance(-3600.0)
+    ended(registry, "after")
+    for _ in range(2):
+        added(registry, f"looks {clock()}") if how == "adding" else registry.evict()
+        clock.advance(60.0)
+    for name in ("before", "after"):
+        with pytest.raises(JobExpired):
+            registry.get(key_of(name))
+    added(registry, "looks") if how == "adding" else registry.evict()
+    assert {"before", "after"}.isdisjoint(registry._records[key].job.title for key in registry._records)
 
 
 def test_adding_a_job_evicts_what_is_due_but_not_more_often_than_every_second(make, clock):

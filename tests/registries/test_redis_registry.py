@@ -47,6 +47,7 @@ from tests.registries.registry_contract import (
     blocked_on,
     done,
     ended,
+    remembers_the_last_three,
     running,
     write,
 )
@@ -279,6 +280,7 @@ def test_all_keys_of_a_job_are_in_one_slot_and_those_of_the_index_in_another(
 
 def test_a_script_touches_no_key_that_it_does_not_declare() -> None:
     names = "RECORD|GONE|REQUEST|OUTPUT|BODY|WAKE|BYTES|JOBS|PENDING|RUNNING|DUE|ENDED|LAST|QUEUE|NAME|PROCESSES|HELD"
+    names += "|EXPIRED"
     declared = rf"({names}|KEYS\[group\]|key(?=, ARGV\[9\])|where == 'pending' and PENDING or RUNNING)[,)]"
     scripts = list((ROOT / "bgmiddleware" / "registries" / "_redis" / "lua").glob("*.lua"))
     assert len(scripts) > 10
@@ -420,6 +422,29 @@ def test_the_server_forgets_by_itself_and_remembers_that_it_did(make: Make, serv
     with pytest.raises(JobNotFound):
         registry.get(KEY)
     added(registry)
+
+
+def test_what_is_remembered_of_expired_jobs_is_bounded(make: Make, server: Any, clock: Clock) -> None:
+    registry = make(prefix="bg", clock=clock, max_jobs=3, ttl=60.0)
+    remembers_the_last_three(registry, clock)
+    assert len(list(server.scan_iter("bg:*:gone"))) == 3
+    assert server.zcard("{bg}:expired") == 3
+    added(registry, "c")
+    assert server.zcard("{bg}:expired") == 2
+    assert registry.discard(key_of("c"))
+    with pytest.raises(JobNotFound):
+        registry.get(key_of("c"))
+
+
+def test_those_who_made_room_are_remembered_within_the_same_bound(make: Make, server: Any, clock: Clock) -> None:
+    registry = make(prefix="bg", clock=clock, max_jobs=2, ttl=60.0)
+    for number in range(8):
+        ended(registry, f"job {number}")
+        clock.advance(1.0)
+    registry.evict()
+    assert server.zcard("{bg}:expired") == 2
+    expired = [number for number in range(8) if server.exists(f"bg:{{{key_of(f'job {number}')}}}:gone")]
+    assert expired == [4, 5, 6, 7]  # of which two have made room, and two are there
 
 
 def test_who_made_room_is_forgotten_at_once(make: Make, server: Any) -> None:

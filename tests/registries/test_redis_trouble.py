@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import Channel, Fenced, Job, JobNotFound, JobState, RegistryError
+from bgmiddleware import Channel, ConfigurationError, Fenced, Job, JobNotFound, JobState, RegistryError
 from bgmiddleware._jobs import key_of
 from tests.conftest import needs
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module
@@ -708,3 +708,137 @@ def test_a_runner_whose_job_was_lost_while_its_server_was_away_is_fenced_off(
         with pytest.raises(Fenced):
             registry.append(KEY, Channel.OUTPUT, 0, b"x", runner=RUNNER)
         assert registry.renew(KEY, RUNNER, lease=LONG).ok is False
+
+
+def test_a_long_gap_in_an_output_is_a_dropped_range(make: Make, redis_server: RedisServer) -> None:
+    registry = make(redis_server.url, max_output=1000)
+    running(registry)
+    write(registry, KEY, b"abc")
+    note = b"\n[lost]\n"
+    end = registry.leave_gap(KEY, 10**8, note, runner=RUNNER)
+    assert end == registry.leave_gap(KEY, 10**8, note, runner=RUNNER) == 10**8 + len(note)
+    assert registry.get(KEY).output_dropped == (3, 10**8)
+    assert registry.read(KEY, Channel.OUTPUT, 0) == (0, b"abc")
+    assert registry.read(KEY, Channel.OUTPUT, 3) == (10**8, note)
+    for _ in range(3):  # more than the ring has room for
+        end = registry.append(KEY, Channel.OUTPUT, end, bytes(range(200)) * 2, runner=RUNNER)
+    assert registry.get(KEY).output_dropped == (3, end - 997)
+    assert registry.read(KEY, Channel.OUTPUT, 3) == (end - 997, (bytes(range(200)) * 6)[-997:])
+    assert registry.append(KEY, Channel.OUTPUT, end - 10, bytes(range(190, 200)), runner=RUNNER) == end
+    later = registry.leave_gap(KEY, end + 10**6, note, runner=RUNNER)
+    assert later == end + 10**6 + len(note)
+    assert registry.get(KEY).output_dropped == (3, end + 10**6)
+    assert registry.read(KEY, Channel.OUTPUT, 3) == (end + 10**6, note)
+
+
+def test_a_short_gap_in_an_output_is_filled_and_its_range_is_known(registry: RedisRegistry) -> None:
+    running(registry)
+    write(registry, KEY, b"abc")
+    assert registry.leave_gap(KEY, 200, b"\n[lost]\n", runner=RUNNER) == 200
+    assert registry.get(KEY).output_dropped == (3, 200)
+    assert registry.read(KEY, Channel.OUTPUT, 0).data == b"abc\n[lost]\n".ljust(199) + b"\n"
+
+
+def test_a_job_is_not_given_up_as_soon_as_its_server_is_back(make: Make, own_server: RedisServer) -> None:
+    """Who runs it could not say that it is there."""
+    clock = [1000.0]
+    registry = make(own_server.url, clock=lambda: clock[0])
+    running(registry, lease=15.0)
+    added(registry, "waits")
+    clock[0] += 20.0
+    own_server.kill()
+    with pytest.raises(RegistryError):
+        registry.get(KEY)
+    own_server.start()
+    with redis.Redis.from_url(own_server.url) as client:
+        assert client.dbsize() == 0  # it has no copy on disk
+    running(registry, lease=15.0)
+    clock[0] += 20.0
+    added(registry, "new")
+    assert registry.renew(KEY, RUNNER, lease=15.0).ok
+    assert registry.get(KEY).state is JobState.RUNNING
+
+
+@pytest.mark.parametrize("trouble", ["READONLY", "MASTERDOWN"])
+def test_a_server_that_is_no_primary_any_more_is_left(
+    registry: RedisRegistry, own_server: RedisServer, make: Make, trouble: str
+) -> None:
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as server:
+        registry = make(own_server.url)
+        running(registry)
+        before = {client["id"] for client in server.client_list() if client["id"] != str(server.client_id())}
+        assert before
+        if trouble == "MASTERDOWN":
+            server.config_set("replica-serve-stale-data", "no")
+        server.replicaof("127.0.0.1", "1")
+        with pytest.raises(RegistryError):
+            write(registry, KEY, b"abc")
+        server.replicaof("NO", "ONE")
+        write(registry, KEY, b"abc")
+        now = {client["id"] for client in server.client_list()}
+        assert not before & now
+        assert all_of(registry, KEY) == b"abc"
+
+
+def test_who_waits_at_a_server_that_is_no_primary_any_more_goes_on(own_server: RedisServer, make: Make) -> None:
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as server:
+        registry = make(own_server.url)
+        running(registry)
+        waiting = begun(lambda: registry.wait(KEY, 0, LONG))
+        eventually(lambda: any(client["flags"] == "b" for client in server.client_list()))
+        server.replicaof("127.0.0.1", "1")
+        server.replicaof("NO", "ONE")
+        write(registry, KEY, b"abc")
+        assert done(waiting).output_end == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("I/O operation on closed file"), LookupError("unknown encoding: idna")])
+def test_whatever_the_library_raises_is_a_registry_error(registry: RedisRegistry, error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(RegistryError, match=str(error)):
+        registry._server.link._call(fail)
+
+
+@pytest.fixture
+def sentinel(own_server: RedisServer, tmp_path: Path) -> Iterator[int]:
+    """The port of a sentinel that knows the own server as ``jobs``."""
+    known = redis.connection.parse_url(own_server.url)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor jobs {known['host']} {known['port']} 1\n"
+    )
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("needs the redis-server of the system: it is a sentinel too")
+    process = subprocess.Popen([program, str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis(port=port, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.05), 200)) as client:
+            client.ping()
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sentinels_say_where_the_server_is(sentinel: int, make: Make, own_server: RedisServer) -> None:
+    registry = make(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel}/jobs/1")
+    assert registry._server.shown == f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel}/jobs/1"
+    running(registry)
+    write(registry, KEY, b"abc")
+    assert make(own_server.url.rpartition("/")[0] + "/1").get(KEY).output_end == 3
+
+
+def test_a_service_that_no_sentinel_knows_is_an_error_of_the_registry(sentinel: int, make: Make) -> None:
+    with pytest.raises(RegistryError):
+        make(f"redis+sentinel://127.0.0.1:{sentinel}/other").get(KEY)
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://host", "redis+sentinel://host:x/jobs", "redis+sentinel:///jobs"])
+def test_a_url_of_sentinels_names_hosts_and_a_service(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="sentinel"):
+        RedisRegistry(url)

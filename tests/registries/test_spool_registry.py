@@ -38,6 +38,7 @@ from bgmiddleware.registries._spool import directory as _directory
 from bgmiddleware.registries._spool import index as _index
 from bgmiddleware.registries._spool import jobfiles as _jobfiles
 from bgmiddleware.registries._spool import layout as _layout
+from bgmiddleware.registries._spool import room as _room
 from bgmiddleware.registries._spool import waking as _waking
 from bgmiddleware.registries._spool import writer as _writer
 from bgmiddleware.registries.base import END
@@ -261,6 +262,17 @@ def test_a_file_is_no_directory(make, directory):
 def test_a_broken_link_is_refused(make, directory, tmp_path):
     directory.symlink_to(tmp_path / "nowhere")
     refused(make(directory), "No such file")
+
+
+def test_a_link_leads_to_a_directory_that_is_checked(make, directory, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    other.chmod(0o777)
+    directory.symlink_to(other)
+    refused(make(directory), "others may write to it")
+    other.chmod(0o755)
+    added(make(directory))
+    assert (other / "index.db").exists()
 
 
 def test_a_directory_of_somebody_else_is_refused(make, directory):
@@ -582,6 +594,7 @@ def test_on_a_full_disk_an_append_leaves_nothing_and_the_job_ends_truthfully(mak
     with mounted(tmp_path / "disk", "size=3m"):
         registry = make(tmp_path / "disk" / "jobs")
         key = added(registry)
+        other = added(registry, "another")
         if channel is not Channel.REQUEST:
             registry.claim(key, RUNNER, lease=LONG)
         end = 0
@@ -595,7 +608,8 @@ def test_on_a_full_disk_an_append_leaves_nothing_and_the_job_ends_truthfully(mak
         if channel is Channel.REQUEST:
             registry.claim(key, RUNNER, lease=LONG)
         assert registry.renew(key, RUNNER, lease=LONG, progress=Progress(1)).ok
-        other = added(registry, "another")
+        with pytest.raises(RegistryError, match=os.strerror(errno.ENOSPC)):
+            added(registry, "a third")
         assert registry.claim(other, RUNNER)
         assert registry.finish(other, RUNNER, JobState.FAILED, reason="the disk is full")
         assert registry.finish(key, RUNNER, JobState.FINISHED)
@@ -604,6 +618,120 @@ def test_on_a_full_disk_an_append_leaves_nothing_and_the_job_ends_truthfully(mak
         registry.claim(added(registry), RUNNER)
         assert write(registry, KEY, b"there is room again") == 19
         registry.close()
+
+
+@pytest.mark.parametrize("by", ["its own jobs", "others"])
+@pytest.mark.parametrize("who", ["the same process", "a new one"])
+def test_when_its_jobs_expire_a_full_disk_has_room_again(make, tmp_path, clock, by, who):
+    disk = tmp_path / "disk"
+    with mounted(disk, "size=4m"):
+        registry = make(disk / "jobs", ttl=60.0)
+        names = [f"job {number}" for number in range(8)]
+        for name in names:
+            running(registry, name, lease=600.0)
+        for name in names:
+            filled(registry, key_of(name), Channel.OUTPUT, 0, os.urandom(50_000))
+        with pytest.raises(RegistryError, match=os.strerror(errno.ENOSPC)):
+            added(registry, "too many")
+        if by == "others":
+            fill(disk / "filler")
+            assert free_of(disk) == 0
+        for name in names:  # half of the reserve is there for them
+            assert registry.finish(key_of(name), RUNNER, JobState.FINISHED)
+            assert registry.get(key_of(name)).state is JobState.FINISHED
+        if by == "others":
+            fill(disk / "more")
+            assert free_of(disk) == 0
+        if who == "a new one":
+            registry.close()
+            registry = make(disk / "jobs", ttl=60.0)
+        clock.advance(60.0)
+        assert sum(registry.evict(3)) == 3
+        added(registry, "there is room again")
+        assert registry.claim(key_of("there is room again"), RUNNER)
+        assert registry.append(key_of("there is room again"), Channel.OUTPUT, 0, b"x" * 1000, runner=RUNNER) == 1000
+        registry.evict()
+        assert (disk / "jobs" / "reserve").stat().st_size > 0
+        registry.close()
+
+
+@pytest.mark.parametrize("channel", [Channel.OUTPUT, Channel.BODY])
+def test_bytes_that_find_no_room_take_that_of_jobs_that_have_expired(make, tmp_path, clock, channel):
+    with mounted(tmp_path / "disk", "size=3m"):
+        registry = make(tmp_path / "disk" / "jobs", ttl=60.0)
+        running(registry)
+        old = running(registry, "old")
+        filled(registry, old, Channel.OUTPUT, 0, os.urandom(50_000))
+        registry.finish(old, RUNNER, JobState.FINISHED)
+        with pytest.raises(RegistryError):
+            registry.append(KEY, channel, 0, b"x" * 500_000, runner=RUNNER)
+        clock.advance(60.0)
+        assert registry.append(KEY, channel, 0, b"x" * 500_000, runner=RUNNER) == 500_000
+        registry.close()
+
+
+def test_a_disk_on_which_others_left_nothing_free_is_not_full_for_ever(make, tmp_path, clock):
+    disk = tmp_path / "disk"
+    with mounted(disk, "size=4m"):
+        registry = make(disk / "jobs", ttl=60.0)
+        ended(registry, output=b"kept")
+        fill(disk / "filler")
+        for _ in range(3):
+            with pytest.raises(RegistryError, match=os.strerror(errno.ENOSPC)):
+                added(registry, "two")
+        assert all_of(registry, KEY) == b"kept"
+        (disk / "filler").unlink()
+        added(registry, "two")
+        registry.close()
+
+
+def test_what_is_kept_in_reserve_is_made_by_the_first_use_and_given_back_when_it_is_needed(tmp_path):
+    disk = tmp_path / "disk"
+    with mounted(disk, "size=4m"):
+        room = _room.Room(str(disk))
+        assert not room.is_low()
+        room.keep()
+        size = (disk / "reserve").stat().st_size
+        assert size == 4 * 1024 * 1024 // 8 // 2
+        assert stat.S_IMODE((disk / "reserve").stat().st_mode) == 0o600
+        room.spare()
+        assert (disk / "reserve").exists()
+        fill(disk / "filler")
+        assert room.is_low()
+        room.spare()
+        assert free_of(disk) >= size
+        room.keep()  # there is not enough for it and the index
+        assert free_of(disk) >= size
+        (disk / "filler").unlink()
+        room.keep()
+        assert (disk / "reserve").stat().st_size == size
+
+
+def test_where_no_large_file_may_be_written_there_is_no_reserve_and_all_else_works(directory):
+    script = """
+        import resource, sys
+        from bgmiddleware import Job
+        from bgmiddleware.registries.spool import SpoolRegistry
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, resource.RLIM_INFINITY))
+        with SpoolRegistry(sys.argv[1]) as registry:
+            print(registry.add(Job("0" * 32, "title")).title)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(directory)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+    assert (said.stdout, said.stderr) == ("title\n", "")
+    assert not (directory / "reserve").exists()
+
+
+def fill(file: Path) -> None:
+    """Take all that is free on the disk of a file."""
+    with file.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"x" * 4096)
+
+
+def free_of(disk: Path) -> int:
+    system = os.statvfs(disk)
+    return system.f_bavail * system.f_frsize
 
 
 def filled(registry: SpoolRegistry, key: str, channel: Channel, end: int, chunk: bytes) -> tuple[int, RegistryError]:
@@ -1562,3 +1690,24 @@ def test_another_registry_of_the_process_takes_no_lock_of_the_first_ones_connect
     assert held
     added(make(directory), "two")
     assert locks_of_index() >= held
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_was_forgotten_at_the_end_of_a_job_is_in_no_file_any_more(tmp_path: Path, reads: bool) -> None:
+    with SpoolRegistry(tmp_path / "jobs") as registry:
+        for number in range(30):
+            key = registry.add(Job(key_of(f"{number}"), "job", request={"HTTP_COOKIE": "a secret " + "x" * 500})).key
+            registry.append(key, Channel.REQUEST, 0, b"a secret in a body")
+            registry.claim(key, RUNNER)
+            registry.finish(key, RUNNER, JobState.FINISHED)
+        if reads:  # then it stays for now
+            with registry._store.reading() as database:
+                cursor = database.execute("SELECT document FROM jobs")
+                cursor.fetchone()
+                registry.evict()
+                cursor.close()
+        registry.evict()
+        files = [path for path in (tmp_path / "jobs").rglob("*") if path.is_file()]
+        assert len(files) > 30
+        for path in files:
+            assert b"a secret" not in path.read_bytes(), path.name

@@ -17,9 +17,12 @@ from bgmiddleware._recording import (
     MAX_BODY,
     RecordedRequest,
     RememberingInput,
+    as_it_came,
+    length_of,
     record_request,
     replay_environ,
     title_of,
+    without_traces,
 )
 
 SIZES = (0, 1, 65535, 65536, 65537, IN_MEMORY - 1, IN_MEMORY, IN_MEMORY + 1, 3 * IN_MEMORY)
@@ -48,6 +51,13 @@ def environ_of(body: Any = b"", /, **more: Any) -> dict[str, Any]:
     setup_testing_defaults(environ)
     environ["wsgi.input"] = io.BytesIO(body) if isinstance(body, bytes) else body
     return {**environ, **more}
+
+
+def whole_of(body: RememberingInput) -> bytes:
+    rewound = body.rewind()
+    data = b"".join(rewound.read(1) for _ in range(12))
+    body.forget()
+    return data
 
 
 def whole(request: RecordedRequest) -> bytes:
@@ -95,7 +105,7 @@ def test_what_else_middlewares_put_in_is_kept_for_this_process_only():
     "key",
     """wsgi.input wsgi.errors wsgi.file_wrapper wsgi.early_hints waitress.client_disconnected gunicorn.socket
     werkzeug.socket werkzeug.request uwsgi.node mod_wsgi.version apache.version granian.x gevent.x cheroot.x
-    bottle.app webob.adhoc_attrs""".split(),
+    bottle.app bottle.request.body webob._parsed_post_vars werkzeug.server.shutdown eventlet.posthooks""".split(),
 )
 def test_objects_of_the_server_and_caches_of_frameworks_are_dropped(key):
     environ = environ_of()
@@ -103,6 +113,114 @@ def test_objects_of_the_server_and_caches_of_frameworks_are_dropped(key):
     request = record_request(environ)
     assert key not in request.kept
     assert key not in request.environ
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("webob.adhoc_attrs", {"user": "ann"}),
+        ("webob.client.timeout", 5),
+        ("werkzeug.debug.preserve_context", [].append),
+        ("werkzeug.proxy_fix.orig", {"REMOTE_ADDR": "10.0.0.1"}),
+        ("flask._preserve_context", True),
+        ("bottle.request.ext.user", "ann"),
+        ("paste.testing_variables", {}),
+    ],
+)
+def test_what_middlewares_and_test_clients_put_in_is_kept(key, value):
+    assert record_request(environ_of(**{key: value})).kept[key] is value
+
+
+def test_the_attributes_of_a_request_that_the_app_adds_are_not_the_requests_as_it_came():
+    environ = environ_of(**{"webob.adhoc_attrs": {"user": "ann"}})
+    recorded = as_it_came(environ)
+    environ["webob.adhoc_attrs"]["session"] = object()
+    assert record_request(recorded).kept["webob.adhoc_attrs"] == {"user": "ann"}
+
+
+def test_what_the_app_kept_of_a_request_that_it_saw_is_left_out():
+    keys = ("webob.adhoc_attrs", "bottle.request.ext.user", "werkzeug.url_adapter", "flask.request")
+    environ = without_traces(environ_of(**{"my.own": 1}, **dict.fromkeys(keys, object())))
+    assert environ.keys() == environ_of(**{"my.own": 1}).keys()
+
+
+READER = {
+    "HTTP_ACCEPT_ENCODING": "gzip, br",
+    "HTTP_TE": "trailers",
+    "HTTP_EXPECT": "100-continue",
+    "HTTP_RANGE": "bytes=0-9",
+    "HTTP_IF_RANGE": '"e"',
+}
+CONDITIONS = {
+    "HTTP_IF_NONE_MATCH": '"e"',
+    "HTTP_IF_MATCH": '"e"',
+    "HTTP_IF_MODIFIED_SINCE": "Thu, 01 Jan 2026 00:00:00 GMT",
+    "HTTP_IF_UNMODIFIED_SINCE": "Thu, 01 Jan 2026 00:00:00 GMT",
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+def test_what_concerns_the_first_reader_only_is_not_recorded(method):
+    stored = record_request(environ_of(REQUEST_METHOD=method, **READER, **CONDITIONS, HTTP_IF="(<urn:lock>)")).environ
+    assert not READER.keys() & stored.keys()
+    assert stored["HTTP_IF"] == "(<urn:lock>)"
+    for name, value in CONDITIONS.items():
+        assert stored.get(name) == (None if method == "GET" else value), "what guards a change is the app's"
+
+
+def test_a_range_in_a_unit_of_the_app_is_recorded():
+    stored = record_request(environ_of(HTTP_RANGE="items=0-9", HTTP_IF_RANGE='"e"')).environ
+    assert (stored["HTTP_RANGE"], stored["HTTP_IF_RANGE"]) == ("items=0-9", '"e"')
+
+
+def test_of_a_body_in_chunks_a_length_says_nothing():
+    chunked = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}
+    for length in ("2", "99", "x"):
+        request = record_request(environ_of(b"body", CONTENT_LENGTH=length, **chunked))
+        assert whole(request) == b"body"
+        assert request.environ["CONTENT_LENGTH"] == "4"
+
+
+def test_an_environ_without_an_input_has_no_body():
+    environ = environ_of(CONTENT_LENGTH="4")
+    del environ["wsgi.input"]
+    request = record_request(environ)
+    assert whole(request) == b""
+    assert request.environ["CONTENT_LENGTH"] == "0"
+
+
+@pytest.mark.parametrize("size", [-1, None])
+@pytest.mark.parametrize("piece", [3, 100])
+def test_a_watched_body_that_is_read_as_a_whole_is_not_read_beyond_its_length(size, piece):
+    body = RememberingInput(Input(b"first second", piece, ends=False), 100, 12)
+    assert body.read(5)[:3] == b"fir"
+    rest = body.read(size)
+    assert body.read(size) == b""
+    assert b"first second".endswith(rest)
+    assert whole_of(body) == b"first second"
+
+
+@pytest.mark.parametrize(
+    ("environ", "length"),
+    [
+        ({"CONTENT_LENGTH": "12"}, 12),
+        ({"CONTENT_LENGTH": "12", "HTTP_TRANSFER_ENCODING": "chunked"}, None),
+        ({"CONTENT_LENGTH": ""}, None),
+        ({"CONTENT_LENGTH": "x"}, None),
+        ({"CONTENT_LENGTH": "9" * 5000}, None),
+        ({}, None),
+    ],
+)
+def test_the_length_of_a_body_is_what_the_client_said(environ, length):
+    assert length_of(environ) == length
+
+
+@pytest.mark.parametrize("size", [-1, None])
+def test_a_body_that_was_read_in_part_is_whole_again_however_it_is_read(size):
+    body = RememberingInput(io.BytesIO(b"first second"), 100)
+    assert body.read(5) == b"first"
+    assert body.rewind().read(size) == b"first second"
+    body.forget()
 
 
 def test_the_copy_is_not_touched_when_the_server_empties_its_environ():

@@ -449,7 +449,8 @@ def test_an_app_that_returns_no_iterable_fails(replay):
 
 
 @pytest.mark.parametrize(
-    "status", ["200", "20 OK", "200OK", "OK", "", "two hundred", "2000 OK", "²00 OK", 200, b"200 OK", None]
+    "status",
+    ["20 OK", "200OK", "OK", "", "two hundred", "2000 OK", "²00 OK", 200, b"OK", b"200 OK\n", None, "101 Later"],
 )
 def test_a_status_that_is_none_fails(replay, status):
     ran = replay(answering(b"x", status=status)[0])
@@ -473,9 +474,11 @@ def test_what_is_not_latin_1_fails_in_the_job_and_not_at_each_reader(replay, sta
 @pytest.mark.parametrize(
     "headers",
     [
-        (("X", "1"),),
-        iter([("X", "1")]),
         {"X": "1"},
+        {"XY": "1"},
+        "X1",
+        [("X Y", "1")],
+        [("", "1")],
         [("X", 1)],
         [(b"X", "1")],
         [("X", b"1")],
@@ -494,6 +497,46 @@ def test_headers_that_are_none_fail(replay, headers):
     assert ran.job.state is JobState.FAILED
     assert ran.job.reason.startswith(("TypeError", "ValueError"))
     assert ran.job.response is None
+
+
+class Marked(str):
+    """A text of a template: a str that is none by its type."""
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ("200", "200 "),
+        ("200 Okay", "200 Okay"),
+        ("200 Script output follows", "200 Script output follows"),
+        (b"404 Nowhere", "404 Nowhere"),
+        (" 200 OK ", "200 OK"),
+        (Marked("200 OK"), "200 OK"),
+    ],
+)
+def test_a_status_that_servers_take_is_taken(replay, given, recorded):
+    ran = replay(answering(b"x", status=given)[0])
+    assert (ran.job.state, ran.body) == (JobState.FINISHED, b"x")
+    assert ran.job.response.status == recorded
+    assert type(ran.job.response.status) is str
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ((("X", "1"), ("Y", "2")), (("X", "1"), ("Y", "2"))),
+        (iter([("X", "1")]), (("X", "1"),)),
+        ([["X", "1"]], (("X", "1"),)),
+        ([("X ", " 1\t"), (" Y", "a  b")], (("X", "1"), ("Y", "a  b"))),
+        ([(Marked("X"), Marked("1"))], (("X", "1"),)),
+        ((("Connection", "close"), ("X", "")), (("X", ""),)),
+    ],
+)
+def test_headers_that_servers_take_are_taken(replay, given, recorded):
+    ran = replay(answering(b"x", headers=given)[0])
+    assert (ran.job.state, ran.body) == (JobState.FINISHED, b"x")
+    assert ran.job.response.headers == recorded
+    assert {type(text) for header in ran.job.response.headers for text in header} == {str}
 
 
 def test_a_body_larger_than_the_registry_takes_fails_and_says_so():

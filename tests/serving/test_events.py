@@ -474,3 +474,18 @@ def test_the_parser_of_these_tests_reads_a_stream_as_a_browser_does() -> None:
     source = EventSource()
     assert source.feed(b"id: 5\ndata: half") == []
     assert source.feed(b"\n\n")[0].id == "5"
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_the_first_block_has_data(opens: Opener, is_over: bool) -> None:
+    play = Play()
+    site, client = opens(play)
+    target = start(client, "/")
+    if is_over:
+        play.answers()
+        ended(site, target)
+    with client.stream("GET", f"{target}&_view=events") as (_, _, chunks):
+        first = next(chunks).partition(b"\n\n")[0].decode().split("\n")
+    assert first[0] == "retry: 1000"
+    assert any(line.startswith("data: ") for line in first)
+    play.answers()

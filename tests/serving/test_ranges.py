@@ -63,6 +63,32 @@ def test_a_range_is_a_part_of_it(whole: tuple[Client, str], asked: str, begin: i
     assert reply["Content-Type"].startswith("text/plain")
 
 
+def test_the_last_bytes_of_nothing_are_nothing(opens: Opener) -> None:
+    site, client = opens(answering(b""))
+    target = start(client, "/")
+    ended(site, target)
+    for view in ("log", "result"):
+        reply = client.request("GET", f"{target}&_view={view}", range="bytes=-3")
+        assert (reply.status, reply.body) == (200, b"")
+        assert client.request("GET", f"{target}&_view={view}", range="bytes=0-").status == 416
+
+
+def test_a_file_that_the_server_in_front_sends_is_its_own_to_divide(opens: Opener) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        named = ("Content-Disposition", "attachment; filename=rows.csv")
+        start_response("200 OK", [("Content-Type", "text/csv"), named, ("X-Accel-Redirect", "/files/rows.csv")])
+        return []
+
+    site, client = opens(app)
+    target = start(client, "/")
+    ended(site, target)
+    reply = client.request("GET", f"{target}&_view=result", range="bytes=0-9", if_none_match="*")
+    assert (reply.status, reply["X-Accel-Redirect"]) == (200, "/files/rows.csv")
+    assert reply["Content-Disposition"] == "attachment; filename=rows.csv"
+    assert "ETag" not in reply
+    assert "Accept-Ranges" not in reply
+
+
 @pytest.mark.parametrize("asked", ["bytes=70-", "bytes=70-80", "bytes=999-", "bytes=-0"])
 def test_a_range_of_nothing_is_416_and_says_how_much_there_is(whole: tuple[Client, str], asked: str) -> None:
     client, target = whole

@@ -459,6 +459,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "output": {"start": 0, "end": 7, "dropped": None},
         "estimate": None,
         "status_code": 201,
+        "response": {"status": "201 Created", "content_type": "text/plain", "attachment": False},
         "links": {
             "self": f"?1&_t={token}",
             "log": f"?1&_t={token}&_view=log",

@@ -3,12 +3,14 @@
 import contextlib
 import re
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from webob.dec import wsgify
 
 from bgmiddleware import (
     BackgroundMiddleware,
@@ -21,12 +23,15 @@ from bgmiddleware import (
     marks,
     owners,
 )
+from bgmiddleware._jobs import key_of
 from bgmiddleware._starting import starter
+from bgmiddleware._starting.multipart import digest_of_parts
 from bgmiddleware.registries import open_registry
 from tests.conftest import needs
 from tests.kit.apps import WAIT
 from tests.kit.clients import InProcess, ended, environ, start
-from tests.kit.readers import BOTH, PLAIN, Clock, Opener, Play, opened, token_of
+from tests.kit.fleets import celery_fleet, rq_fleet  # noqa: F401  # fixtures
+from tests.kit.readers import BOTH, ELSEWHERE, PLAIN, Clock, Opener, Play, opened, token_of
 from tests.kit.redis_server import redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
 
@@ -101,6 +106,112 @@ def test_another_request_with_the_same_key_is_422(
     ended(site, first)
     assert app.runs == ["/pay"]
     assert len(site.registry.jobs()) == 1, "nothing is kept of what was refused"
+
+
+# A body of several parts is what its parts are.
+
+
+def form(boundary: str, *parts: tuple[str, bytes], kind: str = "multipart/form-data") -> dict[str, Any]:
+    lines = b"".join(f"--{boundary}\r\n{head}\r\n\r\n".encode() + content + b"\r\n" for head, content in parts)
+    mark = f'"{boundary}"' if " " in boundary else boundary
+    return {"content_type": f"{kind}; boundary={mark}", "body": lines + f"--{boundary}--\r\n".encode()}
+
+
+FILE = 'Content-Disposition: form-data; name="rows"; filename="rows.csv"\r\nContent-Type: text/csv'
+FIELD = 'Content-Disposition: form-data; name="year"'
+SENT = form("one", (FIELD, b"2026"), (FILE, b"a,b\r\n--one-more\r\n" * 40_000))
+CONTENT = b"a,b\r\n--one-more\r\n" * 40_000
+
+
+def send(client: Any, sent: dict[str, Any], **headers: str) -> Any:
+    headers = {"content_type": sent["content_type"], **KEY, **headers}
+    return client.request("POST", "/pay", sent["body"], accept="application/json", **headers)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        form("two", (FIELD, b"2026"), (FILE, CONTENT)),
+        form("with space", (FIELD, b"2026"), (FILE, CONTENT)),
+        form("one-more-time", (FIELD, b"2026"), (FILE, CONTENT)),
+        form("two", (FIELD.replace("Content-Disposition:", "content-disposition: "), b"2026"), (FILE, CONTENT)),
+        form("two", (FIELD, b"2026"), ("\r\n".join(reversed(FILE.split("\r\n"))), CONTENT)),
+    ],
+)
+def test_a_form_that_is_sent_again_with_another_boundary_is_the_same_request(
+    opens: Opener, again: dict[str, Any]
+) -> None:
+    site, client = opens(Counting())
+    first = send(client, SENT)
+    assert first.status == 202
+    ended(site, "/pay" + first["Location"])
+    assert (reply := send(client, again)).status == 202
+    assert reply.json["token"] == first.json["token"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        form("one", (FIELD, b"2027"), (FILE, CONTENT)),
+        form("two", (FIELD, b"2026"), (FILE, CONTENT + b"x")),
+        form("two", (FIELD, b"2026"), (FILE.replace("rows.csv", "more.csv"), CONTENT)),
+        form("two", (FIELD, b"2026"), (FILE.replace("text/csv", "text/plain"), CONTENT)),
+        form("two", (FIELD.replace("year", "month"), b"2026"), (FILE, CONTENT)),
+        form("two", (FILE, CONTENT), (FIELD, b"2026")),
+        form("two", (FIELD, b"2026"), (FILE, CONTENT), (FIELD, b"")),
+        form("two", (FIELD, b"2026")),
+        form("two"),
+        form("two", (FIELD, b"2026"), (FILE, CONTENT), kind="multipart/mixed"),
+        {**SENT, "body": SENT["body"][:-8]},
+        {**SENT, "body": SENT["body"].replace(b"--one\r\n", b"--one x\r\n")},
+        {**SENT, "content_type": "multipart/form-data"},
+        {"content_type": "application/octet-stream; boundary=one", "body": SENT["body"]},
+    ],
+)
+def test_a_form_with_other_parts_is_another_request(opens: Opener, other: dict[str, Any]) -> None:
+    site, client = opens(Counting())
+    first = send(client, SENT)
+    ended(site, "/pay" + first["Location"])
+    assert send(client, other).status == 422
+
+
+def test_parts_are_told_apart_wherever_a_piece_of_the_body_ends() -> None:
+    sent = form("b", (FIELD, b""), (FILE, b"\r\n--\r\n--b2\r\n-"))["body"]
+    whole = digest_of_parts(iter([sent]), b"b")
+    assert whole is not None
+    for size in range(1, 40):
+        assert digest_of_parts((sent[at : at + size] for at in range(0, len(sent), size)), b"b") == whole
+
+
+def test_a_head_without_an_end_is_no_part() -> None:
+    assert digest_of_parts(iter([b"--b\r\n", *[b"x" * 65536] * 3]), b"b") is None
+
+
+def test_parts_are_read_without_the_whole_body_in_memory() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield f"--b\r\n{FILE}\r\n\r\n".encode()
+        for _ in range(200):
+            yield bytes(256 * 1024)
+        yield b"\r\n--b--"
+
+    tracemalloc.start()
+    assert digest_of_parts(chunks(), b"b") is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 1024 * 1024
+
+
+def test_a_job_that_was_asked_to_stop_is_not_joined(opens: Opener) -> None:
+    app = Counting(blocked=True)
+    site, client = opens(app, single_flight=True)
+    first = start(client, "/r")
+    assert start(client, "/r") == first
+    client.request("DELETE", first)
+    again = start(client, "/r")
+    assert again != first
+    assert start(client, "/r") == again, "but the next one is"
+    app.may_end.set()
+    assert ended(site, again).state is JobState.FINISHED
 
 
 def test_other_keys_and_no_key_are_other_jobs(opens: Opener) -> None:
@@ -245,6 +356,22 @@ def test_where_something_cannot_be_compared_nobody_is_joined_and_the_log_says_wh
     with BackgroundMiddleware(app, when=marks.always, owner=owners.remote_user, **options) as site:
         tokens = [asked(site, **added, **{"a.user": object(), "REMOTE_USER": "ada"}) for _ in range(2)]
         assert tokens[0] == tokens[1] or not added, "an owner says who asks"
+
+
+def test_attributes_that_a_middleware_gives_a_request_of_webob_say_who_asks() -> None:
+    @wsgify.middleware  # type: ignore[untyped-decorator, unused-ignore]
+    def outside(request: Any, app: Any) -> Any:
+        request.user = request.headers["X-User"]
+        del request.headers["X-User"]
+        return request.get_response(app)
+
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        client = InProcess(outside(site))
+        ada, bob, again = (
+            token_of(client.request("POST", "/", b"10", **KEY, x_user=user)["Location"])
+            for user in ("ada", "bob", "ada")
+        )
+        assert ada == again != bob
 
 
 def test_of_an_app_that_takes_all_of_the_processs_environment_along_that_is_no_sign(
@@ -491,6 +618,28 @@ def test_nobody_joins_who_wants_it_in_another_form(opens: Opener, header: str) -
     assert one == again
 
 
+@pytest.mark.parametrize(
+    ("method", "header", "one", "other", "differs"),
+    [
+        ("GET", "range", "items=0-9", "items=10-19", True),
+        ("GET", "range", "bytes=0-9", "bytes=10-19", False),
+        ("PUT", "if_match", '"1"', '"2"', True),
+        ("GET", "if_none_match", '"1"', '"2"', False),
+        ("PUT", "if_unmodified_since", "yesterday", "today", True),
+        ("GET", "accept_encoding", "gzip", "br", False),
+    ],
+)
+def test_what_of_a_condition_reaches_the_job_tells_requests_apart(
+    opens: Opener, method: str, header: str, one: str, other: str, differs: bool
+) -> None:
+    app = Counting(blocked=True)
+    _, client = opens(app, single_flight=True)
+    tokens = [start(client, "/", method=method, **{header: value}) for value in (one, other, one)]
+    app.may_end.set()
+    assert (tokens[0] != tokens[1]) is differs
+    assert tokens[0] == tokens[2]
+
+
 def test_a_key_with_a_body_of_another_type_is_422(opens: Opener) -> None:
     _, client = opens(Counting())
     assert client.request("POST", "/", b"[1]", content_type="text/csv", **KEY).status == 303
@@ -604,6 +753,21 @@ def test_a_request_joins_one_of_another_process(
     ended(one, f"?_t={first}")
     third = two_sites(app, **options)
     assert (asked(third, **added) == first) is bool(added), "after a restart too"
+
+
+@pytest.mark.parametrize("opens", ELSEWHERE, indirect=True)
+def test_where_jobs_run_elsewhere_a_repetition_is_the_same_job_too(opens: Opener) -> None:
+    play = Play()
+    site, client = opens(play)
+    first = start(client, "/", body=b"10", **KEY)
+    assert start(client, "/", body=b"10", **KEY) == first
+    assert start(client, "/", body=b"10", x_api_key="bob", **KEY) != first
+    assert client.request("POST", "/", b"11", **KEY).status == 422
+    assert site.registry.get(key_of(token_of(first))).admitted
+    play.answers()
+    play.answers()
+    assert ended(site, first).state is JobState.FINISHED
+    assert start(client, "/", body=b"10", **KEY) == first
 
 
 class Slow(ThreadExecutor):

@@ -141,6 +141,9 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "stream_slots": ("0", lambda app: app._site.viewers.take_slot(lambda: False), None),
         "capture_logging": ("off", lambda app: app._starter.capture_logging, False),
         "capture_children": ("on", lambda app: app._starter.capture_children, True),
+        "tee": ("on", lambda app: app._starter.tee, True),
+        "details": ("off", lambda app: app._site.details, False),
+        "refuse_cross_site": ("on", lambda app: app._starter.refuse_cross_site, True),
         "token_name": ("job", lambda app: get(app, "/a/1")[1]["Location"][:5], "?job="),
     }
     of_other_executors = {"app", "max_jobs_per_child", "max_memory", "grace", "queue"}

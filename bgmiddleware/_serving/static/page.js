@@ -5,7 +5,12 @@ const given = JSON.parse($.data.textContent);
 const {self, looks, words} = given;
 let {job} = given;
 const over = () => job.ended_at !== null;
-let finished = over();
+// Who was just sent here, to a job that has ended meanwhile, wants its result; who comes back, or reloads, the page.
+const [entry] = performance.getEntriesByType("navigation");
+const early = over() && entry?.type === "navigate" && entry.redirectCount > 0;
+let finished = over() && !early;
+// What the page looks like: the state, but what was refused is no success.
+const face = () => (job.state === "finished" && job.status_code >= 400 ? "refused" : job.state);
 const view = (name) => `${self}&_view=${name}`;
 
 // What is said.
@@ -154,6 +159,21 @@ addEventListener("keydown", ({key}) => {
   if (key === "End" && document.activeElement === pane) follow(true);
 });
 
+addEventListener("keydown", (event) => {
+  const {activeElement: at, body} = document;
+  if (at !== body && !root.contains(at)) return;
+  if (event.key === "/" && at !== $.search && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault();
+    $.menu.open = true;
+    $.search.focus();
+  }
+  if (event.key !== "Escape") return;
+  close();
+  $.search.value = "";
+  $.search.oninput();
+  if (at.closest("#job-menu")) pane.focus();
+});
+
 // Transport: a stream while there is one to have, else looks at the pace that the server sets.
 
 let waited = 0;
@@ -254,12 +274,13 @@ function show(news, read = bar) {
   // What begins anew, a second bar say, is estimated anew.
   if (now < before || before === null) base = job.progress ? {at: 0, percent: 0} : {at: elapsed(), percent: now};
   const {state, status_code: code} = job;
-  const [symbol, colour, word] = looks[state];
-  root.dataset.job = state;
-  $.badge.textContent = `${symbol} ${word}`;
-  $.icon.href = given.icon.replace("STATE", state).replace("COLOUR", colour).replace("SYMBOL", symbol);
+  const [symbol, colour, word] = looks[face()];
+  root.dataset.job = face();
+  $.badge.textContent = `${symbol} ${plain(told())}`;
+  $.icon.href = given.icon.replace("STATE", face()).replace("COLOUR", colour).replace("SYMBOL", symbol);
   $.cancel.hidden = over() || job.cancel_requested_at !== null;
   $.result.hidden = state !== "finished" && !(state === "failed" && code >= 500);
+  $.save.hidden = state !== "finished" || code >= 400 || code === 204;
   $.notify.parentElement.hidden = over() || !window.Notification;
   const part = state === "finished" ? 100 : over() ? (now ?? 0) : now;
   if (part === null) $.progress.removeAttribute("value");
@@ -271,8 +292,13 @@ function show(news, read = bar) {
   const step = over() ? 100 : Math.min(75, Math.floor(now / 25) * 25);
   if (!finished && step > announced) {
     announced = step;
-    $.status.textContent = over() ? word : `${step} %`;
+    $.status.textContent = over() ? told() : `${step} %`;
   }
+}
+
+function told() {
+  const [, , word] = looks[face()];
+  return face() === "refused" ? `${word}: ${job.response?.status}` : word;
 }
 
 function sign(...said) {
@@ -282,7 +308,9 @@ function sign(...said) {
 
 function tick() {
   const now = percent();
-  document.title = plain(`${over() || now === null ? looks[job.state][0] : `${Math.floor(now)}%`} ${job.title}`);
+  const [symbol] = looks[face()];
+  const title = face() === "refused" ? `${told()} · ${job.title}` : job.title;
+  document.title = plain(`${over() || now === null ? symbol : `${Math.floor(now)}%`} ${title}`);
   $.time.textContent = job.started_at === null ? "" : span(elapsed());
   $.note.textContent = plain(note(now).filter(Boolean).join(" · "));
 }
@@ -290,8 +318,12 @@ function tick() {
 setInterval(() => over() || tick(), 1000);
 
 function note(now) {
-  if (over()) return [job.cancel_requested_at && job.state !== "cancelled" && words.asked, job.reason];
-  if (job.cancel_requested_at !== null) return [words.cancelling];
+  const {cancel_requested_at: asked, reason, response} = job;
+  if (over()) return [asked && job.state !== "cancelled" && words.asked, reason, face() === "finished" && response?.status];
+  if (asked !== null) {
+    const ago = job.started_at + elapsed() - asked;
+    return [ago < 10 ? words.cancelling : say("asked_ago", {time: span(ago, 0)})];
+  }
   const {done, total, message} = job.progress ?? {};
   return [
     now !== null && `${Math.floor(now)} %`,
@@ -325,7 +357,7 @@ function details() {
     queued: started && span(started - job.created_at),
     took: started && span(elapsed()),
     size: size(job.output.end),
-    code: job.status_code && `${job.status_code}`,
+    code: job.response?.status,
     cpu_time,
     runner,
     version,
@@ -338,29 +370,39 @@ function details() {
 // The end.
 
 function finish() {
-  remember(job.state);
+  remember(face());
   if (finished) return;
   finished = true;
-  const {state, status_code: code} = job;
-  if (state === "finished" && code < 400 && code !== 204) openSoon(5);
+  const {state, status_code: code, cancel_requested_at: asked, response} = job;
+  // A file is saved, and the page stays; what was printed may still be read.
+  if (state === "finished" && asked === null && (early || code < 400) && code !== 204)
+    openSoon(early || response.attachment || !job.output.end ? 0 : 5);
   if (!document.hidden || !$.notify.checked) return;
-  new Notification(document.title, {body: looks[state][2], tag: self}).onclick = () => focus();
+  new Notification(document.title, {body: told(), tag: self}).onclick = () => focus();
 }
 
 // Who reads, selects, searches or looks at a list is not to be carried away.
 const listing = () => $.mine.open || $.details.open;
-const undisturbed = () => following && getSelection().isCollapsed && !$.search.value && !listing();
+const undisturbed = () => following && getSelection().isCollapsed && !$.search.value && !listing() && !$.ask.open;
+let touch = () => {};
+for (const name of ["pointerdown", "keydown", "wheel"]) addEventListener(name, (event) => touch(event), {passive: true});
 
 async function openSoon(seconds) {
-  let stays = false;
-  const stay = made("button", words.stay, {onclick: () => wake((stays = true))});
-  while (seconds > 0 && !stays && undisturbed()) {
+  let touched = false;
+  const stay = made("button", words.stay, {onclick: () => wake((touched = true))});
+  // Its own press is not the end of it: then there would be nothing left to click.
+  if (seconds) touch = ({target}) => target !== stay && stay.onclick();
+  await terminal.drawn;
+  const stays = () => touched || !undisturbed();
+  for (; seconds > 0 && !stays(); document.hidden || seconds--) {
     sign(say("opens", {seconds}), stay);
     await pause(1);
-    if (!document.hidden) seconds--;
   }
   sign();
-  if (!stays && undisturbed()) location.replace(view("result"));
+  if (stays()) return;
+  // Back leads here again: what goes on before all is loaded would take the place of this page.
+  if (document.readyState === "complete") location.href = view("result");
+  else addEventListener("load", () => setTimeout(() => (location.href = view("result"))));
 }
 
 function gone() {
@@ -387,6 +429,11 @@ $.copy.onclick = async () => {
     prompt($.copy.textContent, link);
   }
 };
+
+function close(but) {
+  for (const fold of [$.mine, $.details]) if (!fold.contains(but)) fold.open = false;
+  if (!but) $.menu.open = wide.matches;
+}
 
 $.cancel.onsubmit = (event) => {
   event.preventDefault();
@@ -515,12 +562,10 @@ $.mine.ontoggle = async () => {
 const wide = matchMedia("(min-width: 44rem)");
 wide.onchange = () => ($.menu.open = wide.matches);
 wide.onchange();
-addEventListener("click", (event) => {
-  for (const fold of [$.mine, $.details]) if (!fold.contains(event.target)) fold.open = false;
-});
+addEventListener("click", (event) => close(event.target));
 root.classList.add("job-scripted");
 $.wrap.onchange();
-remember(job.state);
+remember(face());
 begin(Math.max(0, job.output.end - 2 ** 20));
 show(job);
 live();

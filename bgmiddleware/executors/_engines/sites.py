@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from ..._capture import Outlet
 from ..._jobs import Channel, JobState
 from ..._loading import loaded
-from ..._running import LEASE, Run, patiently
+from ..._running import LEASE, Run, log_failed, patiently
 from ...errors import ConfigurationError
 from ...registries.base import Registry
 
@@ -25,7 +26,7 @@ class Site(Protocol):
     @property
     def registry(self) -> Registry: ...
 
-    def stored_run(self, key: str, *, output_file: int | None = None) -> Run: ...
+    def stored_run(self, key: str, *, outlet: Outlet | None = None) -> Run: ...
 
 
 def load_site(app: str) -> Site:
@@ -88,4 +89,5 @@ def fail_unloaded(site: Unloaded, key: str) -> bool:
         return registry.get(key).state is JobState.PENDING
     patiently(registry, lambda: registry.append(key, Channel.OUTPUT, 0, data, runner=runner))
     patiently(registry, lambda: registry.finish(key, runner, JobState.FAILED, reason=reason))
+    log_failed(key, registry.get(key).title, reason)
     return False

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-from ..._capture import JobOutput, current_output
+from ..._capture import JobOutput, Outlet, current_output, install
 from ..._running import Exchange, Run, patiently
 from ...errors import JobExpired, JobNotFound, RegistryError
 from .sites import Site, Unloaded, fail_unloaded
@@ -18,22 +18,22 @@ __all__ = ["interrupted_by", "print_beside_jobs", "run_message", "run_stored", "
 _log = logging.getLogger("bgmiddleware")
 
 
-def run_stored(site: Site, key: str, output_file: int, *, has_watcher: bool = False) -> bool:
+def run_stored(site: Site, key: str, outlet: Outlet, *, has_watcher: bool = False) -> bool:
     """Run the job *key* in this process, which does nothing else meanwhile; return whether it must wait.
 
     It must where one of its groups is full: then it is still pending, and is to be tried again when a job has ended, or
-    a second later. Does nothing for a job that somebody else runs, or that has ended. *output_file*, an empty one, is
-    where its output goes first: see :class:`Remains`. *has_watcher*: whether the parent of this process has a
+    a second later. Does nothing for a job that somebody else runs, or that has ended. *outlet*, an empty one, is where
+    its output goes first: see :class:`Remains`. *has_watcher*: whether the parent of this process has a
     :class:`Watcher` at work in a thread that nothing else can hold up. Raises ``JobNotFound``, ``JobExpired``, and
     ``RegistryError`` where the registry cannot be asked.
     """
-    run = _stored_run(site, key, output_file)
+    run = _stored_run(site, key, outlet)
     if has_watcher:
         run.leave_to_parent()
     return run()
 
 
-def run_message(site: Site | Unloaded, key: str, output_file: int) -> bool:
+def run_message(site: Site | Unloaded, key: str, outlet: Outlet) -> bool:
     """The same for a message of an engine: return whether it is to be delivered again a second later.
 
     That is so where the registry cannot be asked, too. What a job that was stopped leaves running is killed. Called in
@@ -43,7 +43,7 @@ def run_message(site: Site | Unloaded, key: str, output_file: int) -> bool:
         if isinstance(site, Unloaded):
             return fail_unloaded(site, key)
         with interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
-            run = _stored_run(site, key, output_file)
+            run = _stored_run(site, key, outlet)
             must_wait = run()
             if run.is_interrupted:
                 _kill_rest_of_group()
@@ -56,8 +56,8 @@ def run_message(site: Site | Unloaded, key: str, output_file: int) -> bool:
     return False
 
 
-def _stored_run(site: Site, key: str, output_file: int) -> Run:
-    return patiently(site.registry, lambda: site.stored_run(key, output_file=output_file))
+def _stored_run(site: Site, key: str, outlet: Outlet) -> Run:
+    return patiently(site.registry, lambda: site.stored_run(key, outlet=outlet))
 
 
 def _kill_rest_of_group() -> None:
@@ -76,6 +76,7 @@ def print_beside_jobs() -> None:
         with contextlib.suppress(OSError):  # there is none
             stream = os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
             setattr(sys, name, stream)
+    install()  # what the app takes when it is imported is a stand-in then
 
 
 @contextlib.contextmanager
@@ -93,10 +94,14 @@ def interrupted_by(number: signal.Signals) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unheard(number: signal.Signals) -> Iterator[None]:
-    """Let signal *number* do nothing to this process. Not ignored: its children would inherit that."""
+    """Let signal *number* do nothing to this process. Not ignored: its children would inherit that. A forked one ends
+    of it, as it would elsewhere: so pools of processes end their workers."""
+    pid = os.getpid()
 
     def hear(number: int, frame: FrameType | None) -> None:
-        """Do nothing."""
+        if os.getpid() != pid:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     before = signal.signal(number, hear)
     try:

@@ -1,7 +1,7 @@
 """The main program of the processes that run jobs for a ``ProcessExecutor``.
 
-It talks to its parent over a socket, in lines of JSON: each says which job to run and how, is sent along with the file
-for the job's output, and is answered when the job has ended. The app is loaded for the first of them. The process ends
+It talks to its parent over a socket, in lines of JSON: each says which job to run and how, comes with the outlet of the
+job's output, and is answered when the job has ended. The app is loaded for the first of them. The process ends
 when its parent closes the socket, or is no more; a job that runs then is run to its end.
 """
 
@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from ..._capture import Outlet
 from .._engines.sites import Site, load_site
 from .._engines.worker import interrupted_by, print_beside_jobs, run_stored, unheard
 
@@ -40,11 +41,11 @@ def main() -> None:
 def _serve(parent: socket.socket) -> None:
     site, trouble = None, ""
     while (received := _receive(parent)) is not None:
-        asked, output_file = received
+        asked, outlet = received
         if site is None:
             site, trouble = _load(asked)
-        answer = {"unloaded": trouble} if site is None else _run(site, asked, output_file)
-        os.close(output_file)
+        answer = {"unloaded": trouble} if site is None else _run(site, asked, outlet)
+        outlet.close()
         try:
             parent.sendall(json.dumps(answer).encode() + b"\n")
         except OSError:  # it is gone; the job is written down all the same
@@ -59,25 +60,26 @@ def _load(asked: dict[str, Any]) -> tuple[Site | None, str]:
         return None, traceback.format_exc()
 
 
-def _receive(parent: socket.socket) -> tuple[dict[str, Any], int] | None:
-    """Return the next message and the file that came with it; None at the end."""
-    line, files = b"", [-1]
+def _receive(parent: socket.socket) -> tuple[dict[str, Any], Outlet] | None:
+    """Return the next message and the outlet that came with it; None at the end."""
+    line, numbers = b"", [-1, -1, -1]
     while not line.endswith(b"\n"):
-        data, received, _, _ = socket.recv_fds(parent, 65536, 1)
+        data, received, _, _ = socket.recv_fds(parent, 65536, 3)
         if not data:
             return None
         line += data
-        files = received or files
-    os.set_inheritable(files[0], False)
-    return json.loads(line), files[0]
+        numbers = received or numbers
+    for number in numbers:
+        os.set_inheritable(number, False)
+    return json.loads(line), Outlet(*numbers)
 
 
-def _run(site: Site, asked: dict[str, Any], output_file: int) -> dict[str, Any]:
+def _run(site: Site, asked: dict[str, Any], outlet: Outlet) -> dict[str, Any]:
     try:
         # SIGTERM is for the children of the job, and what a service manager sends to all processes of a service at its
         # end: there the parent, which has it too, decides how long jobs go on.
         with _limited(asked["max_memory"]), interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
-            return {"must_wait": run_stored(site, asked["key"], output_file, has_watcher=True)}
+            return {"must_wait": run_stored(site, asked["key"], outlet, has_watcher=True)}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
 

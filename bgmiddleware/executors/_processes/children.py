@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ..._capture import Outlet
 from .watching import how_it_ended, signal_group
 
 __all__ = ["LAST_SECONDS", "Child"]
@@ -60,12 +61,12 @@ class Child:
         except ChildProcessError:  # somebody waits for all children of this process, or the system does
             return True
 
-    def give(self, message: dict[str, Any], output_file: int) -> None:
+    def give(self, message: dict[str, Any], outlet: Outlet) -> None:
         """Let it run a job."""
         data = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError):  # it is dead: that is seen when it is asked for its answer
             self._socket.settimeout(None)
-            sent = socket.send_fds(self._socket, [data], [output_file])
+            sent = socket.send_fds(self._socket, [data], list(outlet.numbers))
             self._socket.sendall(data[sent:])
 
     def answer(self, timeout: float) -> dict[str, Any] | None:

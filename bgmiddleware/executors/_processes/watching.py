@@ -7,9 +7,9 @@ import signal
 import socket
 import time
 
-from ..._capture import open_output_file, refuse_more
+from ..._capture import Outlet, write_late
 from ..._jobs import Channel, Job, JobState
-from ..._running import LEASE, RENEW_EVERY, over_deadline, patiently
+from ..._running import LEASE, RENEW_EVERY, one_line, over_deadline, patiently
 from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError
 from ...registries.base import PAGE_BYTES, Registry, Transition
 
@@ -90,13 +90,17 @@ class Watcher:
 
 
 class Remains:
-    """What a job's process leaves behind when it dies: *output_file*, to which all that the job printed went first.
+    """What a job's process leaves behind when it dies: *outlet*, through which all that the job printed went first.
 
     Made before, by who looks after that process, and to be closed by them.
     """
 
-    def __init__(self, output_file: int | None = None) -> None:
-        self.output_file = open_output_file() if output_file is None else output_file
+    def __init__(self, outlet: Outlet | None = None) -> None:
+        self.outlet = Outlet.open() if outlet is None else outlet
+
+    def hand_over(self) -> None:
+        """Take note that the process has the outlet now."""
+        self.outlet = self.outlet.without_writer()
 
     def end(self, registry: Registry, key: str, reason: str) -> None:
         """Write down the rest of the output of job *key* and how it ended: now, not when its lease has run out.
@@ -133,23 +137,25 @@ class Remains:
             return
         with contextlib.suppress(BadOffset, Fenced):  # it lives and prints, or has ended
             self._store_rest(registry, job)
-        registry.finish(key, job.runner, state, reason=reason)
+        if registry.finish(key, job.runner, state, reason=reason) and state is JobState.LOST:
+            _log.error("job %s is lost: %s: %s", key[:8], one_line(job.title), reason)
 
     def _store_rest(self, registry: Registry, job: Job) -> None:
         end = job.output_end
         # Where something was dropped on the way, offsets are not those of the file.
         begin = max(0, end - _COMPARED)
+        self.outlet.move()
         if registry.read(job.key, Channel.OUTPUT, begin, end - begin).data != os.pread(
-            self.output_file, end - begin, begin
+            self.outlet.file, end - begin, begin
         ):
             return
-        while data := os.pread(self.output_file, PAGE_BYTES, end):
+        while data := os.pread(self.outlet.file, PAGE_BYTES, end):
             end = registry.append(job.key, Channel.OUTPUT, end, data, runner=job.runner)
 
     def close(self) -> None:
-        """Let go of the file. Children that the job left behind can write no more to it."""
-        refuse_more(self.output_file)
-        os.close(self.output_file)
+        """Let go of it. What children that the job left behind print goes to where this process prints."""
+        self.hand_over()
+        self.outlet.end(write_late("stdout"))
 
 
 def how_it_ended(status: int) -> str:

@@ -114,9 +114,9 @@ class Log:
             return os.dup(file.fileno())
 
     def stop_growing(self) -> None:
-        """From now on keep no more bytes than there are, or a few: new ones replace the older ones of the tail."""
+        """From now on keep no more bytes than there are, or a few: new ones replace those of the second half."""
         if self._bounds is not None and self.dropped is None:
-            head = min(self._bounds.head, self.end)
+            head = min(self._bounds.head, self.end - self.end // 2)
             self._bounds = Bounds(head, min(self._bounds.size - head, max(self.end - head, _LEAST_TAIL)))
 
     def seal(self) -> None:

@@ -12,7 +12,7 @@ __all__ = ["LINGER", "Entered", "Index"]
 
 _log = logging.getLogger("bgmiddleware")
 
-_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue", "processes", "held")
+_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue", "processes", "held", "expired")
 _MOST_PROCESSES = 1000
 _LOOK_AGAIN = 3600.0  # at jobs that run without a lease
 LINGER = 60.0  # for so many seconds more a name is kept than its job may hold it
@@ -96,10 +96,11 @@ class Index:
         for group in job.groups:
             self._server.link.command("ZREM", self._group(group), place)
 
-    def due(self, limit: int) -> tuple[int, list[str]]:
-        """Drop up to *limit* of those that expired; return how many, and the keys of what else is to be looked at."""
-        _, expired, due = self._run("due", [], limit)
-        return expired, [key.decode() for key in due]
+    def due(self, limit: int, remembered: int) -> tuple[int, list[str], list[str]]:
+        """Drop up to *limit* of those that expired; return how many, the keys of what else is to be looked at, and of
+        what is not to be remembered any more: of those that expired, the latest *remembered* are."""
+        _, expired, due, forgotten = self._run("due", [], limit, remembered)
+        return expired, [key.decode() for key in due], [key.decode() for key in forgotten]
 
     def newest(self, state: JobState | None, begin: int, count: int) -> list[str]:
         """Return keys, newest first, among which are all in *state*."""

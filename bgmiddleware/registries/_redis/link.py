@@ -4,12 +4,13 @@ import hashlib
 import logging
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from ...errors import ConfigurationError, RegistryError
 
@@ -18,6 +19,7 @@ try:
     from redis.backoff import NoBackoff
     from redis.connection import parse_url
     from redis.retry import Retry
+    from redis.sentinel import Sentinel
 except ImportError as error:
     raise ImportError("RedisRegistry needs the extra redis: pip install 'bgmiddleware[redis]'") from error
 
@@ -28,14 +30,25 @@ T = TypeVar("T")
 _log = logging.getLogger("bgmiddleware")
 
 _POLL_EVERY = 0.25
+_SENTINEL_PORT = 26379
+_NOT_HERE = (
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.TryAgainError,
+)
+_SAID_NOT_HERE = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNBLOCKED)\b")  # within a script, too
 _PARTS = {
     "create": ("_job",),
     "look": ("_job", "_found"),
     "write": ("_job", "_found"),
     "append": ("_job", "_found", "_bytes"),
+    "gap": ("_job", "_found", "_bytes"),
     "read": ("_job", "_found", "_bytes"),
     "cookies": ("_job", "_found"),
     "forget": ("_job", "_found"),
+    "unremember": ("_job",),
     "enter": ("_index",),
     "file": ("_index",),
     "reserve": ("_index",),
@@ -69,8 +82,13 @@ class Address:
 
     def __init__(self, url: str, *, timeout: float) -> None:
         self.timeout = timeout
+        self._sentinels: list[tuple[str, int]] = []  # none: the server is where the URL says
+        self._service = ""
         try:
+            if "+sentinel:" in url:
+                url = self._take_sentinels(url)
             options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+            self._ask = {name: options.pop(name) for name in list(options) if name.startswith("sentinel_")}
             self._kind: Callable[..., Any] = options.pop("connection_class", redis.Connection)
             # The library's own retries are off: they repeat what must not be repeated, and hang for a minute. What is
             # ours is not for the URL to change.
@@ -82,19 +100,46 @@ class Address:
         except (TypeError, ValueError, AttributeError, redis.RedisError):
             # Neither the URL nor what the library says of it is shown: there may be a password in it.
             raise ConfigurationError(
-                "url: expected redis://…, rediss://… or unix://…, and what redis-py knows"
+                "url: expected redis://…, rediss://…, unix://… or redis+sentinel://HOST:PORT,…/SERVICE, and what"
+                " redis-py knows"
             ) from None
         self.shown = self._show(urlsplit(url).scheme)
+
+    def _take_sentinels(self, url: str) -> str:
+        """Take out of a URL who knows where the server is; return what it says of that server."""
+        scheme, netloc, path, query, fragment = urlsplit(url)
+        credentials, at, hosts = netloc.rpartition("@")
+        for host in hosts.split(","):
+            known = urlsplit(f"//{host}")
+            if not known.hostname:
+                raise ValueError("a sentinel has a host")
+            self._sentinels.append((known.hostname, known.port or _SENTINEL_PORT))
+        self._service, _, database = path.strip("/").partition("/")
+        if not self._service:
+            raise ValueError("sentinels know a service")
+        return urlunsplit((scheme.partition("+")[0], f"{credentials}{at}localhost", f"/{database}", query, fragment))
 
     def _show(self, scheme: str) -> str:
         options = self._options
         if "path" in options:
             return f"unix://{options['path']}"
+        if self._sentinels:
+            known = ",".join(f"{host}:{port}" for host, port in self._sentinels)
+            return f"{scheme}+sentinel://{known}/{self._service}/{options.get('db', 0)}"
         host = options.get("host", "localhost")
         return f"{scheme}://{host}:{options.get('port', 6379)}/{options.get('db', 0)}"
 
     def client(self) -> "redis.Redis":
         """Return a client with connections of its own; none is open yet."""
+        if self._sentinels:
+            own = {name.removeprefix("sentinel_"): value for name, value in self._ask.items()}
+            asked = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout, **own}
+            options = {name: value for name, value in self._options.items() if name not in ("host", "port")}
+            if self._kind is redis.SSLConnection:
+                options["ssl"] = True
+            sentinel = Sentinel(self._sentinels, sentinel_kwargs=asked, **options)  # type: ignore[no-untyped-call]
+            client: redis.Redis = sentinel.master_for(self._service)  # type: ignore[no-untyped-call]
+            return client
         pool = redis.ConnectionPool(self._kind, **self._options)
         return redis.Redis(connection_pool=pool)
 
@@ -115,6 +160,8 @@ class Link:
         # What is blocked is never silent for longer than a socket may be, so a dead server is noticed as soon.
         self._block = address.timeout * 0.8
         self._checked = False
+        self.back_at = float("-inf")
+        """When a connection broke, or led to a server that is no primary, by the monotonic clock."""
 
     def command(self, *parts: Any) -> Any:
         """Send one command that may safely be repeated, and return the answer."""
@@ -141,7 +188,11 @@ class Link:
             pipeline = self._commands.pipeline(transaction=False)
             for each in keys:
                 pipeline.evalsha(script.sha, len(each), *each, *args)
-            return list(pipeline.execute(raise_on_error=False))
+            replies = list(pipeline.execute(raise_on_error=False))
+            for reply in replies:
+                if isinstance(reply, Exception) and _is_elsewhere(reply):
+                    raise reply
+            return replies
 
         replies: list[Any] = self._call(run)
         if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
@@ -160,10 +211,11 @@ class Link:
         try:
             milliseconds = math.ceil(1000 * max(0.001, min(seconds, self._block)))
             _execute(self._waiting, "XREAD", "BLOCK", milliseconds, "STREAMS", stream, after)
-        except (redis.ConnectionError, redis.TimeoutError):
+        except Exception as error:
+            if not isinstance(error, (redis.ConnectionError, redis.TimeoutError)) and not _is_elsewhere(error):
+                raise self._error(error) from error
+            self._let_go()
             time.sleep(max(0.0, min(seconds, _POLL_EVERY)))  # whoever looks next says what is wrong
-        except redis.RedisError as error:
-            raise self._error(error) from error
         finally:
             self._slots.release()
 
@@ -174,19 +226,33 @@ class Link:
 
     def _call(self, call: Callable[[], T]) -> T:
         try:
-            if not self._checked:
-                self._check_policy()
             try:
-                return call()
-            except redis.ConnectionError:
-                # Once more, for the server may have closed a connection that nobody used for a while. After a time-out
-                # never: the next one would take as long.
-                return call()
-        except redis.RedisError as error:
+                return self._checked_call(call)
+            except Exception as error:
+                # Once more, for the server may have closed a connection that nobody used for a while, or be no primary
+                # any more. After a time-out never: the next one would take as long.
+                if not isinstance(error, redis.ConnectionError) and not _is_elsewhere(error):
+                    raise
+                self._let_go()
+                return self._checked_call(call)
+        except Exception as error:  # of the library's own, or of what is below it
             raise self._error(error) from error
+
+    def _checked_call(self, call: Callable[[], T]) -> T:
+        if not self._checked:
+            self._check_policy()
+        return call()
+
+    def _let_go(self) -> None:
+        """Close the connections that nobody uses just now: the next one finds the server where it is by then."""
+        self.back_at = time.monotonic()
+        for client in (self._commands, self._waiting):
+            client.connection_pool.disconnect(inuse_connections=False)
 
     def _error(self, error: Exception) -> RegistryError:
         said = str(error).partition("\n")[0][:200] or type(error).__name__
+        if not isinstance(error, redis.RedisError):
+            said = f"{type(error).__name__}: {said}"
         # Something else under one of our keys, or (an error of Lua) something else in one of its fields.
         kind = Damaged if "WRONGTYPE" in said or "attempt to " in said else RegistryError
         return kind(f"{self._shown}: {said}")
@@ -262,6 +328,13 @@ class Server:
 
     def _now(self) -> str:
         return "" if self._clock is None else repr(self._clock())
+
+
+def _is_elsewhere(error: Exception) -> bool:
+    """Whether an answer says that the server is not the one that takes calls now."""
+    return isinstance(error, _NOT_HERE) or (
+        isinstance(error, redis.ResponseError) and _SAID_NOT_HERE.search(str(error)) is not None
+    )
 
 
 def _execute(client: "redis.Redis", *parts: Any) -> Any:

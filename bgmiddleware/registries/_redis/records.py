@@ -92,6 +92,13 @@ class Records:
                 raise RegistryFull("response" if channel is Channel.BODY else channel.value, most)
         return int(end[0])
 
+    def leave_gap(self, key: str, offset: int, note: bytes, most: int, *, runner: str) -> int:
+        """See :meth:`Registry.leave_gap`; up to *most* bytes of the gap are filled."""
+        answer, *end = self._run("gap", key, Channel.OUTPUT.value, offset, _text(runner), note, most)
+        if answer == b"fenced":
+            raise Fenced(key)
+        return int(end[0])
+
     def read(self, key: str, channel: Channel, offset: int, limit: int) -> Piece:
         """See :meth:`Registry.read`."""
         _, begin, data = self._run("read", key, channel.value, offset, limit)
@@ -109,6 +116,10 @@ class Records:
         """Forget a job that does not run, and that it was there; or remember it *as_expired*, if it has ended."""
         return bool(self._run("forget", key, "expired" if as_expired else "")[1])
 
+    def unremember(self, keys: list[str]) -> None:
+        """Know no more that the jobs of *keys* were there and expired."""
+        self._server.run_each("unremember", [self._keys(key) for key in keys])
+
     def _keys(self, key: str) -> list[str]:
         record = f"{self._prefix}:{{{key}}}"
         return [record, *(f"{record}:{name}" for name in ("gone", "request", "output", "body", "wake"))]
@@ -125,11 +136,14 @@ class Records:
         return reply
 
     def _stored(self, key: str, reply: list[Any]) -> Stored:
-        _, now, op, document, environ, output, body, max_output, place = reply
+        _, now, op, document, environ, output, body, max_output, place, head, floor, lost = reply
         try:
             known = json.loads(document) | {"request": json.loads(environ or b"{}")}
             known |= {"output_end": int(output or 0), "body_end": int(body or 0)}
-            known["output_dropped"] = Bounds.of(int(max_output)).dropped(known["output_end"])
+            bounds = Bounds.of(int(max_output))
+            if floor is not None:
+                bounds = Bounds(int(head), bounds.size - int(head), int(floor))
+            known["output_dropped"] = bounds.dropped(known["output_end"]) or (lost and tuple(map(int, lost.split())))
             return Stored(Job.from_document(known), float(now), op.decode(), (place or b"").decode())
         except (AttributeError, KeyError, TypeError, ValueError):
             raise Damaged(f"{self._server.shown}: the record of the job {key[:8]}… is damaged") from None

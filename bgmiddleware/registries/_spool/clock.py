@@ -5,6 +5,7 @@ import os
 import re
 import time
 
+from .._steady import since_start
 from .directory import INDEX, make_file
 
 __all__ = ["HostClock"]
@@ -32,17 +33,17 @@ class HostClock:
                 self._start = self._common_start()
             except (OSError, ValueError):
                 return time.time()
-        return self._start + _since_start()
+        return self._start + since_start()
 
     def _common_start(self) -> float:
-        with open(_BOOT_ID, encoding="ascii") as file:
+        with open(_BOOT_ID, encoding="utf-8") as file:
             name = f"clock.{file.read().strip()}"
         path = os.path.join(self._directory, name)
         if not os.path.exists(path):
             os.stat(os.path.join(self._directory, INDEX))  # or it may be somebody else's: nothing is made there
-            make_file(path, repr(time.time() - _since_start()).encode())
+            make_file(path, repr(time.time() - since_start()).encode())
             self._remove_all_but(name)
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return float(file.read())
 
     def _remove_all_but(self, name: str) -> None:
@@ -50,8 +51,3 @@ class HostClock:
             if _OURS.fullmatch(other) and not other.startswith(name):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self._directory, other))
-
-
-def _since_start() -> float:
-    # Not the monotonic clock: that stands still while the host sleeps, and a TTL does not.
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

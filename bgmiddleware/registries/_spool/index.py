@@ -12,12 +12,14 @@ from urllib.parse import quote
 
 from ...errors import BackgroundError, ConfigurationError, RegistryError
 from .directory import INDEX, make_file
+from .room import log_pages
 
 __all__ = ["Index"]
 
 _APPLICATION_ID = 0x6267_6D77  # "bgmw": somebody else's database is not touched
 _FORK_PATIENCE = 1.0
 _CLOSE_PATIENCE = 1.0
+_LOG_BYTES = 4 * 1024 * 1024  # a log that grew beyond it, while a reader was stuck, is cut when it is begun anew
 
 # Each step leads from one version of the schema to the next. Never change one that was released: add another.
 _STEPS = (
@@ -112,6 +114,12 @@ class Index:
         """Change the database, all or nothing: what the block raises takes it back. One writer at a time."""
         with self._connection() as connection, connection.writing(self._patience):
             yield connection.database
+
+    def empty_log(self) -> None:
+        """Copy the write-ahead log into the database and empty it: of jobs that have ended it has what was forgotten,
+        credentials say. It stays where somebody reads from it just now."""
+        with self._connection() as connection:
+            connection.empty_log(self._patience)
 
     def close(self) -> None:
         """Close the connections; one that is used just now is closed after that, and so is what a later use opens:
@@ -225,6 +233,11 @@ class _Connection:
             if mode != "wal":
                 raise ConfigurationError(f"{path}: this file system cannot have a SQLite database with a shared log")
             self.database.execute("PRAGMA synchronous = NORMAL")
+            self.database.execute("PRAGMA secure_delete = ON")  # a job that ended has no credentials any more
+            # Where the disk is about to be full, neither the log nor anything in a directory of others may grow.
+            self.database.execute(f"PRAGMA wal_autocheckpoint = {log_pages(os.path.dirname(path))}")
+            self.database.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+            self.database.execute("PRAGMA temp_store = MEMORY")
         except BaseException:
             self.close()
             raise
@@ -240,6 +253,14 @@ class _Connection:
                 with contextlib.suppress(sqlite3.Error):
                     self.database.execute("ROLLBACK")
                 raise
+
+    def empty_log(self, patience: float) -> None:
+        with self._locked(patience):
+            self.database.execute("PRAGMA busy_timeout = 0")  # no reader is waited for: the others wait for us
+            try:
+                self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.database.execute(f"PRAGMA busy_timeout = {int(1000 * patience)}")
 
     @contextlib.contextmanager
     def _locked(self, patience: float) -> Iterator[None]:

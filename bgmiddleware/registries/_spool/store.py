@@ -1,6 +1,7 @@
 """What a spool directory has: an index, files of jobs, a secret. All that touches them together is here."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -10,10 +11,12 @@ from collections.abc import Iterator
 
 from ..._jobs import Channel, Job, JobState
 from ...errors import ConfigurationError, RegistryError
+from ..base import StorageFull
 from . import rows as table
 from .directory import Directory
 from .index import Index
 from .jobfiles import JobFiles
+from .room import Room
 from .rows import Entry, Row
 from .writer import Writers
 
@@ -21,6 +24,7 @@ __all__ = ["Change", "Store", "storage_errors", "trouble"]
 
 _FILE = re.compile(rf"([0-9a-f]{{32}})\.([0-9]+)(?:\.(?:{Channel.REQUEST}|{Channel.BODY}))?")
 _ROWS_AT_ONCE = 200
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ENDED = frozenset(state for state in JobState if state.ended)
 
 _log = logging.getLogger("bgmiddleware")
@@ -33,6 +37,7 @@ class Store:
         self.writers = Writers()
         self._directory = Directory(directory)
         self._index = Index(self._directory.path, patience)
+        self.room = Room(self._directory.path)
         self._prepared = False
         first = os.urandom(1)[0]  # each process begins elsewhere
         self._shards = itertools.cycle([f"{(first + number) % 256:02x}" for number in range(256)])
@@ -58,6 +63,12 @@ class Store:
         """Whether the directory was used before. Makes nothing."""
         return os.path.exists(self._index.path)
 
+    def is_full(self) -> bool:
+        """Whether the disk has less room than a new job needs."""
+        self._prepare()
+        with storage_errors():
+            return self.room.is_low()
+
     def files(self, row: Entry) -> JobFiles:
         """Return the files of a job."""
         return JobFiles(self.path, row.key, row.number)
@@ -79,9 +90,16 @@ class Store:
     def changing(self) -> Iterator["Change"]:
         """Change the index; when that is done, the files, and wake who waits. One process at a time."""
         self._prepare()
-        with storage_errors(), self._index.writing() as database:
-            change = Change(database)
-            yield change
+        try:
+            with storage_errors():
+                self.room.spare()
+                with self._index.writing() as database:
+                    change = Change(database)
+                    yield change
+        except RegistryError as error:
+            if isinstance(error.__cause__, sqlite3.OperationalError):  # a quota, which the room does not say, is full
+                self.room.give_back()
+            raise
         for row in change.ended:
             self.writers.close(row.key)
             self.files(row).remove(Channel.REQUEST)
@@ -89,6 +107,15 @@ class Store:
             self.files(row).stamp()
         for gone in change.gone:
             self.files(gone).remove()
+
+    def free_what_expired(self, now: float, limit: int) -> None:
+        """Remove the files of up to *limit* jobs that are to be forgotten, before that is written down: where there is
+        no room, to write comes second."""
+        with self.reading() as database:
+            due = table.due(database, now, limit)
+        for row in due:
+            if not isinstance(row, Row) or row.job.state.ended:
+                self.files(row).remove()
 
     def newest_first(self, state: JobState | None) -> Iterator[Row]:
         """Yield the jobs that may read as *state*, or all, as far as they can be read; without a cursor that stays
@@ -109,7 +136,11 @@ class Store:
 
     def clean_up(self) -> None:
         """Remove files of jobs that are gone, and requests of jobs that have ended: they were left by processes that
-        were killed after they changed the index, or before. Each call looks at one 256th of them."""
+        were killed after they changed the index, or before. Each call looks at one 256th of them. And empty the log of
+        the index, and keep room again, where there was none."""
+        with storage_errors():
+            self._index.empty_log()
+            self.room.keep()
         directory = os.path.join(self.path, next(self._shards))
         with storage_errors(), contextlib.suppress(FileNotFoundError):
             matches = map(_FILE.fullmatch, os.listdir(directory))
@@ -132,7 +163,9 @@ class Store:
         if not self._prepared:
             self._directory.prepare()
             with storage_errors():
+                self.room.spare()
                 self._index.prepare()
+                self.room.keep()
             self._prepared = True
         elif not os.path.exists(self._index.path):
             # Somebody removed it all. The directory is not made again: what it is in may be a disk that is not there
@@ -172,7 +205,8 @@ def storage_errors() -> Iterator[None]:
 
 def trouble(error: OSError) -> RegistryError:
     """Say what the system refused."""
-    return RegistryError(f"{error.filename or 'the spool directory'}: {error.strerror}")
+    kind = StorageFull if error.errno in _FULL else RegistryError
+    return kind(f"{error.filename or 'the spool directory'}: {error.strerror}")
 
 
 def _is_left_behind(database: sqlite3.Connection, name: re.Match[str]) -> bool:

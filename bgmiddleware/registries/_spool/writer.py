@@ -22,10 +22,9 @@ from ..._jobs import Channel
 from ...errors import BadOffset, RegistryError, RegistryFull
 from .jobfiles import JobFiles
 from .layout import DATA_AT, ENDS_AT, Ends, Header, is_sealed, open_file, packed_ends, read_header, write_at
+from .room import check_room
 
 __all__ = ["Sealed", "Writer", "Writers"]
-
-_RESERVE = 256 * 1024
 
 
 class Sealed(Exception):
@@ -65,7 +64,7 @@ class Writer:
             if limit is not None and end + len(data) > limit:
                 raise RegistryFull("response", limit)
             if data:
-                _keep_reserve(number)
+                check_room(number, len(data))
                 ends = header.ends.to(channel, end + len(data))
                 if channel is Channel.OUTPUT:
                     ends = self._write_output(number, header, ends, data)
@@ -182,10 +181,3 @@ class Writers:
         for pid, key in list(self._open):
             if pid == os.getpid():
                 self.close(key)
-
-
-def _keep_reserve(number: int) -> None:
-    """Refuse to fill the disk to its last block: the index must be able to say how a job ended."""
-    system = os.fstatvfs(number)
-    if system.f_bavail * system.f_frsize < _RESERVE:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

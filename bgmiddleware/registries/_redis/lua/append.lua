@@ -25,20 +25,5 @@ end
 if size == 0 then
   return {'ok', stop}
 end
--- Of a chunk that is larger than the ring only the end is written: the rest would be overwritten at once.
-local at, skip = 0, math.max(0, math.min(size, head - stop))
-while at < size do
-  if at == skip then
-    at = math.max(at, size - ring)
-  end
-  local position, room = place(stop + at)
-  local part = math.min(room, size - at)
-  redis.call('SETRANGE', BYTES, position, data:sub(at + 1, at + part))
-  at = at + part
-end
-stop = stop + size
-redis.call('HSET', RECORD, CHANNEL, string.format('%.0f', stop))
-if CHANNEL == 'output' then
-  redis.call('XADD', WAKE, 'MAXLEN', 1, string.format('%.0f-1', stop), 'e', '')
-end
+add(data)
 return {'ok', stop}

@@ -23,11 +23,13 @@ while redis.call('ZCARD', JOBS) >= most do
   end
   redis.call('ZREM', ENDED, first)
   redis.call('ZREM', JOBS, first)
+  redis.call('ZADD', EXPIRED, now, first)
   gone[#gone + 1] = first
 end
 if NAME then
   redis.call('SET', NAME, key .. '?', 'PX', ARGV[7])
 end
+redis.call('ZREM', EXPIRED, key)
 local number = redis.call('INCR', LAST)
 redis.call('ZADD', JOBS, number, key)
 redis.call('ZADD', PENDING, number, key)

@@ -12,6 +12,7 @@ if process ~= '' then
   redis.call('ZREM', HELD, process .. SEPARATOR .. key)
 end
 if where == 'gone' or ARGV[5] == 'anew' then
+  redis.call('ZREM', EXPIRED, key)
   redis.call('ZREM', JOBS, key)
 end
 if where ~= 'gone' then

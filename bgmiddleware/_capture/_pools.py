@@ -1,0 +1,115 @@
+"""Pools that jobs share: what a task prints belongs to the job that gave the task, whoever began the worker."""
+
+import concurrent.futures
+import functools
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from ._streams import bound, job_output, use_output
+
+__all__ = ["hook_pools", "hook_process_pools"]
+
+_NOBODY = object()
+
+# Who gave a pool of processes its tasks so far: one job, or _NOBODY, from the second one on.
+_users: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
+
+
+def hook_pools() -> None:
+    """Hook what begins tasks in pools of threads. To be called once."""
+    submit: Callable[..., Any] = concurrent.futures.ThreadPoolExecutor.submit
+
+    @functools.wraps(submit)
+    def submit_task(self: Any, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        output = job_output()
+        if output is not None and not _runs_elsewhere(self):
+            function = bound(function, output)
+        return submit(self, function, *args, **options)
+
+    concurrent.futures.ThreadPoolExecutor.submit = submit_task  # type: ignore[method-assign]
+
+
+def _runs_elsewhere(pool: object) -> bool:
+    """Whether *pool* pickles its tasks for other interpreters, as one that is new in 3.14 does."""
+    return any(kind.__name__ == "InterpreterPoolExecutor" for kind in type(pool).__mro__)
+
+
+def hook_process_pools() -> None:
+    """Hook the other pools of the standard library, as far as somebody has imported them. To be called at the begin of
+    each job: nothing goes wrong before a second one uses a pool."""
+    for module in [name for name in _HOOKS if name in sys.modules]:
+        _HOOKS.pop(module)(sys.modules[module])
+
+
+def _hook_executor(module: Any) -> None:
+    kind = module.ProcessPoolExecutor
+    _note_users_of_new(kind)
+    submit = kind.submit
+
+    @functools.wraps(submit)
+    def submit_task(self: Any, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        # Its workers are forked when they are needed, from the thread of whoever gives a task.
+        return _give(self, lambda function: submit(self, function, *args, **options), function)
+
+    kind.submit = submit_task
+
+
+def _hook_pool(module: Any) -> None:
+    _note_users_of_new(module.Pool)
+    for name in ("apply_async", "_map_async", "imap", "imap_unordered"):
+        _hook_method(module, name)
+
+
+def _hook_method(module: Any, name: str) -> None:
+    method = getattr(module.Pool, name)
+
+    @functools.wraps(method)
+    def give(self: Any, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if isinstance(self, module.ThreadPool):
+            return method(self, bound(func, job_output()), *args, **options)
+        return _give(self, lambda function: method(self, function, *args, **options), func)
+
+    setattr(module.Pool, name, give)
+
+
+_HOOKS: dict[str, Callable[[Any], None]] = {
+    "concurrent.futures.process": _hook_executor,
+    "multiprocessing.pool": _hook_pool,
+}
+
+
+def _note_users_of_new(kind: Any) -> None:
+    begin = kind.__init__
+
+    @functools.wraps(begin)
+    def begin_pool(self: Any, *args: Any, **options: Any) -> None:
+        output = job_output()
+        _users[self] = _NOBODY if output is None else weakref.ref(output)
+        begin(self, *args, **options)
+
+    kind.__init__ = begin_pool
+
+
+def _give(pool: Any, give: Callable[[Callable[..., Any]], Any], function: Callable[..., Any]) -> Any:
+    """Give a task to a pool of processes. As long as one job alone uses the pool, its tasks print to the job, by what
+    the workers inherit; from the second one on they print to the server."""
+    output = job_output()
+    user = _users.setdefault(pool, _NOBODY)
+    if user is not _NOBODY and user() is not output:
+        user = _users[pool] = _NOBODY
+    if user is not _NOBODY:
+        return give(function)
+    with use_output(None):
+        return give(functools.partial(_call_for_nobody, function) if _forks(pool) else function)
+
+
+def _forks(pool: Any) -> bool:
+    context = getattr(pool, "_mp_context", None) or getattr(pool, "_ctx", None)
+    return context is not None and context.get_start_method() == "fork"
+
+
+def _call_for_nobody(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    with use_output(None):
+        return function(*args, **options)

@@ -1,0 +1,76 @@
+"""What a person sees who asked for something that is not there: a page, or within a page of the site a line of it."""
+
+from collections.abc import Mapping
+from string import Template
+from typing import Any
+from urllib.parse import quote
+
+from . import assets
+from .markup import Markup, filled_in
+from .policies import style_policy
+from .readable import readable
+
+__all__ = ["problem_fragment", "problem_page", "reference"]
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="$language">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body class="job job-problem">
+<main>
+<p class="job-code">$status</p>
+<h1>$title</h1>
+<p lang="$detail_language">$detail</p>
+<p>$advice</p>
+</main>
+</body>
+</html>
+""")
+_LINK = Template('<a class="job-button" href="$link">$word</a>')
+_FRAGMENT = Template('<div class="bgmiddleware-job" role="status"><p>$detail</p></div>\n')
+
+
+def problem_page(environ: Mapping[str, Any], status: str, kind: str, detail: str, again: str | None) -> tuple[str, str]:
+    """Return a page that says what is wrong, in the reader's language, and its policy.
+
+    *again*: the URL at which what was a job can be started again; None: there was no job, but the request itself can
+    be sent again.
+    """
+    language = assets.language_of(environ.get("HTTP_ACCEPT_LANGUAGE"))
+    said = assets.words(language)
+    title, text = said["problems"].get(kind, ""), said["details"].get(kind, "")
+    style = assets.style() + assets.stripped_style(assets.static("problem.css"))
+    values = {
+        "language": language,
+        "detail_language": language if text else assets.LANGUAGES[0],
+        "title": title or status.partition(" ")[2],
+        "status": status,
+        "detail": text or readable(" ".join(detail.split())),
+        "advice": _advice(environ, said["advice"], again),
+        "style": Markup(style),
+    }
+    return filled_in(_PAGE, values), style_policy(style)
+
+
+def _advice(environ: Mapping[str, Any], said: Mapping[str, str], again: str | None) -> str:
+    if again is not None:
+        return filled_in(_LINK, {"link": again, "word": said["again"]})
+    if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+        return filled_in(_LINK, {"link": reference(environ, environ.get("QUERY_STRING") or ""), "word": said["retry"]})
+    return said["send_again"]
+
+
+def reference(environ: Mapping[str, Any], query: str) -> str:
+    """Return a reference to the URL of the request, with this *query*: relative, for a proxy may have put something
+    before its path."""
+    name = quote(str(environ.get("PATH_INFO", "")).rpartition("/")[2].encode("latin-1", "replace"))
+    return f"./{name}{'?' if query else ''}{query}"
+
+
+def problem_fragment(detail: str) -> str:
+    """Return the same as a piece of HTML, for a script that puts it into a page of its own."""
+    return filled_in(_FRAGMENT, {"detail": readable(" ".join(detail.split()))})

@@ -1,0 +1,19 @@
+"""Each statement of docs/security.rst names a test that there is."""
+
+import re
+
+from tests.kit.documents import ROOT
+
+PAGE = (ROOT / "docs" / "security.rst").read_text("utf-8")
+STATEMENTS = re.findall(r"^\* (.*?)(?=\n\* |\n\n|\Z)", PAGE, re.M | re.S)
+
+
+def test_each_statement_names_its_test() -> None:
+    sources = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py")]
+    there = {name for source in sources for name in re.findall(r"^ *def (test_\w+)", source, re.M)}
+    assert len(STATEMENTS) > 25
+    for statement in STATEMENTS:
+        last = re.search(r"\(((?:``test_\w+``[,\s]*)+)\)$", statement)
+        assert last, f"it names no test at its end: {statement}"
+        for name in re.findall(r"test_\w+", last[1]):
+            assert name in there, name
