@@ -3,6 +3,7 @@
 import errno
 import functools
 import importlib
+import io
 import os
 import signal
 import socket
@@ -30,6 +31,7 @@ __all__ = [
 Environ = Mapping[str, Any]
 
 _BOUND = 25.0
+_BOUND_OF_ONE_THREAD = 5.0
 _OF_PROXIES = ("HTTP_VIA", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST")
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 _MANY = 64
@@ -137,6 +139,8 @@ def longest(environ: Environ) -> float:
     if uwsgi is not None:
         harakiri = float(uwsgi.opt.get("harakiri", b"0") or 0)
         return min(_BOUND, max(1.0, harakiri - 5)) if harakiri else float("inf")
+    if _is_asgiref(environ):
+        return min(_BOUND, _BOUND_OF_ONE_THREAD)
     software = environ.get("SERVER_SOFTWARE", "")
     tells = ("waitress.client_disconnected", "gunicorn.socket", "werkzeug.socket")
     unbounded = any(name in environ for name in tells) or software.startswith(("waitress", "gevent"))
@@ -218,6 +222,11 @@ def _is_tornado(environ: Environ) -> bool:
     # It does not say so; and it has no threads, where others have none it has no file_wrapper either.
     is_like_it = environ.get("wsgi.multiprocess") and not environ.get("wsgi.multithread")
     return bool(is_like_it) and "wsgi.file_wrapper" not in environ and "tornado.wsgi" in sys.modules
+
+
+def _is_asgiref(environ: Environ) -> bool:
+    """Whether this is its bridge, which says that it has threads and calls every app in the same one."""
+    return isinstance(environ.get("wsgi.errors"), io.BytesIO) and "asgiref.wsgi" in sys.modules
 
 
 def _is_mod_wsgi(environ: Environ) -> bool:

@@ -219,17 +219,11 @@ LINEUP: tuple[Candidate, ...] = (
         limits=_REASON | _JOINS,
     ),
     Candidate(
-        "uvicorn + asgiref",
-        "uvicorn",
-        script=_SITE + "from asgiref.wsgi import WsgiToAsgi as Bridge\n" + _UVICORN,
-        modules=("asgiref",),
-        setting=_SAYS_SEVERAL,
-    ),
-    Candidate(
         "hypercorn",
         "hypercorn",
         ("hypercorn", "-b", "127.0.0.1:PORT", f"wsgi:{_APP}"),
         setting=_SAYS_SEVERAL,
+        limits=_REASON,
     ),
     Candidate("tornado", "tornado", script=_SITE + _ASYNCIO, setting=_SAYS_SEVERAL, limits=NOT_LIVE | KILLED),
 )
