@@ -85,7 +85,16 @@ class _NoJob(RunningJob):
     """What :func:`current_job` gives outside of jobs: the same calls, which do nothing; it is false."""
 
     def __init__(self) -> None:
-        self.key = self.title = ""
+        self.key = ""
+
+    @property
+    def title(self) -> str:
+        """Empty; to set it does nothing."""
+        return ""
+
+    @title.setter
+    def title(self, title: object) -> None:
+        pass
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Do nothing."""

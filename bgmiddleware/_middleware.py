@@ -1,7 +1,7 @@
 """The middleware: look, decide, delegate."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from string import Template
 from types import TracebackType
@@ -70,14 +70,15 @@ class BackgroundMiddleware:
     request joins an identical one of the same client that still runs. *max_body*: bytes of a request body, beyond it
     413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is, and
     a pace; default: half of the server's threads, where it says how many it has, else 2. *dashboard*: the path of a
-    list of all jobs, for those whom *authorize*, a function of the environ, lets in. *page*: makes the page of a job
-    for a site with looks of its own: a function of :class:`~bgmiddleware.PageParts` that returns HTML, or a
-    ``string.Template``. *assets*: where the page's script and style are: ``inline``, in the page, or ``external``, at
-    URLs of their own. *capture_logging*: whether log records of a job reach its output where no handler writes them to
-    the console. *capture_children*: whether subprocesses that a job gives no streams print to its output too. *tee*:
-    whether the output of jobs goes to the server's standard output as well. *details*: whether those who may see a job
-    are told the traceback of what it raised, and the host and the process that ran it; else only the server's log has
-    the former. *refuse_cross_site*: whether a marked request that a page of another site caused is answered 403.
+    list of all jobs, for those whom *authorize*, a function of the environ, lets in. *title*: what a job is called, a
+    function of the environ; default: its method, path and query. *page*: makes the page of a job for a site with looks
+    of its own: a function of :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*:
+    where the page's script and style are: ``inline``, in the page, or ``external``, at URLs of their own.
+    *capture_logging*: whether log records of a job reach its output where no handler writes them to the console.
+    *capture_children*: whether subprocesses that a job gives no streams print to its output too. *tee*: whether the
+    output of jobs goes to the server's standard output as well. *details*: whether those who may see a job are told the
+    traceback of what it raised, and the host and the process that ran it; else only the server's log has the former.
+    *refuse_cross_site*: whether a marked request that a page of another site caused is answered 403.
     *token_name*: the query parameter that bears the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
@@ -97,6 +98,7 @@ class BackgroundMiddleware:
         stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
+        title: Callable[[dict[str, Any]], str] | None = None,
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
@@ -113,7 +115,7 @@ class BackgroundMiddleware:
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(app=app, when=when, owner=owner, authorize=authorize)
+        check_functions(app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
         check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site)
@@ -151,6 +153,7 @@ class BackgroundMiddleware:
             limit_per_owner=limit_per_owner,
             limits=limits,
             priorities=priorities,
+            title=title,
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )
@@ -186,11 +189,10 @@ class BackgroundMiddleware:
         # A decorator was used in this process, so the request is watched: it is kept as it came, and what it prints.
         foreground: Any = current.get()
         try:
-            # Everything is in place for the next request of this thread.
-            is_ready = foreground.request is None and foreground.changes == replaced.changes
+            # Mostly all is in place for the next request of this thread.
+            if foreground.request is not None or foreground.changes != replaced.changes:
+                foreground = foreground_of(foreground)
         except AttributeError:  # the first one, or a job
-            is_ready = False
-        if not is_ready:
             if foreground is not None and foreground.job is not None:
                 return self.app(environ, start_response)
             foreground = foreground_of(foreground)

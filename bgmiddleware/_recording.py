@@ -3,11 +3,13 @@
 import io
 import logging
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
+from urllib.parse import unquote_plus
 
 from .errors import BadRequestBody, BodyTooLarge
 
@@ -21,6 +23,7 @@ __all__ = [
     "can_rewind",
     "forget_body",
     "length_of",
+    "plain_title",
     "record_request",
     "remember_body",
     "replay_environ",
@@ -324,10 +327,25 @@ class _Chained:
 
 
 def title_of(environ: Mapping[str, Any]) -> str:
-    """Return what a person calls a request: its method and path, with what is no UTF-8 replaced. Bounded: it is kept
-    for a whole TTL, and clients choose it."""
+    """Return what a person calls a request: its method, path and query, with what is no UTF-8 replaced, and without
+    values that look like secrets: titles are shown to others than the request's sender."""
     path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     title = f"{environ['REQUEST_METHOD']} {path.encode('latin-1', 'replace').decode('utf-8', 'replace') or '/'}"
+    query = environ.get("QUERY_STRING")
+    return plain_title(f"{title}?{unquote_plus(_SECRET.sub(_HIDDEN, query), errors='replace')}" if query else title)
+
+
+_HIDDEN = r"\1…"
+_SECRET = re.compile(
+    r"((?:^|(?<=[&;]))(?:[^=&;]*(?:token|secret|passw\w*|api_?key|signature)|code"
+    r"|(?:[^=&;]*[_.-])?(?:key|pass|pwd|auth|sig|session|sid|otp|pin))=)[^&;]+",
+    re.IGNORECASE,
+)
+
+
+def plain_title(title: str) -> str:
+    """Return a title that can be stored and shown: one line of at most 1,000 characters."""
+    title = " ".join(title[: 2 * _LONGEST_TITLE].encode("utf-8", "backslashreplace").decode().split())
     return title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 1]}…"
 
 

@@ -96,6 +96,10 @@ def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
     return _imported("authorize", text)
 
 
+def _title(text: str) -> Callable[[Mapping[str, Any]], str]:
+    return _imported("title", text)
+
+
 def _page(text: str) -> Any:
     return _named("page", text)  # whether it can be one, the middleware says
 
@@ -176,6 +180,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "stream_slots": (_integer, "a whole number", "middleware"),
     "dashboard": (str, "a path that begins with '/'", "middleware"),
     "authorize": (_authorize, "python:MODULE:NAME", "middleware"),
+    "title": (_title, "python:MODULE:NAME", "middleware"),
     "deadline": (_number, "seconds", "middleware"),
     "limit_per_owner": (_integer, "a whole number", "middleware"),
     "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),

@@ -3,12 +3,12 @@
 ``_output``: where one job's prints go; ``_pipes``: what its children write to. ``_files``, ``_descriptors``: a process
 that runs one job at a time. ``_streams``: the stand-ins, and the one context variable that routes; ``_system``: where
 ``print`` finds them. ``_hooks``: threads, forks, children and logging; ``_pools``, ``_bars``: what jobs share and do
-not know of. Standard library only.
+not know of, hooked by ``_imports``. Standard library only.
 """
 
 from ._descriptors import own_descriptors
 from ._files import Outlet
-from ._install import error_stream, install, install_for_job
+from ._install import error_stream, install
 from ._output import ForegroundOutput, JobOutput, Output
 from ._streams import bound, current, current_output, detached, use_output
 from ._system import replaced, write_late
@@ -24,7 +24,6 @@ __all__ = [
     "detached",
     "error_stream",
     "install",
-    "install_for_job",
     "own_descriptors",
     "replaced",
     "use_output",

@@ -1,7 +1,6 @@
 """Bars of libraries that keep all bars of a process together: each job sees its own ones only."""
 
 import functools
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -9,14 +8,7 @@ from typing import Any
 
 from ._streams import current, job_output, use_output
 
-__all__ = ["hook_bars"]
-
-
-def hook_bars() -> None:
-    """Hook these libraries, as far as somebody has imported them. To be called at the begin of each job: nothing goes
-    wrong before a second one has bars."""
-    for module in [name for name in _HOOKS if name in sys.modules]:
-        _HOOKS.pop(module)(sys.modules[module])
+__all__ = ["HOOKS"]
 
 
 class _Bars:
@@ -111,4 +103,5 @@ def _hook_rich(module: Any) -> None:
         module.Console._live = _OfJob("_live", lambda: None)
 
 
-_HOOKS: dict[str, Callable[[Any], None]] = {"tqdm.std": _hook_tqdm, "rich.console": _hook_rich}
+HOOKS: dict[str, Callable[[Any], None]] = {"tqdm.std": _hook_tqdm, "rich.console": _hook_rich}
+"""By the modules that they are called with."""

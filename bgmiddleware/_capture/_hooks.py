@@ -7,6 +7,7 @@ else where it is not. They are put in place once, with the stand-ins, and stay.
 import concurrent.futures
 import concurrent.futures.thread
 import contextlib
+import faulthandler
 import functools
 import logging
 import os
@@ -17,10 +18,10 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TextIO
 
-from . import _pipes
+from . import _bars, _pipes, _pools
+from ._imports import hook_modules
 from ._output import ForegroundOutput, JobOutput
-from ._pools import hook_pools
-from ._streams import ByteStandIn, StandIn, bound, current, job_output
+from ._streams import ByteStandIn, StandIn, bound, current, job_output, use_output
 
 __all__ = ["install_hooks", "rebind_logging"]
 
@@ -35,10 +36,12 @@ def install_hooks(forget_lock: Callable[[], None]) -> None:
         return
     _installed = True
     _hook_threads()
-    hook_pools()
+    _pools.hook_pools()
+    hook_modules({**_pools.HOOKS, **_bars.HOOKS})
     _hook_greenlets()
     _hook_children()
     _hook_logging()
+    _hook_faulthandler()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=forget_lock)
         os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
@@ -123,6 +126,35 @@ def _hook_children() -> None:
     subprocess.Popen.__init__ = begin_child  # type: ignore[method-assign]
 
 
+_FILE_AT = {"enable": 0, "dump_traceback_later": 2, "register": 1}
+
+
+def _hook_faulthandler() -> None:
+    """What faulthandler is to write later, it writes by a number, when that may be somebody else's file: let it be the
+    server's stderr, or descriptor 2 where that is the job's."""
+    for name, at in _FILE_AT.items():
+        if hasattr(faulthandler, name):  # not all systems have all
+            setattr(faulthandler, name, _by_lasting_number(getattr(faulthandler, name), at))
+
+
+def _by_lasting_number(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        output = job_output()
+        if output is None:
+            return function(*args, **options)
+        file = args[at] if at < len(args) else options.get("file", sys.stderr)
+        if output.has_descriptors and isinstance(file, StandIn):
+            if at < len(args):
+                args = (*args[:at], 2, *args[at + 1 :])
+            else:
+                options["file"] = 2
+        with use_output(None):
+            return function(*args, **options)
+
+    return call
+
+
 _stdout_of_parent: Any = None
 
 
@@ -168,6 +200,21 @@ def _hook_logging() -> None:
             output.err(_formatted(record))
 
     logging.Logger.callHandlers = call  # type: ignore[method-assign]
+    _keep_ours_heard()
+
+
+def _keep_ours_heard() -> None:
+    """Let no job switch our own logger off: ``fileConfig`` and ``dictConfig`` do so with all that they do not name."""
+    logger: Any = logging.getLogger("bgmiddleware")
+
+    def is_disabled(self: Any) -> bool:
+        return bool(vars(self).get("disabled"))
+
+    def disable(self: Any, disabled: bool) -> None:
+        if job_output() is None:
+            vars(self)["disabled"] = disabled
+
+    logger.__class__ = type("Logger", (type(logger),), {"disabled": property(is_disabled, disable)})
 
 
 def _formatted(record: logging.LogRecord) -> str:

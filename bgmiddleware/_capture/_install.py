@@ -4,11 +4,9 @@ import threading
 from typing import Any, TextIO
 
 from . import _hooks
-from ._bars import hook_bars
-from ._pools import hook_process_pools
 from ._system import are_in_place, replace_streams, stand_in_of
 
-__all__ = ["error_stream", "install", "install_for_job"]
+__all__ = ["error_stream", "install"]
 
 _lock = threading.Lock()  # guards the replacing of sys.stdout, sys.stderr and sys.stdin
 
@@ -24,14 +22,6 @@ def install() -> None:
         _hooks.install_hooks(_forget_lock)
         for original, stand_in in replace_streams().values():
             _hooks.rebind_logging(original, stand_in)
-
-
-def install_for_job() -> None:
-    """The same at the begin of a job, which may be the second one to use what a library has for the whole process."""
-    install()
-    with _lock:
-        hook_process_pools()
-        hook_bars()
 
 
 def error_stream() -> TextIO:

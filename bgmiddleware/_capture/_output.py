@@ -412,6 +412,11 @@ class JobOutput:
         self._look_again()
         return number
 
+    @property
+    def has_descriptors(self) -> bool:
+        """Whether file descriptors 1 and 2 of this process are this output."""
+        return self._file is not None
+
     def _has_own_stdout(self) -> bool:
         return identity(1) != self._stdout
 

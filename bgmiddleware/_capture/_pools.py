@@ -2,14 +2,13 @@
 
 import concurrent.futures
 import functools
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from ._streams import bound, job_output, use_output
 
-__all__ = ["hook_pools", "hook_process_pools"]
+__all__ = ["HOOKS", "hook_pools"]
 
 _NOBODY = object()
 
@@ -34,13 +33,6 @@ def hook_pools() -> None:
 def _runs_elsewhere(pool: object) -> bool:
     """Whether *pool* pickles its tasks for other interpreters, as one that is new in 3.14 does."""
     return any(kind.__name__ == "InterpreterPoolExecutor" for kind in type(pool).__mro__)
-
-
-def hook_process_pools() -> None:
-    """Hook the other pools of the standard library, as far as somebody has imported them. To be called at the begin of
-    each job: nothing goes wrong before a second one uses a pool."""
-    for module in [name for name in _HOOKS if name in sys.modules]:
-        _HOOKS.pop(module)(sys.modules[module])
 
 
 def _hook_executor(module: Any) -> None:
@@ -74,10 +66,11 @@ def _hook_method(module: Any, name: str) -> None:
     setattr(module.Pool, name, give)
 
 
-_HOOKS: dict[str, Callable[[Any], None]] = {
+HOOKS: dict[str, Callable[[Any], None]] = {
     "concurrent.futures.process": _hook_executor,
     "multiprocessing.pool": _hook_pool,
 }
+"""By the modules that they are called with."""
 
 
 def _note_users_of_new(kind: Any) -> None:

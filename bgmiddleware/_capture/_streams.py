@@ -224,7 +224,7 @@ class ByteStandIn(io.BufferedIOBase):
 
     @property
     def raw(self) -> Any:
-        return self if self._text.is_in_job() else self._text.original.buffer.raw
+        return _RawStandIn(self) if self._text.is_in_job() else self._text.original.buffer.raw
 
     def _write_original(self, data: Any) -> int:
         buffer = getattr(self._text.original, "buffer", None)
@@ -246,6 +246,25 @@ class ByteStandIn(io.BufferedIOBase):
 
     def close(self) -> None:
         """Do nothing, as the text stream does."""
+
+
+class _RawStandIn(io.RawIOBase):
+    """The ``raw`` of a stand-in's bytes, in a job: an object for each who asks, which they may close."""
+
+    def __init__(self, stand_in: ByteStandIn) -> None:
+        self._bytes = stand_in
+
+    def write(self, data: Any) -> int:
+        return self._bytes.write(data)
+
+    def fileno(self) -> int:
+        return self._bytes.fileno()
+
+    def isatty(self) -> bool:
+        return self._bytes.isatty()
+
+    def writable(self) -> bool:
+        return True
 
 
 class StdinStandIn(io.TextIOBase):

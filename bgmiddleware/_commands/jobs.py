@@ -159,7 +159,7 @@ def _key(registry: Registry, name: str) -> str:
 def _document(job: Job, now: float) -> dict[str, object]:
     """Return what an operator may see: no request and no response, which hold what only its owner should know."""
     document = job.to_document()
-    for name in ("request", "response", "fingerprint"):
+    for name in ("request", "response", "fingerprint", "name", "name_salt"):
         del document[name]
     return {**document, "elapsed": job.elapsed(now), "status_code": job.response.code if job.response else None}
 

@@ -117,6 +117,7 @@ class Keeper:
         self._ending = False
         self._missing = 0
         self._progress: Progress | None = None
+        self._title: str | None = None
         self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
 
@@ -159,14 +160,16 @@ class Keeper:
         if self._thread is None:
             self._send()
 
-    def report(self, progress: Progress) -> None:
-        """Take how far the job is. Raises nothing: progress that is not told is not missed for long."""
-        self._progress = progress
+    def report(self, progress: Progress | None = None, title: str | None = None) -> None:
+        """Take how far the job is, or what it is called now. Raises nothing: progress that is not told is not missed
+        for long."""
+        self._progress, self._title = progress or self._progress, title or self._title
         now = time.monotonic()
         if self._thread is None or (self._parent and now >= self._tell_at):
             self._tell_at = now + _TELL_EVERY
             self._look()
-            if self._progress is not None:  # it is away: the job does not wait for it again soon
+            # Where it is away the job does not wait for it again soon.
+            if self._progress is not None or self._title is not None:
                 self._tell_at = now + RENEW_EVERY
 
     def flush(self) -> None:
@@ -220,7 +223,7 @@ class Keeper:
     def _has_told_all(self) -> bool:
         sent = self._send()
         self._look()
-        return sent and self._progress is None
+        return sent and self._progress is None and self._title is None
 
     def _has_room(self, data: bytes) -> bool:
         return not self._size or self._size + len(data) <= _ROOM
@@ -352,12 +355,13 @@ class Keeper:
         """Renew the lease when it is due, tell what is new, and hear whether a cancel was asked for."""
         now = time.monotonic()
         progress, self._progress = self._progress, None
+        title, self._title = self._title, None
         is_left = self._parent and self._parent == os.getppid()
         leased = self._registry.shared and now >= self._renew_at and not is_left
         try:
-            if leased or progress is not None:
+            if leased or progress is not None or title is not None:
                 lease = LEASE if leased else None
-                ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress)
+                ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress, title=title)
                 if leased:
                     self._renew_at = now + RENEW_EVERY
                 if not ok and not self._reclaim():
@@ -372,7 +376,7 @@ class Keeper:
         except (JobNotFound, JobExpired):
             self._interrupt("its registry has forgotten it")
         except Exception:  # the next look tries again
-            self._progress = self._progress or progress
+            self._progress, self._title = self._progress or progress, self._title or title
 
     def _interrupt(self, reason: str) -> None:
         if self._output is not None:

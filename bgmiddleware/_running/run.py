@@ -21,14 +21,14 @@ from .._capture import (
     Outlet,
     detached,
     error_stream,
-    install_for_job,
+    install,
     own_descriptors,
     use_output,
     write_late,
 )
 from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
-from .._recording import RecordedRequest, replay_environ
+from .._recording import RecordedRequest, plain_title, replay_environ
 from ..errors import BadOffset, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
@@ -49,14 +49,32 @@ _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up i
 class RunningJob:
     """The job that the calling code belongs to: see :func:`bgmiddleware.current_job`. Any thread of it may call.
 
-    *key* names it in its registry; *title* is what people call it.
+    *key* names it in its registry.
     """
 
-    def __init__(self, key: str, title: str, check: Callable[[], None], report: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        key: str,
+        title: str,
+        check: Callable[[], None],
+        report: Callable[[Progress], None],
+        rename: Callable[[str], None],
+    ) -> None:
         self.key = key
-        self.title = title
+        self._title = title
         self._check = check
         self._report = report
+        self._rename = rename
+
+    @property
+    def title(self) -> str:
+        """What people call the job. It can be set: the page, the list of jobs and the log say so from then on."""
+        return self._title
+
+    @title.setter
+    def title(self, title: object) -> None:
+        self._title = plain_title(str(title))
+        self._rename(self._title)
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far the job is: *done* of *total*, and what it is doing. A cancellation point, as :meth:`check`."""
@@ -245,7 +263,7 @@ class Run:
         return True
 
     def _run(self) -> None:
-        install_for_job()
+        install()
         has_descriptors = self._outlet is not None
         tees = open_tee(has_descriptors=has_descriptors) if self._tees else contextlib.nullcontext()
         with tees as tee:
@@ -257,7 +275,7 @@ class Run:
             keeper.store,
             write_late("stdout"),
             write_late("stderr"),
-            job=RunningJob(self.key, self.title, self._check, self._report),
+            job=RunningJob(self.key, self.title, self._check, self._report, self._call_it),
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
             tee=tee,
@@ -419,6 +437,13 @@ class Run:
             return  # a forked child has a copy of the registry, which nobody looks at
         with self._output.held():
             self._keeper.report(progress)
+
+    def _call_it(self, title: str) -> None:
+        self.title = title
+        if self._output is None or os.getpid() != self._pid:
+            return
+        with self._output.held():
+            self._keeper.report(title=title)
 
 
 def over_deadline(deadline: float) -> str:

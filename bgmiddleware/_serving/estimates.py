@@ -37,9 +37,9 @@ class Estimates:
     def of(self, registry: Registry, job: Job) -> Estimate | None:
         """Return how long jobs of the same title and owner took that finished, of the last 200; None if none did.
 
-        Of the same owner: nobody shall learn from it what others do.
+        A query makes no difference. Of the same owner: nobody shall learn from it what others do.
         """
-        endpoint = job.title, job.owner
+        endpoint = _endpoint(job), job.owner
         now = self._clock()
         with self._lock:
             made_at, estimate = self._made.get(endpoint, (-_FRESH, None))
@@ -54,11 +54,15 @@ class Estimates:
         return estimate
 
 
+def _endpoint(job: Job) -> str:
+    return job.title.partition("?")[0]
+
+
 def _estimate(registry: Registry, job: Job) -> Estimate | None:
     # Of all states: a registry would go through all of its jobs to find enough that finished.
     took = [
         other.elapsed(0.0)
         for other in registry.jobs(limit=_LOOKED_AT)
-        if other.state is JobState.FINISHED and (other.title, other.owner) == (job.title, job.owner)
+        if other.state is JobState.FINISHED and (_endpoint(other), other.owner) == (_endpoint(job), job.owner)
     ][:_RUNS]
     return Estimate(min(took), max(took), len(took)) if took else None

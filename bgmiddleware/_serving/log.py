@@ -61,7 +61,8 @@ def _head(job: Job) -> Headers:
 
 def _file_name(job: Job) -> str:
     """Return a name to save the output under: ``reports-2026.log`` for ``GET /reports/2026``."""
-    words = re.findall(r"[A-Za-z0-9_.-]+", job.title.partition(" ")[2])
+    path = re.sub(r"^[A-Z]+ (?=/)", "", job.title).partition("?")[0]
+    words = re.findall(r"[A-Za-z0-9_.-]+", path)
     return ("-".join(words).strip(".-")[:80] or "output") + ".log"
 
 

@@ -16,7 +16,7 @@ from .. import marks
 from .._capture import Outlet
 from .._context import Wish, entrances
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
-from .._recording import Dropped, RecordedRequest, record_request, rewound, title_of
+from .._recording import Dropped, RecordedRequest, plain_title, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
 from .._serving import (
     Answer,
@@ -93,6 +93,7 @@ class Starter:
     limits: Limits
     """How many jobs may run at a time of those that a mark is true for: name, mark and number of each."""
     priorities: Priorities
+    title: Callable[[dict[str, Any]], str] | None
     """Which of the jobs that wait is taken first: mark and priority; the first mark that is true counts."""
     secret: bytes | None = field(repr=False)
     """From which the names and tokens of jobs that can be joined are made, so that nobody else can make them; None: the
@@ -225,6 +226,16 @@ class Starter:
             groups[f"owner {owner}"] = self.limit_per_owner
         return groups
 
+    def _title(self, environ: dict[str, Any]) -> str:
+        """Return what a request's job is called."""
+        if self.title is None:
+            return title_of(environ)
+        try:
+            return plain_title(str(self.title(environ))) or title_of(environ)
+        except Exception:  # a name is no reason to refuse the work
+            _log.exception("the title of a job could not be made")
+            return title_of(environ)
+
     def _priority(self, environ: dict[str, Any]) -> Priority:
         """Return the priority of a request's job."""
         return next((priority for mark, priority in self.priorities if mark(environ)), Priority.NORMAL)
@@ -278,7 +289,7 @@ class Starter:
             token = "" if who.name else new_token()
             job = Job(
                 key_of(token),
-                title_of(environ),
+                self._title(environ),
                 owner=who.owner,
                 version=self.version,
                 deadline=self.deadline,

@@ -77,7 +77,14 @@ def held(job: Job, until: float) -> Job:
 
 
 def renewed(
-    job: Job, now: float, *, runner: str, lease: float | None, progress: Progress | None, pending_ttl: float
+    job: Job,
+    now: float,
+    *,
+    runner: str,
+    lease: float | None,
+    progress: Progress | None,
+    title: str | None,
+    pending_ttl: float,
 ) -> Job | None:
     """Return the job with a lease that counts from *now*; None where it is not the runner's.
 
@@ -91,7 +98,7 @@ def renewed(
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None
     until = job.lease_expires_at if lease is None else now + lease
-    return job.changed(lease_expires_at=until, progress=progress or job.progress)
+    return job.changed(lease_expires_at=until, progress=progress or job.progress, title=title or job.title)
 
 
 def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:

@@ -208,8 +208,17 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
-        """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is.
+    def renew(
+        self,
+        key: str,
+        runner: str,
+        *,
+        lease: float | None = None,
+        progress: Progress | None = None,
+        title: str | None = None,
+    ) -> Renewal:
+        """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is, and what it is called
+        from now on.
 
         A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
         no runner: with none, this says that the job is admitted, and may wait for *lease* seconds, if it does not wait

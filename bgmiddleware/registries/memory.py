@@ -83,7 +83,7 @@ class MemoryRegistry(Registry):
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
         with self._lock:
-            now = self.clock()
+            now = self._notice_the_time()
             due = not 0 <= now - self._evicted_at < _EVICT_EVERY or len(self._records) >= self.max_jobs
             if due and sum(self._evict(now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE:
                 self._evicted_at = now  # else there is more: the next one goes on
@@ -181,7 +181,7 @@ class MemoryRegistry(Registry):
     def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         with self._lock:
             record = self._find(key)
-            now = self.clock()
+            now = self._notice_the_time()
             job = record.job
             if not changes.may_change(job, now, expect, change.runner):
                 return False
@@ -199,12 +199,26 @@ class MemoryRegistry(Registry):
             record.wake()
             return True
 
-    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
+    def renew(
+        self,
+        key: str,
+        runner: str,
+        *,
+        lease: float | None = None,
+        progress: Progress | None = None,
+        title: str | None = None,
+    ) -> Renewal:
         with self._lock:
             record = self._find(key)
             cancel = record.job.cancel_requested_at is not None
             job = changes.renewed(
-                record.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+                record.job,
+                self.clock(),
+                runner=runner,
+                lease=lease,
+                progress=progress,
+                title=title,
+                pending_ttl=self.pending_ttl,
             )
             if job is not None:
                 waits_here = job.state is JobState.PENDING and job.process in self._held_until
@@ -214,7 +228,7 @@ class MemoryRegistry(Registry):
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._lock:
             record = self._find(key)
-            now = self.clock()
+            now = self._notice_the_time()
             job = changes.asked_to_stop(record.snapshot(), now, ttl=self.ttl, reason=reason)
             if job is None:
                 return record.job.as_of(now).state
@@ -258,7 +272,7 @@ class MemoryRegistry(Registry):
 
     def evict(self, limit: int = 1000) -> Evicted:
         with self._lock:
-            return self._evict(self.clock(), limit)
+            return self._evict(self._notice_the_time(), limit)
 
     def close(self) -> None:
         with self._lock:
@@ -370,18 +384,19 @@ class MemoryRegistry(Registry):
         while len(self._expired) > self.max_jobs:
             self._expired.popitem(last=False)
 
-    def _notice_the_time(self, now: float) -> None:
-        """Where somebody set the clock back, keep nothing for longer than its time from now. So what came or ended
-        first is due first, too."""
+    def _notice_the_time(self) -> float:
+        """Return it. Where somebody set the clock back, keep nothing for longer than its time from now: so what comes
+        or ends first is due first, too."""
+        now = self.clock()
         if now < self._noticed_at:
             for keys, ttl in ((self._ended, self.ttl), (self._pending, self.pending_ttl)):
                 for record in map(self._records.__getitem__, keys):
                     if record.job.expires_at is not None and record.job.expires_at > now + ttl:
                         record.job = record.job.changed(expires_at=now + ttl)
         self._noticed_at = now
+        return now
 
     def _evict(self, now: float, limit: int) -> Evicted:
-        self._notice_the_time(now)
         lost = evicted = 0
         while self._ended and evicted < limit:
             key = next(iter(self._ended))

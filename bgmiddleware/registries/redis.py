@@ -167,10 +167,24 @@ class RedisRegistry(Registry):
                     return True
         raise self._too_busy(key)
 
-    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
+    def renew(
+        self,
+        key: str,
+        runner: str,
+        *,
+        lease: float | None = None,
+        progress: Progress | None = None,
+        title: str | None = None,
+    ) -> Renewal:
         def renewed(stored: Stored) -> Job | None:
             return changes.renewed(
-                stored.job, stored.now, runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+                stored.job,
+                stored.now,
+                runner=runner,
+                lease=lease,
+                progress=progress,
+                title=title,
+                pending_ttl=self.pending_ttl,
             )
 
         job, ok = self._change(key, renewed)

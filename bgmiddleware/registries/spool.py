@@ -203,14 +203,28 @@ class SpoolRegistry(Registry):
                 self._keep_max_bytes(store, row)
         return True
 
-    def renew(self, key: str, runner: str, *, lease: float | None = None, progress: Progress | None = None) -> Renewal:
+    def renew(
+        self,
+        key: str,
+        runner: str,
+        *,
+        lease: float | None = None,
+        progress: Progress | None = None,
+        title: str | None = None,
+    ) -> Renewal:
         with self._store.changing() as change:
             row = self._find(change.database, key)
             cancel = row.job.cancel_requested_at is not None
             job = changes.renewed(
-                row.job, self.clock(), runner=runner, lease=lease, progress=progress, pending_ttl=self.pending_ttl
+                row.job,
+                self.clock(),
+                runner=runner,
+                lease=lease,
+                progress=progress,
+                title=title,
+                pending_ttl=self.pending_ttl,
             )
-            if job is not None and (lease is not None or progress is not None):
+            if job is not None and (lease is not None or progress is not None or title is not None):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
                 table.store(change.database, row, job, self._store.files(row).ends().kept)
                 self._keep_max_bytes(change, row)

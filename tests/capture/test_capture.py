@@ -929,7 +929,7 @@ class TestInterrupt:
 
         codes: list[int] = []
         running = RunningInThread(job)
-        running.wait_for("child")
+        running.wait_for("child\n")
         running.registry.request_cancel(running.key)
         assert running.join().job.state is JobState.CANCELLED
         assert (codes, running.text) == ([-signal.SIGTERM], "child\n")

@@ -80,7 +80,10 @@ def test_a_list_can_be_of_one_state_short_and_json(jobs, registry):
 
 def test_a_job_is_shown_without_what_only_its_owner_should_know(jobs, registry):
     token = new_token()
-    key = registry.add(Job(key_of(token), "GET /report", request={"HTTP_COOKIE": "session=secret"})).key
+    job = Job(
+        key_of(token), "GET /report", request={"HTTP_COOKIE": "session=secret"}, name="secret", name_salt="secret"
+    )
+    key = registry.add(job).key
     for name in (token, key, key[:8]):
         status, said, _ = jobs("show", name)
         document = json.loads(said)

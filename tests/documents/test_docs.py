@@ -163,6 +163,23 @@ def test_the_pyramid_guide_works(tmp_path: Path) -> None:
     assert (answer["log"], answer["result"]) == ("adding up 2026\n", "a good year\n")
 
 
+def test_the_webpy_guide_is_the_example_of_2008(tmp_path: Path) -> None:
+    needs("web")
+    (answer,) = run(tmp_path, example("frameworks.rst", "web.py"), ["/"])
+    lines = answer["log"].splitlines()
+    assert lines[0].startswith("Started at ")
+    assert lines[1] == "hit f5 to refresh!"
+    assert [line.partition(":")[0] for line in lines[2:]] == [str(number) for number in range(10)]
+
+
+@pytest.mark.parametrize(("section", "module"), [("Falcon", "falcon"), ("CherryPy", "cherrypy"), ("Dash", "dash")])
+def test_the_guides_of_other_frameworks_work(section: str, module: str, tmp_path: Path) -> None:
+    needs(module)
+    (answer,) = run(tmp_path, example("frameworks.rst", section), ["/reports/2026"])
+    assert answer["log"].splitlines()[-1] == "adding up 2026"  # CherryPy's own log comes before it
+    assert answer["result"] == "a good year\n"
+
+
 @pytest.mark.parametrize(
     ("page", "block"), [(page, block) for page in sorted(DOCS.glob("*.rst")) for block in blocks(page, "ini")], ids=str
 )

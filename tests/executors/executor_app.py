@@ -271,6 +271,36 @@ def view_forks(environ: dict[str, Any]) -> bytes:
     return b""
 
 
+def view_floods(environ: dict[str, Any]) -> bytes:
+    """Print more than a pipe holds, in C code that keeps the lock of Python meanwhile."""
+    print("begin")
+    data = b"flood\n" * 500_000
+    ctypes.PyDLL(None).write(1, data, ctypes.c_size_t(len(data)))
+    print("end")
+    return b""
+
+
+def view_pools(environ: dict[str, Any]) -> bytes:
+    """Have a pool of forked processes, which is ended by a signal."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply(print, ["in a pool"])
+    print("in the job")
+    return b""
+
+
+_given_away: list[int] = []
+
+
+def view_gives_away(environ: dict[str, Any]) -> bytes:
+    """Close descriptor 1, so that the next file is given its number: the file that the query names."""
+    print("before")
+    sys.stdout.flush()
+    os.close(1)
+    _given_away.append(os.open(environ["QUERY_STRING"], os.O_RDWR | os.O_CREAT, 0o600))
+    print("after", _given_away)
+    return b""
+
+
 def view_lingers(environ: dict[str, Any]) -> bytes:
     """Leave a thread behind that prints when the job has ended, and one that is nobody's child."""
     connection = socket.create_connection(("127.0.0.1", config()["stage"]))

@@ -423,6 +423,31 @@ def test_what_is_printed_below_python_is_in_order_with_what_is_printed_in_it(sce
     assert site.output(target) == b"".join(b"%d\n" % number for number in range(200_000))
 
 
+def test_c_code_that_holds_the_lock_of_python_prints_more_than_a_pipe_holds(scene: Callable[..., Scene]) -> None:
+    site = scene()
+    target = site.start("/floods")
+    assert site.ended(target).state is JobState.FINISHED
+    assert site.output(target) == b"begin\n" + b"flood\n" * 500_000 + b"end\n"
+
+
+def test_a_pool_of_a_job_can_end_its_processes(scene: Callable[..., Scene]) -> None:
+    site = scene()
+    target = site.start("/pools")
+    assert site.ended(target).state is JobState.FINISHED
+    assert site.output(target) == b"in a pool\nin the job\n"
+
+
+def test_a_file_that_was_given_descriptor_1_is_nobody_elses(scene: Callable[..., Scene], tmp_path: Path) -> None:
+    site = scene()
+    first = site.start(f"/gives_away?{tmp_path}/file")
+    assert site.ended(first).state is JobState.FINISHED
+    assert site.output(first) == b"before\nafter [1]\n"
+    second = site.start("/demo")
+    assert site.ended(second).state is JobState.FINISHED
+    assert pid_of(site, first) == pid_of(site, second)
+    assert (tmp_path / "file").read_bytes() == b""
+
+
 def test_there_is_nothing_to_read_from_stdin(scene: Callable[..., Scene]) -> None:
     site = scene()
     target = site.start("/stdin")

@@ -1,6 +1,7 @@
 """What scripts and libraries do with their stdout and stderr, each as a view of a job: the table of docs/capture.rst.
 
 ``python -m tests.kit.idioms threads FILE``, or ``processes``, runs them all, and writes down where each printed.
+``python -m tests.kit.idioms table FILE-OF-THREADS FILE-OF-PROCESSES`` prints the table.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from sys import stdout as stdout_at_import
 from typing import Any
 
@@ -39,6 +41,9 @@ from tests.kit.clients import InProcess
 
 IDIOMS: dict[str, tuple[Callable[[], Any], int]] = {}
 """By their names in the table: what a job does, and how often it prints "caught", at least."""
+
+LIBRARIES = "alive_progress click halo invoke joblib loguru pexpect rich tqdm wurlitzer yaspin".split()
+"""What they need besides the standard library."""
 
 write_at_import = sys.stdout.write
 default_argument = sys.stdout
@@ -499,9 +504,29 @@ def make_app() -> BackgroundMiddleware:
     return BackgroundMiddleware(views, when=marks.always, **options)
 
 
-def main(kind: str, path: str) -> None:
+def table(found: dict[str, Any]) -> str:
+    """Return the table of the documentation, by what was *found* of each idiom in threads and in processes."""
+    rows = [
+        f"   * - {name}\n     - {_place(found['threads'][name][1])}\n     - {_place(found['processes'][name][1])}\n"
+        for name in IDIOMS
+    ]
+    return "".join(rows)
+
+
+def _place(output: str) -> str:
+    return "job" if "caught" in output else "server"
+
+
+def main(kind: str, path: str, *more: str) -> None:
     """Run all; write to the file *path* the state and the output of each, by name. The last job comes twice, so that
     what the others left behind is seen."""
+    if kind == "table":
+        found = {
+            of: json.loads(Path(name).read_text())
+            for of, name in zip(("threads", "processes"), (path, *more), strict=True)
+        }
+        print(table(found), end="")
+        return
     with tempfile.TemporaryDirectory() as directory:
         if kind == "processes":
             os.environ["IDIOMS_SPOOL"] = directory

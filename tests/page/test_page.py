@@ -108,7 +108,7 @@ def test_a_running_job_can_be_watched_and_cancelled_without_a_script(opens: Open
     reply, page = page_of(client, target)
     assert reply["Content-Type"] == "text/html; charset=utf-8"
     assert '<noscript><meta http-equiv="refresh" content="3"></noscript>' in reply.text
-    assert page.texts["title"] == "▶ POST /slow"
+    assert page.texts["title"] == "▶ POST /slow?2"
     assert page.texts["job-badge"] == "▶ running"
     assert page.texts["job-text"] == "line 1\n"
     assert "started " in page.texts["job-time"]
@@ -290,9 +290,9 @@ def test_hostile_titles_queries_messages_and_reasons_are_only_text(opens: Opener
     target = start(client, "/%3C/title%3E%3Cscript%3E?q=%3C/script%3E&'\"")
     ended(site, target)
     reply, page = page_of(client, target)
-    assert page.texts["title"] == "✗ POST /</title><script>"
+    assert page.texts["title"] == "✗ POST /</title><script>?q=</script>&'\""
     assert page.texts["job-note"] == f"RuntimeError: {MARKUP}"
-    assert data_of(page)["job"]["title"] == "POST /</title><script>"
+    assert data_of(page)["job"]["title"] == "POST /</title><script>?q=</script>&'\""
     assert data_of(page)["job"]["progress"]["message"] == MARKUP + "\u202e"
     assert "\u202e" not in reply.text
     assert_only_ours(page)

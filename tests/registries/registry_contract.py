@@ -1162,6 +1162,18 @@ class RegistryContract:
         registry.finish(KEY, RUNNER, JobState.FINISHED)
         assert registry.get(KEY).progress == Progress(0.5)
 
+    def test_a_running_job_can_be_called_otherwise(self, registry):
+        running(registry)
+        before = registry.get(KEY)
+        registry.renew(KEY, RUNNER, title="Zeilen von Ada")
+        assert registry.get(KEY).title == "Zeilen von Ada"
+        assert registry.get(KEY).lease_expires_at == before.lease_expires_at
+        registry.renew(KEY, RUNNER, progress=Progress(1))
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert registry.get(KEY).title == "Zeilen von Ada"
+        assert not registry.renew(KEY, RUNNER, title="later").ok
+        assert registry.get(KEY).title == "Zeilen von Ada"
+
     def test_progress_alone_does_not_touch_the_lease(self, registry, clock):
         running(registry, lease=15.0)
         clock.advance(10.0)

@@ -451,7 +451,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "token": token,
         "priority": "normal",
         "queue": None,
-        "title": "POST /slow",
+        "title": "POST /slow?1",
         "state": "finished",
         "reason": "",
         "progress": None,

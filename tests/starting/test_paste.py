@@ -107,6 +107,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "single_flight": ("yes", lambda app: app._starter.single_flight, True),
         "dashboard": ("/_jobs", lambda app: app._is_dashboard({"PATH_INFO": "/_jobs"}), True),
         "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
+        "title": ("python:bgmiddleware.marks:always", lambda app: app._starter.title, marks.always),
         "page": ("python:bgmiddleware.marks:always", lambda app: app._site.page, marks.always),
         "assets": ("external", lambda app: app._site.external_assets, True),
         "registry": ("memory:", lambda app: type(app.registry), MemoryRegistry),
