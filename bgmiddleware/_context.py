@@ -174,7 +174,8 @@ def background(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     The rest of the view does not run. The job's output begins with what the request printed before the call; what the
     function returns is the job's result (``str``, ``bytes``, anything that is JSON, or None). It runs in a thread of
-    this process, in a copy of the caller's context. Outside of a middleware, and inside a job, it just calls.
+    this process, in a copy of the caller's context, and within a request of its own of the view's framework. Outside of
+    a middleware, and inside a job, it just calls.
 
     Raises ``ConfigurationError`` for a coroutine function.
     """

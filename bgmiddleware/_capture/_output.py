@@ -340,7 +340,7 @@ class JobOutput:
         return len(last) > _LARGE or (last[-1:] in ("\n", "\r", b"\n", b"\r") or last[:1] in ("\r", b"\r"))
 
     def _write_in_order(self, text: str) -> int:
-        if text != "\n":
+        if text != "\n":  # the end of a print, whose begin has looked
             pipe = self._pipe
             if pipe is not None and not self._is_forked and pipe.has_more():
                 self._store_soon(patience=_LONGEST_WAIT)  # what children wrote before this

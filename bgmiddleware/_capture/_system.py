@@ -31,7 +31,7 @@ replaced = _Replaced()
 
 
 class Place:
-    """What ``sys`` has by one name: a data descriptor of its class.
+    """What ``sys`` has by one name: its *attribute* is one of the class of ``sys``.
 
     *stand_in*: the newest one. *server*: what the name is outside of jobs: the stand-in, or what somebody put there
     since. *of_jobs*: what it is in a job that put nothing there: the stand-in, or somebody's wrapper of it.
@@ -44,14 +44,24 @@ class Place:
         self.of_jobs: Any = None
         self._passes_on = False  # what is there outside of jobs, to a stand-in
         self.front = Front(self)
+        get = current.get
 
-    def __get__(self, module: object, owner: object = None) -> Any:
-        stream = self.now()
-        if stream is _MISSING:
-            raise AttributeError(f"module 'sys' has no attribute {self.name!r}")
-        return stream
+        # A function and not a method, with nothing called in it: who writes by sys.stdout.write reads each time.
+        def read(module: object) -> Any:
+            output = get()
+            if output is None or output.job is None:
+                stream = self.server
+            elif output.assigned:
+                stream = output.assigned.get(name, self.of_jobs)
+            else:
+                stream = self.of_jobs
+            if stream is _MISSING:
+                raise AttributeError(f"module 'sys' has no attribute {name!r}")
+            return stream
 
-    def __set__(self, module: object, stream: Any) -> None:
+        self.attribute = property(read, self._assign, self._delete)
+
+    def _assign(self, module: object, stream: Any) -> None:
         output = current.get()
         if output is None or output.job is None:
             self.put(self.of_jobs if stream is self.front else stream)
@@ -63,10 +73,10 @@ class Place:
             _write_through(stream)
             output.assign(self.name, stream)
 
-    def __delete__(self, module: object) -> None:
+    def _delete(self, module: object) -> None:
         if self.now() is _MISSING:
             raise AttributeError(self.name)
-        self.__set__(module, _MISSING)
+        self._assign(module, _MISSING)
 
     def now(self) -> Any:
         """Return what the running code has by this name."""
@@ -302,9 +312,10 @@ def replace_streams() -> dict[str, tuple[Any, Any]]:
         original = place.heal()
         if original is not None:
             found[name] = original, place.stand_in
-    if _places["stdout"] is not vars(type(sys)).get("stdout"):
+    if _places["stdout"].attribute is not vars(type(sys)).get("stdout"):
         # What pickles modules by their exact class (cloudpickle) asks any other class for this.
-        described = {**_places, "__reduce__": lambda module: (importlib.import_module, (module.__name__,))}
+        attributes = {name: place.attribute for name, place in _places.items()}
+        described = {**attributes, "__reduce__": lambda module: (importlib.import_module, (module.__name__,))}
         sys.__class__ = type("module", (type(sys),), described)
     return found
 

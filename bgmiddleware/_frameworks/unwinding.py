@@ -2,6 +2,7 @@
 the background, or by a cancel. Then they are helped, each by what it does itself after an error or a response."""
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
@@ -23,13 +24,19 @@ def unwind(traceback: TracebackType | None) -> None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
     for frame in reversed(frames[1:]):
-        clean_up = _CLEAN_UPS.get((frame.f_globals.get("__name__"), frame.f_code.co_name))
-        if clean_up is None:
-            continue
         try:
-            clean_up(frame.f_locals)
+            clean_up = _clean_up_of(frame)
+            if clean_up is not None:
+                clean_up(frame.f_locals)
         except Exception:  # as a server does: the request is over, however its clean-up went
             _log.exception("the clean-up of %s after a view that was left failed", frame.f_globals.get("__name__"))
+
+
+def _clean_up_of(frame: FrameType) -> Callable[[Locals], None] | None:
+    name = frame.f_code.co_name
+    if name == "__call__" and "django.http" in sys.modules and _is_django_middleware(frame.f_locals.get("self")):
+        return _process_django_response
+    return _CLEAN_UPS.get((frame.f_globals.get("__name__"), name))
 
 
 def _abort_transaction(there: Locals) -> None:
@@ -48,6 +55,18 @@ def _send_request_finished(there: Locals) -> None:
     if request is not None:
         request.close()
     request_finished.send(sender=type(there["self"]))
+
+
+def _is_django_middleware(found: object) -> bool:
+    """Whether *found* is of the kind that Django's ``MiddlewareMixin`` makes; some are written without it."""
+    return hasattr(found, "get_response") and hasattr(found, "process_response")
+
+
+def _process_django_response(there: Locals) -> None:
+    """Let a middleware see a response: it may save a session then, or take what it put into the thread."""
+    from django.http import HttpResponse
+
+    there["self"].process_response(there["request"], HttpResponse(status=303))
 
 
 def _process_response(there: Locals) -> None:

@@ -283,4 +283,4 @@ def _shape(value: Any) -> Any:
     """Return the names in a document, without those of what may be null."""
     if not isinstance(value, dict):
         return ""
-    return {key: "" if key in ("progress", "estimate") else _shape(inner) for key, inner in value.items()}
+    return {key: "" if key in ("progress", "estimate", "response") else _shape(inner) for key, inner in value.items()}

@@ -435,6 +435,43 @@ def test_django_ends_the_request_that_is_left_and_rolls_its_transaction_back(dja
         assert InProcess(site).request("GET", "/count").text == "3"
 
 
+def test_django_middlewares_process_a_response_of_a_request_that_is_left(django_site: Any) -> None:
+    from django.core.wsgi import get_wsgi_application
+    from django.http import HttpResponse
+    from django.test.utils import override_settings
+    from django.urls import path
+    from django.utils.deprecation import MiddlewareMixin
+
+    class Noting(MiddlewareMixin):  # type: ignore[misc]
+        def process_request(self, request: Any) -> None:
+            CALLS.append("request")
+
+        def process_response(self, request: Any, response: Any) -> Any:
+            CALLS.append(f"response {response.status_code}")
+            return response
+
+    class Bare:
+        def __init__(self, get_response: Any) -> None:
+            self.get_response = get_response
+
+        def process_response(self, request: Any, response: Any) -> Any:
+            CALLS.append(f"bare {response.status_code}")
+            return response
+
+        def __call__(self, request: Any) -> Any:
+            return self.process_response(request, self.get_response(request))
+
+    this: Any = sys.modules[__name__]
+    this.Noting, this.Bare = Noting, Bare
+    django_site.urls.urlpatterns = [path("report", lambda request: HttpResponse(view()))]
+    with override_settings(MIDDLEWARE=[f"{__name__}.Noting", f"{__name__}.Bare"]):
+        app = get_wsgi_application()
+    with BackgroundMiddleware(app) as site:
+        assert result_of(site, "/report") == "viewed"
+    assert CALLS[:3] == ["request", "bare 303", "response 303"]
+    assert CALLS[3:] == ["request", "view", "bare 200", "response 200"]
+
+
 # Pyramid.
 
 

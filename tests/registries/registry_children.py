@@ -170,6 +170,8 @@ def write_until_killed(registry: Registry, name: str, seed: int, largest: int) -
     assert registry.claim(key, "the killed", lease=LONG)
     end = 0
     for chunk in itertools.cycle(chunks_of(seed, 100, largest)):
+        if end + len(chunk) > registry.max_output:  # who kills this process takes his time: no byte shall be dropped
+            signal.pause()
         end = registry.append(key, Channel.OUTPUT, end, chunk, runner="the killed")
         say(end)
 
