@@ -123,7 +123,7 @@ _UVICORN = "import uvicorn\nuvicorn.run(Bridge(app), host='127.0.0.1', port=PORT
 _OF_UWSGI = "``--master --die-on-term --threads 8``"
 _IN_MEMORY = "jobs in memory only, which end with it"
 _JOINS = {"idempotency": "joined only with an ``owner``"}
-_REASON = {"result": "its own reason phrase"}
+_REASON = {"result": "a standard reason phrase"}
 _SAYS_SEVERAL = "a spool or Redis: it says that it runs several processes"
 
 LINEUP: tuple[Candidate, ...] = (
