@@ -176,6 +176,9 @@ class Job:
     """Whether it holds its name until it is forgotten; else until it ended, or was asked to stop."""
     admitted: bool = True
     """Whether an executor took it: only then others may be told of it."""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """What is kept of the request: its ``method``, its ``query`` where that is too long for a redirect, and digests of
+    the credentials and cookies that it bore."""
     request: Mapping[str, str] = field(default_factory=dict)
     """The recorded environ; empty when the job has ended."""
     response: RecordedResponse | None = None
@@ -263,7 +266,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("keeps_name", "admitted"), (bool,)),
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
-    **dict.fromkeys(("groups", "request", "receipt"), (dict,)),
+    **dict.fromkeys(("asked", "groups", "request", "receipt"), (dict,)),
     **dict.fromkeys(("response", "progress"), (dict, NoneType)),
     **dict.fromkeys(("output_end", "body_end"), (int,)),
     "created_at": (int, float),

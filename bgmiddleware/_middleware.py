@@ -1,5 +1,6 @@
 """The middleware: look, decide, delegate."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
@@ -43,7 +44,7 @@ from ._starting import (
     settle,
     taken,
 )
-from .errors import ConfigurationError
+from .errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
 from .owners import Owner
@@ -176,7 +177,7 @@ class BackgroundMiddleware:
             if tokens:
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
-                environ = self._without_our_parameters(environ)
+                environ = self._without_our_parameters(environ, tokens[-1])
         if self._when(environ) and not _context.current_job() and self._may_start(environ):
             return self._answer_marked(environ).send(environ, start_response)
         if not _context.declared:
@@ -233,9 +234,12 @@ class BackgroundMiddleware:
             forget_body(recorded)
         return answer.send(recorded, may_begin_twice(start_response))
 
-    def _without_our_parameters(self, environ: dict[str, Any]) -> dict[str, Any]:
+    def _without_our_parameters(self, environ: dict[str, Any], token: str) -> dict[str, Any]:
         """Return the request as a form of the replayed document meant it: to the URL that it was first at."""
         query = self._site.without_ours(environ["QUERY_STRING"])
+        if not query:
+            with contextlib.suppress(JobNotFound, JobExpired, RegistryError):
+                query = self._site.visit(environ, token).job().asked.get("query", "")
         stripped = {**environ, "QUERY_STRING": query}
         for name in ("REQUEST_URI", "RAW_URI"):  # what some servers add: the same, undecoded
             if name in environ:

@@ -103,9 +103,10 @@ class Holder(Protocol):
 
 
 class Work(Protocol):
-    """What a job does: it gives the body to *write* in pieces and its response's head to *head*."""
+    """What a job does: it gives the body to *write* in pieces and its response's head to *head*. It may return why it
+    failed, though there is a response."""
 
-    def __call__(self, head: _Head, write: _Write) -> None: ...
+    def __call__(self, head: _Head, write: _Write) -> str | None: ...
 
 
 class Run:
@@ -386,7 +387,7 @@ class Run:
         try:
             self._body = body = BodyStore(self.registry, self.key, self._runner, output)
             try:
-                self._work(self._take_head, body.write)
+                failure = self._work(self._take_head, body.write)
             finally:
                 self._end_forked_child(output)
                 body.flush()
@@ -408,6 +409,8 @@ class Run:
             return JobState.FAILED, _described(error), error
         if self._response is not None and self._response.code >= 500:
             return JobState.FAILED, f"the app answered {self._response.status}", None
+        if failure:
+            return JobState.FAILED, failure, None
         return JobState.FINISHED, "", None
 
     def _asked_for(self) -> str:
@@ -492,13 +495,29 @@ def replay_request(
     """Return the work of calling *app* with a recorded request, whose body is in the registry. *multiprocess*: whether
     other processes may call it at the same time."""
 
-    def work(head: _Head, write: _Write) -> None:
+    def work(head: _Head, write: _Write) -> str:
+        responses: list[RecordedResponse] = []
+
+        def take(response: RecordedResponse) -> None:
+            responses.append(response)
+            head(response)
+
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
             environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
-            Exchange(head, write).run(app, environ)
+            Exchange(take, write).run(app, environ)
+        return _unhandled(stored["REQUEST_METHOD"], responses[-1])
 
     return work
+
+
+def _unhandled(method: str, response: RecordedResponse) -> str:
+    """Return why a request was not handled though the app answered: it was sent on, with a body that is not sent
+    again. Empty where it was."""
+    if method in ("GET", "HEAD") or response.code not in (307, 308):
+        return ""
+    where = next((value for name, value in response.headers if name.lower() == "location"), "")
+    return f"the app did not handle this {method} and redirects it to {where}: send it there again"[:500]
 
 
 def call_function(function: Callable[[], Any]) -> Work:

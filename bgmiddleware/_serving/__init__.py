@@ -9,17 +9,19 @@ from webob import Request
 
 from .._jobs import Job
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
+from .asked import asks_with_other_credentials, kept_of
 from .cancel import answer_cancel
+from .connections import disconnection_of, threads_of
 from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
 from .log import answer_log
-from .negotiate import OFFERED, View, by_script, choose, names_json, saves, wants_html
+from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
-from .result import answer_download, answer_ended, answer_result
+from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, refused_for_others
 from .status import answer_status, status_answer
 from .stored import Stored
 from .viewers import Viewers
@@ -41,12 +43,16 @@ __all__ = [
     "answer_dashboard",
     "answer_ended",
     "bad_query",
+    "disconnection_of",
+    "kept_of",
+    "means_result",
     "names_json",
     "page_maker",
     "problem",
     "retry_after",
     "serve",
     "status_answer",
+    "threads_of",
 ]
 
 _log = logging.getLogger("bgmiddleware")
@@ -61,6 +67,7 @@ _VIEWS = {
     View.STYLE: answer_asset,
     View.ICON: answer_asset,
 }
+_PARTS = (View.SCRIPT, View.STYLE, View.ICON)  # of the page: the same for all jobs
 _MAX_FORM = 64 * 1024
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
@@ -81,8 +88,9 @@ def _answer(visit: Visit) -> Answer:
         by_form = method == "POST" and _form_action(environ) == "cancel"
         if by_form or method == "DELETE":
             wants_page = by_form and choose(environ.get("HTTP_ACCEPT")) is View.PAGE
-            return answer_cancel(visit, job, by_form=wants_page)
-        return _view(visit, job)
+            return visit.linked(answer_cancel(visit, job, by_form=wants_page))
+        answer = _view(visit, job)
+        return answer if visit.parameters.get("_view") in _PARTS else visit.linked(answer)
     except JobExpired:
         return problem(
             environ, 410, "expired", "This job has expired; what it said and answered is gone.", again=visit.again
@@ -97,6 +105,8 @@ def _answer(visit: Visit) -> Answer:
 
 
 def _view(visit: Visit, job: Job) -> Answer:
+    if refused_for_others(job) and asks_with_other_credentials(visit.environ, visit.token, job):
+        return ask_anew(visit, job)
     named = visit.parameters.get("_view")
     if named is None and by_script(visit.environ) and wants_html(visit.environ):
         return answer_fragment(visit, job)
@@ -104,8 +114,8 @@ def _view(visit: Visit, job: Job) -> Answer:
         return answer_download(visit, job)
     if named is None:
         view = choose(visit.environ.get("HTTP_ACCEPT"))
-        if view is None:
-            return problem(visit.environ, 406, "not-acceptable", f"A job can be had as {', '.join(OFFERED)}.")
+        if view is View.RESULT:
+            return answer_meant(visit, job)
     elif named in _VIEWS:
         view = View(named)
     else:

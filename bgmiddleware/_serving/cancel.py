@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from .._jobs import Job
 from .problems import UNSTORED, Answer, problem
 from .status import status_answer
-from .visit import Visit
+from .visit import Visit, job_headers
 
 __all__ = ["answer_cancel"]
 
@@ -33,7 +33,7 @@ def answer_cancel(visit: Visit, job: Job, *, by_form: bool) -> Answer:
             ("Content-Type", "text/plain; charset=utf-8"),
             ("Content-Length", str(len(body))),
         )
-        return Answer("303 See Other", (*headers, *UNSTORED), [body])
+        return Answer("303 See Other", (*headers, *UNSTORED, *job_headers(job)), [body])
     ended = job.state.ended
     return status_answer(visit, visit.registry.get(visit.key), "200 OK" if ended else "202 Accepted")
 

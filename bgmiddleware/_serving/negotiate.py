@@ -8,7 +8,7 @@ from typing import Any
 
 from webob.acceptparse import create_accept_header
 
-__all__ = ["OFFERED", "View", "by_script", "choose", "names_json", "parsed", "saves", "wants_html"]
+__all__ = ["View", "by_script", "choose", "means_result", "names_json", "parsed", "saves", "wants_html"]
 
 
 class View(StrEnum):
@@ -27,7 +27,7 @@ class View(StrEnum):
     """Both as they change, as server-sent events."""
 
     RESULT = "result"
-    """The app's own response. Never negotiated: only asked for by name."""
+    """The app's own response: for who can use none of the others."""
 
     SCRIPT = "app.js"
     """The page's script, the same for all jobs. Never negotiated either."""
@@ -46,7 +46,9 @@ _OFFERS = {
     "text/html": View.PAGE,
     "text/event-stream": View.EVENTS,
 }
-OFFERED = tuple(_OFFERS)
+# A page is a page in either. And what is said of errors, or of data as such, is no format to want a response in.
+_SAME = {"application/xhtml+xml": "text/html"}
+_KNOWN = {*_OFFERS, "*/*", "text/*", "application/*", "application/xml", "application/problem+json"}
 _FOR_ALL = ("text/plain", "application/json")  # the others only for who names them
 
 # All that we say is UTF-8. Who asks for just that means the type without the parameter too, of JSON even though JSON
@@ -59,11 +61,12 @@ def parsed(accept: str | None) -> Any:
     return create_accept_header(_IN_UTF8.sub("", accept) if accept else None)
 
 
-def choose(accept: str | None) -> View | None:
-    """Return the view for an ``Accept`` header, None if none fits.
+def choose(accept: str | None) -> View:
+    """Return the view for an ``Accept`` header.
 
     Best quality first, then what the client names outright, then the client's order. A wildcard never means the page,
-    nor events: clients that send ``*/*`` are programs, and some of them name JSON before it.
+    nor events: clients that send ``*/*`` are programs, and some of them name JSON before it. Who likes best what none
+    of our views is, a table or a format of its own, means the app's response.
     """
     return _meaning(accept)[0]
 
@@ -87,29 +90,46 @@ def saves(environ: Mapping[str, Any]) -> bool:
     return environ.get("HTTP_SEC_FETCH_MODE") == "navigate" and environ.get("HTTP_SEC_FETCH_DEST") == "empty"
 
 
+def means_result(environ: Mapping[str, Any]) -> bool:
+    """Whether a client can use nothing but the app's response."""
+    return choose(environ.get("HTTP_ACCEPT")) is View.RESULT
+
+
 def names_json(accept: str | None) -> bool:
     """Whether a client names ``application/json`` and likes nothing better."""
     return _meaning(accept)[1]
 
 
-def _meaning(accept: str | None) -> tuple[View | None, bool]:
+def _meaning(accept: str | None) -> tuple[View, bool]:
     # What somebody sends must not fill the memory: the remembered ones are never forgotten.
     return _remembered(accept) if accept is None or len(accept) <= _LONGEST_REMEMBERED else _read(accept)
 
 
-def _read(accept: str | None) -> tuple[View | None, bool]:
+def _read(accept: str | None) -> tuple[View, bool]:
     accepted = parsed(accept)
     order: dict[str, int] = {}
-    for position, (media_range, *_) in enumerate(accepted.parsed or ()):
-        order.setdefault(media_range.lower(), position)
+    foreign: list[tuple[float, int]] = []
+    for position, (media_range, quality, *_) in enumerate(accepted.parsed or ()):
+        name = _SAME.get(media_range.lower(), media_range.lower())
+        order.setdefault(name, position)
+        if quality and name.partition(";")[0] not in _KNOWN:
+            foreign.append((-quality, position))
     offers = list(_OFFERS)
     fitting = [
         (-quality, order.get(offer, len(order) + offers.index(offer)), offer)
         for offer, quality in accepted.acceptable_offers(offers)
         if offer in order or offer in _FOR_ALL
     ]
-    view = _OFFERS[min(fitting)[2]] if fitting else None
+    if not fitting or (foreign and min(foreign) < _rank(min(fitting), order)):
+        return View.RESULT, False
+    view = _OFFERS[min(fitting)[2]]
     return view, view is View.STATUS and "application/json" in order
+
+
+def _rank(fitting: tuple[float, int, str], order: Mapping[str, int]) -> tuple[float, int]:
+    """Return where one of our types stands among what a client names: behind all that, if a wildcard means it."""
+    quality, _, offer = fitting
+    return quality, order.get(offer, len(order))
 
 
 # All clients of a site send a few dozen, and parsing one takes longer than starting a job.

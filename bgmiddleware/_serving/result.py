@@ -1,16 +1,19 @@
 """The app's own response, as often as it is asked for."""
 
 import time
+from urllib.parse import quote
 
 from .._jobs import Channel, Job, JobState, RecordedResponse
 from ..registries.base import END
+from .asked import delivered_cookies
 from .problems import Answer, Headers, problem
 from .status import status_answer
 from .stored import TOO_MANY, Stored, conditional, entity_tag
-from .visit import Visit, about, job_headers
+from .visit import PATIENCE, Visit, about, job_headers
 
-__all__ = ["answer_download", "answer_ended", "answer_result"]
+__all__ = ["answer_download", "answer_ended", "answer_meant", "answer_result", "ask_anew", "refused_for_others"]
 
+_CHALLENGES = (401, 407)
 _BODYLESS = (204, 304)
 _HELD = 20.0
 """Seconds that a download is held at a time: browsers follow twenty redirects, and servers end what takes 30."""
@@ -29,6 +32,35 @@ def answer_result(visit: Visit, job: Job) -> Answer:
     if not job.state.ended:
         return status_answer(visit, job, "202 Accepted", *applied)
     return answer_ended(visit, job, *applied)
+
+
+def answer_meant(visit: Visit, job: Job) -> Answer:
+    """Answer a client that can use nothing but the app's response: with that, when it is there."""
+    job = visit.hold(job, END, PATIENCE)
+    if job.state.ended:
+        return answer_ended(visit, job)
+    said = problem(visit.environ, 503, "not-ready", "The job is not done yet.", *job_headers(job))
+    return visit.polled(said)
+
+
+def refused_for_others(job: Job) -> bool:
+    """Whether the response is a challenge: it says something about the credentials of who asked, and of nobody else."""
+    return job.state.ended and job.response is not None and job.response.code in _CHALLENGES
+
+
+def ask_anew(visit: Visit, job: Job) -> Answer:
+    """Answer a client that now has other credentials than the request that was challenged: it asks again, by itself
+    where there was no body."""
+    if job.asked.get("method") != "GET":
+        detail = "The request was refused, and its body is not kept. Send it again, with these credentials."
+        return problem(visit.environ, 409, "challenged", detail, *job_headers(job))
+    query = visit.site.without_ours(visit.environ.get("QUERY_STRING") or "") or job.asked.get("query", "")
+    path = visit.environ.get("PATH_INFO", "").rpartition("/")[2]
+    # From the last part of the path on: right behind every proxy, whatever it does to host and path.
+    location = "./" + quote(path, safe="!$&'()*+,;=:@", encoding="latin-1") + ("?" + query if query else "")
+    body = b"Ask again with these credentials.\n"
+    content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
+    return Answer("303 See Other", (("Location", location), *content, *about(job)), [body])
 
 
 def answer_download(visit: Visit, job: Job) -> Answer:
@@ -66,7 +98,7 @@ def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
 def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:
     """Answer with the recorded *response* and what is *added*; a 200 as its conditions and its range ask.
 
-    Its cookies go to who reads it first, and to nobody else: they may be somebody's session.
+    Its cookies go once, and to who started the job: they may be somebody's session.
     """
     content = Stored(visit.registry, job.key, Channel.BODY, 0, job.body_end)
     if response.code not in _BODYLESS and not content.is_held(visit):
@@ -80,11 +112,17 @@ def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[st
 def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored) -> Headers:
     names = {name.lower() for name, _ in response.headers}
     left_out = {"content-length"}
+    cookies = set()
     if "set-cookie" in names:
         content.begun(visit.environ)  # what cannot be answered must not take the cookies along
-        if not _is_first_reader(visit):
+        cookies = delivered_cookies(visit.environ, visit.token, job)
+        if not (cookies and _is_first_reader(visit)):
             left_out.add("set-cookie")
-    headers = [(name, value) for name, value in response.headers if name.lower() not in left_out]
+    headers = [
+        (name, value)
+        for name, value in response.headers
+        if name.lower() not in left_out and (name.lower() != "set-cookie" or value.partition("=")[0].strip() in cookies)
+    ]
     if response.code not in _BODYLESS:
         # Known now, even if the app did not say; and where it was wrong, the connection would be broken by it.
         headers.append(("Content-Length", str(job.body_end)))

@@ -63,6 +63,11 @@ class Viewers:
         with self._lock:
             self._held.pop(slot, None)
 
+    @property
+    def none_allowed(self) -> bool:
+        """Whether the site wants no connection to be held, ever."""
+        return self._slots == 0
+
     def end(self) -> None:
         """Hold nobody any more: the site shuts down. Those that are held hear of it when they look."""
         self._ended = True

@@ -24,6 +24,12 @@ from .viewers import FASTEST, Viewers
 __all__ = ["LOOK_EVERY", "BadParameter", "Hold", "Site", "Visit", "about", "job_headers"]
 
 _MAX_WAIT = 30.0
+_LONGEST_QUERY = 1000
+PATIENCE = 30.0
+"""How long, in seconds, a client is held that can use nothing but the app's response."""
+
+# Registered ones: something that may be large; what to watch a resource by; what its status is (RFC 8631).
+_RELATIONS = (("result", "enclosure"), ("log", "monitor"), ("status", "status"))
 LOOK_EVERY = 1.0
 """How often, in seconds, a held connection is looked at: has its client gone?"""
 
@@ -59,6 +65,24 @@ class Site:
         """Return a query string without our parameters: what the app's URL had before there was a job."""
         is_ours = _ours(self.token_name).fullmatch
         return "&".join(part for part in query.split("&") if part and not is_ours(part))
+
+    def place(self, query: str, token: str, **parameters: str) -> str:
+        """Return a relative reference to a job: nothing but a query. Right behind every proxy, whatever it does to host
+        and path.
+
+        The app's own *query* is in it, unless :meth:`cut_off` says that it is too long.
+        """
+        # Where a program sent a "#", it would end the query for all others.
+        query = "" if self.cut_off(query) else query.replace("#", "%23")
+        return f"?{query}{'&' if query else ''}{urlencode({self.token_name: token, **parameters})}"
+
+    def cut_off(self, query: str) -> str:
+        """Return a query that is too long to be sent to a client and back again; else an empty text.
+
+        Proxies and servers have bounds for a head and for the first line of a request, and a job whose URL cannot be
+        asked for is lost.
+        """
+        return query if len(query) > _LONGEST_QUERY else ""
 
     def without_tokens(self, environ: Mapping[str, str]) -> dict[str, str]:
         """Return a recorded environ with no job's token in a URL: where the user comes from, what a proxy adds.
@@ -258,7 +282,14 @@ class Visit:
         """Return a relative reference to this job: to a view of it, say, by ``_view="result"``."""
         # The app's own query stays: a form of the replayed document is sent to the URL that it was seen at.
         query = self.site.without_ours(self.environ.get("QUERY_STRING") or "")
-        return f"?{query}{'&' if query else ''}{urlencode({self.site.token_name: self.token, **parameters})}"
+        return self.site.place(query, self.token, **parameters)
+
+    def linked(self, answer: Answer) -> Answer:
+        """Return an answer about the job with where its response, its output and its state are (RFC 8288)."""
+        links = ", ".join(
+            f'<{self.site.place("", self.token, _view=view)}>; rel="{relation}"' for view, relation in _RELATIONS
+        )
+        return Answer(answer.status, (*answer.headers, ("Link", links)), answer.body)
 
 
 def _ask_again(seconds: float) -> Headers:

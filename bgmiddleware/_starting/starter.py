@@ -27,6 +27,8 @@ from .._serving import (
     about,
     answer_ended,
     bad_query,
+    kept_of,
+    means_result,
     names_json,
     problem,
     retry_after,
@@ -43,6 +45,7 @@ from ..errors import (
     RegistryFull,
 )
 from ..registries.base import END
+from .early import Patience, is_early_answer
 from .joining import Asking, Beginnings, asking, asking_again
 from .options import Limits, Priorities
 from .untouched import untouched
@@ -56,6 +59,7 @@ _log = logging.getLogger("bgmiddleware")
 _OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")
 _PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
+_LONGEST_WAIT = 5.0  # of a client that can use nothing but the response; then it waits at the job's URL
 _LONGEST_IDEMPOTENCY_KEY = 255
 
 
@@ -99,6 +103,7 @@ class Starter:
     """From which the names and tokens of jobs that can be joined are made, so that nobody else can make them; None: the
     registry has one."""
     waiting: Waiting
+    patience: Patience = field(default_factory=Patience, repr=False)
     beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
     dropped: Dropped = field(default_factory=Dropped, repr=False)
 
@@ -140,7 +145,7 @@ class Starter:
             except ConfigurationError as error:
                 return _misconfigured(environ, error)
         try:
-            environ = {**environ, "wsgi.input": rewound(environ["wsgi.input"])}
+            environ = {**environ, "wsgi.input": rewound(environ.get("wsgi.input"))}
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
         # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.
@@ -159,10 +164,10 @@ class Starter:
 
         may_join = self._may_join(environ)
         if not may_join and not wish.around:
-            return self._start(environ, None, self._runs_function(function, wish, None), 0.0)
+            return self._start(environ, None, self._runs_function(function, wish, None), None)
         try:
             # Again: the app may have read it.
-            request = self._recorded({**environ, "wsgi.input": rewound(environ["wsgi.input"])})
+            request = self._recorded({**environ, "wsgi.input": rewound(environ.get("wsgi.input"))})
         except BadRequestBody as error:
             if may_join:
                 return problem(environ, error.status, "bad-request-body", f"{error}.")
@@ -170,7 +175,7 @@ class Starter:
             unread = {key: value for key, value in environ.items() if key not in _OF_A_BODY}
             request = self._recorded({**unread, "wsgi.input": io.BytesIO()})
         with request.body:
-            return self._start(environ, request, self._runs_function(function, wish, request), 0.0)
+            return self._start(environ, request, self._runs_function(function, wish, request), None)
 
     def _runs_function(
         self, function: Callable[[], Any], wish: Wish, request: RecordedRequest | None
@@ -281,9 +286,13 @@ class Starter:
         environ: dict[str, Any],
         request: RecordedRequest | None,
         run: Callable[[Job], Run],
-        promote_after: float,
+        promote_after: float | None,
     ) -> Answer:
-        """Start a job, or join one that does the same, and say where it is or what it answered."""
+        """Start a job, or join one that does the same, and say where it is or what it answered.
+
+        *promote_after*: seconds that its client may wait for the answer; None: it is not waited for.
+        """
+        is_joined = False
         try:
             who = self._asking(environ, request)
             token = "" if who.name else new_token()
@@ -295,6 +304,7 @@ class Starter:
                 deadline=self.deadline,
                 priority=self._priority(environ),
                 groups=self._groups(environ, who.owner),
+                asked=self._kept_of(environ, token) if token else {},
                 request=request.environ if request else {},
                 fingerprint=who.fingerprint,
                 name=who.name,
@@ -302,8 +312,8 @@ class Starter:
                 admitted=not who.name,
             )
             if who.name:
-                promote_after = 0.0  # who joins a job needs it to stay
-                token, job = self._begin_or_join(who, job, request, run)
+                promote_after = None if promote_after is None else 0.0  # who joins a job needs it to stay
+                token, job, is_joined = self._begin_or_join(environ, who, job, request, run)
             else:
                 job = self._begin(job, request, run)
         except _OtherRequest:
@@ -317,8 +327,10 @@ class Starter:
             _log.error("a request could not be stored: %s", error)
             return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
         try:
-            return self._answer_begun(environ, token, job, who.cookie, promote_after)
+            return self._answer_begun(environ, token, job, who.cookie, promote_after, is_joined=is_joined)
         except (JobExpired, JobNotFound):  # it ended, and its place was needed before this client was told
+            if is_joined:  # or it answered at once whom it was begun for
+                return self._start(environ, request, run, promote_after)
             return problem(environ, 410, "expired", "The job ended, and is forgotten already.")
         except RegistryError as error:
             _log.error("a job could not be read: %s", error)
@@ -330,14 +342,22 @@ class Starter:
         token: str,
         job: Job,
         cookie: Headers,
-        promote_after: float,
+        promote_after: float | None,
+        *,
+        is_joined: bool,
     ) -> Answer:
         """Say where the job is, or what it answered in time."""
         visit = self.site.visit_by((), environ, token)  # nobody asks any more whether it is his
-        if promote_after > 0 and visit.preferred_wait is None:
-            job = visit.hold(job, END, promote_after)
-            return untouched(visit, job) if job.state.ended else self._started(visit, job, *cookie)
-        return self._answered(visit, job, *cookie)
+        if promote_after and visit.preferred_wait is None:
+            job = self.patience.hold(visit, job, promote_after)
+            return untouched(visit, job) if job.state.ended else visit.linked(self._started(visit, job, *cookie))
+        if promote_after is not None and not job.state.ended:
+            now = self.patience.hold(visit, job, 0.0)
+            if now.state.ended:
+                if is_early_answer(now.response):
+                    return answer_ended(visit, now) if is_joined else untouched(visit, now)
+                job = now
+        return visit.linked(self._answered(visit, job, *cookie))
 
     def _asking(self, environ: dict[str, Any], request: RecordedRequest | None) -> Asking:
         """Return whose job it will be, and by what it is found again if it can be joined."""
@@ -375,9 +395,15 @@ class Starter:
         return job
 
     def _begin_or_join(
-        self, who: Asking, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]
-    ) -> tuple[str, Job]:
-        """Begin the job unless another one holds its name; return the token and the job that it is.
+        self,
+        environ: Mapping[str, Any],
+        who: Asking,
+        job: Job,
+        request: RecordedRequest | None,
+        run: Callable[[Job], Run],
+    ) -> tuple[str, Job, bool]:
+        """Begin the job unless another one holds its name; return the token, the job that it is, and whether it is
+        another one.
 
         Adding the job tells whether there is one: atomically, and without the registry knowing any token.
         """
@@ -388,14 +414,19 @@ class Starter:
             try:
                 # One at a time: whom this turns away by JobExists finds a job that was submitted, or none.
                 with self.beginnings.beginning:
-                    return token, self._begin(job.changed(key=key_of(token), name_salt=salt), request, run)
+                    asked = self._kept_of(environ, token)
+                    job = job.changed(key=key_of(token), name_salt=salt, asked=asked)
+                    return token, self._begin(job, request, run), False
             except JobExists as error:
                 there = self._admitted(error.key, until)
             if there is None:
                 continue  # gone this moment: the next round begins it
             if there.fingerprint != job.fingerprint:
                 raise _OtherRequest
-            return who.token(there.name_salt), there
+            return who.token(there.name_salt), there, True
+
+    def _kept_of(self, environ: Mapping[str, Any], token: str) -> dict[str, str]:
+        return kept_of(environ, token, self.site.cut_off(environ.get("QUERY_STRING") or ""))
 
     def _admitted(self, key: str, until: float) -> Job | None:
         """Return a job that can be joined, None where there is none now; wait while a process has yet to take it.
@@ -418,6 +449,10 @@ class Starter:
     def _answered(self, visit: Visit, job: Job, *cookie: tuple[str, str]) -> Answer:
         """Answer with the response if the client would wait for it and it came in time (RFC 7240 §4.3)."""
         job, applied = visit.wait_as_preferred(job)
+        if not applied and means_result(visit.environ):
+            job = visit.hold(job, END, _LONGEST_WAIT)
+            if job.state.ended:
+                return answer_ended(visit, job, ("Content-Location", visit.link(_view="result")), *cookie)
         if applied and job.state.ended:
             where = ("Content-Location", visit.link(_view="result"))
             return answer_ended(visit, job, ("Preference-Applied", applied), where, *cookie)
@@ -426,9 +461,7 @@ class Starter:
     def _started(self, visit: Visit, job: Job, *cookie: tuple[str, str], applied: str = "") -> Answer:
         """Say where the job is: by a redirect, or to scripts by its state."""
         environ = visit.environ
-        query = environ.get("QUERY_STRING") or ""
-        # Relative, and nothing but a query: right behind every proxy, whatever it does to host and path.
-        location = ("Location", f"?{query}{'&' if query else ''}{self.site.token_name}={visit.token}")
+        location = ("Location", self.site.place(environ.get("QUERY_STRING") or "", visit.token))
         vary = "Accept, Prefer"
         prefers_async = marks.prefers_async(environ)
         preferences = ", ".join(filter(None, ("respond-async" if prefers_async else "", applied)))

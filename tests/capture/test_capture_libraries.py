@@ -368,7 +368,8 @@ class TestLibraries:
             "def test_shown(): print('only in the report')\n"
         )
         script = f"""
-            import pytest, sys
+            import os, pytest, sys
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
             sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", {str(tmp_path)!r}, "-W", "error", "-W",
                 "ignore:'cgi' is deprecated", "--capture", sys.argv[1] if sys.argv[1:] else "fd"]))
         """

@@ -207,7 +207,7 @@ def test_the_example_of_capture_captures(tmp_path: Path) -> None:
 
 
 def test_a_helper_begun_as_shown_is_nobodys_child(tmp_path: Path) -> None:
-    text = example("capture.rst", "What does not") + APP_WITH_HELPER
+    text = example("capture.rst", "What scripts should know") + APP_WITH_HELPER
     (answer,) = run(tmp_path, text, ["/reports/2026"])
     assert answer["log"] == "from the job\n"
 

@@ -81,7 +81,7 @@ def test_a_job_that_did_not_fail_is_none(caplog: pytest.LogCaptureFixture) -> No
         if "stopped" in environ["PATH_INFO"]:
             assert cancelled.wait(WAIT)
             print("here it ends")
-        start_response("404 Not Found", list(PLAIN))
+        start_response("200 OK", list(PLAIN))
         return [b"none"]
 
     with BackgroundMiddleware(app, when=marks.always) as site:

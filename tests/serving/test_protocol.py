@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress
-from bgmiddleware._serving import events, log, visit
+from bgmiddleware._serving import events, log, result, visit
+from bgmiddleware._starting import starter
+from tests.kit.apps import WAIT
 from tests.kit.clients import UUID, Reply, ended, start
 from tests.kit.fleets import celery_fleet, rq_fleet  # noqa: F401  # fixtures
 from tests.kit.readers import (
@@ -45,6 +48,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")  # the 
 def _clients_that_leave_are_seen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (events, log, visit):
         monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(starter, "_LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(result, "PATIENCE", 0.1)
 
 
 # A row of the table: what is asked, and what must be answered. "T" stands for the token.
@@ -506,7 +511,22 @@ ACCEPT = {
     "OkHttp, Retrofit": ("application/json; charset=utf-8", "status"),
     "RestSharp": ("application/json, text/json, text/x-json, text/javascript, application/xml, text/xml", "status"),
     "Java URLConnection": ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", "log"),  # "*" is no media range
-    "a Firefox image": ("image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5", "log"),
+    "a Firefox image": ("image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5", None),
+    "a style": ("text/css,*/*;q=0.1", None),
+    "Mercurial": ("application/mercurial-0.1", None),
+    "git": ("application/x-git-upload-pack-result", None),
+    "pip": (
+        "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html; q=0.1, text/html; q=0.01",
+        None,
+    ),
+    "a table": ("text/csv", None),
+    "a table, or whatever there is": ("text/csv, */*;q=0.1", None),
+    "a table rather than a page": ("text/csv, text/html;q=0.9", None),
+    "a page rather than a table": ("text/html, text/csv;q=0.9", "page"),
+    "a table and a page, in this order": ("text/csv, text/html", None),
+    "a table, which is refused": ("text/csv;q=0, text/html", "page"),
+    "jQuery.ajax(dataType: xml)": ("text/xml, */*; q=0.01", None),
+    "JSON, or what is wrong": ("application/problem+json, application/json", "status"),
     # Rules rather than clients.
     "the best q": ("text/html;q=0.5, application/json;q=0.9, text/plain;q=0.7", "status"),
     "named outright before a wildcard": ("*/*, application/json", "status"),
@@ -550,19 +570,69 @@ def test_each_client_gets_what_it_means(running: tuple[Client, str], name: str) 
     asks = {} if accept is None else {"accept": accept}
     reply = client.request("HEAD", target, **asks)
     assert reply["Vary"] == ("Accept, Accept-Language" if view == "page" else "Accept")
-    assert reply.status == (200 if view else 406)
+    assert reply.status == (200 if view else 503)
     if view:
         assert reply["Content-Type"] == TYPES[view]
+    else:  # it means the response, which is not there yet
+        assert int(reply["Retry-After"]) > 0
     started = client.request("POST", "/slow", **asks)
     assert started.status == (202 if view == "status" and accept and "application/json" in accept else 303)
     assert started["Vary"] == "Accept, Prefer"
 
 
-def test_where_nothing_fits_it_is_said_what_there_is(running: tuple[Client, str]) -> None:
-    client, target = running
-    reply = client.request("GET", target, accept="image/png")
-    assert reply.status == 406
-    assert reply.text == ("A job can be had as text/plain, application/json, text/html, text/event-stream.\n")
+CSV = {"accept": "text/csv"}
+
+
+def test_who_can_use_none_of_our_views_gets_the_response_when_it_is_there(opens: Opener) -> None:
+    play = Play()
+    site, client = opens(play)
+    started = client.request("GET", "/slow?x=1", **CSV)
+    assert started.status == 303, "it was not done in time"
+    assert (reply := client.request("GET", f"/slow{started['Location']}", **CSV)).status == 503
+    assert (int(reply["Retry-After"]) > 0, reply["Job-State"]) == (True, "running")
+    play.answers(b"a,b", "200 Rows follow", [("Content-Type", "text/csv")])
+    ended(site, f"/slow{started['Location']}")
+    reply = client.request("GET", f"/slow{started['Location']}", **CSV)
+    assert (reply.status, reply.body, reply["Content-Type"]) == (200, b"a,b", "text/csv")
+    assert reply["Job-State"] == "finished"
+
+
+def test_who_can_use_none_of_our_views_waits_for_the_response(opens: Opener, monkeypatch: Any) -> None:
+    monkeypatch.setattr(starter, "_LONGEST_WAIT", WAIT)
+    monkeypatch.setattr(result, "PATIENCE", WAIT)
+    play = Play()
+    _, client = opens(play)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.request, "GET", "/slow", **CSV)
+        play.begins()
+        play.answers(b"a,b", headers=[("Content-Type", "text/csv")])
+        reply = waiting.result()
+        assert (reply.status, reply.body) == (200, b"a,b")
+        assert re.fullmatch(rf"\?_t={UUID}&_view=result", reply["Content-Location"])
+        target = start(client, "/slow")
+        waiting = pool.submit(client.request, "GET", target, **CSV)
+        play.begins()
+        play.answers(b"c,d")
+        assert waiting.result().body == b"c,d"
+
+
+def test_each_answer_about_a_job_says_where_its_response_and_its_output_are(opens: Opener) -> None:
+    play = Play()
+    site, client = opens(play)
+    started = client.request("POST", "/slow?x=1")
+    token = token_of(started["Location"])
+    links = f'<?_t={token}&_view=result>; rel="enclosure", <?_t={token}&_view=log>; rel="monitor"'
+    links += f', <?_t={token}&_view=status>; rel="status"'
+    target = f"/slow{started['Location']}"
+    replies = [started, client.request("DELETE", target), client.request("GET", f"{target}&_offset=0")]
+    replies += [client.request("HEAD", f"{target}&_view={view}") for view in ("page", "status", "result", "events")]
+    play.answers(b"done")
+    ended(site, target)
+    replies.append(client.request("GET", f"{target}&_view=result"))
+    for reply in replies:
+        assert reply["Link"] == links
+        assert "Job-State" in reply
+    assert "Link" not in client.request("GET", f"{target}&_view=app.js")
 
 
 @pytest.mark.parametrize("view", TYPES)

@@ -308,27 +308,42 @@ def test_a_preference_of_the_client_goes_before_the_setting(opens: Opener) -> No
     assert len(site.registry.jobs()) == 1
 
 
-@pytest.mark.parametrize("options", [{"stream_slots": 0}, {"stream_slots": 1}])
-def test_without_a_slot_the_client_is_redirected_at_once(opens: Opener, options: dict[str, int]) -> None:
+def test_where_nobody_may_be_held_the_client_is_redirected_at_once(opens: Opener) -> None:
     play = Play()
-    _, client = opens(play, promote_after=WAIT, **options)
-    if options["stream_slots"]:
-        viewed = client.stream("GET", _started_without_waiting(client, play))
-    else:
-        import contextlib
-
-        viewed = contextlib.nullcontext()
-    with viewed:
-        reply = client.request("POST", "/")  # or it would wait for thirty seconds
-        assert (reply.status, reply["Job-State"] in ("pending", "running")) == (303, True)
-        play.answers()
-        play.answers()
+    _, client = opens(play, promote_after=WAIT, stream_slots=0)
+    reply = client.request("POST", "/")  # or it would wait for thirty seconds
+    assert (reply.status, reply["Job-State"] in ("pending", "running")) == (303, True)
+    play.answers()
 
 
-def _started_without_waiting(client: Any, play: Play) -> str:
-    target = start(client, "/", prefer="wait=0")
+def test_viewers_take_no_place_of_those_who_wait_for_promotion(opens: Opener) -> None:
+    play, quick = Play(), answering(b"quick")
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        return (play if environ["PATH_INFO"] == "/long" else quick)(environ, start_response)
+
+    _, client = opens(app, promote_after=WAIT, stream_slots=1)
+    target = start(client, "/long", prefer="wait=0")
     play.prints("the head of a response comes with its first bytes")
-    return target
+    with client.stream("GET", target):
+        assert client.request("GET", "/quick").body == b"quick"
+        play.answers()
+
+
+@pytest.mark.parametrize("is_threaded", [True, False])
+def test_six_at_once_are_answered_in_time_by_two_workers_and_one_by_one(is_threaded: bool) -> None:
+    app = answering(b"in time")
+    executor = ThreadExecutor(max_workers=2, drain=0.0)
+    with BackgroundMiddleware(app, when=marks.always, promote_after=WAIT, executor=executor) as site:
+
+        def ask(number: int) -> tuple[int, bytes]:
+            asked = {**environ("GET", f"/{number}"), "wsgi.multithread": is_threaded}
+            status = []
+            body = site(asked, lambda line, *_: status.append(int(line[:3])))
+            return status[0], b"".join(body)
+
+        with ThreadPoolExecutor(6 if is_threaded else 1) as pool:
+            assert list(pool.map(ask, range(6))) == [(200, b"in time")] * 6
 
 
 def test_a_client_that_leaves_while_it_waits_ends_nothing() -> None:

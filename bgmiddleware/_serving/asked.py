@@ -1,0 +1,59 @@
+"""What is kept of who started a job, to be compared with who reads its response: digests, which only a holder of the
+job's token can make."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+from .._jobs import Job
+
+__all__ = ["asks_with_other_credentials", "delivered_cookies", "kept_of"]
+
+_CREDENTIALS = "credentials"
+_COOKIE = "cookie "
+
+
+def kept_of(environ: Mapping[str, Any], token: str, query: str = "") -> dict[str, str]:
+    """Return what is kept of a request when its job has ended. *query*: what the job's URL is too short for."""
+    kept = {"method": environ["REQUEST_METHOD"], **_digests(environ, token)}
+    if query:
+        kept["query"] = query
+    return kept
+
+
+def _digests(environ: Mapping[str, Any], token: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    credentials = environ.get("HTTP_AUTHORIZATION")
+    if credentials:
+        found[_CREDENTIALS] = credentials
+    for pair in (environ.get("HTTP_COOKIE") or "").split(";"):
+        name, equals, value = pair.strip().partition("=")
+        if equals:  # of one name there may be several, for other paths
+            found[_COOKIE + name] = found.get(_COOKIE + name, "") + ";" + value
+    return {name: _digest(token, text) for name, text in found.items()}
+
+
+def _digest(token: str, text: str) -> str:
+    return hmac.digest(token.encode(), text.encode("latin-1", "replace"), hashlib.sha256)[:12].hex()
+
+
+def asks_with_other_credentials(environ: Mapping[str, Any], token: str, job: Job) -> bool:
+    """Whether a client now proves who it is in another way than when it started the job."""
+    now = _digests(environ, token).get(_CREDENTIALS)
+    return now is not None and now != job.asked.get(_CREDENTIALS)
+
+
+def delivered_cookies(environ: Mapping[str, Any], token: str, job: Job) -> set[str]:
+    """Return the names of the response's cookies that a reader may be given.
+
+    What the app sets follows from what the browser sent when the job began. Where the browser has another value by now,
+    or is another one, the cookie would undo what happened since: a login, a logout, what was put into a cart.
+    """
+    then = {name: digest for name, digest in job.asked.items() if name.startswith(_COOKIE)}
+    now = _digests(environ, token)
+    if then and all(now.get(name) != digest for name, digest in then.items()):
+        return set()  # another browser
+    headers = job.response.headers if job.response is not None else ()
+    names = {value.partition("=")[0].strip() for name, value in headers if name.lower() == "set-cookie"}
+    return {name for name in names if now.get(_COOKIE + name) == then.get(_COOKIE + name)}

@@ -1,0 +1,69 @@
+"""What an app answers at once, before anybody could watch a job: a challenge, a redirect, a refusal. It belongs to the
+exchange with this client, who can do something about it only in the request that it has just sent."""
+
+import time
+from dataclasses import dataclass, field
+
+from .._jobs import Job, JobState, RecordedResponse
+from .._serving import Viewers, Visit, disconnection_of, threads_of
+from ..registries.base import END
+
+__all__ = ["Patience", "is_early_answer"]
+
+_GRACE = 0.2
+"""Seconds in which a job that says nothing may answer the client itself."""
+
+_QUEUED = 0.05
+"""Seconds that a job may wait in a queue before that is given up."""
+
+_LINGER = 0.005
+"""Seconds that are left when a job begins to print: what a framework logs about a refusal comes just before it."""
+
+_LOOK_EVERY = 1.0
+_MOST = 32
+_NOT_MODIFIED = 304
+
+
+def is_early_answer(response: RecordedResponse | None) -> bool:
+    """Whether a response is for the client that asked and nobody else: 3xx and 4xx."""
+    return response is not None and response.complete and 300 <= response.code < 500 and response.code != _NOT_MODIFIED
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long clients that have just started a job wait for it. Any thread.
+
+    They have slots of their own: without a middleware, too, a request holds its thread until it is answered.
+    """
+
+    slots: Viewers = field(default_factory=lambda: Viewers(_MOST))
+
+    def hold(self, visit: Visit, job: Job, promote_after: float) -> Job:
+        """Return the job when it has ended, after at most *promote_after* seconds, or a moment where that is 0."""
+        threads = threads_of(visit.environ)
+        gone = disconnection_of(visit.environ)
+        slot = self.slots.take_slot(gone, least=threads or 0)
+        if slot is None:
+            return job
+        if visit.site.viewers.none_allowed:
+            promote_after = 0.0
+        try:
+            if promote_after <= 0:
+                return _a_moment(visit, job)
+            until = time.monotonic() + promote_after
+            while not job.state.ended and (left := until - time.monotonic()) > 0 and not gone():
+                job = visit.registry.wait(job.key, END, min(left, _LOOK_EVERY))
+            return job
+        finally:
+            self.slots.give_back(slot)
+
+
+def _a_moment(visit: Visit, job: Job) -> Job:
+    wait = visit.registry.wait
+    begun = time.monotonic()
+    job = wait(job.key, 0, _QUEUED)
+    if job.state is not JobState.PENDING and not job.state.ended and not job.output_end:
+        job = wait(job.key, 0, _GRACE - (time.monotonic() - begun))
+    if job.state is JobState.RUNNING and job.output_end:
+        job = wait(job.key, END, _LINGER)
+    return job
