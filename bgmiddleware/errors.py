@@ -126,9 +126,10 @@ class RegistryFull(RegistryError):
 
 
 class JobCancelled(BaseException):
-    """Raised inside a job, once, at its next print, ``progress()`` or ``check()`` after a cancel was asked for.
+    """Raised inside a job at its next print, ``progress()`` or ``check()`` after a cancel was asked for.
 
-    A ``BaseException``: ``finally`` blocks run, ``except Exception`` does not swallow it.
+    A ``BaseException``: ``finally`` blocks run, ``except Exception`` does not swallow it. They may print. Code that
+    swallows it and goes on is told again at each later print, ``progress()`` or ``check()``.
     """
 
     def __init__(self, reason: str = "cancelled on request") -> None:

@@ -36,7 +36,8 @@ def report() -> Response:
     for row in track(range(rows), "rows"):
         time.sleep(PAUSE / 2)
         print(f"Row {row + 1} of {rows}, for {user}")
-    return Response(f"<!DOCTYPE html><title>Report</title><h1>{rows} rows for {user}</h1>\n")
+    back = '<p><a href="../">All demos</a></p>'
+    return Response(f"<!DOCTYPE html><title>Report</title><h1>{rows} rows for {user}</h1>{back}\n")
 
 
 application = app.wsgi_app = BackgroundMiddleware(app.wsgi_app)  # type: ignore[method-assign]  # as Flask documents it

@@ -47,9 +47,17 @@ class Demo:
 
 DEMOS = (
     Demo(
+        "show",
+        "What a job can look like",
+        "In colours, with a bar, refused, failed, cancelled; whose job it is, and a list of all of them.",
+        "show_app.py",
+        "",
+        "curl -L -b '' ${url}build",
+    ),
+    Demo(
         "longrunning",
-        "The example of 2008",
-        "A page prints, calls a slow <code>@background</code> function, and you watch what both of them print.",
+        "A function that is left behind",
+        "The example of 2008: a page prints, calls a slow <code>@background</code> function, and you watch both.",
         "longrunning.py",
         "",
         "curl -L $url",

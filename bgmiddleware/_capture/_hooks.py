@@ -42,6 +42,7 @@ def install_hooks(forget_lock: Callable[[], None]) -> None:
     _hook_children()
     _hook_logging()
     _hook_faulthandler()
+    _hook_dup2()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=forget_lock)
         os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
@@ -124,6 +125,22 @@ def _hook_children() -> None:
             output.adopt(self)
 
     subprocess.Popen.__init__ = begin_child  # type: ignore[method-assign]
+
+
+def _hook_dup2() -> None:
+    """A job that redirects its number is to find the same number when it asks again, to redirect it back."""
+    dup2 = os.dup2
+
+    @functools.wraps(dup2)
+    def duplicate(fd: int, fd2: int, inheritable: bool = True) -> int:
+        output = job_output()
+        pipe = None if output is None else output.pipe_of(fd2)  # before: one that it closed may be anybody's
+        number = dup2(fd, fd2, inheritable)
+        if pipe is not None:
+            pipe.note_redirected(number)
+        return number
+
+    os.dup2 = duplicate
 
 
 _FILE_AT = {"enable": 0, "dump_traceback_later": 2, "register": 1}

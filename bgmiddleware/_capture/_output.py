@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ..errors import JobCancelled
 from ._files import Outlet, OutputFile
+from ._pieces import pieces_of
 from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
 __all__ = ["ForegroundOutput", "JobOutput", "Output"]
@@ -20,7 +21,6 @@ _BATCH = 1024
 _LARGE = 4096
 _ROUNDS = 4
 _YIELD_EVERY = 0.0005
-_PIECE = 256 * 1024  # characters that become bytes at a time: a copy of what is larger would double its memory
 _BACKLOG = 4 * 1024 * 1024
 _LONGEST_WAIT = 1.0
 
@@ -231,7 +231,7 @@ class JobOutput:
         if self.job is None:
             self.out, self.err = self._late
             return
-        if self._due:
+        if self._reason:
             self.out = self.err = self._write_or_raise
             return
         if self._pipe is not None and self._file is None:
@@ -357,7 +357,7 @@ class JobOutput:
             if batch:
                 del self._pending[: len(batch)]
                 self._missed = 0
-                for data in _pieces(batch):
+                for data in pieces_of(batch):
                     self._put(data, file, pipe)
             if self._is_forked:
                 return
@@ -411,6 +411,11 @@ class JobOutput:
             number = self._pipe.number(name)
         self._look_again()
         return number
+
+    def pipe_of(self, number: int) -> ChildPipe | None:
+        """Return the pipe whose descriptor *number* the job was given; None: it is none of ours."""
+        pipe = self._pipe
+        return pipe if pipe is not None and pipe.is_given(number) else None
 
     @property
     def has_descriptors(self) -> bool:
@@ -480,7 +485,7 @@ class JobOutput:
         number = id(child)
         self._children[number] = weakref.ref(child, lambda _: self._children.pop(number, None))
         # Here as in interrupt(), first the one's own mark, then a look at the other's: one of the two sees both.
-        if self._due:
+        if self._reason and (self._due or not _is_stopping()):
             child.terminate()
 
     def begin(self) -> None:
@@ -493,7 +498,8 @@ class JobOutput:
         return bool(self._reason)
 
     def interrupt(self, reason: str) -> None:
-        """Make the next print of the job's own thread raise ``JobCancelled``, once; terminate its children."""
+        """Make the next print of the job's own thread raise ``JobCancelled``; terminate its children. Each later one
+        does, too, unless the code is about to stop: what swallows the exception and goes on is told again."""
         if self._reason or self.job is None:
             return
         self._reason = reason
@@ -510,11 +516,11 @@ class JobOutput:
         self._write(text)
 
     def check(self) -> None:
-        """Raise ``JobCancelled`` if the job was interrupted, was not told yet, and this is its own thread."""
-        # A helper thread must not die of it. And once only, so that clean-up code may print.
-        if self._due and self.job is not None and threading.get_ident() == self._thread:
+        """Raise ``JobCancelled`` if the job was interrupted, and this is its own thread; not while it stops."""
+        # A helper thread must not die of it. And clean-up code may print: it runs while the exception is handled.
+        is_told = self._reason and self.job is not None and threading.get_ident() == self._thread
+        if is_told and (self._due or not _is_stopping()):
             self._due = False
-            self._choose_writers()
             raise JobCancelled(self._reason)
 
     def _write_or_raise(self, text: str) -> int:
@@ -522,7 +528,8 @@ class JobOutput:
             self._choose_writers()
             return self.out(text)
         self.check()
-        return self._write(text)
+        in_order = self._pipe is not None and self._file is None
+        return self._write_in_order(text) if in_order else self._write(text)
 
     def end(self) -> None:
         """Store the rest. What is written from here on goes to where the stand-ins wrote before the job."""
@@ -576,18 +583,13 @@ def _both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Calla
     return store_and_tee
 
 
-def _pieces(batch: list[str | bytes]) -> Iterator[bytes]:
-    """Yield what was written as bytes; what is large in pieces, one at a time."""
-    large = batch.pop() if len(batch[-1]) > _PIECE else ""  # who writes so much has it stored at once: it is the last
-    text: str | bytes
-    try:
-        text = "".join(batch)  # type: ignore[arg-type]
-    except TypeError:  # some writes went to .buffer
-        text = b"".join(map(_encoded, batch))
-    for whole in (text, large):
-        for begin in range(0, len(whole), _PIECE):
-            yield _encoded(whole[begin : begin + _PIECE])
-
-
-def _encoded(part: str | bytes) -> bytes:
-    return part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
+def _is_stopping() -> bool:
+    """Whether the calling code handles a ``JobCancelled``, or what was raised meanwhile: ``finally`` and ``except``."""
+    error = sys.exc_info()[1]
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, JobCancelled):
+            return True
+        seen.add(id(error))
+        error = error.__context__
+    return False

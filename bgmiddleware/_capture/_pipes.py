@@ -53,6 +53,7 @@ class ChildPipe:
         self._is_large = ends is not None
         self._identity = identity(self._writer)
         self._public: dict[str, int] = {}
+        self._put_there: dict[int, tuple[int, int] | None] = {}  # what the job let one of these stand for
         self.moved = 0
         """How many bytes were read from it."""
         os.set_blocking(self.reader, False)
@@ -61,9 +62,20 @@ class ChildPipe:
     def number(self, name: str) -> int:
         """Return the number that user code uses for the stream *name*: the same one, as long as it is this pipe."""
         number = self._public.get(name)
-        if number is None or identity(number) != self._identity:
+        if number is None or not self.is_given(number):
             number = self._public[name] = _reopened(self._writer)
         return number
+
+    def is_given(self, number: int) -> bool:
+        """Whether user code was given *number*, and has neither closed it nor lost it to somebody else."""
+        what = identity(number)
+        known = self._identity, self._put_there.get(number)
+        return number in self._public.values() and what is not None and what in known
+
+    def note_redirected(self, number: int) -> None:
+        """Take note that the job has let *number*, which it was given, stand for something else: it is still the job's,
+        and closed at its end."""
+        self._put_there[number] = identity(number)
 
     def has_more(self) -> bool:
         """Whether there is something to read. Each print of a job with a pipe asks."""
@@ -108,7 +120,8 @@ class ChildPipe:
     def close(self) -> int:
         """Write no more; return the reading end, of which the caller takes care."""
         for number in self._public.values():
-            _close_if(number, self._identity)
+            if not _close_if(number, self._identity) and self._put_there.get(number) is not None:
+                _close_if(number, self._put_there[number])
         self._public.clear()
         reader, self.reader = self.reader, -1
         if self._writer >= 0:
@@ -139,11 +152,13 @@ def identity(number: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _close_if(number: int, what: tuple[int, int] | None) -> None:
+def _close_if(number: int, what: tuple[int, int] | None) -> bool:
     """Close *number* if it is still what it was: user code may have closed it, and others have it now."""
-    if identity(number) == what:
+    is_same = identity(number) == what
+    if is_same:
         with contextlib.suppress(OSError):
             os.close(number)
+    return is_same
 
 
 def _reopened(number: int) -> int:

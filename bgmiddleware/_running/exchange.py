@@ -19,10 +19,16 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 class Exchange:
     """One call of an application. *head* is given the response's head, again if the app changes its mind; *write* the
-    pieces of its body."""
+    pieces of its body. *check* is called between two pieces: it raises where the app is to stop."""
 
-    def __init__(self, head: Callable[[RecordedResponse], None], write: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        head: Callable[[RecordedResponse], None],
+        write: Callable[[bytes], None],
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self._head = head
+        self._check = check
         self._write = write
         self._response: RecordedResponse | None = None
         self._body_begun = False
@@ -30,7 +36,10 @@ class Exchange:
     def run(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
         iterable = app(environ, self._start_response)
         try:
-            for data in iterable:
+            for number, data in enumerate(iterable):
+                # Not at the first piece: what is answered as a whole is done.
+                if number and self._check is not None:
+                    self._check()
                 # "The start_response callable must not actually transmit the response headers" before the first
                 # non-empty string: until then an app may still change its mind, or not have called it yet.
                 if data:

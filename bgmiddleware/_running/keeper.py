@@ -40,18 +40,20 @@ _BACK_OFF = 0.05, 1.0
 _GONE = (Fenced, JobNotFound, JobExpired, BadOffset)
 
 
-def patiently(registry: Registry, call: Callable[[], _T]) -> _T:
+def patiently(registry: Registry, call: Callable[[], _T], *, but: tuple[type[Exception], ...] = ()) -> _T:
     """Return what *call* does to a registry; repeat it while a shared one is away, for half a minute; or where its
     storage is full, for five seconds: many who wait for room in all places of workers would let nobody make any.
 
-    What is tried again must be safe to repeat. Raises what *call* raised last, as a ``RegistryError``.
+    What is tried again must be safe to repeat. Raises what *call* raised last, as a ``RegistryError``; at once
+    what a registry answers, and *but*, which is not its trouble.
     """
     begun = time.monotonic()
+    answers: tuple[type[Exception], ...] = (*_GONE, RegistryFull, *but)
     for last in _tries(registry):
         try:
             return call()
-        except (*_GONE, RegistryFull):
-            raise  # it answered
+        except answers:
+            raise
         except StorageFull:
             if last or time.monotonic() - begun > _PATIENCE_WHERE_FULL:
                 raise

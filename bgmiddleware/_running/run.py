@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from .._capture import (
     JobOutput,
     Outlet,
+    current_output,
     detached,
     error_stream,
     install,
@@ -83,7 +84,7 @@ class RunningJob:
 
     def check(self) -> None:
         """Raise :class:`~bgmiddleware.JobCancelled` if the job was asked to stop; call it now and then in a loop that
-        does not print. Only the job's own thread is interrupted: in its helper threads this does nothing."""
+        neither prints nor yields. Only the job's own thread is interrupted: in its helper threads this does nothing."""
         self._check()
 
 
@@ -505,7 +506,9 @@ def replay_request(
         size = int(stored.get("CONTENT_LENGTH") or 0)
         with contextlib.closing(open_request_body(registry, key, size)) as body:
             environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
-            Exchange(take, write).run(app, environ)
+            output = current_output()
+            check = output.check if isinstance(output, JobOutput) else None
+            Exchange(take, write, check).run(app, environ)
         return _unhandled(stored["REQUEST_METHOD"], responses[-1])
 
     return work

@@ -3,14 +3,16 @@
 import errno
 import functools
 import importlib
+import io
 import os
-import select
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from .._polling import is_readable
 
 __all__ = [
     "broken_off",
@@ -29,6 +31,7 @@ __all__ = [
 Environ = Mapping[str, Any]
 
 _BOUND = 25.0
+_BOUND_OF_ONE_THREAD = 5.0
 _OF_PROXIES = ("HTTP_VIA", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST")
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 _MANY = 64
@@ -73,19 +76,11 @@ def _at_end(connection: socket.socket) -> bool:
         return True
     try:
         # Not read at once: gevent's sockets wait for something to read, whatever the flags.
-        return _is_readable(number) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
+        return is_readable(number, 0.0) and not connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
     except (BlockingIOError, ValueError):  # TLS, say, lets nobody look
         return False
     except OSError:  # reset
         return True
-
-
-def _is_readable(number: int) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(select.select([number], [], [], 0)[0])
-    poll = select.poll()  # unlike select() for descriptors of any number
-    poll.register(number, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 # An end that is not the end.
@@ -107,6 +102,9 @@ def broken_off(environ: Environ) -> Exception:
         with socket.socket(fileno=os.dup(uwsgi.connection_fd())) as connection:
             _reset_when_closed(connection)
         return StopIteration()  # any other would be a traceback in the log, and do no more
+    if _is_granian(environ) or _is_tornado(environ):
+        # What is raised there is an answer that nobody sees, or none at all; what is shorter than it says is closed.
+        return StopIteration()
     given = _socket_of(environ)
     _reset_when_closed(given)
     if given is not None and ("gunicorn.socket" in environ or "werkzeug.socket" in environ):
@@ -135,16 +133,18 @@ def longest(environ: Environ) -> float:
     """Return for how many seconds a connection may be held.
 
     Servers with a bound kill the process, with every job in it, over an answer that takes longer; others wait for it
-    when they are stopped. Those that do neither, or tell us that they stop, set none.
+    when they are stopped, or never say that a client has gone. Only where none of this is so there is no bound.
     """
     uwsgi = _uwsgi(environ)
     if uwsgi is not None:
         harakiri = float(uwsgi.opt.get("harakiri", b"0") or 0)
         return min(_BOUND, max(1.0, harakiri - 5)) if harakiri else float("inf")
+    if _is_asgiref(environ):
+        return min(_BOUND, _BOUND_OF_ONE_THREAD)
     software = environ.get("SERVER_SOFTWARE", "")
     tells = ("waitress.client_disconnected", "gunicorn.socket", "werkzeug.socket")
     unbounded = any(name in environ for name in tells) or software.startswith(("waitress", "gevent"))
-    return float("inf") if unbounded or hasattr(_stopper(), "should_exit") else _BOUND
+    return float("inf") if unbounded else _BOUND
 
 
 def is_stopping() -> bool:
@@ -216,6 +216,17 @@ def stream_live(environ: Environ) -> None:
 
 def _is_granian(environ: Environ) -> bool:
     return str(environ.get("SERVER_SOFTWARE", "")).lower().startswith("granian")
+
+
+def _is_tornado(environ: Environ) -> bool:
+    # It does not say so; and it has no threads, where others have none it has no file_wrapper either.
+    is_like_it = environ.get("wsgi.multiprocess") and not environ.get("wsgi.multithread")
+    return bool(is_like_it) and "wsgi.file_wrapper" not in environ and "tornado.wsgi" in sys.modules
+
+
+def _is_asgiref(environ: Environ) -> bool:
+    """Whether this is its bridge, which says that it has threads and calls every app in the same one."""
+    return isinstance(environ.get("wsgi.errors"), io.BytesIO) and "asgiref.wsgi" in sys.modules
 
 
 def _is_mod_wsgi(environ: Environ) -> bool:

@@ -32,6 +32,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "ended_at": job.ended_at,
         "cancel_requested_at": job.cancel_requested_at,
+        "stopping": _stopping(visit, job),
         "elapsed": job.elapsed(visit.registry.clock()),
         "priority": job.priority.value,
         "queue": _queue(visit, job),
@@ -48,9 +49,17 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     }
 
 
+def _stopping(visit: Visit, job: Job) -> float | None:
+    """Return for how many seconds a job goes on since it was asked to stop; None where it was not, or has ended."""
+    if job.state.ended or job.cancel_requested_at is None:
+        return None
+    return max(0.0, visit.registry.clock() - job.cancel_requested_at)
+
+
 def _queue(visit: Visit, job: Job) -> dict[str, int] | None:
-    """Return where a pending job stands in the queue: the first is 1."""
-    return {"position": visit.registry.position(job.key)} if job.state is JobState.PENDING else None
+    """Return where a pending job stands in the queue: the first is 1. None too where it has just been taken."""
+    position = visit.registry.position(job.key) if job.state is JobState.PENDING else 0
+    return {"position": position} if position else None
 
 
 def _response(job: Job) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ __all__ = ["SHUT_DOWN", "LocalExecutor"]
 SHUT_DOWN = "server shut down"
 _GRACE = 1.0
 _LOOK_EVERY = 1.0
+_LOOK_AGAIN = 60.0  # whether the executor is there still; nobody waits for this
 _Entry = tuple[int, int, Run]  # by its priority's rank, then in the order of coming
 _forked = threading.Lock()  # guards the first use of an executor in a forked child
 
@@ -59,7 +60,8 @@ class LocalExecutor(Executor):
         run.abandon(SHUT_DOWN)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()  # guards all of these
+        # Guards all of these. Its owner may come again: an executor that nobody holds is collected in any thread.
+        self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)  # there is a run to take, or the end
         self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
         self._pending: list[_Entry] = []  # a heap
@@ -72,6 +74,7 @@ class LocalExecutor(Executor):
         self._workers = 0
         self._waiting = 0
         self._closed = False
+        weakref.finalize(self, _wake, self._work).atexit = False
         self._pid = os.getpid()  # the last: it says that the others are this process's
 
     def submit(self, run: Run) -> None:
@@ -94,67 +97,41 @@ class LocalExecutor(Executor):
             self._enter(entry)
             if self._waiting >= len(self._pending):
                 self._work.notify()
-                return
-            if self._workers >= self.max_workers:
-                return
-            self._workers += 1
-            number = self._workers
-        self._begin(number, entry)
+            elif self._workers < self.max_workers:
+                self._begin(entry)
 
-    def _begin(self, number: int, entry: _Entry) -> None:
-        if number == 1:
-            _at_exit(self)
-        thread = threading.Thread(target=self._run_jobs, name=f"bgmiddleware-{number}", daemon=True)
+    def _begin(self, entry: _Entry) -> None:
+        """Begin a thread more, since an entry came. Called with the lock held: of two that come at once, each knows of
+        the threads that there are."""
+        name, arguments = f"bgmiddleware-{self._workers + 1}", (weakref.ref(self), self._work)
+        thread = threading.Thread(target=_run_jobs, args=arguments, name=name, daemon=True)
         try:
             # In an empty context: a worker inherits nothing of the request that happened to need it.
             Context().run(thread.start)
         except RuntimeError:
-            with self._lock:
-                self._workers -= 1
-                if self._workers or entry not in self._pending:
-                    return
-                self._pending.remove(entry)  # nobody is there to take it, ever
-                heapify(self._pending)
-                self._leave(entry)
+            if self._workers:
+                return  # they take it
+            self._pending.remove(entry)  # nobody is there to take it, ever
+            heapify(self._pending)
+            self._leave(entry)
             raise QueueFull("the system has no room for another thread") from None
+        self._workers += 1
+        if self._workers == 1:
+            _at_exit(self)
 
-    def _run_jobs(self) -> None:
-        with self._worker() as perform:
-            while (taken := self._take()) is not None:
-                run = taken[-1]
-                must_wait = False
-                try:
-                    must_wait = perform(run)
-                finally:
-                    with self._lock:
-                        del self._running[run.key]
-                        if must_wait:
-                            self._parked.append(taken)
-                        else:
-                            self._leave(taken)
-                            self._unpark()
-                del taken, run  # the request and what it holds are not needed while waiting for the next
+    def _put_back(self, taken: _Entry, must_wait: bool) -> None:
+        with self._lock:
+            del self._running[taken[-1].key]
+            if must_wait:
+                self._parked.append(taken)
+            else:
+                self._leave(taken)
+                self._unpark()
+
+    def _has_left(self) -> None:
         with self._lock:
             self._workers -= 1
             self._idle.notify_all()
-
-    def _take(self) -> _Entry | None:
-        """Wait for a run that is to be run now; None at the end."""
-        with self._lock:
-            while not self._pending:
-                if not self._running:
-                    self._idle.notify_all()
-                if self._closed and not self._parked:
-                    return None
-                self._waiting += 1
-                # Jobs of other processes end without a word.
-                in_time = self._work.wait(_LOOK_EVERY if self._parked else None)
-                self._waiting -= 1
-                if not in_time:
-                    self._unpark()
-            taken = heappop(self._pending)
-            self._running[taken[-1].key] = taken[-1]
-            return taken
 
     def _unpark(self) -> None:
         """Try again those whose groups were full. Called with the lock held."""
@@ -164,6 +141,25 @@ class LocalExecutor(Executor):
         self._parked.clear()
 
     # All of these are called with the lock held.
+
+    def _take(self) -> _Entry | float | None:
+        """Return a run that is to be run now; or for how many seconds to wait for one; or None: it is the end."""
+        if self._pending:
+            taken = heappop(self._pending)
+            self._running[taken[-1].key] = taken[-1]
+            return taken
+        if not self._running:
+            self._idle.notify_all()
+        if self._closed and not self._parked:
+            return None
+        self._waiting += 1
+        # Jobs of other processes end without a word.
+        return _LOOK_EVERY if self._parked else _LOOK_AGAIN
+
+    def _has_waited(self, in_time: bool) -> None:
+        self._waiting -= 1
+        if not in_time:
+            self._unpark()
 
     def _full_group(self, entry: _Entry) -> str | None:
         """Return a group of a run of which as many are there already as may run at a time."""
@@ -245,6 +241,55 @@ class LocalExecutor(Executor):
 
     def _is_drained(self) -> bool:
         return not self._pending and not self._parked and not self._held and self._running.keys() <= self._abandoned
+
+
+def _run_jobs(reference: "weakref.ref[LocalExecutor]", work: threading.Condition) -> None:
+    """Run in a thread of an executor. That is not held while there is nothing to do: one that nobody else holds any
+    more is gone, and lets go of its threads."""
+    executor = reference()
+    if executor is None:
+        return
+    seat = executor._worker()
+    held = [executor]  # as long as there may be something to do
+    del executor
+    with seat as perform:
+        while (found := _next(reference, work, held)) is not None:
+            executor, taken = found
+            must_wait = False
+            try:
+                must_wait = perform(taken[-1])
+            finally:
+                executor._put_back(taken, must_wait)
+            held.append(executor)
+            del executor, taken, found  # the request and what it holds are not needed while waiting for the next
+    executor = reference()
+    if executor is not None:
+        executor._has_left()
+
+
+def _next(
+    reference: "weakref.ref[LocalExecutor]", work: threading.Condition, held: list[LocalExecutor]
+) -> tuple[LocalExecutor, _Entry] | None:
+    """Wait for a run that is to be run now, and hold the executor no longer than there is one; None at the end."""
+    with work:
+        while (executor := reference()) is not None:
+            taken = executor._take()
+            if taken is None:
+                return None
+            held.clear()
+            if not isinstance(taken, float):
+                return executor, taken
+            del executor
+            in_time = reference() is None or work.wait(taken)
+            executor = reference()
+            if executor is not None:
+                executor._has_waited(in_time)
+    return None
+
+
+def _wake(work: threading.Condition) -> None:
+    with work:
+        work.notify_all()
 
 
 def _at_exit(executor: LocalExecutor) -> None:

@@ -77,11 +77,8 @@ class ProcessExecutor(LocalExecutor):
         super()._reset()
         self._seats: dict[str, _Seat] = {}  # by the keys of their jobs
 
-    @contextlib.contextmanager
-    def _worker(self) -> Iterator[Callable[[Run], bool]]:
-        seat = _Seat(self, self._seats)
-        with contextlib.closing(seat):
-            yield seat.run
+    def _worker(self) -> contextlib.AbstractContextManager[Callable[[Run], bool]]:
+        return _taken(_Seat(self.how, self.grace, self.max_jobs_per_child, self._seats))
 
     def _abandon(self, run: Run) -> None:
         seat = self._seats.get(run.key)
@@ -104,8 +101,10 @@ class _Seat:
     """A place for one child, which is replaced when it died or has run enough jobs. Of one thread, except for
     :meth:`abandon` and :meth:`kill`. Those that have a job are in *seats*, by its key."""
 
-    def __init__(self, executor: ProcessExecutor, seats: "dict[str, _Seat]") -> None:
-        self._executor = executor
+    def __init__(self, how: dict[str, Any], grace: float, max_jobs_per_child: int, seats: "dict[str, _Seat]") -> None:
+        self._how = how
+        self._grace = grace
+        self._max_jobs_per_child = max_jobs_per_child
         self._seats = seats
         self._child: Child | None = None
 
@@ -127,7 +126,7 @@ class _Seat:
 
     def _run(self, run: Run) -> bool:
         child = self._ready_child()
-        self._watcher = Watcher(run.registry, run.key, self._executor.grace)
+        self._watcher = Watcher(run.registry, run.key, self._grace)
         self._remains = Remains()
         self._seats[run.key] = self
         try:
@@ -142,7 +141,7 @@ class _Seat:
             child.end(patience=0.0)  # with what the job leaves running
         must_wait = answer.get("must_wait")
         child.jobs += not must_wait
-        if must_wait is None or not child.is_alive or child.jobs >= self._executor.max_jobs_per_child:
+        if must_wait is None or not child.is_alive or child.jobs >= self._max_jobs_per_child:
             self.close()
         return bool(must_wait) or run.still_waits()
 
@@ -155,8 +154,7 @@ class _Seat:
 
     def _hand_over(self, child: Child, run: Run) -> dict[str, Any]:
         """Give a job to the child and look after it; write down how it ended if the child cannot. Return its answer."""
-        executor = self._executor
-        child.give({**executor.how, "key": run.key}, self._remains.outlet)
+        child.give({**self._how, "key": run.key}, self._remains.outlet)
         self._remains.hand_over()
         flood = False
         while child.is_alive:
@@ -196,3 +194,9 @@ class _Seat:
         child, self._child = self._child, None
         if child is not None:
             child.close()
+
+
+@contextlib.contextmanager
+def _taken(seat: _Seat) -> Iterator[Callable[[Run], bool]]:
+    with contextlib.closing(seat):
+        yield seat.run

@@ -825,7 +825,7 @@ class TestOutput:
 
 
 class TestInterrupt:
-    """A cancel is raised once, by the next print of the job's own thread, and its clean-up may print."""
+    """A cancel is raised by the next print of the job's own thread, and its clean-up may print."""
 
     def test_it_is_raised_once_and_the_clean_up_may_print(self) -> None:
         def job() -> None:
@@ -905,14 +905,18 @@ class TestInterrupt:
         # The ident of the job's thread may be another thread's by now.
         late.check()
 
-    def test_a_check_raises_once_only(self) -> None:
+    def test_a_check_raises_again_but_not_while_what_it_raised_is_handled(self) -> None:
         kept = Kept()
         kept.output.interrupt("enough")
-        with pytest.raises(JobCancelled, match="enough"):
-            kept.output.check()
-        kept.output.check()
-        kept.run(lambda: print("clean"))
-        assert kept.data == b"clean\n"
+        for _ in range(2):
+            try:
+                kept.output.check()
+            except JobCancelled:
+                kept.output.check()
+                kept.run(lambda: print("clean"))
+            else:
+                pytest.fail("nothing was raised")
+        assert kept.data == b"clean\n" * 2
 
     def test_the_runners_notes_do_not_raise(self) -> None:
         kept = Kept()
@@ -948,9 +952,10 @@ class TestInterrupt:
         # One that begins when the interrupt is there, but not yet delivered, too.
         ours.append(kept.run(lambda: begin(stdout=sys.stdout)))
         assert [child.wait(LONG) for child in ours] == [-signal.SIGTERM] * 3
-        with pytest.raises(JobCancelled):
+        try:
             kept.output.check()
-        theirs.append(kept.run(lambda: begin(stdout=sys.stdout)))  # by the clean-up
+        except JobCancelled:
+            theirs.append(kept.run(lambda: begin(stdout=sys.stdout)))  # by the clean-up
         for child in theirs:
             child.communicate(timeout=LONG)
         assert [child.returncode for child in theirs] == [0] * 3

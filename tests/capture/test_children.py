@@ -259,6 +259,25 @@ class TestNumberOfOthers:
         assert run_job(job) == "before\nbetween\nafter\n"
         assert (tmp_path / "part").read_bytes() == b"into the file\n"
 
+    def test_a_number_is_the_same_when_a_job_asks_again_to_put_it_back(self) -> None:
+        def job(back: bool) -> None:
+            kept = os.dup(sys.stdout.fileno())
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
+            subprocess.run(["/bin/echo", "hidden"], stdout=sys.stdout, check=True)
+            print("printed")
+            if back:
+                os.dup2(kept, sys.stdout.fileno())
+                subprocess.run(["/bin/echo", "child"], stdout=sys.stdout, check=True)
+            os.close(kept)
+
+        run_job(lambda: job(True))
+        before = open_files()
+        for _ in range(5):
+            assert run_job(lambda: job(True)) == "printed\nchild\n"
+            assert run_job(lambda: job(False)) == "printed\n"
+        assert open_files() <= before
+
     def test_who_asks_for_writes_that_do_not_wait_has_them_alone(self) -> None:
         def job() -> None:
             os.set_blocking(sys.stdout.fileno(), False)

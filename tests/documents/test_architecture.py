@@ -18,7 +18,7 @@ PACKAGE = ROOT / "bgmiddleware"
 # From the ground up: a module may import those of its own line and of the lines above it. What is not named here is
 # named by its package.
 LAYERS = (
-    ("errors", "_numbers"),
+    ("errors", "_numbers", "_polling"),
     ("_jobs", "_loading", "_recording", "_capture"),
     ("_frameworks",),
     ("registries",),

@@ -116,7 +116,18 @@ def test_the_index_lists_each_demo_and_needs_nothing_else(client: OverHTTP) -> N
     page = client.request("GET", "/", accept="text/html")
     assert page.status == 200
     assert page["Content-Type"] == "text/html; charset=utf-8"
-    for name in ("2008", "Statistics", "Plain WSGI", "Flask", "Bottle", "Django", "Pyramid", "web.py", "ini file"):
+    for name in (
+        "can look like",
+        "2008",
+        "Statistics",
+        "Plain WSGI",
+        "Flask",
+        "Bottle",
+        "Django",
+        "Pyramid",
+        "web.py",
+        "ini file",
+    ):
         assert f"{name}" in page.text
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page.text)
     assert "prefers-color-scheme: dark" in page.text
@@ -126,7 +137,7 @@ def test_the_index_lists_each_demo_and_needs_nothing_else(client: OverHTTP) -> N
 def test_every_link_of_the_index_leads_somewhere(client: OverHTTP) -> None:
     links = re.findall(r'href="([^"]+)"', client.request("GET", "/").text)
     statuses = {link: client.request("GET", f"/{link}").status for link in links}
-    assert len(statuses) == 18
+    assert len(statuses) == 20
     assert {link: status for link, status in statuses.items() if status not in (200, 303, 401)} == {}
 
 
@@ -145,6 +156,7 @@ def test_unknown_pages_are_404_and_a_missing_slash_is_added(client: OverHTTP) ->
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
+        ("show_app.py", ["\x1b[1;32mThe shop is built.\x1b[0m"]),
         ("longrunning.py", ["hit f5 to refresh!"]),
         ("upload_app.py", ["120,000 rows, 0 of them of another width"]),
         ("wsgi_app.py", ["Month 12 is added up."]),
@@ -172,6 +184,39 @@ def test_the_command_of_the_index_works_in_a_terminal(
 
 
 # The demos one by one.
+
+
+@pytest.mark.parametrize(
+    ("view", "state", "status"),
+    [
+        ("build", "finished", 200),
+        ("refused", "finished", 422),
+        ("quick", "finished", 200),
+        ("failed", "failed", 500),
+        ("endless", "cancelled", 410),
+    ],
+)
+def test_a_job_can_look_like_that(client: OverHTTP, view: str, state: str, status: int) -> None:
+    first = client.request("GET", "/show/", accept="text/html")
+    assert f'href="{view}"' in first.text
+    started = client.request("GET", f"/show/{view}")
+    mine = {"cookie": started["Set-Cookie"].partition(";")[0]}
+    at = f"/show/{view}{started['Location'].rpartition('/')[2].partition(view)[2] or started['Location']}"
+    if view == "endless":
+        with client.stream("GET", at, **mine) as (_, _, chunks):
+            next(chunks)
+            client.request("DELETE", at, **mine)
+            "".join(map(str, chunks))
+    else:
+        client.request("GET", at, **mine)
+    document = client.request("GET", f"{at}&_view=status", **mine).json
+    assert document["state"] == state
+    answer = client.request("GET", f"{at}&_view=result", **mine)
+    assert answer.status == status
+    if state == "finished":
+        assert '<a href="./">Back</a>' in answer.text
+    assert client.request("GET", at).status == 404, "it is its owner's"
+
 
 TIME = r"\d\d:\d\d:\d\d"
 
@@ -583,4 +628,4 @@ mounts(environ, lambda status, headers: print(status))
 mounts.close()
 """
     done = subprocess.run([*PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.stderr, done.stdout) == ("", "7 2\n404 Not Found\n")
+    assert (done.stderr, done.stdout) == ("", "7 3\n404 Not Found\n")

@@ -131,6 +131,15 @@ def _result_of(end: Callable[[Play, BackgroundMiddleware, Client, str], None]) -
     return provoke
 
 
+def _challenged(opens: Opener, accept: str) -> Reply:
+    play = Play()
+    site, client = opens(play)
+    target = start(client, "/", body=b"x")
+    play.answers(b"who?", "401 Unauthorized")
+    ended(site, target)
+    return client.request("GET", f"{target}&_view=result", accept=accept, authorization="Basic YTpi")
+
+
 def _raise(play: Play, *others: Any) -> None:
     def fail() -> None:
         raise ValueError("as told")
@@ -164,7 +173,8 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "idempotency-key-reused": _reused,
     "unknown-job": _of_no_job("GET", f"/?_t={UNKNOWN}"),
     "expired": _expired,
-    "not-acceptable": _running(accept="application/hal+json"),
+    "not-ready": _running(accept="application/hal+json"),
+    "challenged": _challenged,
     "bad-parameter": _running("&_offset=x"),
     "no-slot": _running("&_view=events"),
     "cross-site": _running(method="DELETE", sec_fetch_site="cross-site"),
@@ -174,7 +184,7 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "forbidden": _forbidden,
     "method-not-allowed": _of_no_job("POST", "/_jobs"),
 }
-RETRIED = {"queue-full", "registry-error", "speculative", "no-slot"}
+RETRIED = {"not-ready", "queue-full", "registry-error", "speculative", "no-slot"}
 
 
 @pytest.fixture(params=BOTH)
@@ -191,7 +201,7 @@ def test_all_of_them_are_provoked_here() -> None:
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # the validator wants its iterable closed
 def test_a_problem_says_what_the_page_says(opens: Opener, kind: str) -> None:
-    if kind != "not-acceptable":  # who names JSON gets it
+    if kind != "not-ready":  # who names JSON gets it
         reply = PROVOKED[kind](opens, "application/json")
         assert reply["Content-Type"] == "application/problem+json"
         document = reply.json

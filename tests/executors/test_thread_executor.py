@@ -1,5 +1,7 @@
 """Jobs in threads: how many at once, in which order, and what becomes of them at the end."""
 
+import contextlib
+import gc
 import json
 import os
 import re
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
@@ -303,6 +306,66 @@ def test_a_second_thread_that_cannot_begin_is_no_loss(make, registry, gate, monk
         executor.submit(a_run(registry, "second", nothing))
     gate.open.set()
     assert ended(registry, "second").state is JobState.FINISHED
+
+
+def test_two_threads_that_cannot_begin_at_once_leave_nobody_waiting_for_the_other(make, registry, monkeypatch):
+    executor = make(max_workers=2)
+    both = threading.Barrier(2)
+    begin = threading.Thread.start
+    answers: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if not thread.name.startswith("bgmiddleware-"):
+            return begin(thread)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        raise RuntimeError("can't start new thread")
+
+    def submit(name: str) -> None:
+        try:
+            executor.submit(a_run(registry, name, nothing))
+        except QueueFull as full:
+            answers.append(str(full))
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    threads = [threading.Thread(target=submit, args=[name]) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert answers == ["the system has no room for another thread"] * 2
+
+
+def test_an_executor_that_nobody_holds_lets_go_of_its_threads_when_nothing_waits(registry, gate):
+    before = workers()
+    executor = ThreadExecutor(max_workers=1)
+    executor.submit(a_run(registry, "first", gate))
+    executor.submit(a_run(registry, "second", nothing))
+    gate.await_arrivals(1)
+    (thread,) = workers() - before
+    gone = weakref.ref(executor)
+    del executor
+    gc.collect()
+    assert gone() is not None  # jobs wait in it
+    gate.open.set()
+    assert [ended(registry, name).state for name in ("first", "second")] == [JobState.FINISHED] * 2
+    thread.join(LONG)
+    assert not thread.is_alive()
+    assert gone() is None
+
+
+def test_an_idle_executor_that_nobody_holds_lets_go_of_its_threads(registry):
+    before = workers()
+    executor = ThreadExecutor(max_workers=1)
+    executor.submit(a_run(registry, "first", nothing))
+    ended(registry, "first")
+    (thread,) = workers() - before
+    while not executor._waiting:
+        threading.Event().wait(0.001)
+    del executor
+    gc.collect()
+    thread.join(LONG)
+    assert not thread.is_alive()
 
 
 def no_more_threads(thread: threading.Thread) -> None:

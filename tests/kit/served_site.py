@@ -2,7 +2,8 @@
 
 ``SITE_REGISTRY``: where jobs are kept, as an ini file would say it; ``SITE_REGISTRY_OPTIONS``: more of it, as JSON.
 ``SITE_SETTINGS``: arguments of the middleware, as JSON. ``SITE_LEASE``: seconds of a lease. ``SITE_DRAIN``: seconds
-that jobs get at the end. ``SITE_WORKERS``: how many run at a time. A view that waits for something waits for a file in
+that jobs get at the end. ``SITE_BOUND``: seconds that a follower is held where there is a bound. ``SITE_SIGN``: seconds
+between two signs of life. ``SITE_WORKERS``: how many run at a time. A view that waits for something waits for a file in
 ``SITE_DIRECTORY``. Each response says in ``Worker`` which process gave it.
 """
 
@@ -14,8 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bgmiddleware import BackgroundMiddleware, ThreadExecutor, marks, owners
+from bgmiddleware import BackgroundMiddleware, ThreadExecutor, background, marks, owners
 from bgmiddleware._running import keeper, run, waiting
+from bgmiddleware._serving import connections, log
 from bgmiddleware._starting import starter
 from bgmiddleware.registries import open_registry
 
@@ -108,7 +110,23 @@ _VIEWS = {
 }
 
 
+ODD_STATUS = "207 Odd Reason"
+ODD_HEADERS = [("Content-Type", "application/x-odd"), ("X-Twice", "one"), ("X-Twice", "two"), ("X-Text", "a, \t!")]
+ODD_BODY = bytes(range(256)) * 64
+
+
+@background
+def _in_the_background(environ: dict[str, Any]) -> str:
+    print("begun by a decorator")
+    return "done by a decorator"
+
+
 def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    if environ["PATH_INFO"] == "/x/odd":
+        start_response(ODD_STATUS, ODD_HEADERS)
+        return [ODD_BODY[:1000], ODD_BODY[1000:]]
+    if environ["PATH_INFO"] == "/decorated":
+        _in_the_background(environ)
     view = _VIEWS.get(environ["PATH_INFO"])
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     text = "fast" if view is None else view(environ["QUERY_STRING"])
@@ -123,6 +141,10 @@ def _made() -> BackgroundMiddleware:
             for name, seconds in {"LEASE": float(lease), "RENEW_EVERY": float(lease) / 8}.items():
                 if hasattr(module, name):
                     setattr(module, name, seconds)
+    if "SITE_SIGN" in os.environ:
+        log._SIGN_EVERY = log._SIGN_EVERY_TO_PROXY = float(os.environ["SITE_SIGN"])
+        log.LOOK_EVERY = 0.1
+    connections._BOUND = float(os.environ.get("SITE_BOUND", "25"))
     return BackgroundMiddleware(
         answer,
         when=marks.any_of(marks.path("/x/*"), marks.prefers_async),

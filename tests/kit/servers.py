@@ -101,9 +101,18 @@ Require all granted
 MODULES = Path("/usr/lib/apache2/modules")
 
 
+def _apache() -> str | None:
+    return shutil.which("apache2") or shutil.which("apache2", path="/usr/sbin")
+
+
+def has_mod_wsgi() -> bool:
+    """Whether Apache and its module for this Python are there, and who runs this may serve as another user."""
+    return _apache() is not None and (MODULES / "mod_wsgi.so-3.11").exists() and not os.geteuid()
+
+
 def mod_wsgi(directory: Path, **site: str) -> Server:
-    command = shutil.which("apache2") or shutil.which("apache2", path="/usr/sbin")
-    if command is None or not (MODULES / "mod_wsgi.so-3.11").exists() or os.geteuid():
+    command = _apache()
+    if command is None or not has_mod_wsgi():
         pytest.skip("needs root, and apache2 with libapache2-mod-wsgi-py3 for Python 3.11, as Debian 12 has it")
     # Apache serves as another user, who cannot read everything that we can.
     directory.chmod(0o777)

@@ -133,8 +133,11 @@ def test_a_script_gets_a_line_about_the_job_and_in_the_end_the_result(opens: Ope
     ("status", "said"), [("409 Conflict", "! refused 409 Conflict Open the answer"), ("500 Oops", "✗ failed")]
 )
 def test_what_was_refused_or_failed_is_a_line_that_asks_no_more(opens: Opener, status: str, said: str) -> None:
-    site, client = opens(answering(b"sorry", status=status))
+    play = Play()
+    site, client = opens(play)
     target = start(client, "/report")
+    play.prints("begun\n")  # what refuses at once is answered directly
+    play.answers(b"sorry", status=status)
     ended(site, target)
     reply = client.request("GET", target, **HTMX)
     line = document(reply.text).find(".//div")

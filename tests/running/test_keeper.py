@@ -461,6 +461,21 @@ def test_a_print_does_not_wait_for_a_keeper_that_is_no_more(registry, monkeypatc
     assert "of the output could not be stored" in output_of(registry)
 
 
+@pytest.mark.parametrize(("name", "options"), [("keeper", {}), ("deadline", {"deadline": 60.0})])
+def test_a_thread_of_the_runner_that_cannot_begin_is_why_the_job_failed(registry, monkeypatch, name, options):
+    begin = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(f"bgmiddleware-{name}"):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done(started(registry, lambda: None, **options))
+    job = registry.get(KEY)
+    assert (job.state, job.reason) == (JobState.FAILED, "its runner failed: RuntimeError: can't start new thread")
+
+
 def test_the_keeper_of_a_job_ends_with_it(registry):
     done(started(registry, lambda: print("line")))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("bgmiddleware-keeper")]

@@ -20,7 +20,6 @@ import pytest
 from bgmiddleware import (
     Channel,
     Job,
-    JobCancelled,
     JobState,
     MemoryRegistry,
     Progress,
@@ -928,20 +927,71 @@ def test_a_cancelled_app_is_closed_and_its_body_so_far_is_kept(replay, registry)
     assert (ran.body, ran.output, body.closed) == (b"so far", "cleaned up\nclosed\n", 1)
 
 
-def test_a_cancel_is_delivered_once(call, registry):
+@pytest.mark.parametrize("point", [lambda: print("not reached"), lambda: current_job().check()], ids=["print", "check"])
+def test_who_swallows_a_cancel_and_goes_on_is_told_again_and_again(call, registry, point):
+    told: list[str] = []
+
     def work() -> str:
         registry.request_cancel(KEY)
-        with contextlib.suppress(JobCancelled):
-            print("not reached")
-        registry.request_cancel(KEY)
-        print("goes on")
-        current_job().check()
+        while len(told) < 3:
+            try:
+                point()
+            except BaseException as error:
+                print("handled")
+                told.append(repr(error))
         return "result"
 
     ran = call(work)
+    assert told == ["JobCancelled('cancelled on request')"] * 3
     assert ran.outcome == (JobState.FINISHED, "")
     assert ran.job.cancel_requested_at is not None
-    assert (ran.output, ran.body) == ("goes on\n", b"result")
+    assert (ran.output, ran.body) == ("handled\n" * 3, b"result")
+
+
+def test_who_stops_for_a_cancel_may_print_whatever_is_raised_meanwhile(call, registry):
+    @contextlib.contextmanager
+    def cleaning_up() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            print("first")
+
+    def work() -> None:
+        registry.request_cancel(KEY)
+        with cleaning_up():
+            try:
+                print("not reached")
+            finally:
+                try:
+                    int("x")
+                except ValueError:
+                    print("second")
+                    current_job().check()
+
+    ran = call(work)
+    assert ran.outcome == (JobState.CANCELLED, "cancelled on request")
+    assert ran.output == "second\nfirst\n"
+
+
+@pytest.mark.parametrize("piece", [b"x", b""])
+def test_a_view_that_yields_and_does_not_print_hears_a_cancel(registry, piece):
+    closed: list[bool] = []
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        try:
+            yield piece
+            registry.request_cancel(KEY)
+            for _ in range(1000):
+                yield piece
+        finally:
+            closed.append(True)
+
+    registry.add(Job(KEY, "one"))
+    Run(KEY, "one", registry, replay_request(app, registry, KEY, {}, {}), copy_context())()
+    ran = ran_in(registry)
+    assert ran.outcome == (JobState.CANCELLED, "cancelled on request")
+    assert (ran.body, closed) == (piece, [True])
 
 
 def test_a_job_that_does_not_print_any_more_finishes_although_it_was_cancelled(call, registry):

@@ -1,7 +1,10 @@
 """Held connections end: with the job, else visibly before it; and what has ended holds no slot."""
 
 import contextlib
+import io
 import signal
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,8 +157,35 @@ def test_where_a_break_might_not_be_seen_it_is_said_in_words(
     chunks = site(given(target, **server), lambda *head: None)
     assert next(chunks) == b"abc"
     assert next(chunks).decode() == "\n[… this answer ends here, at byte 3, and the job goes on: ask again …]\n"
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises((ConnectionResetError, StopIteration)):
         next(chunks)
+
+
+def test_the_one_thread_of_a_bridge_is_not_held_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asgiref.wsgi", types.ModuleType("asgiref.wsgi"))
+    assert connections.longest({**environ("GET", "/"), "wsgi.errors": io.BytesIO()}) == 5
+    assert connections.longest(environ("GET", "/")) == 25
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"SERVER_SOFTWARE": "Granian"},
+        {"wsgi.multithread": False, "wsgi.multiprocess": True},  # tornado
+    ],
+)
+def test_a_server_that_hides_an_answer_that_fails_gets_one_that_is_too_short(
+    site: BackgroundMiddleware, play: Play, monkeypatch: pytest.MonkeyPatch, server: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tornado.wsgi", types.ModuleType("tornado.wsgi"))
+    target = start(InProcess(site), "/")
+    play.prints("abc")
+    kept = site(given(target), lambda *said: None)  # has the only slot
+    head: list[Any] = []
+    text = b"".join(site(given(target, **server), lambda *said: head.extend(said)))
+    assert text == b"abc"
+    assert int(dict(head[1])["Content-Length"]) > len(text)
+    assert kept
 
 
 @pytest.mark.usefixtures("bound")

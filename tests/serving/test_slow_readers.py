@@ -66,7 +66,7 @@ VIEWS = {
 @pytest.mark.parametrize("view", VIEWS)
 def test_clients_that_do_not_read_keep_no_thread_of_waitress(site: BackgroundMiddleware, view: str) -> None:
     path, query, header = VIEWS[view]
-    with served(site, patience=0.2, threads=2) as client, contextlib.ExitStack() as stack:
+    with served(site, patience=0.2, threads=2, outbuf_overflow=1 << 30) as client, contextlib.ExitStack() as stack:
         target = done(site, client, path)
         request = f"GET {target}{query} HTTP/1.1\r\nHost: x\r\n{header}\r\n".encode()
         slow = [stack.enter_context(sent(client.port, request)) for _ in range(8)]

@@ -109,7 +109,7 @@ class Remains:
         down already. Raises nothing: where the registry is away for long, the lease tells.
         """
         try:
-            patiently(registry, lambda: self._end(registry, key, reason))
+            patiently(registry, lambda: self._end(registry, key, reason), but=(OSError,))
         except (JobNotFound, JobExpired):
             _log.info("job %s was gone before its end was written down", key[:8])
         except RegistryError as error:

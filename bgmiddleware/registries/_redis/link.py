@@ -1,5 +1,6 @@
 """The way to a Redis server: connections of this process, time-outs, what is tried again, and what an error becomes."""
 
+import encodings.idna  # noqa: F401  # what connecting needs: where descriptors are used up, it is late to import it
 import hashlib
 import logging
 import math

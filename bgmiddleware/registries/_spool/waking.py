@@ -4,9 +4,10 @@ import contextlib
 import ctypes
 import functools
 import os
-import select
 import time
 from collections.abc import Callable, Iterator
+
+from ..._polling import is_readable
 
 __all__ = ["Waking"]
 
@@ -72,9 +73,7 @@ class Waking:
 
 
 def _wait_for_events(instance: int, seconds: float) -> None:
-    poll = select.poll()
-    poll.register(instance, select.POLLIN)
-    if poll.poll(max(1, seconds * 1000)):
+    if is_readable(instance, max(0.001, seconds)):
         _drain(instance)
 
 

@@ -1,0 +1,162 @@
+"""Behind nginx: under a sub-path, over HTTP/1.0 and kept connections, compressed, and over HTTP/2."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import PROMISED
+from tests.kit.processes import LONG, TRIES, Server
+from tests.kit.servers import open_directory
+from tests.servers import conformance
+from tests.servers.conformance import opened, running_site, waiting
+from tests.servers.lineup import LINEUP, Candidate
+
+pytestmark = pytest.mark.everything
+
+BEHIND = [candidate for candidate in LINEUP if candidate.name in ("python -m bgmiddleware serve", "gunicorn gthread")]
+NGINX = """
+daemon off;
+worker_processes 1;
+pid {directory}/pid;
+error_log {directory}/error.log;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    client_max_body_size 8m;
+    proxy_read_timeout 1s;
+    upstream site {{ server 127.0.0.1:{upstream}; keepalive 4; }}
+    server {{ listen 127.0.0.1:{port}; {locations} }}
+    server {{ listen 127.0.0.1:{port_of_http_2} http2; {locations} }}
+}}
+"""
+LOCATIONS = """
+location /plain/ { proxy_pass http://site/; }
+location /kept/ { proxy_pass http://site/; proxy_http_version 1.1; proxy_set_header Connection ""; }
+location /zipped/ { proxy_pass http://site/; gzip on; gzip_types text/plain; gzip_proxied any; }
+"""
+
+
+class Behind(Server):
+    """A server that is asked through a proxy, under a prefix."""
+
+    def __init__(self, server: Server, port: int, prefix: str, port_of_http_2: int) -> None:
+        self.__dict__.update(server.__dict__)
+        self.port, self.prefix, self.port_of_http_2 = port, prefix, port_of_http_2
+
+    def stream(self, method: str, target: str, body: bytes = b"", **headers: str) -> Any:
+        return super().stream(method, self.prefix + target, body, **headers)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _nginx(directory: Path, upstream: int) -> Iterator[tuple[int, int]]:
+    command = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if command is None:
+        assert not PROMISED, "CI=true promises nginx"
+        pytest.skip("needs nginx")
+    directory.chmod(0o777)
+    port, port_of_http_2 = _free_port(), _free_port()
+    configuration = directory / "nginx.conf"
+    given = {"directory": directory, "upstream": upstream, "port": port, "port_of_http_2": port_of_http_2}
+    configuration.write_text(NGINX.format(locations=LOCATIONS, **given))
+    process = subprocess.Popen([command, "-c", str(configuration), "-e", str(directory / "error.log")])
+    try:
+        for _ in range(TRIES):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port_of_http_2), LONG):
+                break
+            assert process.poll() is None, (directory / "error.log").read_text()
+            os.sched_yield()
+        yield port, port_of_http_2
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module", params=BEHIND, ids=lambda candidate: candidate.name)
+def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[Server, tuple[int, int]]]:
+    candidate: Candidate = request.param
+    if missing := candidate.missing():
+        pytest.skip(missing)
+    with (
+        open_directory() as directory,
+        open_directory() as of_nginx,
+        running_site(candidate, directory) as server,
+        _nginx(of_nginx, server.port) as ports,
+    ):
+        yield server, ports
+
+
+@pytest.fixture(params=["plain", "kept", "zipped"])
+def site(request: pytest.FixtureRequest, proxied: tuple[Server, tuple[int, int]]) -> Behind:
+    server, (port, port_of_http_2) = proxied
+    return Behind(server, port, f"/{request.param}", port_of_http_2)
+
+
+ROWS = (
+    conformance.start,
+    conformance.live,
+    conformance.events,
+    conformance.offsets,
+    conformance.result,
+    conformance.head,
+    conformance.large,
+    conformance.followers,
+    conformance.refusal,
+    conformance.cancel,
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
+def test_a_row_of_the_kit_passes_behind_nginx(site: Behind, row: Callable[[Server], None]) -> None:
+    row(site)
+
+
+def test_a_quiet_job_outlives_the_patience_of_the_proxy(site: Behind) -> None:
+    target = waiting(site, f"quiet{site.prefix[1:]}")
+    text = ""
+    with site.stream("GET", target) as (status, _, chunks):
+        assert status == 200
+        for chunk in chunks:
+            text += chunk.decode()
+            if text.count("\r") >= 8:  # one in 0.2 seconds, and the proxy waits for one second
+                opened(site, f"quiet{site.prefix[1:]}")
+    assert text.replace("\r", "") == "begun\nended\n"
+
+
+def _curl(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    curl = shutil.which("curl")
+    assert curl, "needs curl"
+    return subprocess.run([curl, "-sS", *arguments], capture_output=True, timeout=LONG)
+
+
+@pytest.mark.parametrize("options", [("--http2-prior-knowledge",), ("--http2-prior-knowledge", "--compressed")])
+def test_it_is_served_over_http_2_and_compressed(site: Behind, options: tuple[str, ...]) -> None:
+    if b"HTTP2" not in _curl("--version").stdout:
+        pytest.skip("this curl has no HTTP/2")
+    url = f"http://127.0.0.1:{site.port_of_http_2}{site.prefix}/x/count?300"
+    head = _curl("-i", *options, url).stdout.decode()
+    location = re.search(r"(?mi)^location: (\S+)", head)
+    assert location, head
+    job = url.partition("?")[0] + location[1]  # asked by itself: some versions of curl cannot go on to it in HTTP/2
+    followed = _curl(*options, job)
+    lines = "".join(f"line {number}\n" for number in range(300))
+    assert (followed.returncode, followed.stdout.decode().replace("\r", "")) == (0, lines)
+    result = _curl(*options, f"{job}&_view=result&_wait=30")
+    assert result.stdout == b"300 lines\n"
