@@ -212,7 +212,7 @@ def _report_pings(spans: list[_Span], *pings: list[_Ping]) -> None:
         took = [[1e3 * ping.took for ping in of if any(span.holds(ping) for span in during)] for of in pings]
         columns = "".join(f"{len(each):7}{_percentile(each, 50):9.2f}{_percentile(each, 99):9.2f}" for each in took)
         idle = idle or _percentile(took[0], 99)
-        ratio = _percentile(took[0], 99) / idle
+        ratio = _percentile(took[0], 99) / idle if idle else 1.0
         judgement = f"   p99 {ratio:.2f} × idle ≤ {_MOST_RATIO:g} ×: {verdict(ratio, _MOST_RATIO)}"
         print(f"{what:36}{columns}{judgement if what.startswith('they') else ''}")
 
@@ -234,6 +234,8 @@ def _report_viewers(crowd: _Crowd, seconds: float) -> None:
 
 
 def _percentile(values: list[float], percent: int) -> float:
+    if len(values) < 2:  # a run too short to say anything
+        return values[0] if values else 0.0
     return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 

@@ -22,7 +22,7 @@ from bgmiddleware._commands.serve import serve
 __all__ = ["main", "redis", "redis_program", "running", "says", "wait"]
 
 _WORKERS = 2
-_PATIENCE = 10.0
+_PATIENCE = 120.0
 
 Process = subprocess.Popen[bytes]
 

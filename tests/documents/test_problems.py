@@ -264,7 +264,6 @@ def test_a_body_has_three_things_that_may_be_wrong_with_it() -> None:
         ("application/problem+json, */*;q=0.1", True),
         ("text/event-stream", True),
         ("application/json, text/plain, */*", True),
-        ("text/html, application/json;q=0.9", False),
         ("application/json;q=0, */*", False),
         ("*/*", False),
         ("", False),
@@ -277,6 +276,12 @@ def test_who_gets_json(opens: Opener, accept: str, is_json: bool) -> None:
     reply = client.request("GET", f"/?_t={UNKNOWN}", accept=accept)
     assert reply["Content-Type"] == ("application/problem+json" if is_json else "text/plain; charset=utf-8")
     assert client.request("HEAD", f"/?_t={UNKNOWN}", accept=accept).body == b""
+
+
+def test_a_browser_gets_a_page(opens: Opener) -> None:
+    _, client = opens(answering())
+    reply = client.request("GET", f"/?_t={UNKNOWN}", accept="text/html, application/json;q=0.9")
+    assert reply["Content-Type"] == "text/html; charset=utf-8"
 
 
 def test_a_problem_is_one_line_even_of_an_error_that_has_several(opens: Opener) -> None:

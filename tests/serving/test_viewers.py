@@ -128,11 +128,10 @@ def test_without_a_slot_nobody_is_held(opens: Opener, viewers: list[Watched], wa
     assert ask(client, target, way).status == 200
 
 
-@pytest.mark.parametrize("how", ["prefer", "promote"])
-def test_who_waits_at_the_start_is_counted_too(opens: Opener, viewers: list[Watched], how: str) -> None:
+def test_who_waits_at_the_start_is_counted_too(opens: Opener, viewers: list[Watched]) -> None:
     play = Play()
-    _, client = opens(play, stream_slots=1, promote_after=30.0 if how == "promote" else 0.0)
-    headers = {"prefer": "wait=30"} if how == "prefer" else {}
+    _, client = opens(play, stream_slots=1)
+    headers = {"prefer": "wait=30"}
     with ThreadPoolExecutor() as pool:
         held = pool.submit(client.request, "POST", "/", **headers)
         assert viewers[0].taken.acquire(timeout=WAIT)
