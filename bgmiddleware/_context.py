@@ -110,9 +110,9 @@ _NO_JOB = _NoJob()
 
 
 def current_job() -> RunningJob:
-    """Return the job that the calling code runs in, also from threads that the job began.
+    """Return the job that the calling code runs in, also from threads that the job started.
 
-    Outside of a job it returns one that is false and whose methods do nothing, so that a view runs unchanged.
+    Outside a job it returns an object that is false and whose methods do nothing, so that a view runs unchanged.
     """
     output = current_output()
     job = None if output is None else output.job
@@ -120,14 +120,14 @@ def current_job() -> RunningJob:
 
 
 def progress(done: float, total: float | None = None, message: str = "") -> None:
-    """Say how far the current job is; see :meth:`RunningJob.progress`. Outside of a job it does nothing."""
+    """Report the progress of the current job; see :meth:`RunningJob.progress`. Outside a job it does nothing."""
     current_job().progress(done, total, message)
 
 
 def track(items: Iterable[_T], message: str = "", *, total: float | None = None) -> Iterator[_T]:
     """Yield *items* and report the progress of the current job: at the first, at the last, and ten times a second.
 
-    *total*: how many there are, where ``len(items)`` cannot tell. Each item is a cancellation point.
+    *total*: the number of items, if ``len(items)`` does not work. Each item is a cancellation point.
     """
     job = current_job()
     if not job:
@@ -151,9 +151,9 @@ def track(items: Iterable[_T], message: str = "", *, total: float | None = None)
 def backgrounder(view: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorate a view so that its requests run in the background.
 
-    The view's framework has routed the request, and checked who sends it, when the call arrives here; then the request
-    as it reached the middleware is replayed in a worker, where the call goes through. For the view of any framework
-    and for a plain WSGI application. Outside of a middleware, and inside a job, it just calls.
+    When the view is called, the framework has routed the request and checked its user. The middleware then replays the
+    request, as it arrived, in a worker, where the call runs the view. This works for views of any framework and for a
+    plain WSGI application. Outside a middleware, and inside a job, the view is simply called.
 
     Raises ``ConfigurationError`` for a coroutine function: mark its URL instead.
     """
@@ -170,12 +170,12 @@ def backgrounder(view: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def background(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorate a function so that calling it in a request starts it as a job and sends the client to its output.
+    """Decorate a function so that calling it in a request starts it as a job and redirects the client to its output.
 
-    The rest of the view does not run. The job's output begins with what the request printed before the call; what the
-    function returns is the job's result (``str``, ``bytes``, anything that is JSON, or None). It runs in a thread of
-    this process, in a copy of the caller's context, and within a request of its own of the view's framework. Outside of
-    a middleware, and inside a job, it just calls.
+    The rest of the view does not run. The job's output begins with what the request printed before the call. The
+    function's return value is the job's result (``str``, ``bytes``, anything that is JSON, or None). The function runs
+    in a thread of this process, in a copy of the caller's context, and in its own request of the view's framework.
+    Outside a middleware, and inside a job, it is simply called.
 
     Raises ``ConfigurationError`` for a coroutine function.
     """

@@ -60,27 +60,26 @@ _BODIED = ("POST", "PUT", "PATCH")
 class BackgroundMiddleware:
     """Runs marked requests of *app*, a WSGI application, in the background.
 
-    A marked request is recorded, submitted to the *executor*, and answered at once with a redirect to its own URL with
-    a token; whoever has the token gets the job's output, its state, and in the end its response, from the *registry*.
-    All other requests go to *app* as they are.
+    The middleware records a marked request, submits it to the *executor*, and redirects the client to the same URL with
+    a token. Anyone with the token gets the job's output, its state, and finally its response, from the *registry*.
+    Unmarked requests pass through to *app* untouched.
 
-    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark requests besides it. *promote_after*: seconds
-    that a marked request may take before its client is redirected; what is done in time is answered as if nothing were
-    between. *registry* and *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see
-    :mod:`bgmiddleware.owners`) tells whose job it is; default: whoever holds the token. *single_flight*: whether a
-    request joins an identical one of the same client that still runs. *max_body*: bytes of a request body, beyond it
-    413. *stream_slots*: how many connections of this process may be held open by viewers; others get what there is, and
-    a pace; default: half of the server's threads, where it says how many it has, else 2. *dashboard*: the path of a
-    list of all jobs, for those whom *authorize*, a function of the environ, lets in. *title*: what a job is called, a
-    function of the environ; default: its method, path and query. *page*: makes the page of a job for a site with looks
-    of its own: a function of :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*:
-    where the page's script and style are: ``inline``, in the page, or ``external``, at URLs of their own.
-    *capture_logging*: whether log records of a job reach its output where no handler writes them to the console.
-    *capture_children*: whether subprocesses that a job gives no streams print to its output too. *tee*: whether the
-    output of jobs goes to the server's standard output as well. *details*: whether those who may see a job are told the
-    traceback of what it raised, and the host and the process that ran it; else only the server's log has the former.
-    *refuse_cross_site*: whether a marked request that a page of another site caused is answered 403.
-    *token_name*: the query parameter that bears the token.
+    *when* is a mark (see :mod:`bgmiddleware.marks`); the decorators mark further requests. *promote_after*: seconds
+    that a marked request may take before the client is redirected; a faster one is answered directly. *registry* and
+    *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see :mod:`bgmiddleware.owners`) names
+    the owner of a job; default: anyone with the token. *single_flight*: whether a request joins an identical one of the
+    same client that still runs. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
+    connections of this process viewers may hold open; further viewers get the output so far and poll; default: half of
+    the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, for users whom
+    *authorize*, a function of the environ, admits. *title*: the name of a job, a function of the environ; default: its
+    method, path and query. *page*: your own design of a job's page: a function of :class:`~bgmiddleware.PageParts` that
+    returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's script and style in the page,
+    ``external`` at their own URLs. *capture_logging*: whether a job's log records go to its output if no handler writes
+    them to the console. *capture_children*: whether subprocesses without streams of the job print to its output too.
+    *tee*: whether the output of jobs is copied to the server's standard output. *details*: whether anyone who may see a
+    job sees the traceback of its exception, and the host and process that ran it; else only the server's log has the
+    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *token_name*: the
+    query parameter with the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """

@@ -1,8 +1,8 @@
-"""Which requests go to the background.
+"""Marks: which requests go to the background.
 
-A mark is a function of the WSGI environ that says yes or no: ``Callable[[Mapping[str, Any]], bool]``. It is called for
-every request, by any thread, so it must be quick and must not change the environ. These are ready made; write your own
-as you like.
+A mark is a function of the WSGI environ that returns true or false: ``Callable[[Mapping[str, Any]], bool]``. Any thread
+may call it, for every request, so it must be fast and must not change the environ. This module has the common ones; you
+can write your own.
 """
 
 import fnmatch
@@ -39,13 +39,12 @@ _TAIL = re.compile(r"[^*?\]\x80-\U0010ffff]*\Z")
 
 
 def path(*globs: str, methods: Iterable[str] | None = None, parts: bool = False) -> Mark:
-    """Mark requests whose ``PATH_INFO`` matches one of *globs*, as a whole and with upper and lower case told apart.
+    """Mark requests whose whole ``PATH_INFO`` matches one of *globs*; case matters.
 
-    ``*`` stands for any characters (``/`` too), ``?`` for one, ``[…]`` for one of a set. Globs are in the characters
-    of the URL after decoding (UTF-8). *methods*: only for these HTTP methods; by default GET, POST, PUT, PATCH and
-    DELETE. *parts*: also requests of a page for its parts, which :func:`navigation` leaves out. Raises
-    ``ConfigurationError`` if there is no glob, or one that does not begin with ``/`` or ``*``, or *methods* is one
-    ``str``.
+    ``*`` stands for any characters (``/`` too), ``?`` for one, ``[…]`` for one of a set. Globs use the characters of
+    the URL after decoding (UTF-8). *methods*: only these HTTP methods; by default GET, POST, PUT, PATCH and DELETE.
+    *parts*: also requests of a page for its parts, which :func:`navigation` leaves out. Raises ``ConfigurationError``
+    if there is no glob, if a glob does not begin with ``/`` or ``*``, or if *methods* is one ``str``.
     """
     if not globs:
         raise ConfigurationError("path() needs at least one glob, such as '/reports/*'")
@@ -133,7 +132,7 @@ def _is_pattern(text: str) -> bool:
 
 
 def exactly(path: str) -> Mark:
-    """Mark requests for this path and no other, with no character standing for others."""
+    """Mark requests for exactly this path, without wildcards."""
     wanted = _as_wsgi(path)
     return lambda environ: environ.get("PATH_INFO") == wanted
 
@@ -149,10 +148,10 @@ def _of_wsgi(text: str) -> str:
 
 
 def navigation(environ: Environ) -> bool:
-    """Mark what a person or a program goes to, by the ``Sec-Fetch-Mode`` and ``Sec-Fetch-Dest`` that browsers send.
+    """Mark requests of a person or a program for a page, by ``Sec-Fetch-Mode`` and ``Sec-Fetch-Dest`` of browsers.
 
-    Nobody can watch the job of an image, a style, a script, a frame or the page's own ``fetch``. Marks a request
-    without these headers: programs send none, nor do browsers to a site that is served without TLS.
+    Nobody can watch the job of an image, a style, a script, a frame or the page's own ``fetch``. Requests without these
+    headers are marked: programs send none, nor do browsers to a site without TLS.
     """
     mode, destination = environ.get("HTTP_SEC_FETCH_MODE"), environ.get("HTTP_SEC_FETCH_DEST")
     if mode is None:
@@ -162,12 +161,12 @@ def navigation(environ: Environ) -> bool:
 
 
 def prefers_async(environ: Environ) -> bool:
-    """Mark requests that say ``Prefer: respond-async`` (RFC 7240 §4.1)."""
+    """Mark requests with ``Prefer: respond-async`` (RFC 7240 §4.1)."""
     return "HTTP_PREFER" in environ and "respond-async" in preferences(environ["HTTP_PREFER"])
 
 
 def header(name: str, value: str | None = None) -> Mark:
-    """Mark requests that bear the header *name*, with exactly this *value* if one is given."""
+    """Mark requests that have the header *name*, with exactly this *value* if one is given."""
     key = name.upper().replace("-", "_")
     if key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         if value is None:  # PEP 3333 lets a server have them empty where the client sent none
@@ -188,7 +187,7 @@ def query(name: str) -> Mark:
 
 
 def always(environ: Environ) -> bool:
-    """Mark every request: also what browsers ask for beside it, as ``/favicon.ico``. :func:`navigation` leaves those
+    """Mark every request, also those that browsers add, such as ``/favicon.ico``. :func:`navigation` leaves these
     out."""
     return True
 
@@ -199,7 +198,7 @@ def never(environ: Environ) -> bool:
 
 
 def any_of(*marks: Mark) -> Mark:
-    """Mark what at least one of *marks* marks; the first that does ends the search."""
+    """Mark requests that at least one of *marks* marks; the first match ends the search."""
     if len(marks) == 1:
         return marks[0]
     # This runs for every request of the site: without a loop, and without a call that nearly always says no.
@@ -219,7 +218,7 @@ def any_of(*marks: Mark) -> Mark:
 
 
 def all_of(*marks: Mark) -> Mark:
-    """Mark what each of *marks* marks."""
+    """Mark requests that all of *marks* mark."""
     if len(marks) == 1:
         return marks[0]
     if len(marks) == 2:
@@ -236,6 +235,6 @@ def all_of(*marks: Mark) -> Mark:
 
 
 def none_of(*marks: Mark) -> Mark:
-    """Mark what none of *marks* marks."""
+    """Mark requests that none of *marks* marks."""
     is_any = any_of(*marks)
     return lambda environ: not is_any(environ)

@@ -1,8 +1,8 @@
-"""Whose job is it? Functions of the WSGI environ that name the user who sends a request.
+"""Owners: functions of the WSGI environ that name the user who sends a request.
 
-``BackgroundMiddleware(app, owner=owners.remote_user)``: a job is then visible to its owner only; to others it looks as
-if there were none. Where the function returns None, nobody in particular, a job is visible to whoever has its token.
-Write your own as you like: ``Callable[[Mapping[str, Any]], str | None]``.
+With ``BackgroundMiddleware(app, owner=owners.remote_user)`` only its owner can see a job; to others it looks as if it
+did not exist. If the function returns None, anyone with the token can see the job. You can write your own function:
+``Callable[[Mapping[str, Any]], str | None]``.
 """
 
 import hmac
@@ -25,25 +25,25 @@ _MOST_COOKIES = 8
 
 
 def remote_user(environ: Mapping[str, Any]) -> str | None:
-    """Return ``REMOTE_USER``, as the server or a middleware outside of this one has set it after authentication."""
+    """Return ``REMOTE_USER``, which the server or an outer middleware sets after authentication."""
     return environ.get("REMOTE_USER") or None
 
 
 def header(name: str) -> Owner:
-    """Return a function that takes the owner from a request header, for sites whose proxy authenticates.
+    """Return a function that reads the owner from a request header, for sites whose proxy authenticates.
 
-    Only safe where that proxy always sets the header itself: else any client may say who it is.
+    This is safe only if the proxy always sets the header itself: otherwise any client can claim to be anybody.
     """
     key = "HTTP_" + name.upper().replace("-", "_")
     return lambda environ: environ.get(key) or None
 
 
 def cookie(secret: str, *, name: str | None = None) -> "CookieOwner":
-    """Return an owner that is a browser: a signed cookie, which a client is given when it starts its first job.
+    """Return an owner function that identifies browsers by a signed cookie, which a client gets with its first job.
 
-    *secret*: at least 16 characters, the same for all processes of a site. *name*: how the names of its cookies begin;
-    by default they begin with ``bgmiddleware-`` and differ with the secret, since cookies do not know ports: two sites
-    of one host must not overwrite each other's. Raises ``ConfigurationError`` for a shorter secret or a bad name.
+    *secret*: at least 16 characters, the same for all processes of a site. *name*: the prefix of its cookies' names. By
+    default it is ``bgmiddleware-`` and a digest of the secret: browsers ignore ports in cookies, so two sites on one
+    host must not overwrite each other's. Raises ``ConfigurationError`` for a shorter secret or an invalid name.
     """
     return CookieOwner(secret, name)
 
@@ -61,10 +61,10 @@ def guest(job: str) -> str:
 
 
 class CookieOwner:
-    """Tells browsers apart by cookies that they cannot forge (HMAC-SHA512), for sites without users.
+    """Identifies browsers by cookies that they cannot forge (HMAC-SHA512), for sites without users.
 
-    Each one that is given has a name of its own. So it replaces none: a browser that sends two first requests at once
-    has two, and is the owner of both jobs. The oldest says who it is from then on.
+    Each new cookie has its own name, so it replaces none: a browser that sends two first requests at once gets two
+    cookies, and owns both jobs. From then on the oldest cookie identifies it.
     """
 
     def __init__(self, secret: str, name: str | None) -> None:
