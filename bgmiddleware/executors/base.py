@@ -9,7 +9,7 @@ __all__ = ["Executor"]
 
 
 class Executor(ABC):
-    """Where jobs run. Constructing one starts nothing; all methods may be called from any thread."""
+    """Runs jobs. Constructing one starts nothing; all methods may be called from any thread."""
 
     in_process: ClassVar[bool] = False
     """Whether it calls the run in this process; one that does not carries the run's key and nothing else."""

@@ -44,15 +44,15 @@ _OLDEST = (5, 6)  # the first that can do without prefetching
 
 
 class CeleryExecutor(EngineExecutor):
-    """Runs jobs in workers of Celery (5.6 or newer), which are begun by ``python -m bgmiddleware work``.
+    """Runs jobs in Celery workers (5.6 or newer), which ``python -m bgmiddleware work`` starts.
 
-    *celery*: your ``Celery``, or its name as ``module:attribute``, which is imported when it is needed; its settings of
-    the broker count. *queue*: the name of a queue that only these workers take from. Up to *max_pending* jobs wait in
-    it; then, and while the broker does not answer, ``submit`` raises ``QueueFull``. A job that was asked to stop, or is
-    over its deadline, gets *grace* seconds to end by itself before its processes are killed.
+    *celery*: your ``Celery``, or its name as ``module:attribute``, which is imported at first use; its broker settings
+    apply. *queue*: the name of a queue that only these workers use. Up to *max_pending* jobs wait in it; beyond that,
+    and while the broker does not answer, ``submit`` raises ``QueueFull``. A job that was asked to stop, or is over its
+    deadline, gets *grace* seconds to end before its processes are killed.
 
-    A worker refuses to start, and ``submit`` to send, by a ``ConfigurationError``, where a setting does not fit jobs
-    that run for hours.
+    If a setting does not fit jobs that run for hours, the worker refuses to start and ``submit`` to send, with a
+    ``ConfigurationError``.
     """
 
     def __init__(

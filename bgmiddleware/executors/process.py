@@ -28,17 +28,17 @@ _LOOK_OFTEN = 0.1
 class ProcessExecutor(LocalExecutor):
     """Runs up to *max_workers* jobs at a time, each in a child process that loads *app*.
 
-    For views that need a processor of their own, that must be killable, or whose C code and subprocesses print: all
-    that a child and its children write to their file descriptors 1 and 2 during a job is the job's output. Needs a
-    registry that processes share. POSIX only.
+    For views that need their own processor core, that must be killable, or whose C code and subprocesses print:
+    everything that a child and its children write to file descriptors 1 and 2 during a job is the job's output. It
+    needs a registry that processes share. POSIX only.
 
-    *app* is ``module:attribute``, or an ini file of PasteDeploy, ``path.ini`` or ``path.ini#name``, in which the same
-    middleware is. The children begin when jobs need them, and again after a fork; each runs up to *max_jobs_per_child*
-    jobs and is then replaced, as one that died is. A job that was asked to stop, or is over its deadline, has *grace*
-    seconds to end by itself; then it is killed with all its children. *max_memory*: bytes of memory that a child, app
-    included, may have while it runs a job, and each of its children; None: as many as there are. Up to *max_pending*
-    jobs wait; then ``submit`` raises ``QueueFull``. At the end of this process running jobs get *drain* seconds; where
-    it is killed, they are run to their end.
+    *app* is ``module:attribute``, or an ini file of PasteDeploy, ``path.ini`` or ``path.ini#name``, that contains the
+    same middleware. The children start when jobs need them, and again after a fork. A child is replaced when it dies
+    and after *max_jobs_per_child* jobs. A job that was asked to stop, or is over its deadline, has *grace* seconds to
+    end; then it is killed with all its children. *max_memory*: bytes of memory that a child, app included, may use
+    while it runs a job, and each of its children; None: no limit. Up to *max_pending* jobs wait; beyond that ``submit``
+    raises ``QueueFull``. At the end of this process running jobs get *drain* seconds; if it is killed, they run to
+    their end.
     """
 
     def __init__(

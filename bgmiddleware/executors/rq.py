@@ -39,14 +39,14 @@ _FAILURE_TTL = 3600
 
 
 class RQExecutor(EngineExecutor):
-    """Runs jobs in workers of RQ, each in a process of its own. POSIX only.
+    """Runs jobs in RQ workers, each job in its own process. POSIX only.
 
-    *url* is RQ's Redis (``redis://``, ``rediss://`` or ``unix://``), *queue* the name of the queue; jobs of another
-    priority than normal are in ``QUEUE:high`` and ``QUEUE:low``. Up to *max_pending* jobs wait in all of them; then,
-    and while Redis does not answer, ``submit`` raises ``QueueFull``. A job that was asked to stop, or is over its
-    deadline, gets *grace* seconds to end by itself before its processes are killed.
+    *url* is RQ's Redis (``redis://``, ``rediss://`` or ``unix://``), *queue* the name of the queue; jobs of high or low
+    priority are in ``QUEUE:high`` and ``QUEUE:low``. Up to *max_pending* jobs wait in all of them; beyond that, and
+    while Redis does not answer, ``submit`` raises ``QueueFull``. A job that was asked to stop, or is over its deadline,
+    gets *grace* seconds to end before its processes are killed.
 
-    Redis is trusted: who can write there can have the app answer any request, as anybody.
+    Redis is trusted: anyone who can write there can have the app answer any request, as any user.
     """
 
     def __init__(

@@ -12,8 +12,8 @@ __all__ = ["ThreadExecutor"]
 class ThreadExecutor(LocalExecutor):
     """Runs up to *max_workers* jobs at a time in threads of this process, named ``bgmiddleware-N``.
 
-    The threads begin when jobs need them, and again after a fork. Up to *max_pending* jobs wait; then ``submit`` raises
-    ``QueueFull``. At the end of the process running jobs get *drain* seconds.
+    The threads start when jobs need them, and again after a fork. Up to *max_pending* jobs wait; beyond that ``submit``
+    raises ``QueueFull``. At the end of the process running jobs get *drain* seconds.
     """
 
     in_process = True

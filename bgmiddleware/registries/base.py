@@ -29,11 +29,11 @@ END = 2**62
 
 
 class StorageFull(RegistryError):
-    """What a registry stores in has no room now. To wait for it would hold up who waits: others must end first."""
+    """The registry's storage is full. Waiting would block the caller; other jobs must end first."""
 
 
 class Piece(NamedTuple):
-    """Some bytes of a channel and where they really begin: behind the offset asked for, where bytes were dropped."""
+    """Some bytes of a channel, and their real offset: after the requested one if bytes were dropped."""
 
     offset: int
     data: bytes
@@ -52,7 +52,7 @@ class Page(NamedTuple):
 
 
 class Renewal(NamedTuple):
-    """The answer to a runner: is the claim still its own (*ok*), and was a *cancel* asked for?"""
+    """The answer to a runner: whether the claim is still its own (*ok*), and whether the job must stop (*cancel*)."""
 
     ok: bool
     cancel: bool
@@ -61,9 +61,9 @@ class Renewal(NamedTuple):
 class Transition(NamedTuple):
     """A change of state: a claim by *runner* for *lease* seconds (None: until its process ends), or an end.
 
-    An end has a *reason* and the *response*, if there is one. *receipt* is added to the job's. *output_end* and
-    *body_end*: how long these are at least, as its runner knows; where the storage has less, it went back, and the end
-    is ``BadOffset``.
+    An end has a *reason*, and the *response* if there is one. *receipt* is added to the job's. *output_end* and
+    *body_end* are the least lengths that the runner knows of; if the storage has less, it lost writes, and the end
+    raises ``BadOffset``.
     """
 
     to: JobState
@@ -77,14 +77,14 @@ class Transition(NamedTuple):
 
 
 class Evicted(NamedTuple):
-    """What one eviction did: jobs whose loss was made permanent, and ended jobs forgotten."""
+    """The result of an eviction: jobs whose loss was made permanent, and ended jobs that were deleted."""
 
     lost: int
     evicted: int
 
 
 class Source(Protocol):
-    """The live output of a job of this process, which its registry may read when somebody asks."""
+    """The live output of a job of this process, which its registry reads on demand."""
 
     def drain(self) -> None:
         """Append what was printed so far, unless that is under way. Never called with the registry's lock held."""
@@ -97,15 +97,15 @@ class Source(Protocol):
 
 
 class Registry(ABC):
-    """Where jobs live until their TTL.
+    """Stores jobs until their TTL.
 
     *ttl*: seconds that an ended job stays readable, counted from its end. *pending_ttl*: seconds that a job may wait
-    for a runner. *max_jobs*: how many jobs there may be; ended ones make room, oldest first. *max_output* and
-    *max_result*: bytes that one job may print (the middle is dropped beyond it) and answer (it fails beyond it).
-    *clock* gives seconds since the epoch; only tests pass it.
+    for a runner. *max_jobs*: the maximum number of jobs; ended ones are removed for new ones, oldest first.
+    *max_output* and *max_result*: bytes of output of one job (beyond it the middle is dropped) and of its response
+    (beyond it the job fails). *clock* returns seconds since the epoch; only tests pass it.
 
-    A record that is not as it was asked to be is an exception: ``JobNotFound`` and ``JobExpired`` from every primitive
-    that names a job, except ``discard``. Whatever the storage behind a registry raises comes as ``RegistryError``.
+    A missing record is an exception: every primitive that names a job, except ``discard``, raises ``JobNotFound`` or
+    ``JobExpired``. Errors of the storage behind a registry are raised as ``RegistryError``.
     """
 
     shared: ClassVar[bool] = False

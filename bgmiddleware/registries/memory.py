@@ -32,15 +32,15 @@ _EVICT_AT_ONCE = 10  # each may be two files to remove, and the others wait
 
 
 class MemoryRegistry(Registry):
-    """Jobs in the memory of this process: the default, for one process with any number of threads.
+    """Stores jobs in the memory of this process: the default, for one process with any number of threads.
 
-    A channel that grows beyond *spool_threshold* bytes moves to a file in a private temporary directory, which is made
-    when first needed and removed at ``close`` or at the end of the process. *max_bytes* bounds what all jobs together
-    keep, in memory and in files: ended jobs make room, oldest first; where that is not enough, new jobs are refused
-    (``QueueFull``), running ones drop the middle of their output, and a response that finds no room fails its job.
+    A channel that grows beyond *spool_threshold* bytes moves to a file in a private temporary directory, which the
+    first use creates, and ``close`` or the end of the process removes. *max_bytes* limits all jobs together, in memory
+    and in files. Ended jobs are removed for new data, oldest first. If that is not enough, new jobs are refused
+    (``QueueFull``), running ones drop the middle of their output, and a response that finds no space fails its job.
 
-    Instants are by the wall clock as it was at the first use, and the time since then: so it does not matter when
-    somebody sets it. Where there is no Linux it is the wall clock itself.
+    Instants are the wall clock at the first use plus the time since then, so setting the wall clock does no harm. On
+    systems other than Linux they are the wall clock itself.
     """
 
     def __init__(

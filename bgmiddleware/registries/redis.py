@@ -44,18 +44,18 @@ _NAMED = 30 * 24 * 3600.0  # a name of what has not ended: of one whose record t
 
 
 class RedisRegistry(Registry):
-    """Jobs in a Redis (5 or newer) or Valkey server, which all processes of a fleet share.
+    """Stores jobs in a Redis (5 or newer) or Valkey server, which all processes of a fleet share.
 
     *url*: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` for TLS, ``unix://path``, or
-    ``redis+sentinel://[user:password@]host[:port],…/service[/db]`` (``rediss+sentinel://…``) for a service that
-    sentinels at these hosts know; options of redis-py may follow as a query, those for the sentinels themselves with
-    ``sentinel_`` before their names. *prefix* is how all keys begin: registries of different prefixes do not see each
-    other. *timeout*: seconds that the server may take for an answer before it is a ``RegistryError``. *max_waiting*:
-    how many connections this process opens to wait for output; who waits beyond that looks four times a second. The
-    server's clock is the one that counts, so machines need not agree; only tests pass *clock*.
+    ``redis+sentinel://[user:password@]host[:port],…/service[/db]`` (``rediss+sentinel://…``) for a service that the
+    sentinels at these hosts know. Options of redis-py may follow as a query; prefix those for the sentinels with
+    ``sentinel_``. *prefix* begins all keys: registries with different prefixes do not see each other. *timeout*:
+    seconds that the server may take for an answer before ``RegistryError``. *max_waiting*: how many connections this
+    process opens to wait for output; further readers poll four times a second. Instants use the server's clock, so the
+    clocks of the hosts may differ; only tests pass *clock*.
 
-    An answer that does not arrive leaves open whether the call was done; it may be repeated. A server that lost a
-    record, for it was restarted without a copy on disk, or evicted it, makes it ``JobNotFound``.
+    If an answer does not arrive, the call may or may not have been done; it is safe to repeat it. If the server lost a
+    record, by a restart without a copy on disk or by eviction, the job raises ``JobNotFound``.
     """
 
     shared: ClassVar[bool] = True

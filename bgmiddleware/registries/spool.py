@@ -48,19 +48,19 @@ _log = logging.getLogger("bgmiddleware")
 
 
 class SpoolRegistry(Registry):
-    """Jobs in *directory*, for all processes of one host that are given the same one. They survive a restart.
+    """Stores jobs in *directory*, for all processes of one host that use it. Jobs survive a restart.
 
-    The directory is made (mode 0700) by the first use, in a parent that is there; it must belong to the user of this
-    process, be on a local file system, and have no other use. What was acknowledged is there after any process was
-    killed; nothing waits for the disk, so a loss of power may take the last seconds with it.
+    The first use creates the directory (mode 0700) in an existing parent. It must belong to the user of this process,
+    be on a local file system, and have no other use. Acknowledged data survives the kill of any process. No write waits
+    for the disk, so a power loss may lose the last seconds.
 
-    *max_bytes* bounds what all jobs together keep: ended jobs make room, oldest first, and where that is not enough new
-    jobs are refused (``QueueFull``). It is looked at when a job is added, and when one renews its claim or ends.
-    *busy_timeout*: seconds to wait for another process that holds a lock; then ``RegistryError``.
+    *max_bytes* limits all jobs together: ended jobs are removed, oldest first, and if that is not enough, new jobs are
+    refused (``QueueFull``). It is checked when a job is added, renews its claim, or ends. *busy_timeout*: seconds to
+    wait for another process's lock before ``RegistryError``.
 
-    Instants are by a clock that all processes of a host have in common: the wall clock as it was at the first use since
-    the host was started, and the time since then. So it does not matter when somebody sets the wall clock, but then
-    instants differ from it by as much until the next start. Where there is no Linux it is the wall clock itself.
+    All processes of a host share the clock of the instants: the wall clock at the first use since boot, plus the time
+    since then. So setting the wall clock does no harm, but instants differ from it by as much until the next boot. On
+    systems other than Linux it is the wall clock itself.
     """
 
     shared: ClassVar[bool] = True
