@@ -58,7 +58,7 @@ _NO_ROWS = '<tr><td colspan="6">There are no jobs.</td></tr>\n'
 def answer_dashboard(environ: Mapping[str, Any], registry: Registry, authorize: Authorize) -> Answer:
     """Answer with one page of jobs, newest first, from ``_skip`` on; as a page for who names HTML, else as JSON."""
     if not authorize(environ):
-        return problem(environ, 403, "forbidden", "Who asks may not see the list of jobs.")
+        return problem(environ, 403, "forbidden", "You are not allowed to list jobs.")
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return problem(environ, 405, "method-not-allowed", "The list of jobs can only be read.", ("Allow", "GET, HEAD"))
     skip = _skip(environ)

@@ -72,13 +72,6 @@ class _OtherRequest(Exception):
     """An Idempotency-Key was used before, for a request that asks for something else."""
 
 
-def _misconfigured(environ: dict[str, Any], error: ConfigurationError) -> Answer:
-    """Answer that the site cannot start jobs as it is configured. Raised through a server, it would be no answer: some
-    close the connection, and some leave the client waiting."""
-    _log.error("no job can be started: %s", error)
-    return problem(environ, 500, "misconfigured", f"{error}.")
-
-
 @dataclass(frozen=True)
 class Starter:
     """Starts the jobs of one middleware, by its options. Any thread may call."""
@@ -112,7 +105,14 @@ class Starter:
         try:
             return self._start_replay(app, environ, context)
         except ConfigurationError as error:
-            return _misconfigured(environ, error)
+            return self._misconfigured(environ, error)
+
+    def _misconfigured(self, environ: dict[str, Any], error: ConfigurationError) -> Answer:
+        """Answer that the site cannot start jobs as it is configured. Raised through a server, it would be no answer:
+        some close the connection, and some leave the client waiting."""
+        _log.error("no job can be started: %s", error)
+        detail = f"{error}." if self.site.details else "This site cannot start jobs now. Its log says why."
+        return problem(environ, 500, "misconfigured", detail)
 
     def _start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         refused = self._refuse(environ)
@@ -143,7 +143,7 @@ class Starter:
             try:
                 return self._start_function(wish.function, environ, wish)
             except ConfigurationError as error:
-                return _misconfigured(environ, error)
+                return self._misconfigured(environ, error)
         try:
             environ = {**environ, "wsgi.input": rewound(environ.get("wsgi.input"))}
         except BadRequestBody as error:
@@ -466,7 +466,8 @@ class Starter:
         prefers_async = marks.prefers_async(environ)
         preferences = ", ".join(filter(None, ("respond-async" if prefers_async else "", applied)))
         headers = (location, *((("Preference-Applied", preferences),) if preferences else ()), *cookie)
-        if prefers_async or names_json(environ.get("HTTP_ACCEPT")):
+        # A client that repeats its DELETE where a redirect leads would cancel the job.
+        if prefers_async or names_json(environ.get("HTTP_ACCEPT")) or environ["REQUEST_METHOD"] == "DELETE":
             return status_answer(visit, job, "202 Accepted", *headers, vary=vary)
         body = f"Started in the background: see {location[1]}\n".encode()
         content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))

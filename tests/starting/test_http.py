@@ -456,6 +456,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "reason": "",
         "progress": None,
         "cancel_requested_at": None,
+        "stopping": None,
         "output": {"start": 0, "end": 7, "dropped": None},
         "estimate": None,
         "status_code": 201,
@@ -734,6 +735,23 @@ def test_a_job_that_finishes_anyway_says_that_a_cancel_was_asked_for(
     job = ended(site, target)
     assert client.request("DELETE", target).json["cancel_requested_at"] is None
     assert site.registry.get(job.key).state is JobState.FINISHED
+
+
+def test_a_delete_is_not_redirected_since_a_client_that_repeats_it_there_would_cancel_the_job(
+    client: Client, stage: apps.Stage
+) -> None:
+    reply = client.request("DELETE", "/slow")
+    assert (reply.status, reply.json["state"] in ("pending", "running")) == (202, True)
+    assert reply["Location"].startswith("?_t=")
+    stage.go(1)
+
+
+def test_what_is_wrong_with_the_site_is_told_to_its_log_where_clients_get_no_details() -> None:
+    inner = BackgroundMiddleware(apps.Stage(), when=marks.always, details=False)
+    with inner, BackgroundMiddleware(lambda environ, start: inner(environ, start), when=marks.prefers_async) as outer:
+        reply = InProcess(outer).request("GET", "/slow")
+    assert reply.status == 500
+    assert "registry" not in reply.text
 
 
 @pytest.mark.parametrize(
