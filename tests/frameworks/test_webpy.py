@@ -1,6 +1,7 @@
 """web.py, where the decorators come from: what its handlers use is there in a job."""
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, JobState, ThreadExecutor, background, backgrounder, current_job
 from tests.conftest import needs
+from tests.kit.apps import WAIT
 from tests.kit.clients import InProcess, OverHTTP, ended, served, start
 
 web = needs("web")
@@ -16,6 +18,7 @@ needs("web.session")
 
 FORM = {"content_type": "application/x-www-form-urlencoded"}
 IN_JOBS: list[bool] = []
+MAY_LEAVE = threading.Event()
 
 
 @background
@@ -27,6 +30,7 @@ def longrunning(name: str = "") -> str:
 
 @background
 def away() -> None:
+    assert MAY_LEAVE.wait(WAIT)
     raise web.seeother("/there")
 
 
@@ -64,6 +68,7 @@ class form:  # noqa: N801
 class elsewhere:  # noqa: N801
     @backgrounder
     def GET(self) -> None:  # noqa: N802
+        assert MAY_LEAVE.wait(WAIT)
         raise web.seeother("/there")
 
     def POST(self) -> None:  # noqa: N802
@@ -95,6 +100,7 @@ class fails:  # noqa: N801
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[BackgroundMiddleware]:
     IN_JOBS.clear()
+    MAY_LEAVE.clear()
     web.config.debug = False
     urls = ("/", index, "/only", only, "/form", form, "/away", elsewhere, "/counted", counted, "/page", page)
     app = web.application((*urls, "/fails", fails), {}, autoreload=False)
@@ -139,7 +145,10 @@ def test_a_form_a_header_and_the_context(site: BackgroundMiddleware, client: Ove
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_seeother_is_the_result_of_a_job(site: BackgroundMiddleware, client: OverHTTP, method: str) -> None:
-    reply = result(site, client, "/away", method)
+    target = start(client, "/away", method)
+    MAY_LEAVE.set()
+    ended(site, target)
+    reply = client.request("GET", f"{target}&_view=result")
     assert reply.status == 303
     assert reply["Location"].endswith("/there")
     assert [job.state for job in site.registry.jobs()] == [JobState.FINISHED]
