@@ -1,6 +1,7 @@
 """What an app answers at once, before anybody could watch a job: a challenge, a redirect, a refusal. It belongs to the
 exchange with this client, who can do something about it only in the request that it has just sent."""
 
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -40,6 +41,8 @@ class Patience:
 
     def hold(self, visit: Visit, job: Job, promote_after: float) -> Job:
         """Return the job when it has ended, after at most *promote_after* seconds, or a moment where that is 0."""
+        if promote_after <= 0 and _has_greenlets():
+            return job
         threads = threads_of(visit.environ)
         gone = disconnection_of(visit.environ)
         slot = self.slots.take_slot(gone, least=threads or 0)
@@ -56,6 +59,14 @@ class Patience:
             return job
         finally:
             self.slots.give_back(slot)
+
+
+def _has_greenlets() -> bool:
+    """Whether gevent or eventlet has put greenlets in the place of threads.
+
+    A job that computes lets no other greenlet run, so a client that waits for it would hear nothing before its end.
+    """
+    return threading.Lock.__module__ != "_thread"
 
 
 def _a_moment(visit: Visit, job: Job) -> Job:

@@ -21,7 +21,7 @@ from tests.kit.redis_server import redis_server_of_module  # noqa: F401  # a fix
 
 pytestmark = pytest.mark.everything
 
-LEASE = 4.0
+LEASE = 3.0
 
 
 @pytest.fixture(params=["spool", "redis"])

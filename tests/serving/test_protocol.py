@@ -157,8 +157,6 @@ def test_starting(opens: Opener, row: Row) -> None:
 
 
 @rows(
-    Row("HEAD", "HEAD", status=200, headers=REFUSED),
-    Row("OPTIONS", "OPTIONS", status=204, headers={**REFUSED, "Allow": re.compile(".*POST.*"), "Content-Length": None}),
     *(
         Row(
             f"a {name} of {value}",

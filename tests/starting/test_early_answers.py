@@ -9,6 +9,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, JobState, MemoryRegistry, backgrounder, marks
 from bgmiddleware._jobs import RecordedResponse
+from bgmiddleware._starting import early
 from bgmiddleware._starting.early import is_early_answer
 from tests.kit.apps import WAIT
 from tests.kit.clients import InProcess, ended, start
@@ -18,6 +19,13 @@ from tests.kit.readers import BOTH, PLAIN, Opener, Play, answering, opened
 @pytest.fixture(params=BOTH)
 def opens(request: pytest.FixtureRequest) -> Iterator[Opener]:
     yield from opened(request)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients wait for an early answer for as long as it takes on a busy machine."""
+    for name in ("_GRACE", "_QUEUED", "_LINGER"):
+        monkeypatch.setattr(early, name, WAIT)
 
 
 PASSWORD = "Basic " + base64.b64encode(b"ann:right").decode()
@@ -57,6 +65,7 @@ class Locked:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.usefixtures("patient")
 def test_it_is_the_answer_itself(opens: Opener, method: str, status: str, headers: list[tuple[str, str]]) -> None:
     site, client = opens(answering(b"now", status=status, headers=[*PLAIN, *headers]))
     reply = client.request(method, "/report")
@@ -77,18 +86,21 @@ def test_only_a_whole_answer_of_3xx_or_4xx_is_one() -> None:
     assert not is_early_answer(None)
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_it_printed_is_where_it_would_be(opens: Opener, capsys: pytest.CaptureFixture[str]) -> None:
     _, client = opens(answering(b"no", status="403 Forbidden", output=b"refused ann\n"))
     assert client.request("GET", "/report").status == 403
     assert capsys.readouterr().out == "refused ann\n"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_view_that_is_decorated_can_refuse_too(opens: Opener) -> None:
     site, client = opens(backgrounder(answering(b"no", status="403 Forbidden")), when=marks.never)
     assert client.request("POST", "/", b"x").status == 403
     assert site.registry.jobs() == []
 
 
+@pytest.mark.usefixtures("patient")
 def test_who_answers_the_challenge_is_let_in(opens: Opener) -> None:
     app = Locked()
     site, client = opens(app)
@@ -100,6 +112,7 @@ def test_who_answers_the_challenge_is_let_in(opens: Opener) -> None:
 
 
 @pytest.mark.parametrize("options", [{"single_flight": True}, {}])
+@pytest.mark.usefixtures("patient")
 def test_the_same_request_again_is_not_answered_with_the_challenge(opens: Opener, options: dict[str, Any]) -> None:
     key = {} if options else {"idempotency_key": "a"}
     app = Locked()
