@@ -50,10 +50,8 @@ def _wait(query: str) -> str:
 
 
 def _burn(query: str) -> str:
-    """Keep the processor busy from ``burn`` on until a file is there, without a print or a pause; say by ``burning``
-    that it begins."""
+    """Keep the processor busy until a file is there, without a print or a pause; say by ``burning`` that it begins."""
     print("begun")
-    _wait_for("burn")
     (_DIRECTORY / "burning").touch()
     until = time.monotonic() + WAIT
     while not os.path.exists(_DIRECTORY / query.partition("&")[0]):

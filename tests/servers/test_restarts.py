@@ -199,7 +199,6 @@ def test_under_gevent_a_job_that_computes_for_longer_than_its_lease_reads_as_los
     options = ("-k", "gevent", "--timeout", "0")  # it does not kill a worker that computes
     with running(gunicorn(tmp_path, *options, SITE_REGISTRY=registry, SITE_LEASE=str(LEASE))) as server:
         target = server.started("/x/burn?gate")
-        (tmp_path / "burn").touch()  # not before: the redirect would wait for a job that does not pause
         until = time.monotonic() + LONG
         while not (tmp_path / "burning").exists():  # before, that worker might still take what is asked next
             assert time.monotonic() < until

@@ -186,7 +186,8 @@ def test_slots_given_back_by_many_are_all_there_again(opens: Opener, viewers: li
             assert viewers[0].taken.acquire(timeout=WAIT)
         play.answers()
         for reply in held:
-            assert reply.result(WAIT).status in (200, 202, 503)
+            with contextlib.suppress(ConnectionResetError):  # a log that broke off for want of a slot
+                assert reply.result(WAIT).status in (200, 202, 503)
     ended(site, target)
     for _ in range(3):
         assert viewers[0].given.acquire(timeout=WAIT)
