@@ -179,6 +179,7 @@ class _Followed:
 
     def __init__(self, visit: Visit, job: Job, held: Hold) -> None:
         self._held = held
+        self._visit = visit
         self._environ = visit.environ
         self._pieces: Generator[Piece, None, None] = visit.registry.follow(visit.key, tick=LOOK_EVERY)
         self._offset = 0
@@ -209,7 +210,7 @@ class _Followed:
     def _take(self) -> bytes:
         piece, self._next = self._next, None
         while piece is None or piece.end <= self._offset:
-            if self._held.must_end():
+            if self._held.must_end() and not self._can_be_read_out():
                 return self._broken_off()
             piece = next(self._pieces)
             if piece.end <= self._offset:
@@ -224,6 +225,10 @@ class _Followed:
             return gap
         self._offset = piece.end
         return piece.data
+
+    def _can_be_read_out(self) -> bool:
+        """Whether the server stops, but this job has ended before: then nobody waits for what is left of it."""
+        return time.monotonic() < self._held.ends_at and self._visit.registry.get(self._visit.key).state.ended
 
     def _broken_off(self) -> bytes:
         """End before the job does: in words where the client might not see it otherwise, then by an error."""
