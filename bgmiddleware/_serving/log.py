@@ -228,7 +228,7 @@ class _Followed:
 
     def _can_be_read_out(self) -> bool:
         """Whether the server stops, but this job has ended before: then nobody waits for what is left of it."""
-        return time.monotonic() < self._held.ends_at and self._visit.registry.get(self._visit.key).state.ended
+        return time.monotonic() < self._held.ends_at and self._visit.job().state.ended
 
     def _broken_off(self) -> bytes:
         """End before the job does: in words where the client might not see it otherwise, then by an error."""
