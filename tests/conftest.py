@@ -36,6 +36,23 @@ def needs(name: str) -> ModuleType:
         pytest.skip(f"needs {name}", allow_module_level=True)
 
 
+@pytest.fixture(autouse=True)
+def _without_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no start wait for an early answer: each takes a fifth of a second of a job that says nothing.
+
+    Tests of early answers are ``patient``.
+    """
+    for name in ("_GRACE", "_QUEUED"):
+        monkeypatch.setattr(f"bgmiddleware._starting.early.{name}", 0.0)
+
+
+@pytest.fixture
+def patient(_without_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients wait for an early answer for as long as it takes on a busy machine."""
+    for name in ("_GRACE", "_QUEUED", "_LINGER"):
+        monkeypatch.setattr(f"bgmiddleware._starting.early.{name}", 120.0)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--everything", action="store_true", help="also run tests that need servers, engines, browsers or real time"

@@ -14,6 +14,8 @@ from tests.conftest import needs
 from tests.kit.apps import WAIT
 from tests.kit.clients import OverHTTP, ended, served, start
 
+pytestmark = [pytest.mark.everything, pytest.mark.usefixtures("patient")]
+
 
 @pytest.fixture
 def hg(tmp_path: Path) -> Any:

@@ -12,6 +12,8 @@ from tests.kit.clients import OverHTTP, served, start
 from tests.kit.engines import Engine, until
 from tests.kit.readers import PLAIN, Play
 
+pytestmark = pytest.mark.everything
+
 BADGE = "return document.getElementById('job-badge').textContent === '{}'"
 TEXT = "return document.getElementById('job-text').textContent"
 BODY = "return document.body.innerText.trim()"

@@ -9,7 +9,6 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, JobState, MemoryRegistry, backgrounder, marks
 from bgmiddleware._jobs import RecordedResponse
-from bgmiddleware._starting import early
 from bgmiddleware._starting.early import is_early_answer
 from tests.kit.apps import WAIT
 from tests.kit.clients import InProcess, ended, start
@@ -19,13 +18,6 @@ from tests.kit.readers import BOTH, PLAIN, Opener, Play, answering, opened
 @pytest.fixture(params=BOTH)
 def opens(request: pytest.FixtureRequest) -> Iterator[Opener]:
     yield from opened(request)
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let clients wait for an early answer for as long as it takes on a busy machine."""
-    for name in ("_GRACE", "_QUEUED", "_LINGER"):
-        monkeypatch.setattr(early, name, WAIT)
 
 
 PASSWORD = "Basic " + base64.b64encode(b"ann:right").decode()
