@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from bgmiddleware._loading import loaded
+from bgmiddleware._ground.loading import loaded
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, marks
 from bgmiddleware.registries import open_registry

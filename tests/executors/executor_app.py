@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-from bgmiddleware._loading import loaded
+from bgmiddleware._ground.loading import loaded
 
 from bgmiddleware import (
     BackgroundMiddleware,

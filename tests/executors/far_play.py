@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
-from bgmiddleware._loading import loaded
+from bgmiddleware._ground.loading import loaded
 
 from bgmiddleware import BackgroundMiddleware, Registry, Run, marks
 from bgmiddleware._capture import JobOutput, current_output
