@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from waitress.server import create_server
 
 from .. import marks
-from .._loading import loaded
+from .._ground.loading import loaded
 from .._middleware import BackgroundMiddleware
 from ..errors import ConfigurationError, RegistryError
 from ..executors.thread import ThreadExecutor
