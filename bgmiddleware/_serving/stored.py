@@ -35,7 +35,7 @@ class Missing(RegistryError, OSError):
 
 
 class Stored:
-    """The bytes *begin* to *end* of a channel, then a *tail*, read in pieces: a large body is never in memory as a whole.
+    """The bytes *begin* to *end* of a channel, then a *tail*, in pieces: a large body is never in memory as a whole.
 
     They can belong to a held slot, which is given back when they are read, closed, or dropped with all their parts.
     """
