@@ -47,7 +47,8 @@ class Scene:
 
     def output(self, target: str) -> bytes:
         """Return all that it printed, when it has ended."""
-        return self.client.request("GET", target, accept="text/plain").body
+        whole = self.client.request("GET", target, accept="text/plain").body
+        return re.sub(rb"\n?\[the job [^\n]*\]\n\Z", b"", whole)  # how it ended
 
     def state(self, target: str) -> dict[str, Any]:
         """Return what scripts are told of it."""
