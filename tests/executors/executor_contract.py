@@ -60,9 +60,9 @@ class Scene:
 
 
 def await_threads() -> None:
-    """Wait for the threads that run jobs, or look after them: what they still do needs the registry."""
+    """Wait for the threads that run jobs: what they still do needs the registry."""
     for thread in threading.enumerate():
-        if re.fullmatch(r"bgmiddleware-([0-9]+|keeper-.*)", thread.name):
+        if re.fullmatch(r"bgmiddleware-[0-9]+", thread.name):
             thread.join(executor_app.WAIT)
             assert not thread.is_alive(), thread
 
