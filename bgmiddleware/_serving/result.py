@@ -80,19 +80,13 @@ def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
     *added*."""
     if job.response is not None and job.response.complete and job.state in (JobState.FINISHED, JobState.FAILED):
         return _replay(visit, job, job.response, *added)
-    headers = (*job_headers(job), *added)
+    code, kind, detail = 500, "failed", f"The job failed: {job.reason}. Its output says more."
     if job.state is JobState.CANCELLED:
-        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers, again=visit.again)
-    if job.state is JobState.LOST:
-        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers, again=visit.again)
-    return problem(
-        visit.environ,
-        500,
-        "failed",
-        f"The job failed: {job.reason}. Its output says more.",
-        *headers,
-        again=visit.again,
-    )
+        code, kind, detail = 410, "cancelled", "The job was cancelled."
+    elif job.state is JobState.LOST:
+        code, kind, detail = 502, "lost", f"The job was lost: {job.reason}."
+    headers = (*job_headers(job), *added)
+    return problem(visit.environ, code, kind, detail, *headers, watch=visit.link(), again=visit.again_of(job))
 
 
 def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:
