@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from .._ground.loading import loaded
 from .._jobs import Channel, Job, JobState, key_of
-from .._loading import loaded
 from ..errors import BackgroundError, Fenced, JobExists, JobExpired, JobNotFound
 from ..registries.base import Registry
 

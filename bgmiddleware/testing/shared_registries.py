@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from .._ground.loading import loaded
 from .._jobs import Channel, Job, JobState, key_of
-from .._loading import loaded
 from ..errors import Fenced, JobExpired, JobNotFound
 from ..registries.base import END, Registry
 from . import registry_children
