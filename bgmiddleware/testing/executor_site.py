@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-<<<<<<< HEAD:bgmiddleware/testing/executor_site.py
 from .. import marks
 from .._capture import detached
 from .._context import current_job, progress
@@ -32,23 +31,6 @@ from ..executors._engines import sites
 from ..executors._processes import watching
 from ..executors.base import Executor
 from ..registries import open_registry
-=======
-from bgmiddleware._ground.loading import loaded
-
-from bgmiddleware import (
-    BackgroundMiddleware,
-    Executor,
-    current_job,
-    detached,
-    marks,
-    progress,
-)
-from bgmiddleware._running import keeper, run, waiting
-from bgmiddleware._starting import starter
-from bgmiddleware.executors._engines import sites
-from bgmiddleware.executors._processes import watching
-from bgmiddleware.registries import open_registry
->>>>>>> main:tests/executors/executor_app.py
 
 NAME = "bgmiddleware.testing.executor_site:app"
 VARIABLE = "BGMIDDLEWARE_TEST_APP"
