@@ -15,6 +15,7 @@ from .._capture import JobOutput, detached
 from .._jobs import Channel, Progress
 from ..errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
 from ..registries.base import Registry, StorageFull
+from .ticker import ticking
 
 __all__ = ["LEASE", "RENEW_EVERY", "Keeper", "patiently"]
 
@@ -84,11 +85,11 @@ class Keeper:
     """Keeps one running job and its registry in step.
 
     Where the registry reads the live output itself (``Registry.attach``), what is stored goes there at once, in the
-    thread that stores. Elsewhere a thread per job gathers it for 20 ms or 64 KiB, and sends it: a print never waits for
-    a network, unless the job prints faster than the registry takes it. What the registry cannot take because it is
-    away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and the output says which bytes.
-    Whatever a registry raises, that thread goes on; and it renews and looks for a cancel by time, not when it has sent
-    all there is, which of a job that prints without pause is never.
+    thread that stores; ten times a second, in the ticker's. Elsewhere a thread per job gathers it for 20 ms or 64 KiB,
+    and sends it: a print never waits for a network, unless the job prints faster than the registry takes it. What the
+    registry cannot take because it is away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and
+    the output says which bytes. Whatever a registry raises, that thread goes on; and it renews and looks for a cancel
+    by time, not when it has sent all there is, which of a job that prints without pause is never.
 
     A registry whose storage went back to what it was earlier is not left: the output goes on and says which bytes are
     missing. *reclaim* claims the job again where that was before its claim, and returns whether it was so.
@@ -106,14 +107,15 @@ class Keeper:
         self._output: JobOutput | None = None
         self._thread: threading.Thread | None = None  # None: the registry takes all at once
         self._changed = threading.Condition()  # guards the next five
-        self._waiting: deque[memoryview] = deque()
+        self._waiting: deque[tuple[memoryview, int]] = deque()  # and when it came
         self._size = 0
         self._given = 0
         self._dropped_from: int | None = None
         self._away = False
         self._full = False  # so is its storage
-        self._sending = threading.Lock()  # guards the next three: one chunk at a time, the same until it is taken
+        self._sending = threading.Lock()  # guards the next four: one chunk at a time, the same until it is taken
         self._chunk = b""
+        self._came: list[tuple[int, int]] = []  # when the bytes of the chunk came up to there
         self._end = 0
         self._forgot = False
         self._ending = False
@@ -122,6 +124,7 @@ class Keeper:
         self._title: str | None = None
         self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
+        self._begun = time.monotonic()
 
     def leave_to_parent(self) -> None:
         """Say that the parent of this process renews the lease, and interrupts the job when it is asked to stop."""
@@ -130,10 +133,13 @@ class Keeper:
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
         self._output = output
-        self._renew_at = time.monotonic() + RENEW_EVERY
+        self._begun = time.monotonic()
+        self._renew_at = self._begun + RENEW_EVERY
         if self._parent:
             self._open()
-        if not self._registry.attach(self._key, output):
+        if self._registry.attach(self._key, output):
+            ticking().join(output)
+        else:
             thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
             with detached():  # it is not the job's
                 thread.start()
@@ -162,6 +168,10 @@ class Keeper:
         if self._thread is None:
             self._send()
 
+    def now(self) -> int:
+        """Return how many milliseconds it is since the job began."""
+        return int(1000 * (time.monotonic() - self._begun))
+
     def report(self, progress: Progress | None = None, title: str | None = None) -> None:
         """Take how far the job is, or what it is called now. Raises nothing: progress that is not told is not missed
         for long."""
@@ -188,6 +198,8 @@ class Keeper:
                 self._ending = True
                 self._changed.notify_all()
             self._thread.join()
+        elif self._output is not None:
+            ticking().leave(self._output)
         for _ in _tries(self._registry):
             if self._has_told_all() or self._full:
                 break
@@ -235,20 +247,24 @@ class Keeper:
             missing = f"\n[bytes {self._dropped_from} to {self._given} of the output could not be stored]\n"
             self._dropped_from = None
             data = missing.encode() + data
-        self._waiting.append(memoryview(data))
+        self._waiting.append((memoryview(data), self.now()))
         self._size += len(data)
 
     def _next_chunk(self) -> bytes:
         if not self._chunk:
             with self._changed:
                 parts, room = [], _CHUNK
+                self._came = []
                 while self._waiting and room:
-                    part = self._waiting.popleft()
+                    part, came = self._waiting.popleft()
                     if len(part) > room:
-                        self._waiting.appendleft(part[room:])
+                        self._waiting.appendleft((part[room:], came))
                         part = part[:room]
                     parts.append(part)
                     room -= len(part)
+                    if self._came and self._came[-1][1] == came:
+                        self._came.pop()
+                    self._came.append((_CHUNK - room, came))
                 self._chunk = b"".join(parts)
         return self._chunk
 
@@ -279,7 +295,10 @@ class Keeper:
     def _is_appended(self, chunk: bytes) -> bool:
         """Append a chunk; where the registry went back, do what must be done before that, and return false."""
         try:
-            self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
+            times = [(self._end + size, came) for size, came in self._came] if chunk else []
+            self._end = self._registry.append(
+                self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner, times=times
+            )
         except BadOffset as error:
             if error.end >= self._end:
                 raise
