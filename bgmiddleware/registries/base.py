@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
+from .._ground.numbers import check_count, is_finite
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
-from .._numbers import check_count, is_finite
 from ..errors import ConfigurationError, RegistryError
 from ._times import MOST as MOST_TIMES
 

@@ -27,7 +27,7 @@ from bgmiddleware import (
     marks,
     progress,
 )
-from bgmiddleware._loading import loaded
+from bgmiddleware._ground.loading import loaded
 from bgmiddleware._running import keeper, run, waiting
 from bgmiddleware._starting import starter
 from bgmiddleware.executors._engines import sites
