@@ -24,7 +24,7 @@ LAYERS = (
     ("registries",),
     ("_running",),
     ("executors",),
-    ("marks", "owners", "_prefer", "_context"),
+    ("marks", "_screens", "owners", "_prefer", "_context"),
     ("_serving",),
     ("_starting",),
     ("_middleware",),
