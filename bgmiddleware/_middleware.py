@@ -12,9 +12,9 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import Outlet, current, replaced
 from ._context import BackgroundRequested, Wish
+from ._ground.screens import screen_of
 from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
-from ._screens import screen_of
 from ._serving import (
     Answer,
     Authorize,
