@@ -10,7 +10,7 @@ from . import marks
 from ._commands.jobs import add_jobs_command, count, run_jobs_command
 from ._commands.serve import PROXY_HEADERS, serve
 from ._commands.work import add_work_command, run_work_command
-from ._loading import loaded
+from ._ground.loading import loaded
 from ._middleware import BackgroundMiddleware
 from .errors import ConfigurationError
 from .executors.thread import ThreadExecutor

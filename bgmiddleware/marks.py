@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ._prefer import preferences
+from ._ground.prefer import preferences
 from .errors import ConfigurationError
 
 __all__ = [

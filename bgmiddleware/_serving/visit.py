@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from .._ground.prefer import preferences
 from .._jobs import Job, key_of
-from .._prefer import preferences
 from ..errors import JobNotFound
 from ..executors.base import Executor
 from ..owners import CookieOwner, Owner, guest

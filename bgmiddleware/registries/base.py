@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
+from .._ground.numbers import check_count, is_finite
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
-from .._numbers import check_count, is_finite
 from ..errors import ConfigurationError, RegistryError
 
 __all__ = ["END", "FILLED", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source", "Transition"]

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+from bgmiddleware._ground.loading import loaded
+
 from bgmiddleware import (
     BackgroundMiddleware,
     Executor,
@@ -27,7 +29,6 @@ from bgmiddleware import (
     marks,
     progress,
 )
-from bgmiddleware._loading import loaded
 from bgmiddleware._running import keeper, run, waiting
 from bgmiddleware._starting import starter
 from bgmiddleware.executors._engines import sites
