@@ -188,9 +188,7 @@ class Run:
             if self._output is None:
                 _log.info("job %s is gone", self.key[:8])
             else:
-                _say(
-                    "job %s ran, but its registry has no record of it any more: %s", self.key[:8], one_line(self.title)
-                )
+                _say("job %s ran, but its registry has lost its record: %s", self.key[:8], one_line(self.title))
         except BaseException as error:  # a worker thread must live on, whatever it was
             if isinstance(error, RegistryError) and self.registry.shared and self._output is None:
                 _say("job %s waits for its registry: %s", self.key[:8], str(error))

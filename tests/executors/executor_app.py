@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-from bgmiddleware._ground.loading import loaded
-
 from bgmiddleware import (
     BackgroundMiddleware,
     Executor,
@@ -29,6 +27,7 @@ from bgmiddleware import (
     marks,
     progress,
 )
+from bgmiddleware._ground.loading import loaded
 from bgmiddleware._running import keeper, run, waiting
 from bgmiddleware._starting import starter
 from bgmiddleware.executors._engines import sites

@@ -57,6 +57,7 @@ _PARTS = {
     "name": ("_index",),
     "due": ("_index",),
     "hold": ("_index",),
+    "waiting": ("_index",),
 }
 
 
