@@ -8,13 +8,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TypeVar
 
 from .._capture import JobOutput, detached
 from .._jobs import Channel, Progress
 from ..errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
 from ..registries.base import Registry, StorageFull
+from .keeping import Keeping, Place, keeping_of
 
 __all__ = ["LEASE", "RENEW_EVERY", "Keeper", "patiently"]
 
@@ -31,7 +31,6 @@ _TELL_EVERY = 0.1
 _COLLECT_EVERY = 0.25  # what ends no line
 _GATHER = 0.02
 _ENOUGH = 64 * 1024
-_EVER = float("inf")
 _CHUNK = 256 * 1024
 _ROOM = 1024 * 1024
 _PATIENCE = 30.0
@@ -84,16 +83,17 @@ class Keeper:
     """Keeps one running job and its registry in step.
 
     Where the registry reads the live output itself (``Registry.attach``), what is stored goes there at once, in the
-    thread that stores. Elsewhere a thread per job gathers it for 20 ms or 64 KiB, and sends it: a print never waits for
-    a network, unless the job prints faster than the registry takes it. What the registry cannot take because it is
-    away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and the output says which bytes.
-    Whatever a registry raises, that thread goes on; and it renews and looks for a cancel by time, not when it has sent
-    all there is, which of a job that prints without pause is never.
+    thread that stores. Elsewhere the process has one thread for all jobs (``keeping``), which gathers it for 20 ms or
+    64 KiB, and sends it: a print never waits for a network, unless the job prints faster than the registry takes it. A
+    job that ends sooner sends what it printed itself. What the registry cannot take because it is away is kept, up to
+    1 MiB, and sent again; what has no room then is dropped, and the output says which bytes. Whatever a registry
+    raises, that thread goes on; and it renews and looks for a cancel by time, not when it has sent all there is, which
+    of a job that prints without pause is never.
 
     A registry whose storage went back to what it was earlier is not left: the output goes on and says which bytes are
     missing. *reclaim* claims the job again where that was before its claim, and returns whether it was so.
 
-    Where :meth:`leave_to_parent` was called, this thread neither renews nor looks for a cancel while there is a parent,
+    Where :meth:`leave_to_parent` was called, that thread neither renews nor looks for a cancel while there is a parent,
     and progress is told by the job's own thread. For a registry has locks, and C code that lets no other thread run
     would have this one hold them against all processes.
     """
@@ -104,19 +104,22 @@ class Keeper:
         self._runner = runner
         self._reclaim = reclaim
         self._output: JobOutput | None = None
-        self._thread: threading.Thread | None = None  # None: the registry takes all at once
-        self._changed = threading.Condition()  # guards the next five
+        self._keeping: Keeping | None = None  # None: the registry takes all at once
+        self._place: Place | None = None  # None: no turns any more
+        self._changed = threading.Condition()  # guards the next seven
         self._waiting: deque[memoryview] = deque()
         self._size = 0
         self._given = 0
         self._dropped_from: int | None = None
         self._away = False
         self._full = False  # so is its storage
+        self._is_quiet = False  # what is printed next is to be sent at once
+        self._is_told = False  # that there is enough to send
+        self._pause = _BACK_OFF[0]
         self._sending = threading.Lock()  # guards the next three: one chunk at a time, the same until it is taken
         self._chunk = b""
         self._end = 0
         self._forgot = False
-        self._ending = False
         self._missing = 0
         self._progress: Progress | None = None
         self._title: str | None = None
@@ -129,15 +132,14 @@ class Keeper:
 
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
+        now = time.monotonic()
         self._output = output
-        self._renew_at = time.monotonic() + RENEW_EVERY
+        self._renew_at, self._look_at = now + RENEW_EVERY, now + _LOOK_EVERY
         if self._parent:
             self._open()
         if not self._registry.attach(self._key, output):
-            thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
-            with detached():  # it is not the job's
-                thread.start()
-            self._thread = thread
+            self._keeping = keeping_of(self._registry)
+            self._place = self._keeping.join(self, self._due_look(), now + _GATHER)
 
     def _open(self) -> None:
         with contextlib.suppress(Exception):  # what comes will tell
@@ -145,29 +147,33 @@ class Keeper:
 
     def store(self, data: bytes) -> None:
         """Take a piece of output. Called with the output's lock held, so by one thread at a time."""
-        is_keeper = self._is_keeper()
+        keeping, is_keeper = self._keeping, self._is_keeper()
         if is_keeper and not self._away and not self._has_room(data):
             self._send()  # it collects what a file holds, more than there is room for, and cannot wait for itself
         with self._changed:
-            if self._thread is not None and not is_keeper:
+            if keeping is not None and not is_keeper:
                 # It prints faster than the registry takes it: it waits. Not where the registry is away.
-                while not (self._has_room(data) or self._away) and self._thread.is_alive():
+                while not (self._has_room(data) or self._away) and self._place is not None and keeping.is_alive():
                     self._changed.wait(_LOOK_EVERY)
             if self._has_room(data):
                 self._put(data)
             elif self._dropped_from is None:
                 self._dropped_from = self._given
             self._given += len(data)
-            self._changed.notify_all()
-        if self._thread is None:
+            is_due = self._is_quiet or (self._size > _ENOUGH and not self._away and not self._is_told)
+            if is_due:
+                self._is_quiet, self._is_told = False, True
+        if keeping is None:
             self._send()
+        elif is_due and not is_keeper and self._place is not None:
+            keeping.wake(self._place)
 
     def report(self, progress: Progress | None = None, title: str | None = None) -> None:
         """Take how far the job is, or what it is called now. Raises nothing: progress that is not told is not missed
         for long."""
         self._progress, self._title = progress or self._progress, title or self._title
         now = time.monotonic()
-        if self._thread is None or (self._parent and now >= self._tell_at):
+        if self._keeping is None or (self._parent and now >= self._tell_at):
             self._tell_at = now + _TELL_EVERY
             self._look()
             # Where it is away the job does not wait for it again soon.
@@ -183,11 +189,9 @@ class Keeper:
 
         Not where the storage is full: who has a response has waited for room to store that.
         """
-        if self._thread is not None:
-            with self._changed:
-                self._ending = True
-                self._changed.notify_all()
-            self._thread.join()
+        if self._keeping is not None and self._place is not None:
+            self._keeping.leave(self._place)
+            self._place = None
         for _ in _tries(self._registry):
             if self._has_told_all() or self._full:
                 break
@@ -210,7 +214,7 @@ class Keeper:
             return self._size + (0 if self._dropped_from is None else self._given - self._dropped_from)
 
     def _is_keeper(self) -> bool:
-        return self._thread is threading.current_thread()
+        return self._keeping is not None and self._keeping.is_here()
 
     @property
     def end_sent(self) -> int:
@@ -265,9 +269,10 @@ class Keeper:
                     left -= len(chunk)
                     with self._changed:
                         self._size -= len(chunk)
+                        self._is_told = False
                         self._changed.notify_all()
-                    if self._is_keeper():
-                        self._look()
+                    if self._keeping is not None and self._keeping.is_here():
+                        self._keeping.see_to_looks()  # those of the other jobs too
             except _GONE:
                 self._forget()
             except Exception as error:
@@ -321,37 +326,52 @@ class Keeper:
         with detached(), contextlib.suppress(Exception):
             _log.warning("job %s: %s: %s", self._key[:8], what, as_trouble(error))
 
-    def _keep(self) -> None:
-        """Run in the job's keeper thread until the job has ended."""
+    # In the thread of the keeping, while the job runs.
+
+    def turn(self) -> float:
+        """Send what there is now; return when there is to be more."""
+        sent = False
+        try:
+            if self._progress is not None or self._title is not None:
+                self._look()
+            if self._gather():
+                self._pause = _BACK_OFF[0]
+                return time.monotonic() + _COLLECT_EVERY
+            sent = self._send()
+        except Exception as error:
+            self._say("its keeper goes on", error)
+        self._pause = _GATHER if sent else min(2 * max(self._pause, _BACK_OFF[0]), _BACK_OFF[1])
+        return time.monotonic() + self._pause
+
+    def _gather(self) -> bool:
+        """Take what was printed so far; return whether that is nothing. Then what is printed from here on wakes us."""
         output = self._output
         assert output is not None  # noqa: S101  # begin() comes first
-        pause = _BACK_OFF[0]
-        while not self._ending:
-            sent = False
-            try:
-                sent = self._turn(output)
-            except Exception as error:
-                self._say("its keeper goes on", error)
-            pause = _GATHER if sent else min(2 * max(pause, _BACK_OFF[0]), _BACK_OFF[1])
-            with self._changed:
-                self._changed.wait_for(partial(self._has_gathered, _ENOUGH if sent else _EVER), pause)
-
-    def _turn(self, output: JobOutput) -> bool:
-        """Send what there is now, and look after the lease; return whether the registry took it."""
-        try:
-            # Told to store each line at once, then asked for what it has: what is printed from here on wakes us. Not
-            # while much is printed: then it is gathered where it is, which costs the job nothing.
+        with self._changed:
+            self._is_quiet = self._is_told = False
+        # While much is printed, it is gathered where it is, which costs the job nothing.
+        output.watch(False)
+        output.store_soon()
+        if not self._size:
+            # Told to store each line at once, then asked for what it has: so nothing is missed.
             output.watch(True)
             output.store_soon()
-            with self._changed:
-                self._changed.wait_for(lambda: self._size or self._ending, _COLLECT_EVERY)
-        finally:
+        with self._changed:
+            self._is_quiet = not self._size
+        if not self._is_quiet:
             output.watch(False)
-            self._look()
-        return self._send()
+        return self._is_quiet
 
-    def _has_gathered(self, enough: float) -> bool:
-        return self._ending or self._size > enough
+    def look(self) -> float:
+        """Look after the lease; return when to do so again."""
+        try:
+            self._look()
+        except Exception as error:
+            self._say("its keeper goes on", error)
+        return max(self._due_look(), time.monotonic() + _COLLECT_EVERY)  # where it failed it is still due
+
+    def _due_look(self) -> float:
+        return min(self._renew_at, self._look_at)
 
     def _look(self) -> None:
         """Renew the lease when it is due, tell what is new, and hear whether a cancel was asked for."""
@@ -368,12 +388,12 @@ class Keeper:
                     self._renew_at = now + RENEW_EVERY
                 if not ok and not self._reclaim():
                     self._interrupt("it was given up as lost")
-            elif self._thread is not None and now >= self._look_at and not is_left:
+            elif self._keeping is not None and now >= self._look_at and not is_left:
                 cancel = self._registry.get(self._key).cancel_requested_at is not None
             else:
                 return
             self._look_at = now + _LOOK_EVERY
-            if cancel and self._thread is not None:
+            if cancel and self._keeping is not None:
                 self._interrupt(self._registry.get(self._key).reason)
         except (JobNotFound, JobExpired):
             self._interrupt("its registry has forgotten it")

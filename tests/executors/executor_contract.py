@@ -47,7 +47,8 @@ class Scene:
 
     def output(self, target: str) -> bytes:
         """Return all that it printed, when it has ended."""
-        return self.client.request("GET", target, accept="text/plain").body
+        whole = self.client.request("GET", target, accept="text/plain").body
+        return re.sub(rb"\n?\[the job [^\n]*\]\n\Z", b"", whole)  # how it ended
 
     def state(self, target: str) -> dict[str, Any]:
         """Return what scripts are told of it."""
@@ -59,9 +60,9 @@ class Scene:
 
 
 def await_threads() -> None:
-    """Wait for the threads that run jobs, or look after them: what they still do needs the registry."""
+    """Wait for the threads that run jobs: what they still do needs the registry."""
     for thread in threading.enumerate():
-        if re.fullmatch(r"bgmiddleware-([0-9]+|keeper-.*)", thread.name):
+        if re.fullmatch(r"bgmiddleware-[0-9]+", thread.name):
             thread.join(executor_app.WAIT)
             assert not thread.is_alive(), thread
 
