@@ -119,6 +119,14 @@ def view_steps(environ: dict[str, Any]) -> bytes:
     return b"done"
 
 
+def view_stamps(environ: dict[str, Any]) -> bytes:
+    """Print what time it is, now and then."""
+    for number in range(12):
+        print(time.time(), flush=bool(number % 2))
+        time.sleep(0.12)
+    return b"done"
+
+
 def view_imports(environ: dict[str, Any]) -> bytes:
     """Need what is not there, only now."""
     print("about to import")

@@ -153,6 +153,23 @@ class ExecutorContract:
             assert b"".join(chunks) == b""
         assert site.ended(target).state is JobState.FINISHED
 
+    @pytest.mark.everything
+    def test_it_is_known_when_each_line_was_printed(self, site: Scene) -> None:
+        target = site.start("/stamps")
+        job = site.ended(target)
+        assert job.started_at is not None
+        times = iter(site.app.registry.times(job.key))
+        end, at = 0, 0
+        late = []
+        offset = 0
+        for line in site.output(target).splitlines(keepends=True):
+            offset += len(line)
+            while end < offset:
+                end, at = next(times)
+            late.append(job.started_at + at / 1000 - float(line))
+        assert sorted(late)[len(late) * 3 // 4] < 0.15  # a machine that is busy may hold some up
+        assert min(late) > -0.05  # what the claim took, by the registry's clock
+
     def test_jobs_run_beside_each_other_and_are_not_mixed(self, site: Scene) -> None:
         targets = [site.start("/steps/a"), site.start("/steps/b")]
         steps = [site.arrival(), site.arrival()]

@@ -761,10 +761,10 @@ class Away(MemoryRegistry):
     away: tuple[Channel, ...] = ()
     after_storing = False
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, **more: Any) -> int:
         if channel in self.away and not self.after_storing:
             raise RegistryError("away")
-        end = super().append(key, channel, offset, data, runner=runner)
+        end = super().append(key, channel, offset, data, **more)
         if channel in self.away:
             raise RegistryError("away, after all was stored")
         return end
