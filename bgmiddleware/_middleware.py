@@ -36,6 +36,7 @@ from ._starting import (
     check_switches,
     check_texts,
     end_of,
+    foreground_is_asked_for,
     foreground_of,
     limits_of,
     may_be_lazy,
@@ -78,8 +79,9 @@ class BackgroundMiddleware:
     them to the console. *capture_children*: whether subprocesses without streams of the job print to its output too.
     *tee*: whether the output of jobs is copied to the server's standard output. *details*: whether anyone who may see a
     job sees the traceback of its exception, and the host and process that ran it; else only the server's log has the
-    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *token_name*: the
-    query parameter with the token.
+    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *foreground*: whether
+    no request starts a job, so that a debugger can stop in a view; the environment variable ``BGMIDDLEWARE_FOREGROUND``
+    does the same. *token_name*: the query parameter with the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -112,13 +114,14 @@ class BackgroundMiddleware:
         tee: bool = False,
         details: bool = True,
         refuse_cross_site: bool = False,
+        foreground: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
         check_functions(app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site)
+        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground)
         limits = limits_of(limit_per_owner, limit_per_mark)
         priorities = priorities_of(priority_per_mark)
         check_pair(dashboard, authorize)
@@ -162,6 +165,10 @@ class BackgroundMiddleware:
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
         self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
         self._when = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        self._stays_in_foreground = foreground or foreground_is_asked_for()
+        if self._stays_in_foreground:
+            self._when = marks.always  # the request is looked at more closely, and then left alone
+        self._knows_routes = False
         self._may_bear_token = f"{token_name}="
         self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
 
@@ -179,6 +186,8 @@ class BackgroundMiddleware:
                 environ = self._without_our_parameters(environ, tokens[-1])
         when, app = self._when, self.app  # a call of an attribute is slower than of a name
         if when(environ) and not _context.current_job() and self._may_start(environ):
+            if self._stays_in_foreground and not self._is_dashboard(environ):
+                return self._in_foreground(environ, start_response)
             return self._answer_marked(environ).send(environ, start_response)
         if not _context.declared:
             try:
@@ -197,6 +206,8 @@ class BackgroundMiddleware:
             if foreground is not None and foreground.job is not None:
                 return self.app(environ, start_response)
             foreground = foreground_of(foreground)
+        if not self._knows_routes:
+            self._look_at_routes()
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         if has_body:
             remember_body(environ, self._max_body)
@@ -220,6 +231,15 @@ class BackgroundMiddleware:
     def _may_start(self, environ: dict[str, Any]) -> bool:
         """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
         return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_dashboard(environ)
+
+    def _look_at_routes(self) -> None:
+        """Warn, once the app has its routes, of decorators that do nothing where they stand."""
+        self._knows_routes = True
+        _context.warn_of_misplaced(self.app)
+
+    def _in_foreground(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Let the app answer by itself; the decorators find this call on the stack and just call the function."""
+        return self.app(environ, start_response)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
         if self._authorize is not None and self._is_dashboard(environ):
@@ -276,6 +296,7 @@ class BackgroundMiddleware:
 
 
 _context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
+_context.bypasses.add(id(BackgroundMiddleware._in_foreground.__code__))
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

@@ -194,6 +194,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "tee": (_boolean, "true or false", "middleware"),
     "details": (_boolean, "true or false", "middleware"),
     "refuse_cross_site": (_boolean, "true or false", "middleware"),
+    "foreground": (_boolean, "true or false", "middleware"),
     "token_name": (str, "letters, digits and -._~", "middleware"),
 }
 

@@ -1,5 +1,7 @@
 """What the middleware's options may be. Each check raises ``ConfigurationError``, which names the option."""
 
+import logging
+import os
 import re
 from collections.abc import Mapping
 
@@ -19,6 +21,7 @@ __all__ = [
     "check_places",
     "check_switches",
     "check_texts",
+    "foreground_is_asked_for",
     "limits_of",
     "priorities_of",
 ]
@@ -26,6 +29,11 @@ __all__ = [
 Limits = tuple[tuple[str, marks.Mark, int], ...]
 Priorities = tuple[tuple[marks.Mark, Priority], ...]
 
+_log = logging.getLogger("bgmiddleware")
+
+_FOREGROUND = "BGMIDDLEWARE_FOREGROUND"
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "": False, "0": False, "false": False, "no": False}
+_SWITCHES["off"] = False
 _SHORTEST_SECRET = 16
 _OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
 
@@ -57,6 +65,16 @@ def check_switches(**switches: object) -> None:
     for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise ConfigurationError.of_setting(name, switch, "True or False")
+
+
+def foreground_is_asked_for() -> bool:
+    """Whether the environment asks for a process that starts no jobs, so that a debugger can be used."""
+    value = os.environ.get(_FOREGROUND, "")
+    if value.lower() not in _SWITCHES:
+        raise ConfigurationError.of_setting(_FOREGROUND, value, "1 or 0, in the environment")
+    if _SWITCHES[value.lower()]:
+        _log.warning("%s is set: all requests run in the foreground, and none starts a job", _FOREGROUND)
+    return _SWITCHES[value.lower()]
 
 
 def check_pair(dashboard: object, authorize: object) -> None:
