@@ -220,7 +220,9 @@ def _declare(function: Callable[..., Any], decorator: str) -> None:
     global declared
     if inspect.iscoroutinefunction(function):
         name = getattr(function, "__qualname__", repr(function))
-        raise ConfigurationError(f"@{decorator} cannot decorate the coroutine function {name}: mark its URL with when=")
+        raise ConfigurationError(
+            f"@{decorator} cannot decorate the coroutine function {name}: mark its URL, when=marks.path(…), instead"
+        )
     declared = True
 
 

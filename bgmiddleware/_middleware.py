@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from string import Template
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Never, Self
 from urllib.parse import parse_qsl
 
 from . import _context, marks
@@ -35,6 +35,7 @@ from ._starting import (
     check_places,
     check_switches,
     check_texts,
+    check_unnamed,
     end_of,
     foreground_is_asked_for,
     foreground_of,
@@ -89,7 +90,7 @@ class BackgroundMiddleware:
     def __init__(
         self,
         app: WSGIApplication,
-        *,
+        *unnamed: Never,
         when: marks.Mark = marks.prefers_async,
         promote_after: float = 0.0,
         registry: Registry | None = None,
@@ -117,6 +118,7 @@ class BackgroundMiddleware:
         foreground: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
+        check_unnamed(unnamed)
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
         check_functions(app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
@@ -126,7 +128,7 @@ class BackgroundMiddleware:
         priorities = priorities_of(priority_per_mark)
         check_pair(dashboard, authorize)
         if isinstance(app, BackgroundMiddleware):
-            raise ConfigurationError("app is in a BackgroundMiddleware already: this one would not know its tokens")
+            raise ConfigurationError("app is in a BackgroundMiddleware already: wrap it once")
         self.app = app
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor

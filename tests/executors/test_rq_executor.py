@@ -179,12 +179,12 @@ def test_what_else_a_message_names_is_not_called(redis_server: RedisServer, tmp_
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--registry", "spool:jobs"], "--registry and --executor go together"),
-        (["--executor", "rq"], "--registry and --executor go together"),
-        (["--queue", "other"], "--registry and --executor go together"),
+        (["--registry", "spool:jobs"], "--registry and --executor: give both or none of them"),
+        (["--executor", "rq"], "--registry and --executor: give both or none of them"),
+        (["--queue", "other"], "--registry and --executor: give both or none of them"),
         (["--registry", "memory:", "--executor", "rq"], "--registry = 'memory:': expected one that processes share"),
         (["--registry", "spool:jobs", "--executor", "fibre"], "executor = 'fibre': expected "),
-        (["--registry", "spool:jobs", "--executor", "thread"], "jobs of its ThreadExecutor run without workers"),
+        (["--registry", "spool:jobs", "--executor", "thread"], "its ThreadExecutor runs jobs without such workers"),
     ],
 )
 def test_a_worker_for_an_app_that_cannot_be_loaded_must_be_told_where_its_jobs_are(

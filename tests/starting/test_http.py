@@ -959,7 +959,7 @@ def test_a_middleware_around_another_is_refused_where_a_token_would_be_lost() ->
     hidden = BackgroundMiddleware(lambda environ, start_response: inner(environ, start_response))
     said = InProcess(hidden).request("POST", "/")
     assert said.status == 500
-    assert "called by another one" in said.text
+    assert "inside another one" in said.text
     assert inner.registry.jobs() == []
     shared = BackgroundMiddleware(
         lambda environ, start_response: inner(environ, start_response), registry=inner.registry
