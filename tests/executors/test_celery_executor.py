@@ -12,7 +12,13 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState
 from tests.conftest import needs
-from tests.executors.engine_contract import EngineContract, new_queue, site_over
+from tests.executors.engine_contract import (
+    EngineContract,
+    StandingClock,
+    new_queue,
+    site_over,
+    tells_of_missing_workers,
+)
 from tests.executors.engine_worker import Worker
 from tests.executors.executor_app import go
 from tests.executors.executor_contract import Scene, short_lease  # noqa: F401  # a fixture
@@ -285,3 +291,12 @@ def test_a_celery_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("bgmiddleware.executors.celery.__version__", "5.5.3")
     with pytest.raises(ConfigurationError, match=r"needs Celery 5\.6 or newer, and this is 5\.5\.3"):
         CeleryExecutor("tests.executors.celery_app:app")
+
+
+def test_a_job_without_any_worker_says_so(
+    redis_server: RedisServer,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = StandingClock()
+    with site_over(CeleryExecutor(Celery("shop", broker=redis_server.url)), redis_server.url, clock=clock) as app:
+        tells_of_missing_workers(app, clock, caplog)

@@ -10,7 +10,13 @@ import pytest
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, Priority, marks
 from tests.conftest import needs
 from tests.executors import executor_app
-from tests.executors.engine_contract import EngineContract, site_over, unused
+from tests.executors.engine_contract import (
+    EngineContract,
+    StandingClock,
+    site_over,
+    tells_of_missing_workers,
+    unused,
+)
 from tests.executors.engine_worker import Worker, working
 from tests.executors.executor_contract import Scene, short_lease  # noqa: F401  # a fixture
 from tests.kit.clients import InProcess, ended, start
@@ -203,3 +209,12 @@ def test_the_url_of_something_else_is_refused_and_not_shown_with_its_password() 
     with pytest.raises(ConfigurationError, match="redis://") as raised:
         RQExecutor("http://me:secret@localhost")
     assert "secret" not in str(raised.value)
+
+
+def test_a_job_without_any_worker_says_so(
+    redis_server: RedisServer,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = StandingClock()
+    with site_over(RQExecutor(redis_server.url), redis_server.url, clock=clock) as app:
+        tells_of_missing_workers(app, clock, caplog)

@@ -20,6 +20,8 @@ class EngineExecutor(Executor):
     was asked to stop, or is over its deadline, gets *grace* seconds to end by itself before its processes are killed.
     """
 
+    needs_workers = True
+
     def __init__(self, *, queue: str, max_pending: int, grace: float) -> None:
         check_count("max_pending", max_pending, 1)
         check_seconds("grace", grace)
