@@ -283,7 +283,12 @@ def test_a_server_of_several_processes_is_refused_with_the_remedy(
     with caplog.at_level("ERROR", "bgmiddleware"):
         said = b"".join(site(given, lambda *arguments: head.extend(arguments))).decode()
     assert head[0] == "500 Internal Server Error"
-    for remedy in ("a registry that processes share", 'SpoolRegistry("/var/lib/…")', "RedisRegistry", "one process"):
+    for remedy in (
+        "a registry that all processes share",
+        'SpoolRegistry("/var/lib/…")',
+        "RedisRegistry",
+        "one process",
+    ):
         assert remedy in said
         assert remedy in caplog.text
     assert site.registry.jobs() == []

@@ -6,12 +6,9 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 
@@ -29,6 +26,7 @@ from bgmiddleware.paste import SETTINGS, filter_app_factory
 from tests.conftest import needs
 from tests.kit.clients import ended
 from tests.kit.documents import ROOT, SHOP, get
+from tests.kit.processes import when_up
 
 needs("paste.deploy")
 
@@ -145,6 +143,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "tee": ("on", lambda app: app._starter.tee, True),
         "details": ("off", lambda app: app._site.details, False),
         "refuse_cross_site": ("on", lambda app: app._starter.refuse_cross_site, True),
+        "foreground": ("no", lambda app: app._stays_in_foreground, False),
         "token_name": ("job", lambda app: get(app, "/a/1")[1]["Location"][:5], "?job="),
     }
     of_other_executors = {"app", "max_jobs_per_child", "max_memory", "grace", "queue"}
@@ -394,15 +393,3 @@ def test_pserve_serves_it(tmp_path: Path) -> None:
     finally:
         server.terminate()
         server.communicate(timeout=120)
-
-
-def when_up(server: subprocess.Popen[bytes], url: str) -> Any:
-    """Open *url* as soon as the server takes connections; it does not say when."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return urlopen(url)
-        except URLError:
-            assert server.poll() is None, server.communicate()[1].decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)  # between two looks, as there is nothing to wait for
