@@ -18,7 +18,7 @@ with warnings.catch_warnings():
             importlib.import_module(_name)
 
 
-pytest.register_assert_rewrite("tests.executors.executor_contract", "tests.kit", "tests.registries")
+pytest.register_assert_rewrite("bgmiddleware.testing", "tests.kit", "tests.registries")
 
 PROMISED = os.environ.get("CI") == "true"
 
