@@ -36,7 +36,6 @@ from ._starting import (
     check_places,
     check_switches,
     check_texts,
-    check_unnamed,
     end_of,
     foreground_is_asked_for,
     foreground_of,
@@ -89,6 +88,8 @@ class BackgroundMiddleware:
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
 
+    _knows_routes = False
+
     def __init__(
         self,
         app: WSGIApplication,
@@ -120,16 +121,13 @@ class BackgroundMiddleware:
         foreground: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
-        check_unnamed(unnamed)
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(app=app, when=when, owner=owner, authorize=authorize, title=title)
+        check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
         check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground)
         check_pair(dashboard, authorize)
-        if isinstance(app, BackgroundMiddleware):
-            raise ConfigurationError("app is in a BackgroundMiddleware already: wrap it once")
-        self.app = app
+        self.app = _unwrapped(app)
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
@@ -162,15 +160,12 @@ class BackgroundMiddleware:
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )
-        self._max_body = max_body
         self._authorize = authorize
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
         self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
-        self._when = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        marked = when if dashboard is None else marks.any_of(self._is_dashboard, when)
         self._stays_in_foreground = foreground or foreground_is_asked_for()
-        if self._stays_in_foreground:
-            self._when = marks.always  # the request is looked at more closely, and then left alone
-        self._knows_routes = False
+        self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
         self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="
         self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
@@ -223,7 +218,7 @@ class BackgroundMiddleware:
             self._look_at_routes()
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         if has_body:
-            remember_body(environ, self._max_body)
+            remember_body(environ, self._starter.max_body)
         recorded = as_it_came(environ) if "webob.adhoc_attrs" in environ else environ.copy()
         foreground.request = recorded
         try:
@@ -310,6 +305,12 @@ class BackgroundMiddleware:
 
 _context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
 _context.bypasses.add(id(BackgroundMiddleware._in_foreground.__code__))
+
+
+def _unwrapped(app: WSGIApplication) -> WSGIApplication:
+    if isinstance(app, BackgroundMiddleware):
+        raise ConfigurationError("app is in a BackgroundMiddleware already: wrap it once")
+    return app
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .. import marks
 from .._ground.numbers import check_count, is_finite, is_whole
@@ -21,7 +21,6 @@ __all__ = [
     "check_places",
     "check_switches",
     "check_texts",
-    "check_unnamed",
     "foreground_is_asked_for",
     "limits_of",
     "priorities_of",
@@ -52,8 +51,12 @@ def check_numbers(*, deadline: object, promote_after: object, stream_slots: obje
         check_count(name, number, 0)
 
 
-def check_functions(*, app: object, when: object, **others: object) -> None:
-    """Check what is called with an environ: *app*, *when*, and the others where there are any."""
+def check_functions(unnamed: Sequence[object], *, app: object, when: object, **others: object) -> None:
+    """Check what is called with an environ: *app*, *when*, and the others where there are any. None is *unnamed*: a
+    reader of ``BackgroundMiddleware(app, f, g)`` would guess."""
+    if unnamed:
+        name = "when=" if callable(unnamed[0]) else "when=, registry=, executor= …"
+        raise ConfigurationError(f"after app all arguments are named: write {name} before {unnamed[0]!r}")
     if not callable(app):
         raise ConfigurationError.of_setting("app", app, "a WSGI application")
     if not callable(when):
@@ -69,13 +72,6 @@ _EXAMPLES = {
     "authorize": "such as lambda environ: environ.get('REMOTE_USER') == 'admin'",
     "title": "such as lambda environ: environ['PATH_INFO']",
 }
-
-
-def check_unnamed(unnamed: tuple[object, ...]) -> None:
-    """Check that all options have their names: a reader of ``BackgroundMiddleware(app, f, g)`` would guess."""
-    if unnamed:
-        name = "when=" if callable(unnamed[0]) else "when=, registry=, executor= …"
-        raise ConfigurationError(f"after app all arguments are named: write {name} before {unnamed[0]!r}")
 
 
 def check_switches(**switches: object) -> None:
