@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import itertools
 import os
+import sys
 import warnings
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,10 @@ with warnings.catch_warnings():
 
 
 pytest.register_assert_rewrite("tests.executors.executor_contract", "tests.kit", "tests.registries")
+
+# The tests start hundreds of Pythons: each compiles what it imports where none of them may keep it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 PROMISED = os.environ.get("CI") == "true"
 

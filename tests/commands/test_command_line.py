@@ -1,4 +1,4 @@
-"""``python -m bgmiddleware``, as a real process."""
+"""``python -m bgmiddleware``: as a real process, where it serves; what it refuses, it refuses here."""
 
 import re
 import resource
@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from bgmiddleware.__main__ import main
 from tests.kit.documents import ROOT
 
 APPS = """
@@ -82,9 +83,9 @@ class Served:
         return self.process.returncode, errors
 
 
-def begin(directory: Path, *arguments: str, app: str = "apps:app") -> "subprocess.Popen[str]":
+def begin(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "bgmiddleware", "serve", app, *arguments],
+        [sys.executable, "-m", "bgmiddleware", "serve", "apps:app", *arguments],
         cwd=directory,
         env={"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -113,6 +114,7 @@ def serve(directory: Path) -> Iterator[Callable[..., Served]]:
         served.process.communicate()
 
 
+@pytest.mark.everything
 def test_it_serves_the_app_and_its_slow_paths_in_the_background(serve: Callable[..., Served]) -> None:
     served = serve()
     assert served.get("/fast") == (f"{served.address}/fast", "done\n")
@@ -130,6 +132,7 @@ OF_A_PROXY = {
 }
 
 
+@pytest.mark.everything
 @pytest.mark.parametrize(
     ("arguments", "saw"),
     [
@@ -149,11 +152,13 @@ def test_a_proxy_is_believed_where_it_is_trusted(
     assert serve(*arguments).get("/who", **OF_A_PROXY)[1] == saw
 
 
+@pytest.mark.everything
 def test_who_comes_from_elsewhere_may_be_no_proxy(serve: Callable[..., Served]) -> None:
     saw = serve("--host", "0.0.0.0").get("/who", **OF_A_PROXY)[1]
     assert saw == "127.0.0.1 inner http -"
 
 
+@pytest.mark.everything
 def test_descriptors_of_any_number_are_served(serve: Callable[..., Served]) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1200:
         pytest.skip("needs more descriptors")
@@ -163,10 +168,12 @@ def test_descriptors_of_any_number_are_served(serve: Callable[..., Served]) -> N
         assert served.get("/fast")[1] == "done\n", "select() refuses such a number, and the server would have ended"
 
 
+@pytest.mark.everything
 def test_a_request_that_prefers_it_goes_to_the_background(serve: Callable[..., Served]) -> None:
     assert '"state": ' in serve().get("/fast", Prefer="respond-async")[1]
 
 
+@pytest.mark.everything
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_without_a_traceback(number: signal.Signals, serve: Callable[..., Served]) -> None:
     status, errors = serve().end(number)
@@ -174,6 +181,7 @@ def test_a_signal_ends_it_without_a_traceback(number: signal.Signals, serve: Cal
     assert errors == "Stopping: jobs get time to end …\n"
 
 
+@pytest.mark.everything
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_running_job_gets_time_to_end(number: signal.Signals, serve: Callable[..., Served], directory: Path) -> None:
     served = serve()
@@ -186,6 +194,7 @@ def test_a_running_job_gets_time_to_end(number: signal.Signals, serve: Callable[
     assert errors == "the job has ended\n"
 
 
+@pytest.mark.everything
 def test_a_job_that_does_not_end_in_time_is_interrupted_and_lost(serve: Callable[..., Served]) -> None:
     served = serve("--drain", "0.2")
     served.get("/x/stays", Accept="application/json")
@@ -195,6 +204,7 @@ def test_a_job_that_does_not_end_in_time_is_interrupted_and_lost(serve: Callable
     assert "the job was interrupted" in errors
 
 
+@pytest.mark.everything
 def test_who_follows_a_job_sees_its_end_and_the_server_stops_without_a_word(
     serve: Callable[..., Served], directory: Path
 ) -> None:
@@ -209,6 +219,7 @@ def test_who_follows_a_job_sees_its_end_and_the_server_stops_without_a_word(
     assert (served.process.returncode, errors) == (0, "")
 
 
+@pytest.mark.everything
 def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) -> None:
     served = serve("--drain", "600")
     served.get("/x/stays", Accept="application/json")
@@ -217,6 +228,26 @@ def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) ->
     status, errors = served.end(signal.SIGINT)
     assert status == 0
     assert "Traceback" not in errors
+
+
+@pytest.fixture
+def refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[str, str]]]:
+    """Run ``serve …``, which must refuse; return what it said."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def refused(*arguments: str) -> tuple[str, str]:
+        try:
+            status: object = main(["serve", *arguments])
+        except SystemExit as end:  # so argparse refuses
+            status = end.code
+        assert status == 2
+        return capsys.readouterr()
+
+    yield refused
+    sys.modules.pop("apps", None)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +262,8 @@ def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) ->
         ("apps:text", "app = 'apps:text': expected the name of a WSGI application"),
     ],
 )
-def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: Path) -> None:
-    process = begin(directory, app=app)
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, output, errors) == (2, "", f"bgmiddleware: {said}\n")
+def test_a_bad_name_of_an_app_is_one_clear_line(refused: Callable[..., tuple[str, str]], app: str, said: str) -> None:
+    assert refused(app) == ("", f"bgmiddleware: {said}\n")
 
 
 @pytest.mark.parametrize(
@@ -250,10 +279,10 @@ def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: 
         (["--port", "http"], "argument --port: expected 0 to 65535, not 'http'"),
     ],
 )
-def test_a_bad_option_is_refused_by_name(arguments: list[str], said: str, directory: Path) -> None:
-    process = begin(directory, *arguments)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
+def test_a_bad_option_is_refused_by_name(
+    refused: Callable[..., tuple[str, str]], arguments: list[str], said: str
+) -> None:
+    _, errors = refused("apps:app", *arguments)
     assert errors.splitlines()[-1].endswith(said)
     assert "Traceback" not in errors
 
