@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ._prefer import preferences
+from ._ground.prefer import preferences
 from .errors import ConfigurationError
 
 __all__ = [
@@ -63,7 +63,7 @@ def path(*globs: str, methods: Iterable[str] | None = None, parts: bool = False)
 
 def under(*globs: str) -> Mark:
     """Mark all requests whose path matches one of *globs*, by whatever method and for whatever use."""
-    return _of_globs(globs, always)
+    return _of_globs(globs, _any)
 
 
 def _of_globs(globs: tuple[str, ...], others: Mark) -> Mark:
@@ -187,8 +187,11 @@ def query(name: str) -> Mark:
 
 
 def always(environ: Environ) -> bool:
-    """Mark every request, also those that browsers add, such as ``/favicon.ico``. :func:`navigation` leaves these
-    out."""
+    """Mark every request, but for ``/favicon.ico``, which browsers request by themselves."""
+    return environ.get("PATH_INFO") != "/favicon.ico"
+
+
+def _any(environ: Environ) -> bool:
     return True
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import marks, owners
-from ._loading import loaded
+from ._ground.loading import loaded
 from ._middleware import BackgroundMiddleware, WSGIApplication
 from .errors import ConfigurationError
 from .executors import EXECUTORS, open_executor

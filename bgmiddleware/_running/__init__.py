@@ -1,7 +1,8 @@
 """A job runs: ``run`` runs one job anywhere, in a thread, a child process or a worker of an engine.
 
-``exchange`` is the server's side of PEP 3333, ``keeper`` sends output and renews the lease, ``channels`` holds the
-bodies of request and response, and ``waiting`` keeps the claims of jobs that wait in this process.
+``exchange`` is the server's side of PEP 3333, ``keeper`` sends output and renews the lease in the turns that
+``keeping`` gives it, ``channels`` holds the bodies of request and response, and ``waiting`` keeps the claims of jobs
+that wait in this process.
 """
 
 from .exchange import Exchange

@@ -8,13 +8,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TypeVar
 
 from .._capture import JobOutput, detached
 from .._jobs import Channel, Progress
 from ..errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
 from ..registries.base import Registry, StorageFull
+from .keeping import Keeping, Place, keeping_of
 
 __all__ = ["LEASE", "RENEW_EVERY", "Keeper", "patiently"]
 
@@ -28,10 +28,11 @@ LEASE = 15.0
 RENEW_EVERY = 5.0
 _LOOK_EVERY = 1.0  # for a cancel
 _TELL_EVERY = 0.1
+_TICK = 0.1
+_EVER = float("inf")
 _COLLECT_EVERY = 0.25  # what ends no line
 _GATHER = 0.02
 _ENOUGH = 64 * 1024
-_EVER = float("inf")
 _CHUNK = 256 * 1024
 _ROOM = 1024 * 1024
 _PATIENCE = 30.0
@@ -84,16 +85,17 @@ class Keeper:
     """Keeps one running job and its registry in step.
 
     Where the registry reads the live output itself (``Registry.attach``), what is stored goes there at once, in the
-    thread that stores. Elsewhere a thread per job gathers it for 20 ms or 64 KiB, and sends it: a print never waits for
-    a network, unless the job prints faster than the registry takes it. What the registry cannot take because it is
-    away is kept, up to 1 MiB, and sent again; what has no room then is dropped, and the output says which bytes.
-    Whatever a registry raises, that thread goes on; and it renews and looks for a cancel by time, not when it has sent
-    all there is, which of a job that prints without pause is never.
+    thread that stores, and at least ten times a second: so it is known when it came. Elsewhere the process has one
+    thread for all jobs (``keeping``), which gathers it for 20 ms or 64 KiB, and sends it: a print never waits for a
+    network, unless the job prints faster than the registry takes it. A job that ends sooner sends what it printed
+    itself. What the registry cannot take because it is away is kept, up to 1 MiB, and sent again; what has no room then
+    is dropped, and the output says which bytes. Whatever a registry raises, that thread goes on; and it renews and
+    looks for a cancel by time, not when it has sent all there is, which of a job that prints without pause is never.
 
     A registry whose storage went back to what it was earlier is not left: the output goes on and says which bytes are
     missing. *reclaim* claims the job again where that was before its claim, and returns whether it was so.
 
-    Where :meth:`leave_to_parent` was called, this thread neither renews nor looks for a cancel while there is a parent,
+    Where :meth:`leave_to_parent` was called, that thread neither renews nor looks for a cancel while there is a parent,
     and progress is told by the job's own thread. For a registry has locks, and C code that lets no other thread run
     would have this one hold them against all processes.
     """
@@ -104,24 +106,30 @@ class Keeper:
         self._runner = runner
         self._reclaim = reclaim
         self._output: JobOutput | None = None
-        self._thread: threading.Thread | None = None  # None: the registry takes all at once
-        self._changed = threading.Condition()  # guards the next five
-        self._waiting: deque[memoryview] = deque()
+        self._keeping: Keeping | None = None  # None: the registry takes all at once
+        self._place: Place | None = None  # None: no turns any more
+        self._changed = threading.Condition()  # guards the next seven
+        self._waiting: deque[tuple[memoryview, int]] = deque()  # and when it came
         self._size = 0
         self._given = 0
         self._dropped_from: int | None = None
         self._away = False
         self._full = False  # so is its storage
-        self._sending = threading.Lock()  # guards the next three: one chunk at a time, the same until it is taken
+        self._is_quiet = False  # what is printed next is to be sent at once
+        self._is_told = False  # that there is enough to send
+        self._pause = _BACK_OFF[0]
+        self._sending = threading.Lock()  # guards the next four: one chunk at a time, the same until it is taken
         self._chunk = b""
+        self._came: list[tuple[int, int]] = []  # when the bytes of the chunk came up to there
         self._end = 0
         self._forgot = False
-        self._ending = False
         self._missing = 0
         self._progress: Progress | None = None
         self._title: str | None = None
         self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
+        self._begun = time.monotonic()
+        self._ticking: tuple[Keeping, Place] | None = None
 
     def leave_to_parent(self) -> None:
         """Say that the parent of this process renews the lease, and interrupts the job when it is asked to stop."""
@@ -129,15 +137,19 @@ class Keeper:
 
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
+        now = time.monotonic()
         self._output = output
-        self._renew_at = time.monotonic() + RENEW_EVERY
+        self._begun = now
+        self._renew_at, self._look_at = now + RENEW_EVERY, now + _LOOK_EVERY
         if self._parent:
             self._open()
+        keeping = keeping_of(self._registry)
         if not self._registry.attach(self._key, output):
-            thread = threading.Thread(target=self._keep, name=f"bgmiddleware-keeper-{self._key[:8]}", daemon=True)
-            with detached():  # it is not the job's
-                thread.start()
-            self._thread = thread
+            self._keeping = keeping
+            self._place = keeping.join(self, self._due_look(), now + _GATHER)
+        else:
+            with contextlib.suppress(RuntimeError):  # no thread can begin: then it is known less well when it printed
+                self._ticking = keeping, keeping.join(_Ticking(output), now + _EVER, now + _TICK)
 
     def _open(self) -> None:
         with contextlib.suppress(Exception):  # what comes will tell
@@ -145,29 +157,37 @@ class Keeper:
 
     def store(self, data: bytes) -> None:
         """Take a piece of output. Called with the output's lock held, so by one thread at a time."""
-        is_keeper = self._is_keeper()
+        keeping, is_keeper = self._keeping, self._is_keeper()
         if is_keeper and not self._away and not self._has_room(data):
             self._send()  # it collects what a file holds, more than there is room for, and cannot wait for itself
         with self._changed:
-            if self._thread is not None and not is_keeper:
+            if keeping is not None and not is_keeper:
                 # It prints faster than the registry takes it: it waits. Not where the registry is away.
-                while not (self._has_room(data) or self._away) and self._thread.is_alive():
+                while not (self._has_room(data) or self._away) and self._place is not None and keeping.is_alive():
                     self._changed.wait(_LOOK_EVERY)
             if self._has_room(data):
                 self._put(data)
             elif self._dropped_from is None:
                 self._dropped_from = self._given
             self._given += len(data)
-            self._changed.notify_all()
-        if self._thread is None:
+            is_due = self._is_quiet or (self._size > _ENOUGH and not self._away and not self._is_told)
+            if is_due:
+                self._is_quiet, self._is_told = False, True
+        if keeping is None:
             self._send()
+        elif is_due and not is_keeper and self._place is not None:
+            keeping.wake(self._place)
+
+    def now(self) -> int:
+        """Return how many milliseconds it is since the job began."""
+        return int(1000 * (time.monotonic() - self._begun))
 
     def report(self, progress: Progress | None = None, title: str | None = None) -> None:
         """Take how far the job is, or what it is called now. Raises nothing: progress that is not told is not missed
         for long."""
         self._progress, self._title = progress or self._progress, title or self._title
         now = time.monotonic()
-        if self._thread is None or (self._parent and now >= self._tell_at):
+        if self._keeping is None or (self._parent and now >= self._tell_at):
             self._tell_at = now + _TELL_EVERY
             self._look()
             # Where it is away the job does not wait for it again soon.
@@ -183,11 +203,12 @@ class Keeper:
 
         Not where the storage is full: who has a response has waited for room to store that.
         """
-        if self._thread is not None:
-            with self._changed:
-                self._ending = True
-                self._changed.notify_all()
-            self._thread.join()
+        if self._keeping is not None and self._place is not None:
+            self._keeping.leave(self._place)
+            self._place = None
+        if self._ticking is not None:
+            keeping, place = self._ticking
+            keeping.leave(place)
         for _ in _tries(self._registry):
             if self._has_told_all() or self._full:
                 break
@@ -210,7 +231,7 @@ class Keeper:
             return self._size + (0 if self._dropped_from is None else self._given - self._dropped_from)
 
     def _is_keeper(self) -> bool:
-        return self._thread is threading.current_thread()
+        return self._keeping is not None and self._keeping.is_here()
 
     @property
     def end_sent(self) -> int:
@@ -235,20 +256,24 @@ class Keeper:
             missing = f"\n[bytes {self._dropped_from} to {self._given} of the output could not be stored]\n"
             self._dropped_from = None
             data = missing.encode() + data
-        self._waiting.append(memoryview(data))
+        self._waiting.append((memoryview(data), self.now()))
         self._size += len(data)
 
     def _next_chunk(self) -> bytes:
         if not self._chunk:
             with self._changed:
                 parts, room = [], _CHUNK
+                self._came = []
                 while self._waiting and room:
-                    part = self._waiting.popleft()
+                    part, came = self._waiting.popleft()
                     if len(part) > room:
-                        self._waiting.appendleft(part[room:])
+                        self._waiting.appendleft((part[room:], came))
                         part = part[:room]
                     parts.append(part)
                     room -= len(part)
+                    if self._came and self._came[-1][1] == came:
+                        self._came.pop()
+                    self._came.append((_CHUNK - room, came))
                 self._chunk = b"".join(parts)
         return self._chunk
 
@@ -265,9 +290,10 @@ class Keeper:
                     left -= len(chunk)
                     with self._changed:
                         self._size -= len(chunk)
+                        self._is_told = False
                         self._changed.notify_all()
-                    if self._is_keeper():
-                        self._look()
+                    if self._keeping is not None and self._keeping.is_here():
+                        self._keeping.see_to_looks()  # those of the other jobs too
             except _GONE:
                 self._forget()
             except Exception as error:
@@ -279,7 +305,10 @@ class Keeper:
     def _is_appended(self, chunk: bytes) -> bool:
         """Append a chunk; where the registry went back, do what must be done before that, and return false."""
         try:
-            self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
+            times = [(self._end + size, came) for size, came in self._came] if chunk else []
+            self._end = self._registry.append(
+                self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner, times=times
+            )
         except BadOffset as error:
             if error.end >= self._end:
                 raise
@@ -321,37 +350,52 @@ class Keeper:
         with detached(), contextlib.suppress(Exception):
             _log.warning("job %s: %s: %s", self._key[:8], what, as_trouble(error))
 
-    def _keep(self) -> None:
-        """Run in the job's keeper thread until the job has ended."""
+    # In the thread of the keeping, while the job runs.
+
+    def turn(self) -> float:
+        """Send what there is now; return when there is to be more."""
+        sent = False
+        try:
+            if self._progress is not None or self._title is not None:
+                self._look()
+            if self._gather():
+                self._pause = _BACK_OFF[0]
+                return time.monotonic() + _COLLECT_EVERY
+            sent = self._send()
+        except Exception as error:
+            self._say("its keeper goes on", error)
+        self._pause = _GATHER if sent else min(2 * max(self._pause, _BACK_OFF[0]), _BACK_OFF[1])
+        return time.monotonic() + self._pause
+
+    def _gather(self) -> bool:
+        """Take what was printed so far; return whether that is nothing. Then what is printed from here on wakes us."""
         output = self._output
         assert output is not None  # noqa: S101  # begin() comes first
-        pause = _BACK_OFF[0]
-        while not self._ending:
-            sent = False
-            try:
-                sent = self._turn(output)
-            except Exception as error:
-                self._say("its keeper goes on", error)
-            pause = _GATHER if sent else min(2 * max(pause, _BACK_OFF[0]), _BACK_OFF[1])
-            with self._changed:
-                self._changed.wait_for(partial(self._has_gathered, _ENOUGH if sent else _EVER), pause)
-
-    def _turn(self, output: JobOutput) -> bool:
-        """Send what there is now, and look after the lease; return whether the registry took it."""
-        try:
-            # Told to store each line at once, then asked for what it has: what is printed from here on wakes us. Not
-            # while much is printed: then it is gathered where it is, which costs the job nothing.
+        with self._changed:
+            self._is_quiet = self._is_told = False
+        # While much is printed, it is gathered where it is, which costs the job nothing.
+        output.watch(False)
+        output.store_soon()
+        if not self._size:
+            # Told to store each line at once, then asked for what it has: so nothing is missed.
             output.watch(True)
             output.store_soon()
-            with self._changed:
-                self._changed.wait_for(lambda: self._size or self._ending, _COLLECT_EVERY)
-        finally:
+        with self._changed:
+            self._is_quiet = not self._size
+        if not self._is_quiet:
             output.watch(False)
-            self._look()
-        return self._send()
+        return self._is_quiet
 
-    def _has_gathered(self, enough: float) -> bool:
-        return self._ending or self._size > enough
+    def look(self) -> float:
+        """Look after the lease; return when to do so again."""
+        try:
+            self._look()
+        except Exception as error:
+            self._say("its keeper goes on", error)
+        return max(self._due_look(), time.monotonic() + _COLLECT_EVERY)  # where it failed it is still due
+
+    def _due_look(self) -> float:
+        return min(self._renew_at, self._look_at)
 
     def _look(self) -> None:
         """Renew the lease when it is due, tell what is new, and hear whether a cancel was asked for."""
@@ -368,12 +412,12 @@ class Keeper:
                     self._renew_at = now + RENEW_EVERY
                 if not ok and not self._reclaim():
                     self._interrupt("it was given up as lost")
-            elif self._thread is not None and now >= self._look_at and not is_left:
+            elif self._keeping is not None and now >= self._look_at and not is_left:
                 cancel = self._registry.get(self._key).cancel_requested_at is not None
             else:
                 return
             self._look_at = now + _LOOK_EVERY
-            if cancel and self._thread is not None:
+            if cancel and self._keeping is not None:
                 self._interrupt(self._registry.get(self._key).reason)
         except (JobNotFound, JobExpired):
             self._interrupt("its registry has forgotten it")
@@ -383,3 +427,18 @@ class Keeper:
     def _interrupt(self, reason: str) -> None:
         if self._output is not None:
             self._output.interrupt(reason)
+
+
+class _Ticking:
+    """Drains an output that its registry reads only when somebody looks."""
+
+    def __init__(self, output: JobOutput) -> None:
+        self._output = output
+
+    def look(self) -> float:
+        return _EVER
+
+    def turn(self) -> float:
+        with contextlib.suppress(Exception):  # who stores next meets it again
+            self._output.drain()
+        return time.monotonic() + _TICK

@@ -466,13 +466,13 @@ def _say(message: str, *arguments: str, exc_info: Any = None) -> None:
         _log.error(message, *arguments, exc_info=exc_info)
 
 
-_OURS = (__name__, Exchange.__module__)
+_OURS = f"{__name__.partition('.')[0]}."
 
 
 def _without_our_frames(error: BaseException) -> BaseException:
-    """Begin the traceback where the app was called; leave it whole if it never was."""
+    """Begin the traceback at the first frame of the app's code; leave it whole if there is none."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OURS:
+    while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith(_OURS):
         frames = frames.tb_next
     return error if frames is None else error.with_traceback(frames)
 

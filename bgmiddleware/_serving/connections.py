@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .._polling import is_readable
+from .._ground.polling import is_readable
 
 __all__ = [
     "broken_off",

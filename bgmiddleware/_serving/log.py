@@ -6,7 +6,8 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from .._jobs import Channel, Job
+from .._jobs import Channel, Job, JobState
+from ..errors import JobCancelled, JobExpired, JobNotFound
 from ..registries.base import PAGE_BYTES, Piece, Registry
 from .connections import broken_off, is_behind_proxy, makes_ends_visible
 from .problems import Answer, Headers
@@ -92,7 +93,7 @@ def _answer_whole(visit: Visit, job: Job) -> Answer:
             return visit.refused(TOO_MANY)
         return Answer("200 OK", headers, _Held(_begun(visit, job), held))  # offsets are not positions in this text
     headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job, Channel.OUTPUT)))
-    content = Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end)
+    content = Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end, _last_line(job))
     return conditional(visit.environ, headers, content) if content.is_held(visit) else visit.refused(TOO_MANY)
 
 
@@ -117,11 +118,24 @@ def _gap(begin: int, end: int) -> bytes:
     return f"\n[… {end - begin} bytes of output were dropped here: {begin} to {end} …]\n".encode()
 
 
+_ENDS = {JobState.FAILED: "failed", JobState.CANCELLED: "was cancelled", JobState.LOST: "was lost"}
+
+
+def _last_line(job: Job) -> bytes:
+    """Say how a job ended that did not finish: who follows it by curl sees nothing but this text."""
+    if job.state not in _ENDS:
+        return b""
+    reason = "" if job.reason == JobCancelled().reason else " ".join(job.reason.split())
+    line = f"[the job {_ENDS[job.state]}{': ' if reason else ''}{reason}]\n"
+    return (("\n" if job.output_end else "") + line).encode("utf-8", "backslashreplace")
+
+
 def _whole_length(job: Job) -> int:
+    length = job.output_end + len(_last_line(job))
     if job.output_dropped is None:
-        return job.output_end
+        return length
     begin, end = job.output_dropped
-    return job.output_end - (end - begin) + len(_gap(begin, end))
+    return length - (end - begin) + len(_gap(begin, end))
 
 
 def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
@@ -135,6 +149,9 @@ def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
             yield _gap(offset, piece.offset)
         yield piece.data[: max(0, job.output_end - piece.offset)]
         offset = piece.end
+    last_line = _last_line(job)
+    if last_line:
+        yield last_line
 
 
 def _begun(visit: Visit, job: Job) -> Iterator[bytes]:
@@ -171,7 +188,7 @@ class _Held:
 
 
 class _Followed:
-    """The output as it comes. Holds a slot until it is read to its end, closed, or dropped.
+    """The output as it comes, and how the job ended. Holds a slot until it is read to its end, closed, or dropped.
 
     Ends with the job, else it breaks off: silence is no end. Where a proxy might take silence for one, a sign of life
     is sent that nobody sees: a carriage return where a line begins, and a space of no width within a line.
@@ -187,6 +204,7 @@ class _Followed:
         self._ends_line = True
         self._sign_every = _SIGN_EVERY_TO_PROXY if is_behind_proxy(visit.environ) else _SIGN_EVERY
         self._sent_at = time.monotonic()
+        self._is_over = False
         self._said_why = makes_ends_visible(visit.environ)
         if job.output_end:  # it can be read at once; and what cannot be read can still be said
             try:
@@ -208,11 +226,16 @@ class _Followed:
         return data
 
     def _take(self) -> bytes:
+        if self._is_over:
+            raise StopIteration
         piece, self._next = self._next, None
         while piece is None or piece.end <= self._offset:
             if self._held.must_end() and not self._can_be_read_out():
                 return self._broken_off()
-            piece = next(self._pieces)
+            following = next(self._pieces, None)
+            if following is None:
+                return self._said_end()
+            piece = following
             if piece.end <= self._offset:
                 if self._held.gone():
                     raise broken_off(self._environ)
@@ -225,6 +248,17 @@ class _Followed:
             return gap
         self._offset = piece.end
         return piece.data
+
+    def _said_end(self) -> bytes:
+        """Say how the job ended, if it did not finish, and end."""
+        self._is_over = True
+        try:
+            last_line = _last_line(self._visit.job())
+        except (JobNotFound, JobExpired):  # since then, so nobody knows
+            raise broken_off(self._environ) from None
+        if not last_line:
+            raise StopIteration
+        return last_line
 
     def _can_be_read_out(self) -> bool:
         """Whether the server stops, but this job has ended before: then nobody waits for what is left of it."""

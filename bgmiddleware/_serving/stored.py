@@ -35,17 +35,18 @@ class Missing(RegistryError, OSError):
 
 
 class Stored:
-    """The bytes *begin* to *end* of a channel, read in pieces: a large body is never in memory as a whole.
+    """The bytes *begin* to *end* of a channel, then a *tail*, in pieces: a large body is never in memory as a whole.
 
     They can belong to a held slot, which is given back when they are read, closed, or dropped with all their parts.
     """
 
-    def __init__(self, registry: Registry, key: str, channel: Channel, begin: int, end: int) -> None:
+    def __init__(self, registry: Registry, key: str, channel: Channel, begin: int, end: int, tail: bytes = b"") -> None:
         self._registry = registry
         self._key = key
         self._channel = channel
         self._begin = begin
         self._end = end
+        self._tail = tail
         self._first = b""
         self._held: Hold | None = None
         self._file: _Part | None = None
@@ -96,6 +97,8 @@ class Stored:
                 offset += len(data)
                 yield data
                 data = b""
+            if self._tail:
+                yield self._tail
         finally:
             self.close()
 
@@ -108,11 +111,14 @@ class Stored:
     @property
     def length(self) -> int:
         """How many bytes there are."""
-        return self._end - self._begin
+        return self._end - self._begin + len(self._tail)
 
     def part(self, begin: int, end: int) -> "Stored":
         """Return the bytes *begin* to *end* of these."""
-        part = Stored(self._registry, self._key, self._channel, self._begin + begin, self._begin + end)
+        stored = self._end - self._begin
+        ends = (self._begin + min(begin, stored), self._begin + min(end, stored))
+        tail = self._tail[max(0, begin - stored) : max(0, end - stored)]
+        part = Stored(self._registry, self._key, self._channel, *ends, tail)
         part._held = self._held
         return part
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 
 from .. import marks
+from .._ground.numbers import check_count, is_finite, is_whole
 from .._jobs import Priority
-from .._numbers import check_count, is_finite, is_whole
 from ..errors import ConfigurationError
 from ..executors.base import Executor
 from ..registries.base import Registry

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from contextvars import Context
 from heapq import heapify, heappop, heappush
 
-from .._numbers import check_count, check_seconds
+from .._ground.numbers import check_count, check_seconds
 from .._running import Run
 from ..errors import QueueFull
 from .base import Executor

@@ -26,8 +26,8 @@ from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError
 
 from .._capture import Outlet, write_late
+from .._ground.loading import loaded
 from .._jobs import Priority
-from .._loading import loaded
 from ..errors import ConfigurationError, QueueFull
 from ._engines.engine import EngineExecutor, no_answer, too_many
 from ._engines.sites import Site, Unloaded

@@ -7,9 +7,9 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .._ground.loading import check_name
+from .._ground.numbers import check_count, check_seconds
 from .._jobs import JobState
-from .._loading import check_name
-from .._numbers import check_count, check_seconds
 from .._running import Run
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ._engines.sites import Unloaded, fail_unloaded, is_ini

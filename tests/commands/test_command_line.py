@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -55,12 +56,32 @@ class Site:
 text = "no application"
 """
 
+OWN = """
+from apps import app as inner
+from bgmiddleware import BackgroundMiddleware, marks
+
+app = BackgroundMiddleware(inner, when=marks.path("/x/*"))
+
+
+class Flask:
+    wsgi_app = app
+
+    def __call__(self, environ, start_response):
+        return self.wsgi_app(environ, start_response)
+
+
+flask = Flask()
+"""
+
 
 class Served:
     """A server process and its address."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.process = begin(directory, "--background", "/x/*", "--port", "0", *arguments)
+    def __init__(
+        self, directory: Path, *arguments: str, app: str = "apps:app", background: str | None = "/x/*"
+    ) -> None:
+        marked = () if background is None else ("--background", background)
+        self.process = begin(directory, *marked, "--port", "0", *arguments, app=app)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.fullmatch(r"Serving on (http://(?:127\.0\.0\.1|0\.0\.0\.0):\d+)/ \(Ctrl-C stops\)\n", line)
@@ -97,6 +118,7 @@ def begin(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     (tmp_path / "apps.py").write_text(APPS)
+    (tmp_path / "own.py").write_text(OWN)
     return tmp_path
 
 
@@ -104,8 +126,8 @@ def directory(tmp_path: Path) -> Path:
 def serve(directory: Path) -> Iterator[Callable[..., Served]]:
     begun: list[Served] = []
 
-    def serve(*arguments: str) -> Served:
-        begun.append(Served(directory, *arguments))
+    def serve(*arguments: str, **options: Any) -> Served:
+        begun.append(Served(directory, *arguments, **options))
         return begun[-1]
 
     yield serve
@@ -287,17 +309,58 @@ def test_a_bad_option_is_refused_by_name(
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("app", ["own:app", "own:flask"])
+@pytest.mark.parametrize(
+    "option", [("background", "/y/*"), ("registry", "memory:"), ("ttl", "60"), ("workers", "8"), ("drain", "1")]
+)
+def test_an_option_that_an_app_with_its_own_middleware_would_ignore_is_refused(
+    option: tuple[str, str], app: str, directory: Path
+) -> None:
+    name, value = option
+    _, errors = begin(directory, f"--{name}", value, app=app).communicate(timeout=120)
+    assert errors.startswith(f"bgmiddleware: --{name}: {app} has a BackgroundMiddleware of its own. ")
+    assert "Traceback" not in errors
+
+
+def test_an_app_with_its_own_middleware_is_served_with_that(serve: Callable[..., Served]) -> None:
+    served = serve(app="own:app", background=None)
+    assert served.get("/x/quick")[0].startswith(f"{served.address}/x/quick?_t=")
+
+
+@pytest.mark.parametrize("place", ["another", "missing/jobs"])
+def test_a_registry_that_cannot_be_used_is_said_at_the_start(place: str, directory: Path) -> None:
+    (directory / "another").mkdir()
+    (directory / "another" / "theirs.txt").touch()
+    process = begin(directory, "--port", "0", "--registry", f"spool:{place}")
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (2, "")
+    assert f"bgmiddleware: directory = '{directory / place}': " in errors
+
+
+def test_a_registry_that_is_away_is_said_and_the_site_is_served(serve: Callable[..., Served]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    served = serve("--registry", f"redis://127.0.0.1:{port}")
+    served.wait_for(f"The registry does not answer: redis://127.0.0.1:{port}/0: ")
+    assert served.get("/fast")[1] == "done\n"
+
+
+def test_without_a_path_it_says_what_starts_jobs(serve: Callable[..., Served]) -> None:
+    served = serve(background=None)
+    served.wait_for("No --background: only requests with the header 'Prefer: respond-async' and views with a decorator")
+
+
 def test_a_taken_port_is_status_1_and_one_line(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = begin(directory, "--port", str(port))
+        process = begin(directory, "--background", "/x/*", "--port", str(port))
         output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (1, "")
     assert re.fullmatch(rf"bgmiddleware: cannot serve on 127\.0\.0\.1:{port}: .*in use\n", errors)
 
 
 def test_a_host_that_is_none_is_status_1_and_one_line(directory: Path) -> None:
-    process = begin(directory, "--host", "nosuch.invalid", "--port", "0")
+    process = begin(directory, "--background", "/x/*", "--host", "nosuch.invalid", "--port", "0")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert errors.startswith("bgmiddleware: cannot serve on nosuch.invalid:0: ")

@@ -18,13 +18,13 @@ PACKAGE = ROOT / "bgmiddleware"
 # From the ground up: a module may import those of its own line and of the lines above it. What is not named here is
 # named by its package.
 LAYERS = (
-    ("errors", "_numbers", "_polling"),
-    ("_jobs", "_loading", "_recording", "_capture"),
+    ("errors", "_ground"),
+    ("_jobs", "_recording", "_capture"),
     ("_frameworks",),
     ("registries",),
     ("_running",),
     ("executors",),
-    ("marks", "owners", "_prefer", "_context"),
+    ("marks", "owners", "_context"),
     ("_serving",),
     ("_starting",),
     ("_middleware",),

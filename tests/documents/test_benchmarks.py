@@ -22,6 +22,7 @@ pytestmark = pytest.mark.everything
         ("printing --rounds 2 --calls 10 --lines 100", "lines a second"),
         ("viewers --rounds 1 --viewers 6 --idle 0.1 --arrival 0.1 --seconds 1.2", "Starved viewers: 0"),
         ("slow_readers --rounds 1 --megabytes 2 --pings 5", "file path"),
+        ("shared --rounds 1 --starts 2 --jobs 5 --pings 3 --due 20", "that are due"),
         ("page --rounds 1 --lines 20000", "page without the output"),
         ("terminal --lines 500 --share 0.001", "The terminal"),
     ],

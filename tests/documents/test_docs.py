@@ -13,6 +13,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, paste
 from bgmiddleware.__main__ import _parser
+from bgmiddleware._commands.serve import OF_OUR_OWN
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries.spool import SpoolRegistry
 from tests.conftest import needs
@@ -120,7 +121,7 @@ def test_every_option_of_the_command_line_is_in_the_settings_with_its_real_defau
     (commands,) = [action for action in _parser()._actions if action.choices]
     assert isinstance(commands.choices, dict)
     options = {
-        action.option_strings[-1]: action.default
+        action.option_strings[-1]: OF_OUR_OWN.get(action.dest, action.default)
         for action in commands.choices["serve"]._actions
         if action.option_strings and action.dest != "help"
     }

@@ -48,7 +48,8 @@ def test_a_job_is_lost_with_its_process_and_ctrl_c_ends_everything() -> None:
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (0, "Stopping: jobs get time to end …\n")
+    said = [line for line in errors.splitlines() if "Task queue depth" not in line]  # waitress, on a busy machine
+    assert (process.returncode, said) == (0, ["Stopping: jobs get time to end …"])
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, marks
-from bgmiddleware._loading import loaded
+from bgmiddleware._ground.loading import loaded
 from bgmiddleware.registries import open_registry
 from tests.executors import executor_app
 from tests.executors.engine_worker import Worker, working

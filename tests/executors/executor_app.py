@@ -27,7 +27,7 @@ from bgmiddleware import (
     marks,
     progress,
 )
-from bgmiddleware._loading import loaded
+from bgmiddleware._ground.loading import loaded
 from bgmiddleware._running import keeper, run, waiting
 from bgmiddleware._starting import starter
 from bgmiddleware.executors._engines import sites
@@ -116,6 +116,14 @@ def view_steps(environ: dict[str, Any]) -> bytes:
         for number in range(1, 4):
             next_step()
             print("line", number)
+    return b"done"
+
+
+def view_stamps(environ: dict[str, Any]) -> bytes:
+    """Print what time it is, now and then."""
+    for number in range(12):
+        print(time.time(), flush=bool(number % 2))
+        time.sleep(0.12)
     return b"done"
 
 

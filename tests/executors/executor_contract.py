@@ -47,7 +47,8 @@ class Scene:
 
     def output(self, target: str) -> bytes:
         """Return all that it printed, when it has ended."""
-        return self.client.request("GET", target, accept="text/plain").body
+        whole = self.client.request("GET", target, accept="text/plain").body
+        return re.sub(rb"\n?\[the job [^\n]*\]\n\Z", b"", whole)  # how it ended
 
     def state(self, target: str) -> dict[str, Any]:
         """Return what scripts are told of it."""
@@ -59,9 +60,9 @@ class Scene:
 
 
 def await_threads() -> None:
-    """Wait for the threads that run jobs, or look after them: what they still do needs the registry."""
+    """Wait for the threads that run jobs: what they still do needs the registry."""
     for thread in threading.enumerate():
-        if re.fullmatch(r"bgmiddleware-([0-9]+|keeper-.*)", thread.name):
+        if re.fullmatch(r"bgmiddleware-[0-9]+", thread.name):
             thread.join(executor_app.WAIT)
             assert not thread.is_alive(), thread
 
@@ -151,6 +152,23 @@ class ExecutorContract:
                 assert line == b"line %d\n" % number
             assert b"".join(chunks) == b""
         assert site.ended(target).state is JobState.FINISHED
+
+    @pytest.mark.everything
+    def test_it_is_known_when_each_line_was_printed(self, site: Scene) -> None:
+        target = site.start("/stamps")
+        job = site.ended(target)
+        assert job.started_at is not None
+        times = iter(site.app.registry.times(job.key))
+        end, at = 0, 0
+        late = []
+        offset = 0
+        for line in site.output(target).splitlines(keepends=True):
+            offset += len(line)
+            while end < offset:
+                end, at = next(times)
+            late.append(job.started_at + at / 1000 - float(line))
+        assert sorted(late)[len(late) * 3 // 4] < 0.15  # a machine that is busy may hold some up
+        assert min(late) > -0.05  # what the claim took, by the registry's clock
 
     def test_jobs_run_beside_each_other_and_are_not_mixed(self, site: Scene) -> None:
         targets = [site.start("/steps/a"), site.start("/steps/b")]

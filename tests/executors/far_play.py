@@ -21,7 +21,7 @@ from wsgiref.validate import validator
 
 from bgmiddleware import BackgroundMiddleware, Registry, Run, marks
 from bgmiddleware._capture import JobOutput, current_output
-from bgmiddleware._loading import loaded
+from bgmiddleware._ground.loading import loaded
 from bgmiddleware._running.keeper import Keeper
 from bgmiddleware.executors import open_executor
 from bgmiddleware.registries import open_registry

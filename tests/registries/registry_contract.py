@@ -135,6 +135,16 @@ def all_of(registry: Registry, key: str, channel: Channel = Channel.OUTPUT, limi
     return b"".join(piece.data for piece in pieces_of(registry, key, channel, limit))
 
 
+def check_times(times: tuple[tuple[int, int], ...], told: list[tuple[int, int]], gap: int) -> None:
+    """Each byte has a time that is at most *gap* milliseconds later than what was told of it, and never earlier."""
+    entries = iter(times)
+    end, at = next(entries)
+    for byte, came in told:
+        while byte > end:
+            end, at = next(entries)
+        assert 0 <= at - came < gap
+
+
 def blocked_on(waiting: "Future[Any]", registry: Registry, key: str, offset: int) -> None:
     """Give a begun ``wait`` time to block: as long as a short wait of our own takes. It is correct without, but then
     it may find at once what it should be woken by."""
@@ -147,6 +157,7 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "append": lambda registry, key: registry.append(key, Channel.OUTPUT, 0, b"x", runner=RUNNER),
     "append nothing": lambda registry, key: registry.append(key, Channel.REQUEST, 0, b""),
     "read": lambda registry, key: registry.read(key, Channel.BODY, 0),
+    "times": lambda registry, key: registry.times(key),
     "wait": lambda registry, key: registry.wait(key, 0, LONG),
     "transition": lambda registry, key: registry.transition(key, {JobState.PENDING}, Transition(JobState.LOST)),
     "claim": lambda registry, key: registry.claim(key, RUNNER),
@@ -713,6 +724,90 @@ class RegistryContract:
             registry.append(KEY, Channel.REQUEST, 15, b"x")
         assert registry.get(KEY).request == {}
         assert registry.read(KEY, Channel.REQUEST, 0).data == b""
+
+    # When output came.
+
+    def test_it_is_told_when_output_came(self, registry):
+        running(registry)
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(2, 0), (3, 70)])
+        registry.append(KEY, Channel.OUTPUT, 3, b"defg", runner=RUNNER, times=[(7, 5000)])
+        assert registry.times(KEY) == ((2, 0), (3, 70), (7, 5000))
+        assert [registry.times(KEY, offset) for offset in (1, 2, 3)] == [registry.times(KEY)[n:] for n in (0, 1, 2)]
+        assert registry.times(KEY, 7) == registry.times(KEY, 100) == ()
+        assert registry.times(KEY, 0, 2) == ((2, 0), (3, 70))
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert registry.times(KEY, 2) == ((3, 70), (7, 5000))
+
+    def test_what_came_without_a_time_has_that_of_the_next(self, registry):
+        running(registry)
+        write(registry, KEY, b"ab")
+        assert registry.times(KEY) == ()
+        registry.append(KEY, Channel.OUTPUT, 2, b"c", runner=RUNNER, times=[(3, 10)])
+        assert registry.times(KEY) == ((3, 10),)
+
+    def test_output_that_is_sent_again_keeps_the_time_it_has(self, registry):
+        running(registry)
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(3, 10)])
+        assert registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(3, 900)]) == 3
+        with pytest.raises(BadOffset):
+            registry.append(KEY, Channel.OUTPUT, 4, b"e", runner=RUNNER, times=[(5, 900)])
+        assert registry.times(KEY) == ((3, 10),)
+
+    def test_no_time_is_before_an_earlier_one(self, registry):
+        running(registry)
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(1, 500), (2, 90), (3, 600)])
+        assert registry.times(KEY) == ((1, 500), (2, 500), (3, 600))
+
+    @pytest.mark.parametrize("at_once", [1, 7, 1000])
+    def test_times_within_a_twentieth_of_a_second_are_joined(self, registry, at_once):
+        running(registry)
+        told = [(number + 1, 10 * number) for number in range(1000)]
+        for begin in range(0, 1000, at_once):
+            part = told[begin : begin + at_once]
+            registry.append(KEY, Channel.OUTPUT, begin, b"x" * len(part), runner=RUNNER, times=part)
+        times = registry.times(KEY)
+        assert times[0] == told[0]
+        assert times[-1] == told[-1]
+        assert len(times) <= 2 * 10_000 / 50 + 2
+        check_times(times, told, 50)
+
+    def test_of_very_many_times_each_second_is_left_out(self, registry):
+        running(registry)
+        told = [(number + 1, 60 * number) for number in range(66_000)]
+        for begin in (0, 66_000):
+            part = [(end + begin, at + 60 * begin) for end, at in told]
+            registry.append(KEY, Channel.OUTPUT, begin, b"x" * len(part), runner=RUNNER, times=part)
+        told = [(number + 1, 60 * number) for number in range(132_000)]
+        times = registry.times(KEY)
+        assert times[0] == told[0]
+        assert times[-1] == told[-1]
+        assert 10_000 < len(times) <= 65_536
+        check_times(times, told, 800)
+        assert registry.times(KEY, 131_900) == tuple(time for time in times if time[0] > 131_900)
+
+    def test_what_was_dropped_keeps_its_times(self, make):
+        registry = make(max_output=10)
+        running(registry)
+        for number in range(50):
+            registry.append(KEY, Channel.OUTPUT, number, b"x", runner=RUNNER, times=[(number + 1, 1000 * number)])
+        assert registry.get(KEY).output_dropped is not None
+        assert registry.times(KEY) == tuple((number + 1, 1000 * number) for number in range(50))
+
+    def test_long_ways_and_long_silences_are_told_exactly(self, registry):
+        running(registry)
+        day = 24 * 3600 * 1000
+        told = ((1, 0), (2, 200 * day), (3, 201 * day))
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=told)
+        assert set(told) <= set(registry.times(KEY))
+        assert registry.times(KEY, 2) == told[2:]
+
+    def test_a_key_that_is_used_again_has_no_times_of_the_job_before(self, registry, clock):
+        running(registry)
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(3, 10)])
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        clock.advance(60.0)
+        running(registry)
+        assert registry.times(KEY) == ()
 
     # How much is kept.
 

@@ -137,9 +137,10 @@ class SharedRegistryContract(RegistryContract):
     def test_what_one_closes_is_open_for_the_others(self, opened):
         one, other = opened(), opened()
         running(one)
-        one.append(KEY, Channel.OUTPUT, 0, b"kept", runner=RUNNER)
+        one.append(KEY, Channel.OUTPUT, 0, b"kept", runner=RUNNER, times=[(4, 50)])
         one.close()
-        assert other.append(KEY, Channel.OUTPUT, 4, b" on", runner=RUNNER) == 7
+        assert other.append(KEY, Channel.OUTPUT, 4, b" on", runner=RUNNER, times=[(7, 60)]) == 7
+        assert other.times(KEY) == ((4, 50), (7, 60))
         assert read_all(other, KEY) == b"kept on"
 
     def test_the_secret_is_the_same_for_all_who_begin_at_once(self, opened, child):

@@ -25,6 +25,8 @@ from bgmiddleware import (
 )
 from bgmiddleware._jobs import key_of
 from bgmiddleware._running import keeper as _keeper
+from bgmiddleware._running import keeping as _keeping
+from bgmiddleware._running.keeping import Keeping, keeping_of
 from bgmiddleware._running.run import call_function
 from bgmiddleware.registries.base import END, Renewal, Source, Transition
 from tests.registries.registry_contract import LONG, RegistryContract, all_of, begun, done
@@ -64,9 +66,9 @@ class SharedRegistry(MemoryRegistry):
     def get(self, key: str) -> Job:
         return self._call("get", lambda: super(SharedRegistry, self).get(key))
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, **more: Any) -> int:
         append = super().append
-        return self._call(f"append {channel}", lambda: append(key, channel, offset, data, runner=runner))
+        return self._call(f"append {channel}", lambda: append(key, channel, offset, data, **more))
 
     def transition(self, key: str, *arguments: Any, **options: Any) -> bool:
         transition = super().transition
@@ -450,7 +452,7 @@ def test_what_a_log_handler_raises_does_not_end_a_keeper(registry):
 
 
 def test_a_print_does_not_wait_for_a_keeper_that_is_no_more(registry, monkeypatch):
-    monkeypatch.setattr(_keeper.Keeper, "_keep", lambda self: None)
+    monkeypatch.setattr(Keeping, "_run", lambda self: None)
 
     def work() -> None:
         for _ in range(30):
@@ -476,9 +478,42 @@ def test_a_thread_of_the_runner_that_cannot_begin_is_why_the_job_failed(registry
     assert (job.state, job.reason) == (JobState.FAILED, "its runner failed: RuntimeError: can't start new thread")
 
 
-def test_the_keeper_of_a_job_ends_with_it(registry):
+def test_one_thread_keeps_all_jobs_of_a_registry_and_ends_when_none_runs(registry, monkeypatch):
+    monkeypatch.setattr(_keeping, "_IDLE", 0.01)
+    go = threading.Event()
+
+    def work() -> None:
+        print("line")
+        assert go.wait(LONG)
+
+    before = threading.enumerate()
+    keys = [key_of(name) for name in "abc"]
+    runs = []
+    for key in keys:
+        registry.add(Job(key, key))
+        runs.append(begun(Run(key, key, registry, call_function(work), copy_context())))
+    for key in keys:
+        assert registry.wait(key, 0, LONG).output_end
+    thread = keeping_of(registry)._thread
+    begun_since = [each for each in threading.enumerate() if each not in before]
+    assert [each for each in begun_since if each.name == "bgmiddleware-keeper"] == [thread]
+    go.set()
+    for run in runs:
+        done(run)
+    thread.join(LONG)
+    assert not thread.is_alive()
+    done(started(registry, lambda: print("line")))  # one more begins with the next job
+    assert output_of(registry) == "line\n"
+
+
+def test_a_job_that_ends_at_once_is_over_before_its_keeper_looks(registry, monkeypatch):
+    monkeypatch.setattr(_keeper, "_GATHER", LONG)
+    monkeypatch.setattr(_keeper, "_LOOK_EVERY", LONG)
+    monkeypatch.setattr(_keeper, "RENEW_EVERY", LONG)
     done(started(registry, lambda: print("line")))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("bgmiddleware-keeper")]
+    assert output_of(registry) == "line\n"
+    assert registry.calls.count("append output") == 1
+    assert "renew" not in registry.calls
 
 
 def test_what_a_keeper_says_is_not_in_the_output(registry, caplog):

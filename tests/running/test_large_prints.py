@@ -138,9 +138,9 @@ def test_a_status_does_not_wait_while_somebody_else_stores() -> None:
 class SlowRegistry(SharedRegistry):
     """A registry that takes output more slowly than a job prints it."""
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, **more: Any) -> int:
         time.sleep(0.001)
-        return super().append(key, channel, offset, data, runner=runner)
+        return super().append(key, channel, offset, data, **more)
 
 
 def flood(registry: SharedRegistry, is_enough: Callable[[], object]) -> Any:

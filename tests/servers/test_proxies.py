@@ -36,17 +36,21 @@ http {{
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
     client_max_body_size 8m;
-    proxy_read_timeout 1s;
     upstream site {{ server 127.0.0.1:{upstream}; keepalive 4; }}
     server {{ listen 127.0.0.1:{port}; {locations} }}
     server {{ listen 127.0.0.1:{port_of_http_2} http2; {locations} }}
 }}
 """
-LOCATIONS = """
-location /plain/ { proxy_pass http://site/; }
-location /kept/ { proxy_pass http://site/; proxy_http_version 1.1; proxy_set_header Connection ""; }
-location /zipped/ { proxy_pass http://site/; gzip on; gzip_types text/plain; gzip_proxied any; }
-"""
+KINDS = {
+    "plain": "",
+    "kept": 'proxy_http_version 1.1; proxy_set_header Connection "";',
+    "zipped": "gzip on; gzip_types text/plain; gzip_proxied any;",
+}
+LOCATIONS = "".join(
+    f"location /{prefix}{kind}/ {{ proxy_pass http://site/; proxy_read_timeout {seconds}s; {settings} }}\n"
+    for kind, settings in KINDS.items()
+    for prefix, seconds in (("", 120), ("hasty-", 2))
+)
 
 
 class Behind(Server):
@@ -103,10 +107,16 @@ def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[Server, tuple[int,
         yield server, ports
 
 
-@pytest.fixture(params=["plain", "kept", "zipped"])
+@pytest.fixture(params=KINDS)
 def site(request: pytest.FixtureRequest, proxied: tuple[Server, tuple[int, int]]) -> Behind:
     server, (port, port_of_http_2) = proxied
     return Behind(server, port, f"/{request.param}", port_of_http_2)
+
+
+@pytest.fixture
+def hasty(site: Behind) -> Behind:
+    """The same, with a proxy that waits for two seconds only."""
+    return Behind(site, site.port, f"/hasty-{site.prefix[1:]}", site.port_of_http_2)
 
 
 ROWS = (
@@ -128,15 +138,16 @@ def test_a_row_of_the_kit_passes_behind_nginx(site: Behind, row: Callable[[Serve
     row(site)
 
 
-def test_a_quiet_job_outlives_the_patience_of_the_proxy(site: Behind) -> None:
-    target = waiting(site, f"quiet{site.prefix[1:]}")
+def test_a_quiet_job_outlives_the_patience_of_the_proxy(hasty: Behind) -> None:
+    name = f"quiet{hasty.prefix[1:]}"
+    target = waiting(hasty, name)
     text = ""
-    with site.stream("GET", target) as (status, _, chunks):
+    with hasty.stream("GET", target) as (status, _, chunks):
         assert status == 200
         for chunk in chunks:
             text += chunk.decode()
-            if text.count("\r") >= 8:  # one in 0.2 seconds, and the proxy waits for one second
-                opened(site, f"quiet{site.prefix[1:]}")
+            if text.count("\r") >= 14:  # one in 0.2 seconds
+                opened(hasty, name)
     assert text.replace("\r", "") == "begun\nended\n"
 
 

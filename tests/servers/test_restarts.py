@@ -63,7 +63,10 @@ def test_a_server_that_is_started_again_has_the_jobs_of_before(
         assert len(again[1].body) > 2_000_000
         state = server.ended(interrupted)
         assert (state["state"], state["reason"]) == ("lost", "server shut down")
-        assert server.request("GET", f"{interrupted}&_view=log").text == "begun\n"
+        assert server.request("GET", f"{interrupted}&_view=log&_offset=0").text == "begun\n"
+        assert server.request("GET", f"{interrupted}&_view=log").text.endswith(
+            "\n[the job was lost: server shut down]\n"
+        )
         assert server.request("GET", f"{interrupted}&_view=result").status == 502
 
 

@@ -567,7 +567,7 @@ def test_an_app_that_raises_leaves_its_traceback_and_a_500(client_of: Any, app: 
     output = client.request("GET", target).text
     assert "Traceback (most recent call last)" in output
     assert f"in {app.__name__}" in output
-    assert output.endswith(f"{reason}\n")
+    assert output.endswith(f"\n{reason}\n\n[the job failed: {reason}]\n")
     reply = client.request("GET", f"{target}&_view=result")
     assert reply.status == 500
     assert reason in reply.text
@@ -900,7 +900,7 @@ def test_what_runs_when_the_server_shuts_down_is_lost_with_its_output_kept(
     site.executor.shutdown(0.0)
     job = site.registry.jobs()[0]
     assert (job.state, job.reason) == (JobState.LOST, "server shut down")
-    assert client.request("GET", target).text == "begun\n"
+    assert client.request("GET", target).text == "begun\n\n[the job was lost: server shut down]\n"
     reply = client.request("GET", f"{target}&_view=result")
     assert (reply.status, reply.text) == (502, "The job was lost: server shut down.\n")
     assert client.request("POST", "/slow").status == 503

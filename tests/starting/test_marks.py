@@ -231,8 +231,9 @@ def test_the_name_of_a_query_parameter_that_would_need_escaping_is_refused(name)
         marks.query(name)
 
 
-def test_always_marks_every_request():
-    assert marks.always({}) is True
+def test_always_marks_every_request_but_for_an_icon_that_no_page_names():
+    assert marks.always({}) is marks.always({"PATH_INFO": "/icon.ico"}) is True
+    assert marks.always({"PATH_INFO": "/favicon.ico"}) is False
 
 
 @pytest.mark.parametrize(

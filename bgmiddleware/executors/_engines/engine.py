@@ -3,8 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 
+from ..._ground.numbers import check_count, check_seconds
 from ..._jobs import Priority
-from ..._numbers import check_count, check_seconds
 from ..._running import Run
 from ...errors import QueueFull
 from ..base import Executor

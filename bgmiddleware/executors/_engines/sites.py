@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from ..._capture import Outlet
+from ..._ground.loading import loaded
 from ..._jobs import Channel, JobState
-from ..._loading import loaded
 from ..._running import LEASE, Run, log_failed, patiently
 from ...errors import ConfigurationError
 from ...registries.base import Registry

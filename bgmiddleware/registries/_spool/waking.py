@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from ..._polling import is_readable
+from ..._ground.polling import is_readable
 
 __all__ = ["Waking"]
 

@@ -4,7 +4,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import TypeGuard
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 __all__ = ["check_count", "check_seconds", "is_finite", "is_whole"]
 

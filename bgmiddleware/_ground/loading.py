@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 __all__ = ["check_name", "loaded"]
 
