@@ -104,9 +104,9 @@ class Served:
         return self.process.returncode, errors
 
 
-def begin(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
+def begin(directory: Path, *arguments: str, app: str = "apps:app") -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "bgmiddleware", "serve", "apps:app", *arguments],
+        [sys.executable, "-m", "bgmiddleware", "serve", app, *arguments],
         cwd=directory,
         env={"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
