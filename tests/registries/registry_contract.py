@@ -1313,6 +1313,23 @@ class RegistryContract:
             assert registry.claim(key, RUNNER)
             registry.finish(key, RUNNER, state)
 
+    def test_those_that_wait_of_a_group_are_counted(self, registry, clock):
+        keys = [self.grouped(registry, name, reindex=1, ann=5) for name in "abcde"]
+        self.grouped(registry, "other", report=1)
+        assert [registry.waiting(group) for group in ("reindex", "ann", "report", "nobody")] == [5, 5, 1, 0]
+        assert registry.claim(keys[0], RUNNER)
+        registry.request_cancel(keys[1])
+        registry.discard(keys[2])
+        assert registry.waiting("reindex") == registry.waiting("ann") == 2
+        clock.advance(25.0)
+        registry.evict()
+        assert registry.waiting("reindex") == registry.waiting("report") == 0
+
+    def test_groups_of_any_name_are_counted(self, registry):
+        for number, name in enumerate(("owner ann ☃", "mark /x/*", "owner \udcff", "a'b\"c")):
+            registry.add(Job(key_of(str(number)), "job", groups={name: 1}))
+            assert registry.waiting(name) == 1
+
     def test_of_eight_threads_no_more_begin_than_their_group_lets(self, registry):
         keys = [self.grouped(registry, f"job {number}", reindex=3) for number in range(8)]
         barrier = threading.Barrier(8)
