@@ -29,6 +29,7 @@ PROMISED = os.environ.get("CI") == "true"
 
 # A test that uses one of these needs another program or process, so a short run leaves it out.
 _OUTSIDE = {"browser", "child", "cluster", "rabbitmq_server", "redis_server", "redis_server_of_module", "valkey"}
+_OUTSIDE |= {"serve", "started"}  # by a command
 
 
 def needs(name: str) -> ModuleType:

@@ -136,7 +136,6 @@ def serve(directory: Path) -> Iterator[Callable[..., Served]]:
         served.process.communicate()
 
 
-@pytest.mark.everything
 def test_it_serves_the_app_and_its_slow_paths_in_the_background(serve: Callable[..., Served]) -> None:
     served = serve()
     assert served.get("/fast") == (f"{served.address}/fast", "done\n")
@@ -154,7 +153,6 @@ OF_A_PROXY = {
 }
 
 
-@pytest.mark.everything
 @pytest.mark.parametrize(
     ("arguments", "saw"),
     [
@@ -174,13 +172,11 @@ def test_a_proxy_is_believed_where_it_is_trusted(
     assert serve(*arguments).get("/who", **OF_A_PROXY)[1] == saw
 
 
-@pytest.mark.everything
 def test_who_comes_from_elsewhere_may_be_no_proxy(serve: Callable[..., Served]) -> None:
     saw = serve("--host", "0.0.0.0").get("/who", **OF_A_PROXY)[1]
     assert saw == "127.0.0.1 inner http -"
 
 
-@pytest.mark.everything
 def test_descriptors_of_any_number_are_served(serve: Callable[..., Served]) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1200:
         pytest.skip("needs more descriptors")
@@ -190,12 +186,10 @@ def test_descriptors_of_any_number_are_served(serve: Callable[..., Served]) -> N
         assert served.get("/fast")[1] == "done\n", "select() refuses such a number, and the server would have ended"
 
 
-@pytest.mark.everything
 def test_a_request_that_prefers_it_goes_to_the_background(serve: Callable[..., Served]) -> None:
     assert '"state": ' in serve().get("/fast", Prefer="respond-async")[1]
 
 
-@pytest.mark.everything
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_without_a_traceback(number: signal.Signals, serve: Callable[..., Served]) -> None:
     status, errors = serve().end(number)
@@ -203,7 +197,6 @@ def test_a_signal_ends_it_without_a_traceback(number: signal.Signals, serve: Cal
     assert errors == "Stopping: jobs get time to end …\n"
 
 
-@pytest.mark.everything
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_running_job_gets_time_to_end(number: signal.Signals, serve: Callable[..., Served], directory: Path) -> None:
     served = serve()
@@ -216,7 +209,6 @@ def test_a_running_job_gets_time_to_end(number: signal.Signals, serve: Callable[
     assert errors == "the job has ended\n"
 
 
-@pytest.mark.everything
 def test_a_job_that_does_not_end_in_time_is_interrupted_and_lost(serve: Callable[..., Served]) -> None:
     served = serve("--drain", "0.2")
     served.get("/x/stays", Accept="application/json")
@@ -226,7 +218,6 @@ def test_a_job_that_does_not_end_in_time_is_interrupted_and_lost(serve: Callable
     assert "the job was interrupted" in errors
 
 
-@pytest.mark.everything
 def test_who_follows_a_job_sees_its_end_and_the_server_stops_without_a_word(
     serve: Callable[..., Served], directory: Path
 ) -> None:
@@ -241,7 +232,6 @@ def test_who_follows_a_job_sees_its_end_and_the_server_stops_without_a_word(
     assert (served.process.returncode, errors) == (0, "")
 
 
-@pytest.mark.everything
 def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) -> None:
     served = serve("--drain", "600")
     served.get("/x/stays", Accept="application/json")

@@ -119,7 +119,6 @@ def started(tmp_path: Path) -> Iterator[Callable[..., str]]:
         process.communicate(timeout=120)
 
 
-@pytest.mark.everything
 def test_the_serve_command_serves(started: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(SHOP)
     prompt, python, *command = shlex.split(example("The command line", "console"))
@@ -132,7 +131,6 @@ def test_the_serve_command_serves(started: Callable[..., str], tmp_path: Path) -
         assert response.read() == b"a good year\n"
 
 
-@pytest.mark.everything
 def test_the_curl_commands_work_on_the_demo(started: Callable[..., str], tmp_path: Path) -> None:
     curl = shutil.which("curl")
     if curl is None:
