@@ -19,7 +19,7 @@ with warnings.catch_warnings():
             importlib.import_module(_name)
 
 
-pytest.register_assert_rewrite("tests.executors.executor_contract", "tests.kit", "tests.registries")
+pytest.register_assert_rewrite("bgmiddleware.testing", "tests.kit", "tests.registries")
 
 # The tests start hundreds of Pythons: each compiles what it imports where none of them may keep it.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

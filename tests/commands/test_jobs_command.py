@@ -17,8 +17,8 @@ from bgmiddleware import Channel, Job, JobState, Registry
 from bgmiddleware.__main__ import main
 from bgmiddleware._jobs import key_of, new_token
 from bgmiddleware.registries import open_registry
+from bgmiddleware.testing.registries import LONG, RUNNER, write
 from tests.kit.documents import ROOT
-from tests.registries.registry_contract import LONG, RUNNER, write
 
 
 @pytest.fixture

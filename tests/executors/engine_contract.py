@@ -14,10 +14,10 @@ import pytest
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, marks, owners
 from bgmiddleware._ground.loading import loaded
 from bgmiddleware.registries import open_registry
-from tests.executors import executor_app
+from bgmiddleware.testing import executor_site
+from bgmiddleware.testing.executor_site import go
+from bgmiddleware.testing.executors import ProcessContract, Scene
 from tests.executors.engine_worker import Worker, working
-from tests.executors.executor_app import go
-from tests.executors.executor_contract import ProcessContract, Scene
 from tests.kit.clients import InProcess, ended, start
 from tests.kit.redis_server import RedisServer
 
@@ -98,10 +98,10 @@ class EngineContract(ProcessContract):
     @contextlib.contextmanager
     def workers(self, count: int) -> Iterator[None]:
         number, options = self.workers_for(count)
-        config = executor_app.config()
+        config = executor_site.config()
         fallback = ["--registry", config["registry"], "--executor", self.name()]
         fallback += ["--queue", config["executor_options"]["queue"]]
-        with working(executor_app.NAME, *options, ready=self.ready, count=number, before=fallback) as self.begun:
+        with working(executor_site.NAME, *options, ready=self.ready, count=number, before=fallback) as self.begun:
             yield
 
     def said(self, is_so: Callable[[str], bool]) -> None:

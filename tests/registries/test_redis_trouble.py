@@ -18,9 +18,7 @@ import pytest
 
 from bgmiddleware import Channel, ConfigurationError, Fenced, Job, JobNotFound, JobState, RegistryError
 from bgmiddleware._jobs import key_of
-from tests.conftest import needs
-from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module
-from tests.registries.registry_contract import (
+from bgmiddleware.testing.registries import (
     KEY,
     LONG,
     RUNNER,
@@ -33,6 +31,8 @@ from tests.registries.registry_contract import (
     running,
     write,
 )
+from tests.conftest import needs
+from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module
 
 redis: Any = needs("redis")
 
