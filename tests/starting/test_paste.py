@@ -136,7 +136,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         ),
         "version": ("2026.11", lambda app: app._starter.version, "2026.11"),
         "secret": ("a secret that is long", lambda app: app._starter.secret, b"a secret that is long"),
-        "max_body": ("5m", lambda app: app._max_body, 5 * 1024**2),
+        "max_body": ("5m", lambda app: app._starter.max_body, 5 * 1024**2),
         "stream_slots": ("0", lambda app: app._site.viewers.take_slot(lambda: False), None),
         "capture_logging": ("off", lambda app: app._starter.capture_logging, False),
         "capture_children": ("on", lambda app: app._starter.capture_children, True),
