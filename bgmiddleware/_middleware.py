@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from string import Template
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Never, Self
 from urllib.parse import parse_qsl
 
 from . import _context, marks
 from ._capture import Outlet, current, replaced
 from ._context import BackgroundRequested, Wish
+from ._ground.screens import screen_of
 from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
 from ._serving import (
@@ -36,6 +37,7 @@ from ._starting import (
     check_switches,
     check_texts,
     end_of,
+    foreground_is_asked_for,
     foreground_of,
     limits_of,
     may_be_lazy,
@@ -54,6 +56,7 @@ from .registries.memory import MemoryRegistry
 __all__ = ["BackgroundMiddleware", "WSGIApplication"]
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_output_of_caller = current.get  # of a name that is imported, CPython 3.11 looks a method up as slowly as an attribute
 _BODIED = ("POST", "PUT", "PATCH")
 
 
@@ -78,16 +81,19 @@ class BackgroundMiddleware:
     them to the console. *capture_children*: whether subprocesses without streams of the job print to its output too.
     *tee*: whether the output of jobs is copied to the server's standard output. *details*: whether anyone who may see a
     job sees the traceback of its exception, and the host and process that ran it; else only the server's log has the
-    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *token_name*: the
-    query parameter with the token.
+    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *foreground*: whether
+    no request starts a job, so that a debugger can stop in a view; the environment variable ``BGMIDDLEWARE_FOREGROUND``
+    does the same. *token_name*: the query parameter with the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
 
+    _knows_routes = False
+
     def __init__(
         self,
         app: WSGIApplication,
-        *,
+        *unnamed: Never,
         when: marks.Mark = marks.prefers_async,
         promote_after: float = 0.0,
         registry: Registry | None = None,
@@ -112,19 +118,16 @@ class BackgroundMiddleware:
         tee: bool = False,
         details: bool = True,
         refuse_cross_site: bool = False,
+        foreground: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(app=app, when=when, owner=owner, authorize=authorize, title=title)
+        check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site)
-        limits = limits_of(limit_per_owner, limit_per_mark)
-        priorities = priorities_of(priority_per_mark)
+        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground)
         check_pair(dashboard, authorize)
-        if isinstance(app, BackgroundMiddleware):
-            raise ConfigurationError("app is in a BackgroundMiddleware already: this one would not know its tokens")
-        self.app = app
+        self.app = _unwrapped(app)
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
@@ -151,35 +154,49 @@ class BackgroundMiddleware:
             deadline=deadline,
             version=version,
             limit_per_owner=limit_per_owner,
-            limits=limits,
-            priorities=priorities,
+            limits=limits_of(limit_per_owner, limit_per_mark),
+            priorities=priorities_of(priority_per_mark),
             title=title,
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )
-        self._max_body = max_body
         self._authorize = authorize
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
         self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
-        self._when = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        marked = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        self._stays_in_foreground = foreground or foreground_is_asked_for()
+        self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
+        self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="
         self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        # Every request of the site passes here: no object is made, and no WebOb, for one that is not ours.
+        # Every request of the site passes here: for one that is not ours no object is made, and no function called.
         try:
             query = environ["QUERY_STRING"]
+            path = environ["PATH_INFO"]
         except KeyError:  # some servers leave out what is empty
-            query = ""
-        if query and self._may_bear_token in query:
+            query, path = environ.get("QUERY_STRING", ""), environ.get("PATH_INFO", "")
+        if self._may_bear_token in query:
             tokens = self._find_tokens(query)
             if tokens:
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
                 environ = self._without_our_parameters(environ, tokens[-1])
-        when, app = self._when, self.app  # a call of an attribute is slower than of a name
-        if when(environ) and not _context.current_job() and self._may_start(environ):
+        if self._word is None:
+            may_be_marked = self._key in environ
+        elif self._word in path:
+            may_be_marked = True
+        else:
+            may_be_marked = self._has_more and (
+                (self._key is not None and self._key in environ)
+                or (self._second is not None and (self._second in path or self._third in path))
+            )
+        if may_be_marked and self._when(environ) and not _context.current_job() and self._may_start(environ):
+            if self._stays_in_foreground and not self._is_dashboard(environ):
+                return self._in_foreground(environ, start_response)
             return self._answer_marked(environ).send(environ, start_response)
+        app = self.app  # to call an attribute takes longer than to call a name
         if not _context.declared:
             try:
                 return app(environ, start_response)
@@ -188,22 +205,24 @@ class BackgroundMiddleware:
                 return self._answer_wish(without_traces(environ), asked.wish, start_response)
 
         # A decorator was used in this process, so the request is watched: it is kept as it came, and what it prints.
-        foreground: Any = current.get()
+        foreground: Any = _output_of_caller()
         try:
             # Mostly all is in place for the next request of this thread.
             if foreground.request is not None or foreground.changes != replaced.changes:
                 foreground = foreground_of(foreground)
         except AttributeError:  # the first one, or a job
             if foreground is not None and foreground.job is not None:
-                return self.app(environ, start_response)
+                return app(environ, start_response)
             foreground = foreground_of(foreground)
+        if not self._knows_routes:
+            self._look_at_routes()
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         if has_body:
-            remember_body(environ, self._max_body)
+            remember_body(environ, self._starter.max_body)
         recorded = as_it_came(environ) if "webob.adhoc_attrs" in environ else environ.copy()
         foreground.request = recorded
         try:
-            iterable = self.app(environ, start_response)
+            iterable = app(environ, start_response)
         except BaseException as error:
             iterable = taken(error, foreground)
         foreground.request = None
@@ -220,6 +239,15 @@ class BackgroundMiddleware:
     def _may_start(self, environ: dict[str, Any]) -> bool:
         """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
         return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_dashboard(environ)
+
+    def _look_at_routes(self) -> None:
+        """Warn, once the app has its routes, of decorators that do nothing where they stand."""
+        self._knows_routes = True
+        _context.warn_of_misplaced(self.app)
+
+    def _in_foreground(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Let the app answer by itself; the decorators find this call on the stack and just call the function."""
+        return self.app(environ, start_response)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
         if self._authorize is not None and self._is_dashboard(environ):
@@ -276,6 +304,13 @@ class BackgroundMiddleware:
 
 
 _context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
+_context.bypasses.add(id(BackgroundMiddleware._in_foreground.__code__))
+
+
+def _unwrapped(app: WSGIApplication) -> WSGIApplication:
+    if isinstance(app, BackgroundMiddleware):
+        raise ConfigurationError("app is in a BackgroundMiddleware already: wrap it once")
+    return app
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from .._running import Run
+from ..errors import QueueFull
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "full_group"]
 
 
 class Executor(ABC):
@@ -16,6 +17,9 @@ class Executor(ABC):
 
     keeps_queue: ClassVar[bool] = False
     """Whether jobs wait in the memory of this process, and are lost with it."""
+
+    needs_workers: ClassVar[bool] = False
+    """Whether jobs wait for workers that somebody starts by hand, and that may not be there."""
 
     @abstractmethod
     def submit(self, run: Run) -> None:
@@ -32,3 +36,9 @@ class Executor(ABC):
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, wait up to *drain* seconds (None: as configured) for those it has, and write down the
         rest as ``lost: server shut down``. Idempotent."""
+
+
+def full_group(group: str, most: int, waiting: int) -> QueueFull:
+    """Return what says that of a group *most* jobs may run, and too many wait for that."""
+    kind = group.partition(" ")[0]
+    return QueueFull(f"of one {kind} {most} may run at a time, and {waiting} are waiting")

@@ -43,8 +43,7 @@ from bgmiddleware.registries._spool import waking as _waking
 from bgmiddleware.registries._spool import writer as _writer
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
-from tests.kit.disks import mounted
-from tests.registries.registry_contract import (
+from bgmiddleware.testing.registries import (
     KEY,
     LONG,
     RUNNER,
@@ -60,7 +59,8 @@ from tests.registries.registry_contract import (
     running,
     write,
 )
-from tests.registries.shared_registry_contract import SharedRegistryContract
+from bgmiddleware.testing.shared_registries import SharedRegistryContract
+from tests.kit.disks import mounted
 
 Make = Callable[..., SpoolRegistry]
 
@@ -471,8 +471,9 @@ def test_a_user_who_is_not_root_has_a_directory_and_is_refused_those_of_others()
     with open(reader) as pipe:
         lines = pipe.read().splitlines()
     assert [line for line in lines if line == "works"] == ["works", "works"]
+    remedy = "make it by hand, with mode 700, or name another"
     assert [line.partition(": ")[2] for line in lines if line != "works"] == [
-        *2 * [f"it cannot be made: {closed} is not writable for this process"],
+        *2 * [f"it cannot be made: {closed} is not writable for this process; {remedy}"],
         *2 * ["it belongs to user 0, and this process runs as user 65534"],
     ]
 

@@ -35,7 +35,7 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of
 from bgmiddleware._recording import IN_MEMORY
 from bgmiddleware._running.run import call_function, replay_request
-from tests.registries.registry_contract import LONG, all_of, begun, done
+from bgmiddleware.testing.registries import LONG, all_of, begun, done
 
 KEY = key_of("one")
 TEXT = [("Content-Type", "text/plain")]
@@ -761,10 +761,10 @@ class Away(MemoryRegistry):
     away: tuple[Channel, ...] = ()
     after_storing = False
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, **more: Any) -> int:
         if channel in self.away and not self.after_storing:
             raise RegistryError("away")
-        end = super().append(key, channel, offset, data, runner=runner)
+        end = super().append(key, channel, offset, data, **more)
         if channel in self.away:
             raise RegistryError("away, after all was stored")
         return end

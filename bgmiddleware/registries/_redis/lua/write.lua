@@ -14,7 +14,7 @@ redis.call('HSET', RECORD, 'op', ARGV[3], 'state', ARGV[4], 'until', ARGV[5], 'r
 if ARGV[9] then
   redis.call('HDEL', RECORD, 'environ', 'request', 'runner', 'place')
   redis.call('DEL', REQUEST)
-  for _, key in ipairs({RECORD, OUTPUT, BODY}) do
+  for _, key in ipairs({RECORD, OUTPUT, BODY, TIMES}) do
     redis.call('PEXPIRE', key, ARGV[9])
   end
   redis.call('SET', GONE, '', 'PX', ARGV[10])
