@@ -28,7 +28,7 @@ from .._capture import (
     write_late,
 )
 from .._frameworks import Surroundings, run_within, unwind
-from .._jobs import JobState, Priority, Progress, RecordedResponse
+from .._jobs import JobState, Priority, Progress, RecordedResponse, Steps, StepState
 from .._recording import RecordedRequest, plain_title, replay_environ
 from ..errors import BadOffset, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
@@ -36,6 +36,7 @@ from .channels import BodyStore, open_request_body
 from .exchange import Exchange
 from .failures import log_failed, one_line, raised_in
 from .keeper import LEASE, Keeper, patiently
+from .steps import RunningSteps
 from .tee import open_tee
 
 __all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
@@ -60,12 +61,16 @@ class RunningJob:
         check: Callable[[], None],
         report: Callable[[Progress], None],
         rename: Callable[[str], None],
+        begin_step: Callable[[str], int | None],
+        end_step: Callable[[int, StepState], None],
     ) -> None:
         self.key = key
         self._title = title
         self._check = check
         self._report = report
         self._rename = rename
+        self._begin_step = begin_step
+        self._end_step = end_step
 
     @property
     def title(self) -> str:
@@ -81,6 +86,16 @@ class RunningJob:
         """Say how far the job is: *done* of *total*, and what it is doing. A cancellation point, as :meth:`check`."""
         self.check()
         self._report(Progress(done, total, message))
+
+    def begin_step(self, title: str) -> int | None:
+        """Begin a step within the innermost one that the calling code is in, and print its title. Return its number,
+        or None where it is only counted. Code uses :func:`bgmiddleware.step`."""
+        self.check()
+        return self._begin_step(title)
+
+    def end_step(self, number: int, state: StepState) -> None:
+        """End a step. After the end of the job it does nothing."""
+        self._end_step(number, state)
 
     def check(self) -> None:
         """Raise :class:`~bgmiddleware.JobCancelled` if the job was asked to stop; call it now and then in a loop that
@@ -160,6 +175,7 @@ class Run:
         self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
         self._keeper = Keeper(registry, key, self._runner, self._reclaim)
+        self._steps = RunningSteps(key, self._keeper.now, self._tell)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
@@ -277,12 +293,15 @@ class Run:
             keeper.store,
             write_late("stdout"),
             write_late("stderr"),
-            job=RunningJob(self.key, self.title, self._check, self._report, self._call_it),
+            job=RunningJob(
+                self.key, self.title, self._check, self._report, self._call_it, self._begin_step, self._end_step
+            ),
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
             tee=tee,
         )
         output.begin()
+        self._steps.belong()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
         state, reason = JobState.FAILED, "its runner failed"
@@ -439,8 +458,28 @@ class Run:
     def _report(self, progress: Progress) -> None:
         if self._output is None or os.getpid() != self._pid:
             return  # a forked child has a copy of the registry, which nobody looks at
+        self._steps.report(progress)
+
+    def _tell(self, progress: Progress | None, steps: Steps | None) -> None:
+        assert self._output is not None  # noqa: S101  # who calls has looked
         with self._output.held():
-            self._keeper.report(progress)
+            self._keeper.report(progress, steps=steps)
+
+    def _begin_step(self, title: str) -> int | None:
+        output, title = self._output, plain_title(title)
+        if output is None or os.getpid() != self._pid:
+            return None
+        output.drain(_LAST_DRAIN)
+        begin, is_new_line = self._keeper.given
+        output.note(f"{'' if is_new_line else chr(10)}{'  ' * self._steps.depth}▸ {title}\n")
+        return self._steps.begin(title, begin if is_new_line else begin + 1)
+
+    def _end_step(self, number: int, state: StepState) -> None:
+        output = self._output
+        if output is None or output.job is None or os.getpid() != self._pid:
+            return
+        output.drain(_LAST_DRAIN)
+        self._steps.end(number, state, self._keeper.given[0])
 
     def _call_it(self, title: str) -> None:
         self.title = title

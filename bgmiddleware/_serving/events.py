@@ -133,4 +133,4 @@ def _blocks(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[byte
 def _news(visit: Visit, job: Job) -> tuple[object, ...]:
     """Return what a status event is sent about, when it changes."""
     place = visit.registry.position(job.key) if job.state is JobState.PENDING else 0
-    return job.state, job.progress, job.cancel_requested_at, place
+    return job.state, job.progress, job.steps, job.cancel_requested_at, place

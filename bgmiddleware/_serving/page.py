@@ -97,7 +97,7 @@ def _hidden(is_so: bool) -> Markup:
 
 def _percent(job: Job) -> Markup:
     """Return the attribute of the progress bar; without one it only says that something goes on."""
-    percent = job.progress.percent if job.progress else None
+    percent = job.current_progress.percent if job.current_progress else None
     if job.state.ended:
         percent = 100.0 if job.state is JobState.FINISHED else percent or 0.0
     return Markup("" if percent is None else f' value="{percent:.1f}"')
@@ -170,10 +170,10 @@ def _note(visit: Visit, job: Job, said: Mapping[str, str]) -> str:
     if job.cancel_requested_at is not None:
         ago = visit.registry.clock() - job.cancel_requested_at
         return said["cancelling"] if ago < _PATIENCE else said["asked_ago"].format(time=f"{ago:.0f} s")
-    if job.progress is None:
+    if job.current_progress is None:
         return ""
-    of = "" if job.progress.total is None else f" {said['of']} {_count(job.progress.total)}"
-    return f"{job.progress.message} {_count(job.progress.done)}{of}".strip()
+    of = "" if job.current_progress.total is None else f" {said['of']} {_count(job.current_progress.total)}"
+    return f"{job.current_progress.message} {_count(job.current_progress.done)}{of}".strip()
 
 
 def _count(number: float) -> str:

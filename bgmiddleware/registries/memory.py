@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-from .._jobs import Channel, Job, JobState, Progress
+from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import (
     BadOffset,
     ConfigurationError,
@@ -217,6 +217,7 @@ class MemoryRegistry(Registry):
         lease: float | None = None,
         progress: Progress | None = None,
         title: str | None = None,
+        steps: Steps | None = None,
     ) -> Renewal:
         with self._lock:
             record = self._find(key)
@@ -228,6 +229,7 @@ class MemoryRegistry(Registry):
                 lease=lease,
                 progress=progress,
                 title=title,
+                steps=steps,
                 pending_ttl=self.pending_ttl,
             )
             if job is not None:
