@@ -264,6 +264,10 @@ class Registry(ABC):
         """Return the place of a pending job among those that wait, in the order in which they are taken: the higher
         priority first, and of one priority who came first. The first is 1; of any other job it is 0."""
 
+    def waiting(self, group: str) -> int:
+        """Return how many pending jobs belong to a group."""
+        return sum(group in job.groups for job in self.jobs(JobState.PENDING, self.max_jobs))
+
     @abstractmethod
     def take_cookies(self, key: str) -> bool:
         """Say that the caller delivers the response's cookies; true for exactly one of all who ask."""

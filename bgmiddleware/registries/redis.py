@@ -208,6 +208,9 @@ class RedisRegistry(Registry):
     def position(self, key: str) -> int:
         return self._index.position(key) if self.get(key).state is JobState.PENDING else 0
 
+    def waiting(self, group: str) -> int:
+        return self._index.waiting(group)
+
     def take_cookies(self, key: str) -> bool:
         return self._records.take_cookies(key)
 

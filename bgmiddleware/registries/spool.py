@@ -259,6 +259,10 @@ class SpoolRegistry(Registry):
             waits = row.job.as_of(self.clock()).state is JobState.PENDING
             return table.place(database, row) if waits else 0
 
+    def waiting(self, group: str) -> int:
+        with self._store.reading() as database:
+            return table.waiting(database, group)
+
     def take_cookies(self, key: str) -> bool:
         with self._store.changing() as change:
             return table.take_cookies(change.database, self._find(change.database, key))

@@ -29,7 +29,7 @@ from bgmiddleware._running import keeping as _keeping
 from bgmiddleware._running.keeping import Keeping, keeping_of
 from bgmiddleware._running.run import call_function
 from bgmiddleware.registries.base import END, Renewal, Source, Transition
-from tests.registries.registry_contract import LONG, RegistryContract, all_of, begun, done
+from bgmiddleware.testing.registries import LONG, RegistryContract, all_of, begun, done
 
 KEY = key_of("one")
 

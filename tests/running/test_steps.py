@@ -22,8 +22,8 @@ from bgmiddleware import (
 )
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
+from bgmiddleware.testing.registries import LONG
 from tests.kit.clients import InProcess, ended, start
-from tests.registries.registry_contract import LONG
 
 
 class Seen:

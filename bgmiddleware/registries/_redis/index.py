@@ -42,8 +42,9 @@ class Index:
         """Take a place for a new job, pending for *patience* seconds, and its name, which may hold *holder* now. The
         process that it waits in, if it does, is there for *lease* seconds."""
         names = [self._name(job)] if job.name else []
+        keys = [*self._keys, *names, *map(self._waits, job.groups)]
         arguments = (job.key, max_jobs, patience, job.priority.rank, holder, _milliseconds(patience + LINGER))
-        answer, now, *others = self._server.run("enter", [*self._keys, *names], *arguments, job.process, lease)
+        answer, now, *others = self._server.run("enter", keys, *arguments, job.process, lease, len(names))
         keys = [other.decode() for other in others]
         if answer == b"named":
             return Entered(False, False, keys[0], float(now), [])
@@ -78,7 +79,8 @@ class Index:
             at = now + _LOOK_AGAIN if job.lease_expires_at is None else job.lease_expires_at
         where = "ended" if job.state.ended else job.state.value
         rank = str(job.priority.rank)
-        self._file(job.key, job.groups, where, repr(at), "anew" if anew else "", place, _until(job), rank, job.process)
+        groups = [*map(self._group, job.groups), *map(self._waits, job.groups)]
+        self._file(job.key, groups, where, repr(at), "anew" if anew else "", place, _until(job), rank, job.process)
 
     def drop(self, key: str) -> None:
         """Know nothing more of a job."""
@@ -113,6 +115,10 @@ class Index:
         place = self._server.link.command("ZRANK", self._keys[6], key)
         return 0 if place is None else int(place) + 1
 
+    def waiting(self, group: str) -> int:
+        """Return how many pending jobs belong to a group."""
+        return int(self._server.run("waiting", [*self._keys, self._waits(group)])[1])
+
     def secret(self, new: bytes) -> bytes:
         """Return the secret of the registry: the *new* one, if there is none yet."""
         name = f"{self._prefix}:secret"
@@ -127,7 +133,7 @@ class Index:
 
     def _file(self, key: str, groups: Iterable[str], *args: str) -> None:
         try:
-            self._run("file", groups, key, *args)
+            self._server.run("file", [*self._keys, *groups], key, *args)
         except RegistryError as error:
             _log.warning("the job %s… is filed later: %s", key[:8], error)
 
@@ -135,8 +141,14 @@ class Index:
         return self._server.run(script, [*self._keys, *map(self._group, groups)], *args)
 
     def _group(self, name: str) -> str:
+        return self._named("group", name)
+
+    def _waits(self, name: str) -> str:
+        return self._named("waits", name)
+
+    def _named(self, kind: str, name: str) -> str:
         # What of the name is no text (a lone surrogate) is written as its number is.
-        return f"{self._prefix}:group:{name}".encode("utf-8", "backslashreplace").decode()
+        return f"{self._prefix}:{kind}:{name}".encode("utf-8", "backslashreplace").decode()
 
 
 def _milliseconds(seconds: float) -> int:
