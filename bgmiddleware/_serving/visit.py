@@ -324,8 +324,8 @@ def _told(answer: Answer, seconds: float) -> Answer:
 def job_headers(job: Job) -> Headers:
     """Return what every answer says of its job, for scripts."""
     headers = [("Job-State", job.state.value)]
-    if job.progress is not None and job.progress.percent is not None:
-        headers.append(("Job-Progress", f"{job.progress.percent:.1f}"))
+    if job.current_progress is not None and job.current_progress.percent is not None:
+        headers.append(("Job-Progress", f"{job.current_progress.percent:.1f}"))
     return tuple(headers)
 
 
