@@ -132,9 +132,7 @@ class SpoolRegistry(Registry):
                 raise JobExists(holder.job.key)
             self._make_room(change)
             row = table.insert(change.database, job)
-            # Within the transaction: no row is without its file. A process that is killed just here leaves a file
-            # without its row, which is cleaned up.
-            self._store.files(row).create(self.max_output)
+            self._store.files(row).forget_earlier()
         self._clean_up_now_and_then()
         return changes.held(job, now + here) if job.process else job
 
@@ -155,6 +153,8 @@ class SpoolRegistry(Registry):
 
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         def read(row: Row) -> Piece:
+            if row.job.state is JobState.PENDING and not self._store.files(row).is_there():
+                return Piece(offset, b"")
             ends = Ends.of_job(row.job) if row.job.state.ended else None
             return self._store.files(row).read(channel, offset, limit, ends)
 
@@ -171,19 +171,25 @@ class SpoolRegistry(Registry):
     def wait(self, key: str, offset: int, timeout: float) -> Job:
         deadline = time.monotonic() + timeout
         row, job = self._look(key)
-        if job.output_end > offset or job.state.ended or timeout <= 0:
-            return job
-        with self._waking.watch(self._store.files(row).path) as wait_for_change:
-            while True:
-                job = self.get(key)
-                left = deadline - time.monotonic()
-                if job.output_end > offset or job.state.ended or left <= 0:
-                    return job
-                limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
-                if limit is not None:
-                    left = min(left, max(0.001, limit - self.clock()))
-                # A process may be killed between what it did and its waking us.
-                wait_for_change(min(left, _LOOK_EVERY))
+        while not (job.output_end > offset or job.state.ended or time.monotonic() >= deadline):
+            # A job that waits has no file yet: when it has one, that is watched.
+            files, is_there = self._store.files(row), row.job.state is not JobState.PENDING
+            if not is_there:
+                with storage_errors():
+                    files.make_directory()
+            with self._waking.watch(files.path, is_there=is_there) as wait_for_change:
+                row, job = self._look(key)
+                while (row.job.state is not JobState.PENDING) == is_there:
+                    left = deadline - time.monotonic()
+                    if job.output_end > offset or job.state.ended or left <= 0:
+                        break
+                    limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+                    if limit is not None:
+                        left = min(left, max(0.001, limit - self.clock()))
+                    # A process may be killed between what it did and its waking us.
+                    wait_for_change(min(left, _LOOK_EVERY))
+                    row, job = self._look(key)
+        return job
 
     def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         if change.to.ended:
@@ -197,6 +203,9 @@ class SpoolRegistry(Registry):
             if change.to is JobState.RUNNING:
                 if job.groups and not changes.has_room(job.groups, table.running(store.database), now):
                     return False
+                # Within the transaction: no job runs without its file. A process that is killed just here leaves one
+                # that the next claim takes.
+                self._store.files(row).create(self.max_output)
                 store.store(row, changes.claimed(job, now, change))
             else:
                 self._end(store, row, changes.ended(job, now, change, ttl=self.ttl), change)
@@ -226,7 +235,9 @@ class SpoolRegistry(Registry):
             )
             if job is not None and (lease is not None or progress is not None or title is not None):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
-                table.store(change.database, row, job, self._store.files(row).ends().kept)
+                is_there = job.state is not JobState.PENDING or self._store.files(row).is_there()
+                kept = self._store.files(row).ends().kept if is_there else 0
+                table.store(change.database, row, job, kept)
                 self._keep_max_bytes(change, row)
         if job is None:
             self._store.writers.close(key)
@@ -325,7 +336,9 @@ class SpoolRegistry(Registry):
 
     def _as_read(self, row: Row, now: float) -> Job:
         # The state was read before the ends are: who sees an end sees everything.
-        job = row.job if row.job.state.ended else _with_ends(row.job, self._store.files(row).ends())
+        job = row.job
+        if job.state is JobState.RUNNING:
+            job = _with_ends(job, self._store.files(row).ends())
         return job.as_of(now)
 
     # Writing bytes.
@@ -345,6 +358,9 @@ class SpoolRegistry(Registry):
 
     def _append_request(self, key: str, offset: int, data: bytes) -> int:
         row = self._find_pending(key)
+        if not self._store.files(row).is_there():
+            with self._store.changing():  # nobody else makes it now
+                self._store.files(row).create(self.max_output)
         writer = Writer(self._store.files(row), "", self.busy_timeout)
         try:
             end = writer.append(Channel.REQUEST, offset, data)

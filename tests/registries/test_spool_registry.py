@@ -579,8 +579,8 @@ def test_a_running_job_whose_file_was_removed_ends_all_the_same(make, directory,
 
 def test_a_list_leaves_out_a_job_whose_files_are_gone(make, directory):
     registry = make(directory)
-    added(registry, "a")
-    added(registry, "b")
+    running(registry, "a")
+    running(registry, "b")
     (file,) = [file for file in files_in(directory) if file.name.startswith(key_of("a"))]
     file.unlink()
     assert [job.title for job in registry.jobs()] == ["b"]
@@ -1207,12 +1207,54 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
 
 def test_a_job_that_could_not_be_added_leaves_no_file(make, directory, monkeypatch):
     registry = make(directory, max_jobs=1)
-    added(registry)
+    running(registry)
     with pytest.raises(QueueFull):
         added(registry, "two")
     with pytest.raises(RegistryError):
         registry.add(Job("x", "two"))
     assert len(files_in(directory)) == 1
+
+
+def test_a_job_has_a_file_from_the_first_byte_of_its_request_or_its_claim_on(make, directory):
+    registry = make(directory)
+    added(registry)
+    assert (files_in(directory), all_of(registry, KEY, Channel.REQUEST), all_of(registry, KEY)) == ([], b"", b"")
+    assert registry.renew(KEY, "", lease=LONG).ok
+    registry.append(added(registry, "two"), Channel.REQUEST, 0, b"request")
+    assert {file.name[:32] for file in files_in(directory)} == {key_of("two")}
+    for name in ("one", "two"):
+        assert registry.claim(key_of(name), RUNNER)
+    assert all_of(registry, key_of("two"), Channel.REQUEST) == b"request"
+    assert len(files_in(directory)) == 3
+    assert registry.request_cancel(added(registry, "three")) is JobState.CANCELLED
+    assert registry.discard(added(registry, "four"))
+    assert len(files_in(directory)) == 3
+
+
+def test_what_a_claim_left_that_was_killed_is_taken_by_the_next(make, directory):
+    registry = make(directory)
+    for name, left in (("a", b""), ("b", b"bgm-job"), ("c", None)):
+        key = added(registry, name)
+        files = _jobfiles.JobFiles(registry.directory, key, ord(name) - ord("a") + 1)
+        files.create(registry.max_output)
+        if left is not None:
+            Path(files.path).write_bytes(left)
+        assert registry.claim(key, RUNNER)
+        assert write(registry, key, b"output") == 6
+        assert all_of(registry, key) == b"output"
+
+
+def test_a_file_of_a_job_that_the_index_has_lost_is_not_taken_for_that_of_a_new_one(make, directory):
+    registry = make(directory)
+    running(registry)
+    write(registry, KEY, b"of the old one")
+    registry.close()
+    for file in directory.glob("index.db*"):
+        file.unlink()
+    registry = make(directory)
+    running(registry)
+    assert registry.get(KEY).output_end == 0
+    assert write(registry, KEY, b"new") == 3
 
 
 # What is stored.
