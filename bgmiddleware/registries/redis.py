@@ -34,8 +34,8 @@ __all__ = ["RedisRegistry"]
 _log = logging.getLogger("bgmiddleware")
 
 _STRING_BYTES = 512 * 1024 * 1024  # the most that a string of Redis holds
-_EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10
+_TIDIED_AT_ONCE = 100
 _GRACE = 10.0
 _TRIES = 100
 _BATCH = 200
@@ -95,14 +95,14 @@ class RedisRegistry(Registry):
         self._prefix = prefix
         self._records = Records(self._server, prefix)
         self._index = Index(self._server, prefix)
-        self._evicted_at = -_EVICT_EVERY
         self._written: dict[str, Stored] = {}  # by key
 
     def __repr__(self) -> str:
         return f"<RedisRegistry {self._server.shown} {self._prefix}>"
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
-        self._evict_now_and_then()
+        if self.keep_house():
+            self._evict_unless_just_back(_EVICT_AT_ONCE)
         patience = self.pending_ttl if job.process else self._patience(lease)
         here = (lease or 0.0) if job.process else 0.0
         for _ in range(_TRIES):
@@ -241,7 +241,16 @@ class RedisRegistry(Registry):
             self._records.unremember(forgotten)
         return Evicted(sum(map(self._settle, due)), expired)
 
+    def tidy(self) -> float | None:
+        if self._evict_unless_just_back(_TIDIED_AT_ONCE) >= _TIDIED_AT_ONCE:
+            return 0.0
+        return None if self.is_empty() else self.tidy_every
+
+    def is_empty(self) -> bool:
+        return self._index.is_empty()
+
     def close(self) -> None:
+        self.leave_house()
         self._server.close()
 
     def secret(self) -> bytes:
@@ -386,14 +395,9 @@ class RedisRegistry(Registry):
     def _too_busy(self, key: str) -> RegistryError:
         return RegistryError(f"{self._server.shown}: too many change the job {key[:8]}… at once")
 
-    def _evict_now_and_then(self) -> None:
-        now = time.monotonic()
+    def _evict_unless_just_back(self, limit: int) -> int:
         # When the server was away, those who run jobs need a moment to say that they are there still.
-        if now - self._evicted_at < _EVICT_EVERY or now - self._server.link.back_at < _GRACE:
-            return
-        self._evicted_at = now
-        if sum(self.evict(_EVICT_AT_ONCE)) == _EVICT_AT_ONCE:
-            self._evicted_at = now - _EVICT_EVERY  # there is more: the next one goes on
+        return 0 if time.monotonic() - self._server.link.back_at < _GRACE else sum(self.evict(limit))
 
     def _settle(self, key: str) -> bool:
         """Look at a job that is due. Make its loss permanent, and return whether this call did; or file it again."""

@@ -36,10 +36,10 @@ from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, StorageFull, Tr
 __all__ = ["SpoolRegistry"]
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-_EVICT_EVERY = 1.0
 _EVICT_IN_ONE = 100  # step: meanwhile no other process can write
 _EVICT_AT_ONCE = 10  # each may be some files to remove, and a request waits
 _CLEAN_UP_EVERY = 10.0
+_REST = 20  # times as long as a look at what was left behind took, until the next
 _LOOK_EVERY = 5.0
 
 T = TypeVar("T")
@@ -91,10 +91,11 @@ class SpoolRegistry(Registry):
         for name, value in {"max_bytes": max_bytes, "busy_timeout": busy_timeout}.items():
             if not value > 0:
                 raise ConfigurationError.of_setting(name, value, "a number above 0")
+        self.tidy_every = min(self.tidy_every, _CLEAN_UP_EVERY)
         self.max_bytes = max_bytes
         self.busy_timeout = busy_timeout
         self._waking = Waking(look)
-        self._evicted_at = self._cleaned_up_at = float("-inf")  # by the monotonic clock
+        self._clean_up_at = float("-inf")  # by the monotonic clock
 
     @property
     def directory(self) -> str:
@@ -114,6 +115,7 @@ class SpoolRegistry(Registry):
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
         self._free_disk()
+        is_late = self.keep_house()
         with self._store.changing() as change:
             now = self.clock()
             patience = self.pending_ttl if job.process else self._patience(lease)
@@ -121,7 +123,8 @@ class SpoolRegistry(Registry):
             here = (lease or 0.0) if job.process else 0.0
             if job.process:
                 table.hold(change.database, job.process, now + here)
-            self._evict_now_and_then(change, now)
+            if is_late:
+                self._evict(change, now, _EVICT_AT_ONCE)
             taken = table.find(change.database, job.key)
             if taken is not None:
                 if not taken.job.has_expired(now):
@@ -130,10 +133,9 @@ class SpoolRegistry(Registry):
             holder = table.last_of_name(change.database, job.name) if job.name else None
             if holder is not None and holder.job.holds_name(now):
                 raise JobExists(holder.job.key)
-            self._make_room(change)
+            self._make_room(change, now)
             row = table.insert(change.database, job)
             self._store.files(row).forget_earlier()
-        self._clean_up_now_and_then()
         return changes.held(job, now + here) if job.process else job
 
     def hold(self, process: str, lease: float) -> None:
@@ -297,7 +299,28 @@ class SpoolRegistry(Registry):
         self._store.clean_up()
         return Evicted(lost, evicted)
 
+    def tidy(self) -> float | None:
+        with self._store.changing() as change:
+            table.forget_processes(change.database, self.clock())
+            done = self._evict(change, self.clock(), _EVICT_AT_ONCE)
+            jobs, _ = table.totals(change.database)
+        instant = time.monotonic()
+        left = self._clean_up_at - instant
+        if left <= 0:
+            self._store.clean_up()
+            self._clean_up_at = instant + max(_CLEAN_UP_EVERY, _REST * (time.monotonic() - instant))
+        if sum(done) >= _EVICT_AT_ONCE:
+            return 0.0
+        if jobs:
+            return self.tidy_every
+        return None if left <= 0 else left  # what the last one left in the log is taken away too
+
+    def is_empty(self) -> bool:
+        with self._store.reading() as database:
+            return table.totals(database)[0] == 0
+
     def close(self) -> None:
+        self.leave_house()
         self._waking.close()
         self._store.close()
 
@@ -420,15 +443,6 @@ class SpoolRegistry(Registry):
                 lost += 1
         return Evicted(lost, evicted)
 
-    def _evict_now_and_then(self, change: Change, now: float) -> None:
-        # By the monotonic clock: when the wall clock is set back, it would be long until the next time.
-        instant = time.monotonic()
-        is_full = table.totals(change.database)[0] >= self.max_jobs
-        if (is_full or instant - self._evicted_at >= _EVICT_EVERY) and (
-            sum(self._evict(change, now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE
-        ):
-            self._evicted_at = instant  # else there is more: the next one goes on
-
     def _free_disk(self) -> None:
         """Where the disk is full, forget what is due; ``RegistryError`` where that is not enough for a new job."""
         if self._store.is_full():
@@ -436,23 +450,21 @@ class SpoolRegistry(Registry):
             if self._store.is_full():
                 raise StorageFull(f"{self.directory}: {os.strerror(errno.ENOSPC)}")
 
-    def _clean_up_now_and_then(self) -> None:
-        instant = time.monotonic()
-        if instant - self._cleaned_up_at >= _CLEAN_UP_EVERY:
-            self._cleaned_up_at = instant
-            with contextlib.suppress(RegistryError):  # the job is stored, whatever comes of this
-                self._store.clean_up()
-
-    def _make_room(self, change: Change) -> None:
+    def _make_room(self, change: Change, now: float) -> None:
         """Forget ended jobs until there is room for one more; ``QueueFull`` where there are none left."""
+        may_evict = True
         while True:
             jobs, kept = table.totals(change.database)
             if jobs < self.max_jobs and kept < self.max_bytes:
                 return
-            if not self._forget_first_ended(change):
-                if jobs >= self.max_jobs:
-                    raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
-                raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
+            if self._forget_first_ended(change):
+                continue
+            if may_evict and any(self._evict(change, now, _EVICT_AT_ONCE)):  # those that were never started are lost
+                may_evict = False
+                continue
+            if jobs >= self.max_jobs:
+                raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
+            raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
 
     def _keep_max_bytes(self, change: Change, grown: Row) -> None:
         """Forget jobs that ended before the one that has *grown*: what ends just now shall be seen."""

@@ -4,6 +4,7 @@ The subclass gives a fixture ``make``: a function of a registry's settings that 
 closes it after the test. The registry must take ``clock=``.
 """
 
+import os
 import random
 import threading
 import time
@@ -32,6 +33,7 @@ from bgmiddleware import (
     RegistryFull,
 )
 from bgmiddleware._jobs import key_of
+from bgmiddleware.registries._housekeeping import House, house
 from bgmiddleware.registries.base import END, Piece, Transition
 
 LONG = 120.0
@@ -518,6 +520,89 @@ class RegistryContract:
         assert registry.get(KEY).state is JobState.RUNNING
         assert registry.get(KEY).expires_at is None
         assert all_of(registry, KEY) == b"still here"
+
+    # Housekeeping.
+
+    def test_what_is_due_is_forgotten_by_time_and_then_no_thread_is_left(self, make, clock, housekeeping):
+        registry = make(ttl=60.0)
+        registry.tidy_every = 0.01
+        tidied, tidy = threading.Event(), registry.tidy
+
+        def tells() -> float | None:
+            again = tidy()
+            tidied.set()
+            return again
+
+        registry.tidy = tells
+        for name in "abc":
+            ended(registry, name, output=b"x")
+        added(registry, "waits")
+        thread = house()._thread
+        clock.advance(60.0)
+        while not registry.is_empty():  # what was never started is lost, and forgotten sixty seconds later
+            tidied.clear()
+            assert tidied.wait(LONG)
+            clock.advance(60.0)
+        thread.join(LONG)
+        assert not thread.is_alive()
+        assert registry.evict() == (0, 0)
+        ended(registry, "later")  # and again
+        clock.advance(60.0)
+        while not registry.is_empty():
+            tidied.clear()
+            assert tidied.wait(LONG)
+
+    def test_of_much_that_is_due_a_few_are_forgotten_at_a_time_and_none_by_who_adds_a_job(self, make, clock):
+        registry = make(ttl=60.0)
+        for number in range(230):
+            ended(registry, f"job {number}")
+        clock.advance(60.0)
+        added(registry)
+        again = []
+        while (seconds := registry.tidy()) == 0.0:
+            again.append(seconds)
+            assert len(again) < 100
+        assert len(again) >= 2
+        assert 0 < seconds <= registry.tidy_every <= 60.0
+        assert registry.evict() == (0, 0)
+        assert [job.title for job in registry.jobs()] == ["one"]
+
+    def test_where_no_thread_could_tidy_who_adds_a_job_does(self, make, clock, housekeeping, monkeypatch):
+        monkeypatch.setattr(House, "_run", lambda house: None)
+        registry = make(ttl=60.0)
+        for number in range(15):
+            ended(registry, f"job {number}")
+        clock.advance(60.0)
+        added(registry, "in time")
+        monkeypatch.setattr(registry, "tidied_at", (os.getpid(), time.monotonic() - 31.0))
+        added(registry, "late")
+        assert registry.evict() == (0, 5)
+
+    def test_making_a_registry_begins_no_thread_and_who_drops_or_closes_it_ends_it(self, make, housekeeping):
+        before = threading.enumerate()
+        registry = make()
+        assert threading.enumerate() == before
+        added(registry)
+        thread = house()._thread
+        registry.close()
+        thread.join(LONG)
+        assert not thread.is_alive()
+
+    def test_a_child_of_a_fork_keeps_house_itself(self, make, housekeeping):
+        registry = make()
+        added(registry)
+        child = os.fork()
+        if not child:
+            try:
+                house_of_parent = registry.tidied_at[0]
+                registry.keep_house()
+                assert registry.tidied_at[0] == os.getpid() != house_of_parent
+                assert house()._thread.is_alive()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        registry.close()
 
     # The bytes.
 

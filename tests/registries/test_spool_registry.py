@@ -1173,7 +1173,7 @@ def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(director
     assert (said.stdout, said.stderr) == ("0 parent child parent\n", "")
 
 
-@pytest.mark.parametrize("by", ["evicting", "adding"])
+@pytest.mark.parametrize("by", ["evicting", "tidying"])
 def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory, monkeypatch, by):
     registry = make(directory)
     kept = [added(registry, f"job {number}") for number in range(5)]
@@ -1193,13 +1193,13 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
         stranger.write_bytes(b"not ours")
     (shard / f"{key_of('ended')}.98").mkdir()
     instant = time.monotonic()
-    for number in range(256):  # a part of the directory each
+    for _ in range(256):  # a part of the directory each
         if by == "evicting":
             registry.evict()
         else:
             instant += 10.0
             monkeypatch.setattr("bgmiddleware.registries.spool.time.monotonic", lambda instant=instant: instant)
-            added(registry, f"another {number}")
+            assert registry.tidy() == 10.0
     assert before | strangers <= set(files_in(directory))
     assert (shard / f"{key_of('ended')}.98").is_dir()
     assert not set(orphans) & set(files_in(directory))
@@ -1492,24 +1492,6 @@ def test_a_wait_goes_by_no_wall_clock(make, clock):
     blocked_on(waiting, registry, KEY, 0)
     clock.advance(-3600.0)
     assert done(waiting).state is JobState.RUNNING
-
-
-def test_adding_a_job_evicts_what_is_due_a_few_at_a_time(make, clock, monkeypatch):
-    registry = make(ttl=60.0)
-    instant = [1000.0]
-    monkeypatch.setattr("bgmiddleware.registries.spool.time.monotonic", lambda: instant[0])
-    for number in range(25):
-        ended(registry, f"job {number}")
-    clock.advance(60.0)
-    instant[0] += 0.99
-    added(registry, "too early")
-    assert _index_total(registry)[0] == 26
-    instant[0] += 0.01
-    counts = []
-    for number in range(4):
-        added(registry, f"looks {number}")
-        counts.append(_index_total(registry)[0])
-    assert counts == [17, 8, 4, 5]
 
 
 def test_a_key_that_expired_and_was_used_again_is_unknown_when_that_job_is_discarded_and_may_expire_again(make, clock):

@@ -133,6 +133,10 @@ class Index:
         index = self._keys[0] if state is None else among.get(state, self._keys[0])
         return [key.decode() for key in self._server.link.command("ZREVRANGE", index, begin, begin + count - 1)]
 
+    def is_empty(self) -> bool:
+        """Whether there are no jobs."""
+        return not self._server.link.command("ZCARD", self._keys[0])
+
     def position(self, key: str) -> int:
         """Return the place of a pending job, from 1; 0 if it is not filed as one."""
         place = self._server.link.command("ZRANK", self._keys[6], key)
