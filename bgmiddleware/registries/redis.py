@@ -105,6 +105,8 @@ class RedisRegistry(Registry):
             self._evict_unless_just_back(_EVICT_AT_ONCE)
         patience = self.pending_ttl if job.process else self._patience(lease)
         here = (lease or 0.0) if job.process else 0.0
+        if job.state is not JobState.PENDING:
+            job = job.changed(state=JobState.PENDING)
         for _ in range(_TRIES):
             entered, stored = self._enter(job, patience, here)
             if stored is None:

@@ -6,7 +6,7 @@ import logging
 import secrets
 from typing import Any, NamedTuple
 
-from ..._jobs import Channel, Job, JobState
+from ..._jobs import Channel, Job
 from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryFull
 from .. import _changes as changes
 from .._bounds import Bounds
@@ -62,7 +62,7 @@ class Records:
         if answer != b"ok":
             return None
         self._server.heard(at := float(now))
-        return Stored(job.changed(state=JobState.PENDING, created_at=at, expires_at=at + patience), at, op)
+        return Stored(job.changed(created_at=at, expires_at=at + patience), at, op)
 
     def look(self, key: str) -> Stored:
         """Return a record; the job in it is as it was written, not as it reads."""
