@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 from . import _context, marks
 from ._capture import Outlet, current, replaced
 from ._context import BackgroundRequested, Wish
+from ._ground.screens import screen_of
 from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
 from ._serving import (
@@ -54,6 +55,7 @@ from .registries.memory import MemoryRegistry
 __all__ = ["BackgroundMiddleware", "WSGIApplication"]
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_output_of_caller = current.get  # of a name that is imported, CPython 3.11 looks a method up as slowly as an attribute
 _BODIED = ("POST", "PUT", "PATCH")
 
 
@@ -119,8 +121,6 @@ class BackgroundMiddleware:
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
         check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site)
-        limits = limits_of(limit_per_owner, limit_per_mark)
-        priorities = priorities_of(priority_per_mark)
         check_pair(dashboard, authorize)
         if isinstance(app, BackgroundMiddleware):
             raise ConfigurationError("app is in a BackgroundMiddleware already: this one would not know its tokens")
@@ -151,8 +151,8 @@ class BackgroundMiddleware:
             deadline=deadline,
             version=version,
             limit_per_owner=limit_per_owner,
-            limits=limits,
-            priorities=priorities,
+            limits=limits_of(limit_per_owner, limit_per_mark),
+            priorities=priorities_of(priority_per_mark),
             title=title,
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
@@ -162,24 +162,35 @@ class BackgroundMiddleware:
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
         self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
         self._when = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="
         self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        # Every request of the site passes here: no object is made, and no WebOb, for one that is not ours.
+        # Every request of the site passes here: for one that is not ours no object is made, and no function called.
         try:
             query = environ["QUERY_STRING"]
+            path = environ["PATH_INFO"]
         except KeyError:  # some servers leave out what is empty
-            query = ""
-        if query and self._may_bear_token in query:
+            query, path = environ.get("QUERY_STRING", ""), environ.get("PATH_INFO", "")
+        if self._may_bear_token in query:
             tokens = self._find_tokens(query)
             if tokens:
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
                 environ = self._without_our_parameters(environ, tokens[-1])
-        when, app = self._when, self.app  # a call of an attribute is slower than of a name
-        if when(environ) and not _context.current_job() and self._may_start(environ):
+        if self._word is None:
+            may_be_marked = self._key in environ
+        elif self._word in path:
+            may_be_marked = True
+        else:
+            may_be_marked = self._has_more and (
+                (self._key is not None and self._key in environ)
+                or (self._second is not None and (self._second in path or self._third in path))
+            )
+        if may_be_marked and self._when(environ) and not _context.current_job() and self._may_start(environ):
             return self._answer_marked(environ).send(environ, start_response)
+        app = self.app  # to call an attribute takes longer than to call a name
         if not _context.declared:
             try:
                 return app(environ, start_response)
@@ -188,14 +199,14 @@ class BackgroundMiddleware:
                 return self._answer_wish(without_traces(environ), asked.wish, start_response)
 
         # A decorator was used in this process, so the request is watched: it is kept as it came, and what it prints.
-        foreground: Any = current.get()
+        foreground: Any = _output_of_caller()
         try:
             # Mostly all is in place for the next request of this thread.
             if foreground.request is not None or foreground.changes != replaced.changes:
                 foreground = foreground_of(foreground)
         except AttributeError:  # the first one, or a job
             if foreground is not None and foreground.job is not None:
-                return self.app(environ, start_response)
+                return app(environ, start_response)
             foreground = foreground_of(foreground)
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         if has_body:
@@ -203,7 +214,7 @@ class BackgroundMiddleware:
         recorded = as_it_came(environ) if "webob.adhoc_attrs" in environ else environ.copy()
         foreground.request = recorded
         try:
-            iterable = self.app(environ, start_response)
+            iterable = app(environ, start_response)
         except BaseException as error:
             iterable = taken(error, foreground)
         foreground.request = None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ._ground.prefer import preferences
+from ._ground.screens import EVERY, Screen, screen_of, screen_of_globs, screened, united
 from .errors import ConfigurationError
 
 __all__ = [
@@ -32,10 +33,6 @@ Environ = Mapping[str, Any]
 Mark = Callable[[Environ], bool]
 
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-
-# What every path has that matches a glob, in whatever way its bytes are read: so ASCII only.
-_HEAD = re.compile(r"\A[^*?\[\x80-\U0010ffff]*")
-_TAIL = re.compile(r"[^*?\]\x80-\U0010ffff]*\Z")
 
 
 def path(*globs: str, methods: Iterable[str] | None = None, parts: bool = False) -> Mark:
@@ -63,68 +60,29 @@ def path(*globs: str, methods: Iterable[str] | None = None, parts: bool = False)
 
 def under(*globs: str) -> Mark:
     """Mark all requests whose path matches one of *globs*, by whatever method and for whatever use."""
-    return _of_globs(globs, always)
+    return _of_globs(globs, _any)
 
 
 def _of_globs(globs: tuple[str, ...], others: Mark) -> Mark:
-    """Return the mark of what matches one of *globs* and is marked by *others* too."""
-    # This runs for every request of the site, and nearly all globs are a prefix or a path: neither needs a regular
-    # expression, and *others* is asked of few requests.
+    """Return the mark of what matches one of *globs* and is marked by *others* too, which is asked of few requests."""
+    path_matches = _by_path(globs)
+
+    def path_marks(environ: Environ) -> bool:
+        return path_matches(environ.get("PATH_INFO", "")) and others(environ)
+
+    screened(path_marks, screen_of_globs(globs))
+    return path_marks
+
+
+def _by_path(globs: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return whether a path, as PEP 3333 spells it, matches one of *globs*."""
     if not any(map(_is_pattern, globs)):
-        return _of_paths(frozenset(map(_as_wsgi, globs)), others)
-    prefixes = tuple(_as_wsgi(glob[:-1]) for glob in globs if glob.endswith("*") and not _is_pattern(glob[:-1]))
-    if len(prefixes) == len(globs) == 1:
-        return _of_prefix(prefixes[0], others)
-    if len(prefixes) == len(globs):
-        return lambda environ: environ.get("PATH_INFO", "").startswith(prefixes) and others(environ)
-    return _of_patterns(globs, others)
-
-
-def _of_paths(paths: frozenset[str], others: Mark) -> Mark:
-    if len(paths) > 1:
-        return lambda environ: environ.get("PATH_INFO") in paths and others(environ)
-    (wanted,) = paths
-    return lambda environ: environ.get("PATH_INFO") == wanted and others(environ)
-
-
-def _of_patterns(globs: tuple[str, ...], others: Mark) -> Mark:
+        return frozenset(map(_as_wsgi, globs)).__contains__
+    if not any(_is_pattern(glob[:-1]) or not glob.endswith("*") for glob in globs):
+        prefixes = tuple(_as_wsgi(glob[:-1]) for glob in globs)
+        return lambda path: path.startswith(prefixes)
     matches = re.compile("|".join(fnmatch.translate(glob) for glob in globs)).match
-
-    def path_matches(environ: Environ) -> bool:
-        return matches(_of_wsgi(environ.get("PATH_INFO", ""))) is not None and others(environ)
-
-    # A path that matches begins or ends as one of the globs does: most do neither, and are not looked at further.
-    begin = tuple(_HEAD.findall(glob)[0] for glob in globs)
-    heads = tuple(filter(None, begin))
-    tails = tuple(_TAIL.findall(glob)[0] for glob, head in zip(globs, begin, strict=True) if not head)
-    if not all(tails):
-        return path_matches
-
-    def path_may_match(environ: Environ) -> bool:
-        try:
-            path = environ["PATH_INFO"]
-        except KeyError:  # an empty one may be left out
-            return False
-        return (path.startswith(heads) or path.endswith(tails)) and path_matches(environ)
-
-    if tails:
-        return path_may_match
-    return lambda environ: environ.get("PATH_INFO", "").startswith(heads) and path_matches(environ)
-
-
-def _of_prefix(prefix: str, others: Mark) -> Mark:
-    if not prefix:
-        return others
-    # What begins with "/a" lies between "/a" and "/b": two comparisons, which make no new string.
-    behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-
-    def path_begins(environ: Environ) -> bool:
-        try:
-            return prefix <= environ["PATH_INFO"] < behind and others(environ)
-        except KeyError:  # an empty one may be left out
-            return False
-
-    return path_begins
+    return lambda path: matches(_of_wsgi(path)) is not None
 
 
 def _is_pattern(text: str) -> bool:
@@ -134,7 +92,12 @@ def _is_pattern(text: str) -> bool:
 def exactly(path: str) -> Mark:
     """Mark requests for exactly this path, without wildcards."""
     wanted = _as_wsgi(path)
-    return lambda environ: environ.get("PATH_INFO") == wanted
+
+    def is_wanted(environ: Environ) -> bool:
+        return environ.get("PATH_INFO") == wanted
+
+    screened(is_wanted, Screen(words=(wanted,)))
+    return is_wanted
 
 
 def _as_wsgi(text: str) -> str:
@@ -165,6 +128,9 @@ def prefers_async(environ: Environ) -> bool:
     return "HTTP_PREFER" in environ and "respond-async" in preferences(environ["HTTP_PREFER"])
 
 
+screened(prefers_async, Screen(header="HTTP_PREFER"))
+
+
 def header(name: str, value: str | None = None) -> Mark:
     """Mark requests that have the header *name*, with exactly this *value* if one is given."""
     key = name.upper().replace("-", "_")
@@ -173,9 +139,12 @@ def header(name: str, value: str | None = None) -> Mark:
             return lambda environ: bool(environ.get(key))
     else:
         key = f"HTTP_{key}"
-    if value is None:
-        return lambda environ: key in environ
-    return lambda environ: environ.get(key) == value
+
+    def has_header(environ: Environ) -> bool:
+        return key in environ if value is None else bool(environ.get(key) == value)
+
+    screened(has_header, Screen(header=key))
+    return has_header
 
 
 def query(name: str) -> Mark:
@@ -187,8 +156,11 @@ def query(name: str) -> Mark:
 
 
 def always(environ: Environ) -> bool:
-    """Mark every request, also those that browsers add, such as ``/favicon.ico``. :func:`navigation` leaves these
-    out."""
+    """Mark every request, but for ``/favicon.ico``, which browsers request by themselves."""
+    return environ.get("PATH_INFO") != "/favicon.ico"
+
+
+def _any(environ: Environ) -> bool:
     return True
 
 
@@ -197,16 +169,13 @@ def never(environ: Environ) -> bool:
     return False
 
 
+screened(never, Screen())
+
+
 def any_of(*marks: Mark) -> Mark:
     """Mark requests that at least one of *marks* marks; the first match ends the search."""
     if len(marks) == 1:
         return marks[0]
-    # This runs for every request of the site: without a loop, and without a call that nearly always says no.
-    if len(marks) == 2:
-        first, second = marks
-        if first is prefers_async:
-            return lambda environ: ("HTTP_PREFER" in environ and prefers_async(environ)) or second(environ)
-        return lambda environ: first(environ) or second(environ)
 
     def is_any(environ: Environ) -> bool:
         for mark in marks:  # noqa: SIM110  # a generator costs more than the marks
@@ -214,6 +183,7 @@ def any_of(*marks: Mark) -> Mark:
                 return True
         return False
 
+    screened(is_any, united([screen_of(mark) for mark in marks]))
     return is_any
 
 
@@ -221,9 +191,6 @@ def all_of(*marks: Mark) -> Mark:
     """Mark requests that all of *marks* mark."""
     if len(marks) == 1:
         return marks[0]
-    if len(marks) == 2:
-        first, second = marks
-        return lambda environ: first(environ) and second(environ)
 
     def is_all(environ: Environ) -> bool:
         for mark in marks:  # noqa: SIM110  # a generator costs more than the marks
@@ -231,6 +198,8 @@ def all_of(*marks: Mark) -> Mark:
                 return False
         return True
 
+    # What it is true for passes the screens of all of them: any one will do.
+    screened(is_all, next((screen for mark in marks if (screen := screen_of(mark)) is not EVERY), EVERY))
     return is_all
 
 

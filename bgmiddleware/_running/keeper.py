@@ -28,6 +28,8 @@ LEASE = 15.0
 RENEW_EVERY = 5.0
 _LOOK_EVERY = 1.0  # for a cancel
 _TELL_EVERY = 0.1
+_TICK = 0.1
+_EVER = float("inf")
 _COLLECT_EVERY = 0.25  # what ends no line
 _GATHER = 0.02
 _ENOUGH = 64 * 1024
@@ -83,12 +85,12 @@ class Keeper:
     """Keeps one running job and its registry in step.
 
     Where the registry reads the live output itself (``Registry.attach``), what is stored goes there at once, in the
-    thread that stores. Elsewhere the process has one thread for all jobs (``keeping``), which gathers it for 20 ms or
-    64 KiB, and sends it: a print never waits for a network, unless the job prints faster than the registry takes it. A
-    job that ends sooner sends what it printed itself. What the registry cannot take because it is away is kept, up to
-    1 MiB, and sent again; what has no room then is dropped, and the output says which bytes. Whatever a registry
-    raises, that thread goes on; and it renews and looks for a cancel by time, not when it has sent all there is, which
-    of a job that prints without pause is never.
+    thread that stores, and at least ten times a second: so it is known when it came. Elsewhere the process has one
+    thread for all jobs (``keeping``), which gathers it for 20 ms or 64 KiB, and sends it: a print never waits for a
+    network, unless the job prints faster than the registry takes it. A job that ends sooner sends what it printed
+    itself. What the registry cannot take because it is away is kept, up to 1 MiB, and sent again; what has no room then
+    is dropped, and the output says which bytes. Whatever a registry raises, that thread goes on; and it renews and
+    looks for a cancel by time, not when it has sent all there is, which of a job that prints without pause is never.
 
     A registry whose storage went back to what it was earlier is not left: the output goes on and says which bytes are
     missing. *reclaim* claims the job again where that was before its claim, and returns whether it was so.
@@ -107,7 +109,7 @@ class Keeper:
         self._keeping: Keeping | None = None  # None: the registry takes all at once
         self._place: Place | None = None  # None: no turns any more
         self._changed = threading.Condition()  # guards the next seven
-        self._waiting: deque[memoryview] = deque()
+        self._waiting: deque[tuple[memoryview, int]] = deque()  # and when it came
         self._size = 0
         self._given = 0
         self._dropped_from: int | None = None
@@ -116,8 +118,9 @@ class Keeper:
         self._is_quiet = False  # what is printed next is to be sent at once
         self._is_told = False  # that there is enough to send
         self._pause = _BACK_OFF[0]
-        self._sending = threading.Lock()  # guards the next three: one chunk at a time, the same until it is taken
+        self._sending = threading.Lock()  # guards the next four: one chunk at a time, the same until it is taken
         self._chunk = b""
+        self._came: list[tuple[int, int]] = []  # when the bytes of the chunk came up to there
         self._end = 0
         self._forgot = False
         self._missing = 0
@@ -125,6 +128,8 @@ class Keeper:
         self._title: str | None = None
         self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
+        self._begun = time.monotonic()
+        self._ticking: tuple[Keeping, Place] | None = None
 
     def leave_to_parent(self) -> None:
         """Say that the parent of this process renews the lease, and interrupts the job when it is asked to stop."""
@@ -134,12 +139,17 @@ class Keeper:
         """Begin to keep *output*, of which nothing was stored yet."""
         now = time.monotonic()
         self._output = output
+        self._begun = now
         self._renew_at, self._look_at = now + RENEW_EVERY, now + _LOOK_EVERY
         if self._parent:
             self._open()
+        keeping = keeping_of(self._registry)
         if not self._registry.attach(self._key, output):
-            self._keeping = keeping_of(self._registry)
-            self._place = self._keeping.join(self, self._due_look(), now + _GATHER)
+            self._keeping = keeping
+            self._place = keeping.join(self, self._due_look(), now + _GATHER)
+        else:
+            with contextlib.suppress(RuntimeError):  # no thread can begin: then it is known less well when it printed
+                self._ticking = keeping, keeping.join(_Ticking(output), now + _EVER, now + _TICK)
 
     def _open(self) -> None:
         with contextlib.suppress(Exception):  # what comes will tell
@@ -168,6 +178,10 @@ class Keeper:
         elif is_due and not is_keeper and self._place is not None:
             keeping.wake(self._place)
 
+    def now(self) -> int:
+        """Return how many milliseconds it is since the job began."""
+        return int(1000 * (time.monotonic() - self._begun))
+
     def report(self, progress: Progress | None = None, title: str | None = None) -> None:
         """Take how far the job is, or what it is called now. Raises nothing: progress that is not told is not missed
         for long."""
@@ -192,6 +206,9 @@ class Keeper:
         if self._keeping is not None and self._place is not None:
             self._keeping.leave(self._place)
             self._place = None
+        if self._ticking is not None:
+            keeping, place = self._ticking
+            keeping.leave(place)
         for _ in _tries(self._registry):
             if self._has_told_all() or self._full:
                 break
@@ -239,20 +256,24 @@ class Keeper:
             missing = f"\n[bytes {self._dropped_from} to {self._given} of the output could not be stored]\n"
             self._dropped_from = None
             data = missing.encode() + data
-        self._waiting.append(memoryview(data))
+        self._waiting.append((memoryview(data), self.now()))
         self._size += len(data)
 
     def _next_chunk(self) -> bytes:
         if not self._chunk:
             with self._changed:
                 parts, room = [], _CHUNK
+                self._came = []
                 while self._waiting and room:
-                    part = self._waiting.popleft()
+                    part, came = self._waiting.popleft()
                     if len(part) > room:
-                        self._waiting.appendleft(part[room:])
+                        self._waiting.appendleft((part[room:], came))
                         part = part[:room]
                     parts.append(part)
                     room -= len(part)
+                    if self._came and self._came[-1][1] == came:
+                        self._came.pop()
+                    self._came.append((_CHUNK - room, came))
                 self._chunk = b"".join(parts)
         return self._chunk
 
@@ -284,7 +305,10 @@ class Keeper:
     def _is_appended(self, chunk: bytes) -> bool:
         """Append a chunk; where the registry went back, do what must be done before that, and return false."""
         try:
-            self._end = self._registry.append(self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner)
+            times = [(self._end + size, came) for size, came in self._came] if chunk else []
+            self._end = self._registry.append(
+                self._key, Channel.OUTPUT, self._end, chunk, runner=self._runner, times=times
+            )
         except BadOffset as error:
             if error.end >= self._end:
                 raise
@@ -403,3 +427,18 @@ class Keeper:
     def _interrupt(self, reason: str) -> None:
         if self._output is not None:
             self._output.interrupt(reason)
+
+
+class _Ticking:
+    """Drains an output that its registry reads only when somebody looks."""
+
+    def __init__(self, output: JobOutput) -> None:
+        self._output = output
+
+    def look(self) -> float:
+        return _EVER
+
+    def turn(self) -> float:
+        with contextlib.suppress(Exception):  # who stores next meets it again
+            self._output.drain()
+        return time.monotonic() + _TICK

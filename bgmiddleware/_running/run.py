@@ -30,7 +30,7 @@ from .._capture import (
 from .._frameworks import Surroundings, run_within, unwind
 from .._jobs import JobState, Priority, Progress, RecordedResponse
 from .._recording import RecordedRequest, plain_title, replay_environ
-from ..errors import BadOffset, JobCancelled, JobExpired, JobNotFound, RegistryError
+from ..errors import BadOffset, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
@@ -185,7 +185,10 @@ class Run:
             self.leave()
             self._context.run(self._run)
         except (JobNotFound, JobExpired):
-            _log.info("job %s is gone", self.key[:8])
+            if self._output is None:
+                _log.info("job %s is gone", self.key[:8])
+            else:
+                _say("job %s ran, but its registry has lost its record: %s", self.key[:8], one_line(self.title))
         except BaseException as error:  # a worker thread must live on, whatever it was
             if isinstance(error, RegistryError) and self.registry.shared and self._output is None:
                 _say("job %s waits for its registry: %s", self.key[:8], str(error))
@@ -403,6 +406,10 @@ class Run:
                 return JobState.FAILED, _LOST_BODY, error
             if self._abandoned:  # nobody will read what is written of it
                 return JobState.LOST, "abandoned", None
+            if isinstance(error, (JobNotFound, JobExpired, Fenced)) and error.key == self.key:
+                if isinstance(error, Fenced):
+                    _say("job %s was given up as lost while it ran: %s", self.key[:8], one_line(self.title))
+                return JobState.LOST, "its registry does not take what it makes any more", None  # no fault of the job
             if not self._tells_errors:
                 return JobState.FAILED, f"it raised an exception, see {self.key[:8]} in the server's log", error
             # Text, not the exception: its frames would be kept for a whole TTL.
@@ -466,13 +473,13 @@ def _say(message: str, *arguments: str, exc_info: Any = None) -> None:
         _log.error(message, *arguments, exc_info=exc_info)
 
 
-_OURS = (__name__, Exchange.__module__)
+_OURS = f"{__name__.partition('.')[0]}."
 
 
 def _without_our_frames(error: BaseException) -> BaseException:
-    """Begin the traceback where the app was called; leave it whole if it never was."""
+    """Begin the traceback at the first frame of the app's code; leave it whole if there is none."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OURS:
+    while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith(_OURS):
         frames = frames.tb_next
     return error if frames is None else error.with_traceback(frames)
 

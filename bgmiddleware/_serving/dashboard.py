@@ -74,7 +74,7 @@ def answer_dashboard(environ: Mapping[str, Any], registry: Registry, authorize: 
     if choose(environ.get("HTTP_ACCEPT")) is View.PAGE:
         return _answer_html(jobs, now, _links(skip, more))
     document = {"jobs": [_row(job, now) for job in jobs], "next": f"?_skip={skip + _ROWS}" if more else None}
-    return _answer("application/json", json.dumps(document).encode())
+    return _answer("application/json", f"{json.dumps(document)}\n".encode())
 
 
 def _skip(environ: Mapping[str, Any]) -> int | None:

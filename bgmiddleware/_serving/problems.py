@@ -110,7 +110,7 @@ def problem(
             "status": code,
             "detail": detail,
         }
-        body = json.dumps(document).encode()
+        body = f"{json.dumps(document)}\n".encode()
     elif wants_html(environ):
         content_type = "text/html; charset=utf-8"
         vary = f"{vary}, Accept-Language"

@@ -98,7 +98,7 @@ def _estimate(visit: Visit, job: Job) -> dict[str, Any] | None:
 
 def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str], vary: str = "Accept") -> Answer:
     """Return the state of *job* as the body of an answer with this *status* line."""
-    body = json.dumps(status_document(visit, job)).encode()
+    body = f"{json.dumps(status_document(visit, job))}\n".encode()
     content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
     answer = Answer(status, (*content, *about(job, vary), *headers), [body])
     return answer if job.state.ended else visit.polled(answer)

@@ -1,18 +1,13 @@
 """Viewers must never starve the app: how many connections may be held, and how often the others may ask."""
 
-import math
 import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["FASTEST", "Viewers"]
+from .pace import POLLS_PER_SECOND, SLOWEST, Pace
 
-FASTEST = 1.0
-"""Seconds between two polls where there are few: who is told to wait longer is one of a crowd."""
+__all__ = ["Viewers"]
 
-_DECAY = 10.0
-_POLLS_PER_SECOND = 50.0
-_SLOWEST = 30.0
 _SLOTS = 2  # where the server does not say how many threads it has
 
 
@@ -23,12 +18,11 @@ class Viewers:
     """
 
     def __init__(self, slots: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._lock = threading.Lock()  # guards all of these
         self._clock = clock
+        self.pace = Pace(clock)
+        self._lock = threading.Lock()  # guards all below
         self._slots = slots
         self._held: dict[object, Callable[[], bool]] = {}
-        self._waited = 0.0
-        self._counted_at = clock()
         self._next_turn = clock()
         self._ended = False
 
@@ -77,26 +71,11 @@ class Viewers:
         """Whether nobody is held any more."""
         return self._ended
 
-    def pace(self, every: float | None) -> float:
-        """Return how many seconds a poller should wait, which waited *every* seconds for this answer (None: unknown).
-
-        Without knowing anybody: N pollers that each come every S seconds say S, N/S times a second, which adds up to N
-        per second (Little's law). So the sum, forgotten with a time constant of ten seconds, is ten times their number.
-        Who says 0 is new, and counted at once: for ten, which are forgotten just as fast as what it says adds up.
-        """
-        with self._lock:
-            now = self._clock()
-            self._waited *= math.exp((self._counted_at - now) / _DECAY)
-            self._counted_at = now
-            self._waited += _DECAY if every == 0 else min(every or 0.0, _SLOWEST)
-            pollers = self._waited / _DECAY
-        return min(_SLOWEST, max(FASTEST, pollers / _POLLS_PER_SECOND))
-
     def turn(self) -> float:
         """Return in how many seconds who is refused a slot should begin to poll: each a fiftieth of a second after the
         one before, and at once where nobody came just before. Those who come at once would all be back at once."""
         with self._lock:
             now = self._clock()
             turn = max(now, self._next_turn)
-            self._next_turn = min(turn + 1 / _POLLS_PER_SECOND, now + _SLOWEST)
+            self._next_turn = min(turn + 1 / POLLS_PER_SECOND, now + SLOWEST)
             return turn - now

@@ -18,7 +18,7 @@ from heapq import heapify, heappop, heappush
 from .._ground.numbers import check_count, check_seconds
 from .._running import Run
 from ..errors import QueueFull
-from .base import Executor
+from .base import Executor, full_group
 
 __all__ = ["SHUT_DOWN", "LocalExecutor"]
 
@@ -173,8 +173,7 @@ class LocalExecutor(Executor):
             return False
         held = self._held.setdefault(group, [])
         if len(held) >= self.max_pending:
-            most, kind = entry[-1].groups[group], group.partition(" ")[0]
-            raise QueueFull(f"of one {kind} {most} may run at a time, and {len(held)} are waiting")
+            raise full_group(group, entry[-1].groups[group], len(held))
         heappush(held, entry)
         return True
 

@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from .._running import Run
+from ..errors import QueueFull
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "full_group"]
 
 
 class Executor(ABC):
@@ -32,3 +33,9 @@ class Executor(ABC):
     def shutdown(self, drain: float | None = None) -> None:
         """Take no more jobs, wait up to *drain* seconds (None: as configured) for those it has, and write down the
         rest as ``lost: server shut down``. Idempotent."""
+
+
+def full_group(group: str, most: int, waiting: int) -> QueueFull:
+    """Return what says that of a group *most* jobs may run, and too many wait for that."""
+    kind = group.partition(" ")[0]
+    return QueueFull(f"of one {kind} {most} may run at a time, and {waiting} are waiting")

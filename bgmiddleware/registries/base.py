@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
@@ -16,8 +16,21 @@ from .._ground.numbers import check_count, is_finite
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
 from ..errors import ConfigurationError, RegistryError
 from ._housekeeping import house
+from ._times import MOST as MOST_TIMES
 
-__all__ = ["END", "FILLED", "PAGE_BYTES", "Evicted", "Page", "Piece", "Registry", "Renewal", "Source", "Transition"]
+__all__ = [
+    "END",
+    "FILLED",
+    "PAGE_BYTES",
+    "Evicted",
+    "Page",
+    "Piece",
+    "Registry",
+    "Renewal",
+    "Source",
+    "Times",
+    "Transition",
+]
 
 PAGE_BYTES = 256 * 1024
 """The most that one read is asked for: larger pieces stall the other readers of a shared registry."""
@@ -25,6 +38,9 @@ PAGE_BYTES = 256 * 1024
 
 FILLED = 64 * 1024
 """The longest gap in an output that is filled."""
+
+Times = Sequence[tuple[int, int]]
+"""When output came: offsets, and by how many milliseconds since the job began the bytes up to there had come."""
 
 END = 2**62
 """An offset that no output reaches: to wait for it is to wait for the end."""
@@ -170,14 +186,16 @@ class Registry(ABC):
         ``evict`` makes that permanent."""
 
     @abstractmethod
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(
+        self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "", times: Times = ()
+    ) -> int:
         """Add *data* at the end of a channel, which must be at *offset*; return the new end. All or nothing.
 
         What is already stored there, or was and is dropped, is a no-op, so a retry is safe; any other offset is
         ``BadOffset``.
         ``REQUEST`` takes bytes while the job is pending, the others while it runs and only from *runner*: else
         ``Fenced``. ``BODY`` beyond ``max_result`` is ``RegistryFull``; ``OUTPUT`` beyond ``max_output`` drops its
-        middle.
+        middle. *times* say when the parts of ``OUTPUT`` came; a repetition changes none.
         """
 
     def leave_gap(self, key: str, offset: int, note: bytes, *, runner: str) -> int:
@@ -201,6 +219,16 @@ class Registry(ABC):
         Inside a dropped range it begins behind that range, which the piece's offset says. So a piece from before the
         end ends behind *offset*, also where it is empty, since all that was left was dropped. May cut inside a
         character.
+        """
+
+    @abstractmethod
+    def times(self, key: str, offset: int = 0, limit: int = MOST_TIMES) -> tuple[tuple[int, int], ...]:
+        """Return when the output behind *offset* came, oldest first, at most *limit* entries: offsets, and by how many
+        milliseconds since the job began the bytes up to there had come.
+
+        What comes within 50 ms is one entry. Of a job that has more than 65,536 entries, each second one is left out,
+        and so on; the first one and the last one stay. What was dropped of the output keeps its times. Bytes that came
+        without a time have that of the next ones.
         """
 
     @abstractmethod
@@ -244,6 +272,10 @@ class Registry(ABC):
     def position(self, key: str) -> int:
         """Return the place of a pending job among those that wait, in the order in which they are taken: the higher
         priority first, and of one priority who came first. The first is 1; of any other job it is 0."""
+
+    def waiting(self, group: str) -> int:
+        """Return how many pending jobs belong to a group."""
+        return sum(group in job.groups for job in self.jobs(JobState.PENDING, self.max_jobs))
 
     @abstractmethod
     def take_cookies(self, key: str) -> bool:

@@ -22,7 +22,9 @@ from ..errors import (
 from . import _changes as changes
 from ._memory.logs import Log, Spool
 from ._steady import SteadyClock
-from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source, Transition
+from ._times import MOST as MOST_TIMES
+from ._times import Times as KeptTimes
+from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source, Times, Transition
 
 __all__ = ["MemoryRegistry"]
 
@@ -121,7 +123,9 @@ class MemoryRegistry(Registry):
         with self._lock:
             return self._job(key)
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(
+        self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "", times: Times = ()
+    ) -> int:
         with self._lock:
             record = self._find(key)
             self._check_writable(record, channel, runner)
@@ -132,6 +136,7 @@ class MemoryRegistry(Registry):
                 raise BadOffset(log.end)
             self._store(channel, log, data)
             if channel is Channel.OUTPUT and data:
+                self._keep_times(record, times)
                 record.wake()
             return log.end
 
@@ -139,6 +144,11 @@ class MemoryRegistry(Registry):
         with self._lock:
             log = self._find(key).logs.get(channel)
             return Piece(offset, b"") if log is None else log.read(offset, limit)
+
+    def times(self, key: str, offset: int = 0, limit: int = MOST_TIMES) -> tuple[tuple[int, int], ...]:
+        with self._lock:
+            times = self._find(key).times
+            return () if times is None else times.after(offset, limit)
 
     def open_body(self, key: str) -> int | None:
         with self._lock:
@@ -347,6 +357,15 @@ class MemoryRegistry(Registry):
         finally:
             self._bytes += log.stored - before
 
+    def _keep_times(self, record: "_Record", times: Times) -> None:
+        if not times:
+            return
+        if record.times is None:
+            record.times = KeptTimes()
+        before = record.times.stored
+        record.times.add(times)
+        self._bytes += record.times.stored - before
+
     def _make_room(self) -> bool:
         """Forget the job that ended first; false if none has ended."""
         if not self._ended:
@@ -380,6 +399,8 @@ class MemoryRegistry(Registry):
         for log in record.logs.values():
             self._bytes -= log.stored
             log.remove()
+        if record.times is not None:
+            self._bytes -= record.times.stored
         record.wake()
 
     def _remember_expired(self, key: str) -> None:
@@ -433,6 +454,7 @@ class _Record:
 
     job: Job
     logs: dict[Channel, Log] = field(default_factory=dict)
+    times: KeptTimes | None = None
     source: Source | None = None
     waiting: int = 0
     woken: int = 0

@@ -5,7 +5,8 @@ what concerns both is done in two steps, the record first: it says what is true,
 
 * ``bg:{KEY}``: a hash, the record. Beside it ``:request``, ``:output``, ``:body``: strings, the channels; ``:wake``: a
   stream of one entry, whose number is the end of the output, so that a reader who asks for what is behind its offset
-  cannot miss it; ``:gone``: what is left for a while when the job has expired.
+  cannot miss it; ``:gone``: what is left for a while when the job has expired; ``:times``: a string, when the output
+  came.
 * ``{bg}:jobs``, ``:pending``, ``:running``, ``:due``, ``:ended`` …: sorted sets of keys (see ``lua/_index.lua``);
   ``{bg}:group:NAME``: who runs of a group; ``{bg}:name:NAME``: who holds a name; ``{bg}:secret``.
 
@@ -27,7 +28,8 @@ from . import _changes as changes
 from ._redis.index import LINGER, Entered, Index
 from ._redis.link import Address, Call, Damaged, Server
 from ._redis.records import Records, Stored, nonce
-from .base import END, FILLED, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Transition
+from ._times import MOST as MOST_TIMES
+from .base import END, FILLED, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Times, Transition
 
 __all__ = ["RedisRegistry"]
 
@@ -130,15 +132,20 @@ class RedisRegistry(Registry):
     def get(self, key: str) -> Job:
         return self._look(key).seen
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(
+        self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "", times: Times = ()
+    ) -> int:
         most = self.max_result if channel is Channel.BODY else _STRING_BYTES
-        return self._records.append(key, channel, offset, data, runner=runner, most=most)
+        return self._records.append(key, channel, offset, data, runner=runner, most=most, times=times)
 
     def leave_gap(self, key: str, offset: int, note: bytes, *, runner: str) -> int:
         return self._records.leave_gap(key, offset, note, FILLED, runner=runner)
 
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         return self._records.read(key, channel, offset, min(limit, PAGE_BYTES))
+
+    def times(self, key: str, offset: int = 0, limit: int = MOST_TIMES) -> tuple[tuple[int, int], ...]:
+        return self._records.times(key, offset)[:limit]
 
     def wait(self, key: str, offset: int, timeout: float) -> Job:
         deadline = time.monotonic() + timeout
@@ -213,6 +220,9 @@ class RedisRegistry(Registry):
 
     def position(self, key: str) -> int:
         return self._index.position(key) if self.get(key).state is JobState.PENDING else 0
+
+    def waiting(self, group: str) -> int:
+        return self._index.waiting(group)
 
     def take_cookies(self, key: str) -> bool:
         return self._records.take_cookies(key)

@@ -31,7 +31,8 @@ from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
 from ._spool.writer import Sealed, Writer
-from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, StorageFull, Transition
+from ._times import MOST as MOST_TIMES
+from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, StorageFull, Times, Transition
 
 __all__ = ["SpoolRegistry"]
 
@@ -145,13 +146,15 @@ class SpoolRegistry(Registry):
     def get(self, key: str) -> Job:
         return self._look(key)[1]
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(
+        self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "", times: Times = ()
+    ) -> int:
         try:
-            return self._append(key, channel, offset, data, runner)
+            return self._append(key, channel, offset, data, runner, times)
         except StorageFull:
             if not any(self.evict(_EVICT_IN_ONE)):
                 raise
-        return self._append(key, channel, offset, data, runner)
+        return self._append(key, channel, offset, data, runner, times)
 
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         def read(row: Row) -> Piece:
@@ -161,6 +164,12 @@ class SpoolRegistry(Registry):
             return self._store.files(row).read(channel, offset, limit, ends)
 
         return self._with_files(key, read)
+
+    def times(self, key: str, offset: int = 0, limit: int = MOST_TIMES) -> tuple[tuple[int, int], ...]:
+        def times(row: Row) -> tuple[tuple[int, int], ...]:
+            return () if row.job.state is JobState.PENDING else self._store.files(row).times(offset)
+
+        return self._with_files(key, times)[:limit]
 
     def open_body(self, key: str) -> int | None:
         def open_body(row: Row) -> int | None:
@@ -238,7 +247,7 @@ class SpoolRegistry(Registry):
             if job is not None and (lease is not None or progress is not None or title is not None):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
                 is_there = job.state is not JobState.PENDING or self._store.files(row).is_there()
-                kept = self._store.files(row).ends().kept if is_there else 0
+                kept = self._store.files(row).kept() if is_there else 0
                 table.store(change.database, row, job, kept)
                 self._keep_max_bytes(change, row)
         if job is None:
@@ -263,6 +272,10 @@ class SpoolRegistry(Registry):
             row = self._find(database, key)
             waits = row.job.as_of(self.clock()).state is JobState.PENDING
             return table.place(database, row) if waits else 0
+
+    def waiting(self, group: str) -> int:
+        with self._store.reading() as database:
+            return table.waiting(database, group)
 
     def take_cookies(self, key: str) -> bool:
         with self._store.changing() as change:
@@ -366,7 +379,7 @@ class SpoolRegistry(Registry):
 
     # Writing bytes.
 
-    def _append(self, key: str, channel: Channel, offset: int, data: bytes, runner: str) -> int:
+    def _append(self, key: str, channel: Channel, offset: int, data: bytes, runner: str, times: Times) -> int:
         with storage_errors():
             if channel is Channel.REQUEST:
                 return self._append_request(key, offset, data)
@@ -374,7 +387,7 @@ class SpoolRegistry(Registry):
             while True:
                 writer = self._store.writers.get(key, runner) or self._open_writer(key, runner)
                 try:
-                    return writer.append(channel, offset, data, limit)
+                    return writer.append(channel, offset, data, limit, times)
                 except Sealed:
                     self._store.writers.close(key)
                     self._unseal(key, runner)
@@ -427,7 +440,7 @@ class SpoolRegistry(Registry):
         job = _with_ends(job, ends)
         if transition is not None:
             changes.check_whole(job, transition)
-        change.store(row, job, ends.kept)
+        change.store(row, job, self._store.files(row).kept(ends))
         change.ended.append(row)
 
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:

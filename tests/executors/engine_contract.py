@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, marks
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, marks, owners
 from bgmiddleware._ground.loading import loaded
 from bgmiddleware.registries import open_registry
-from tests.executors import executor_app
+from bgmiddleware.testing import executor_site
+from bgmiddleware.testing.executor_site import go
+from bgmiddleware.testing.executors import ProcessContract, Scene
 from tests.executors.engine_worker import Worker, working
-from tests.executors.executor_app import go
-from tests.executors.executor_contract import ProcessContract, Scene
 from tests.kit.clients import InProcess, ended, start
 from tests.kit.redis_server import RedisServer
 
@@ -33,10 +33,12 @@ def unused(environ: Any, start_response: Any) -> Any:
     raise AssertionError("the app is called by workers only")
 
 
-def site_over(executor: Executor, registry: str, **options: Any) -> BackgroundMiddleware:
+def site_over(
+    executor: Executor, registry: str, settings: Mapping[str, Any] = {}, **options: Any
+) -> BackgroundMiddleware:
     """Return a site whose jobs nobody runs."""
     return BackgroundMiddleware(
-        unused, when=marks.always, registry=open_registry(registry, **options), executor=executor
+        unused, when=marks.always, registry=open_registry(registry, **options), executor=executor, **settings
     )
 
 
@@ -96,20 +98,20 @@ class EngineContract(ProcessContract):
     @contextlib.contextmanager
     def workers(self, count: int) -> Iterator[None]:
         number, options = self.workers_for(count)
-        config = executor_app.config()
+        config = executor_site.config()
         fallback = ["--registry", config["registry"], "--executor", self.name()]
         fallback += ["--queue", config["executor_options"]["queue"]]
-        with working(executor_app.NAME, *options, ready=self.ready, count=number, before=fallback) as self.begun:
+        with working(executor_site.NAME, *options, ready=self.ready, count=number, before=fallback) as self.begun:
             yield
 
     def said(self, is_so: Callable[[str], bool]) -> None:
         """Wait until something is so of what the shared workers said."""
         self.shared_workers[0].until(lambda: is_so("".join(worker.said() for worker in self.shared_workers)))
 
-    def executor(self, url: str = "") -> Executor:
+    def executor(self, url: str = "", **options: Any) -> Executor:
         """Return one in this process, whose queue nobody takes from."""
         kind: Callable[..., Executor] = loaded("executor", self.kind)
-        return kind(**self.broker(url or self.server.url), queue=new_queue())
+        return kind(**self.broker(url or self.server.url), queue=new_queue(), **options)
 
     # What is particular.
 
@@ -134,6 +136,21 @@ class EngineContract(ProcessContract):
             job = site.ended(target)
             assert (job.state, job.reason) == (JobState.LOST, "its runner vanished")
             assert site.output(target) == b"line 1\n"
+
+    def test_those_that_wait_for_their_own_limit_leave_places_for_others(self, tmp_path: Path) -> None:
+        limits = {"limit_per_owner": 1, "owner": owners.header("X-User")}
+        with site_over(self.executor(max_pending=20), self.registry(tmp_path), limits) as app:
+            client = InProcess(app)
+            hers = [start(client, "/reports", x_user="ann") for _ in range(1 + 2)]
+            refused = client.request("POST", "/reports", x_user="ann")
+            assert (refused.status, refused["Retry-After"]) == (503, "5")
+            assert refused.text == "Too busy: of one owner 1 may run at a time, and 3 are waiting.\n"
+            assert len(app.registry.jobs()) == len(hers)
+            for number in range(10):
+                start(client, "/reports", x_user=f"bob {number}")
+            client.request("DELETE", hers[0], x_user="ann")
+            start(client, "/reports", x_user="ann")
+            assert client.request("POST", "/reports", x_user="ann").status == 503
 
     def test_while_the_broker_is_away_a_request_is_refused_and_leaves_no_job(self, tmp_path: Path) -> None:
         with site_over(self.executor("redis://127.0.0.1:1/0"), self.registry(tmp_path)) as app:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState
+from bgmiddleware.testing.executor_site import go
+from bgmiddleware.testing.executors import Scene, short_lease  # noqa: F401  # a fixture
 from tests.conftest import needs
 from tests.executors.engine_contract import EngineContract, new_queue, site_over
 from tests.executors.engine_worker import Worker
-from tests.executors.executor_app import go
-from tests.executors.executor_contract import Scene, short_lease  # noqa: F401  # a fixture
 from tests.kit.clients import InProcess, start
 from tests.kit.rabbitmq_server import RabbitMQServer, rabbitmq_server  # noqa: F401  # a fixture
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures

@@ -22,9 +22,9 @@ from bgmiddleware.executors._engines.sites import load_site
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
-from tests.executors import executor_app
-from tests.executors.executor_app import Stage, configured, go
-from tests.executors.executor_contract import LEASE, ProcessContract, Scene, short_lease  # noqa: F401  # a fixture
+from bgmiddleware.testing import executor_site
+from bgmiddleware.testing.executor_site import Stage, configured, go
+from bgmiddleware.testing.executors import LEASE, ProcessContract, Scene, short_lease  # noqa: F401  # a fixture
 from tests.kit.clients import environ
 from tests.kit.documents import ROOT
 
@@ -35,7 +35,7 @@ class TestProcessExecutor(ProcessContract):
     kind = "bgmiddleware.executors.process:ProcessExecutor"
 
     def options(self, **limits: Any) -> Mapping[str, Any]:
-        return {"app": executor_app.NAME, **limits}
+        return {"app": executor_site.NAME, **limits}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
 
         def make(*, max_workers: int = 1, grace: float = 1.0, **arguments: Any) -> Scene:
             contract = TestProcessExecutor()
-            contract.options = lambda **limits: {"app": executor_app.NAME, **limits, **arguments}  # type: ignore[method-assign]
+            contract.options = lambda **limits: {"app": executor_site.NAME, **limits, **arguments}  # type: ignore[method-assign]
             return stack.enter_context(contract.scene(tmp_path, max_workers=max_workers, grace=grace))
 
         yield make
@@ -61,7 +61,7 @@ def await_end(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
-            assert select.select([descriptor], [], [], executor_app.WAIT)[0], f"{pid} lives"
+            assert select.select([descriptor], [], [], executor_site.WAIT)[0], f"{pid} lives"
         finally:
             os.close(descriptor)
 
@@ -94,7 +94,7 @@ def test_a_name_that_children_could_not_load_is_refused(app: str) -> None:
 
 def test_a_registry_of_one_process_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="cannot see"):
-        BackgroundMiddleware(executor_app.view, executor=ProcessExecutor(executor_app.NAME))
+        BackgroundMiddleware(executor_site.view, executor=ProcessExecutor(executor_site.NAME))
 
 
 # The app that a child loads.
@@ -136,11 +136,11 @@ def named(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], str]:
 
 @pytest.mark.parametrize("wrapped", [lambda app: app, Flask, Wrapper, lambda app: Wrapper(Flask(Wrapper(app)))])
 def test_the_middleware_is_found_in_what_is_around_it(named: Callable[[Any], str], wrapped: Any) -> None:
-    middleware = BackgroundMiddleware(executor_app.view)
+    middleware = BackgroundMiddleware(executor_site.view)
     assert load_site(named(wrapped(middleware))) is middleware
 
 
-@pytest.mark.parametrize("app", [executor_app.view, Wrapper(executor_app.view), Circle(), BackgroundMiddleware, None])
+@pytest.mark.parametrize("app", [executor_site.view, Wrapper(executor_site.view), Circle(), BackgroundMiddleware, None])
 def test_an_app_without_a_middleware_is_refused(named: Callable[[Any], str], app: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^app = 'shop_wsgi:app': there is no BackgroundMiddleware in this "):
         load_site(named(app))
@@ -186,7 +186,7 @@ class Elsewhere(Executor):
 @pytest.fixture
 def far(tmp_path: Path) -> Iterator[BackgroundMiddleware]:
     with BackgroundMiddleware(
-        executor_app.view, when=marks.always, registry=SpoolRegistry(tmp_path / "jobs"), executor=Elsewhere()
+        executor_site.view, when=marks.always, registry=SpoolRegistry(tmp_path / "jobs"), executor=Elsewhere()
     ) as app:
         yield app
 
@@ -358,7 +358,7 @@ def test_a_job_that_takes_no_notice_of_a_cancel_is_killed(scene: Callable[..., S
 
 
 def test_a_job_in_a_sleep_may_clean_up_when_it_is_cancelled(scene: Callable[..., Scene]) -> None:
-    site = scene(grace=executor_app.WAIT)
+    site = scene(grace=executor_site.WAIT)
     target = site.start("/sleeps")
     site.arrival()
     site.client.request("DELETE", target)
@@ -372,7 +372,7 @@ def test_a_cancel_by_another_process_of_the_host_is_heard(scene: Callable[..., S
     site.arrival()
     with SpoolRegistry(tmp_path / "jobs") as other:
         other.request_cancel(key_of(target.rpartition("_t=")[2]), "the operator wants it")
-        assert other.wait(key_of(target.rpartition("_t=")[2]), END, executor_app.WAIT).state is JobState.CANCELLED
+        assert other.wait(key_of(target.rpartition("_t=")[2]), END, executor_site.WAIT).state is JobState.CANCELLED
     assert site.ended(target).reason == "the operator wants it"
 
 
@@ -400,7 +400,7 @@ def test_sigterm_to_all_processes_of_a_service_does_not_end_a_job_that_may_be_dr
 
 def test_a_child_whose_registry_is_another_one_says_so(scene: Callable[..., Scene], tmp_path: Path) -> None:
     site = scene()
-    config = json.loads(os.environ[executor_app.VARIABLE])
+    config = json.loads(os.environ[executor_site.VARIABLE])
     with configured(**{**config, "registry": f"spool:{tmp_path}/others"}):
         job = site.ended(site.start("/demo"))
     assert (job.state, job.reason.partition(": ")[0]) == (JobState.LOST, "its process could not run it")
@@ -459,15 +459,15 @@ def test_there_is_nothing_to_read_from_stdin(scene: Callable[..., Scene]) -> Non
 
 WEB = """
 import sys
-from tests.executors import executor_app
+from bgmiddleware.testing import executor_site
 from tests.kit.clients import InProcess, ended, start
 
 for line in sys.stdin:
     kind, path = line.split()
     if kind == "start":
-        target = start(InProcess(executor_app.app), path)
+        target = start(InProcess(executor_site.app), path)
     elif kind == "end":
-        ended(executor_app.app, path)
+        ended(executor_site.app, path)
     elif kind == "fork":
         import os
         if not os.fork():
@@ -486,7 +486,7 @@ class Web:
         config = {
             "registry": f"spool:{tmp_path}/jobs",
             "executor": TestProcessExecutor.kind,
-            "executor_options": {"app": executor_app.NAME, "max_workers": 1},
+            "executor_options": {"app": executor_site.NAME, "max_workers": 1},
             "options": {},
             "broken": False,
             "lease": LEASE,
@@ -560,7 +560,7 @@ def test_a_job_whose_web_process_is_killed_is_run_to_its_end(web: Web, stage: St
     web.kill()
     for _ in range(3):
         go(step)
-    job = web.registry.wait(key_of(target.rpartition("_t=")[2]), END, executor_app.WAIT)
+    job = web.registry.wait(key_of(target.rpartition("_t=")[2]), END, executor_site.WAIT)
     assert (job.state, job.output_end) == (JobState.FINISHED, len("line 1\n") * 3)
     await_end(pid)
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, Priority, marks
+from bgmiddleware.testing import executor_site
+from bgmiddleware.testing.executors import Scene, short_lease  # noqa: F401  # a fixture
 from tests.conftest import needs
-from tests.executors import executor_app
 from tests.executors.engine_contract import EngineContract, site_over, unused
 from tests.executors.engine_worker import Worker, working
-from tests.executors.executor_contract import Scene, short_lease  # noqa: F401  # a fixture
 from tests.kit.clients import InProcess, ended, start
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
@@ -66,7 +66,7 @@ class TestRQExecutor(EngineContract):
     def test_the_app_is_imported_once_for_all_jobs_of_a_worker(self, tmp_path: Path) -> None:
         (tmp_path / "counted.py").write_text(COUNTED)
         with (
-            executor_app.configured(url=self.server.url),
+            executor_site.configured(url=self.server.url),
             working("counted:app", ready=READY, path=str(tmp_path)) as (worker,),
         ):
             app = counting(self.server.url)
@@ -166,7 +166,7 @@ def test_what_else_a_message_names_is_not_called(redis_server: RedisServer, tmp_
         queue = Queue("bgmiddleware", connection=client, serializer="json")
         callback = Callback("counted.called")
         queue.enqueue("counted.called", job_id="0" * 32, on_success=callback, on_failure=callback)
-        with executor_app.configured(url=redis_server.url):
+        with executor_site.configured(url=redis_server.url):
             worker = Worker("counted:app", "--burst", ready="", path=str(tmp_path))
             worker.until(lambda: False)
             said = worker.said()

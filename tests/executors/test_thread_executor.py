@@ -30,8 +30,8 @@ from bgmiddleware import (
 )
 from bgmiddleware._jobs import key_of
 from bgmiddleware._running.run import call_function
-from tests.executors.executor_contract import ExecutorContract, short_lease  # noqa: F401  # a fixture
-from tests.registries.registry_contract import LONG, all_of
+from bgmiddleware.testing.executors import ExecutorContract, short_lease  # noqa: F401  # a fixture
+from bgmiddleware.testing.registries import LONG, all_of
 
 
 class Gate:

@@ -16,10 +16,10 @@ from bgmiddleware import JobState, Registry, ThreadExecutor
 from bgmiddleware.executors import open_executor
 from bgmiddleware.registries import open_registry
 from bgmiddleware.registries.base import END
+from bgmiddleware.testing.executor_site import WAIT
 from tests.conftest import needs
 from tests.executors.engine_contract import new_queue
 from tests.executors.engine_worker import working
-from tests.executors.executor_app import WAIT
 from tests.executors.far_play import NAME, VARIABLE, far_away
 from tests.kit.redis_server import RedisServer
 

@@ -28,8 +28,7 @@ from bgmiddleware import (
     RegistryFull,
 )
 from bgmiddleware._jobs import key_of
-from tests.kit.documents import ROOT
-from tests.registries.registry_contract import (
+from bgmiddleware.testing.registries import (
     KEY,
     LONG,
     RUNNER,
@@ -45,6 +44,7 @@ from tests.registries.registry_contract import (
     running,
     write,
 )
+from tests.kit.documents import ROOT
 
 Make = Callable[..., MemoryRegistry]
 

@@ -34,10 +34,7 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of
 from bgmiddleware.registries._redis.link import Call
 from bgmiddleware.registries.base import END
-from tests.conftest import needs
-from tests.kit.documents import ROOT
-from tests.kit.redis_server import RedisServer, needs_server, redis_server, redis_server_of_module
-from tests.registries.registry_contract import (
+from bgmiddleware.testing.registries import (
     KEY,
     LONG,
     RUNNER,
@@ -53,7 +50,10 @@ from tests.registries.registry_contract import (
     running,
     write,
 )
-from tests.registries.shared_registry_contract import SharedRegistryContract
+from bgmiddleware.testing.shared_registries import SharedRegistryContract
+from tests.conftest import needs
+from tests.kit.documents import ROOT
+from tests.kit.redis_server import RedisServer, needs_server, redis_server, redis_server_of_module
 
 redis: Any = needs("redis")
 

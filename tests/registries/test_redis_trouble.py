@@ -9,17 +9,16 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from bgmiddleware import Channel, ConfigurationError, Fenced, Job, JobNotFound, JobState, RegistryError
 from bgmiddleware._jobs import key_of
-from tests.conftest import needs
-from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module
-from tests.registries.registry_contract import (
+from bgmiddleware.testing.registries import (
     KEY,
     LONG,
     RUNNER,
@@ -32,6 +31,8 @@ from tests.registries.registry_contract import (
     running,
     write,
 )
+from tests.conftest import needs
+from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module
 
 redis: Any = needs("redis")
 
@@ -40,6 +41,7 @@ from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
 pytestmark = pytest.mark.everything
 
 RECORD = f"bg:{{{KEY}}}"
+T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -182,9 +184,108 @@ def test_a_paused_server_is_a_registry_error_and_the_same_chunk_is_then_stored_o
             done(begun(lambda: registry.renew(KEY, RUNNER, lease=LONG)))
     finally:
         redis_server.resume()
-    assert registry.append(KEY, Channel.OUTPUT, 7, b"chunk", runner=RUNNER) == 12
+    assert when_back(lambda: registry.append(KEY, Channel.OUTPUT, 7, b"chunk", runner=RUNNER)) == 12
     assert registry.append(KEY, Channel.OUTPUT, 12, b" after", runner=RUNNER) == 18
     assert all_of(registry, KEY) == b"before chunk after"
+
+
+def when_back(call: Callable[[], T]) -> T:
+    """Return what a call returns when the server is back, and the process has found that."""
+    deadline = time.monotonic() + LONG
+    while True:
+        try:
+            return call()
+        except RegistryError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def probes() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "bgmiddleware-redis-probe"]
+
+
+def test_after_a_call_timed_out_all_others_fail_at_once_and_one_thread_finds_the_server_back(
+    make: Make, redis_server: RedisServer
+) -> None:
+    registry = make(redis_server.url, timeout=0.5)
+    running(registry, lease=LONG)
+    calls: list[Callable[[], object]] = [
+        lambda: registry.get(KEY),
+        lambda: added(registry, "new"),
+        lambda: registry.append(KEY, Channel.OUTPUT, 0, b"chunk", runner=RUNNER),
+        lambda: registry.renew(KEY, RUNNER, lease=LONG),
+        registry.jobs,
+    ]
+    redis_server.pause()
+    try:
+        with pytest.raises(RegistryError) as slow:
+            registry.get(KEY)
+        assert isinstance(slow.value.__cause__, redis.TimeoutError)
+        for call in calls * 100:  # if each waited for as long, this would take four minutes
+            with pytest.raises(RegistryError, match="the server timed out and has not answered since") as fast:
+                call()
+            assert fast.value.__cause__ is None
+        assert len(probes()) == 1
+    finally:
+        redis_server.resume()
+    assert when_back(lambda: registry.append(KEY, Channel.OUTPUT, 0, b"chunk", runner=RUNNER)) == 5
+    assert registry.get(KEY).output_end == 5
+    for probe in probes():
+        probe.join(LONG)
+    assert not probes()
+
+
+def test_without_room_for_a_thread_that_probes_each_call_asks_the_server(
+    make: Make, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = make(redis_server.url, timeout=0.2)
+    running(registry)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    redis_server.pause()
+    try:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RegistryError) as refused:
+                registry.get(KEY)
+            assert isinstance(refused.value.__cause__, redis.TimeoutError)
+    finally:
+        redis_server.resume()
+    assert registry.get(KEY).state is JobState.RUNNING
+
+
+def test_a_registry_that_is_closed_while_its_server_hangs_probes_no_more(make: Make, redis_server: RedisServer) -> None:
+    registry = make(redis_server.url, timeout=0.2)
+    redis_server.pause()
+    try:
+        with pytest.raises(RegistryError):
+            registry.get(KEY)
+        (probe,) = probes()
+        registry.close()
+        probe.join(LONG)
+        assert not probe.is_alive()
+    finally:
+        redis_server.resume()
+    with pytest.raises(JobNotFound):
+        registry.get(KEY)
+
+
+def test_a_server_that_is_gone_after_it_hung_is_asked_again_by_each_call(make: Make, own_server: RedisServer) -> None:
+    registry = make(own_server.url, timeout=0.2)
+    own_server.pause()
+    with pytest.raises(RegistryError):
+        registry.get(KEY)
+    own_server.kill()
+    for probe in probes():
+        probe.join(LONG)
+    with pytest.raises(RegistryError) as refused:
+        registry.get(KEY)
+    assert isinstance(refused.value.__cause__, redis.ConnectionError)
+    own_server.start()
+    with pytest.raises(JobNotFound):
+        registry.get(KEY)
 
 
 def test_a_timed_out_call_is_not_tried_again_by_itself(make: Make) -> None:
@@ -199,6 +300,7 @@ def test_a_timed_out_call_is_not_tried_again_by_itself(make: Make) -> None:
         thread = threading.Thread(target=accept, name="test", daemon=True)
         thread.start()
         registry = make(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout=0.2)
+        registry._server.link._breaker.end()  # who probes would connect too
         with pytest.raises(RegistryError):
             done(begun(registry.get, KEY))
         silent.shutdown(socket.SHUT_RDWR)
@@ -685,7 +787,7 @@ def test_a_fork_while_others_wait_leaves_the_child_free(make: Make, redis_server
     child = os.fork()
     if child == 0:
         # Its only connection to wait with was taken, in the parent.
-        os._exit(0 if registry.wait(KEY, 0, 0.05).state is JobState.RUNNING else 1)
+        os._exit(0 if when_back(lambda: registry.wait(KEY, 0, 0.05)).state is JobState.RUNNING else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     write(registry, KEY, b"x")
     assert done(waiting).output_end == 1
@@ -704,7 +806,7 @@ def test_a_runner_whose_job_was_lost_while_its_server_was_away_is_fenced_off(
     finally:
         redis_server.resume()
     # The renewal that had no answer may yet be done; if it was not, the job is lost.
-    if registry.wait(KEY, 0, 0.05).state is JobState.LOST and registry.evict().lost:
+    if when_back(lambda: registry.wait(KEY, 0, 0.05)).state is JobState.LOST and registry.evict().lost:
         with pytest.raises(Fenced):
             registry.append(KEY, Channel.OUTPUT, 0, b"x", runner=RUNNER)
         assert registry.renew(KEY, RUNNER, lease=LONG).ok is False

@@ -43,8 +43,7 @@ from bgmiddleware.registries._spool import waking as _waking
 from bgmiddleware.registries._spool import writer as _writer
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
-from tests.kit.disks import mounted
-from tests.registries.registry_contract import (
+from bgmiddleware.testing.registries import (
     KEY,
     LONG,
     RUNNER,
@@ -60,7 +59,8 @@ from tests.registries.registry_contract import (
     running,
     write,
 )
-from tests.registries.shared_registry_contract import SharedRegistryContract
+from bgmiddleware.testing.shared_registries import SharedRegistryContract
+from tests.kit.disks import mounted
 
 Make = Callable[..., SpoolRegistry]
 

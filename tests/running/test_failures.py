@@ -3,6 +3,8 @@
 
 import io
 import logging
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, JobState, ThreadExecutor, marks
+from bgmiddleware import BackgroundMiddleware, JobState, MemoryRegistry, ThreadExecutor, marks
 from bgmiddleware._running.failures import one_line, raised_in
+from bgmiddleware.registries.spool import SpoolRegistry
 from tests.conftest import needs
 from tests.kit.apps import WAIT
 from tests.kit.clients import InProcess, ended, start
@@ -94,6 +97,37 @@ def test_a_job_that_did_not_fail_is_none(caplog: pytest.LogCaptureFixture) -> No
         cancelled.set()
         assert ended(site, target).state is JobState.CANCELLED
     assert errors(caplog) == []
+
+
+def test_where_a_registry_lost_a_job_the_log_says_so_and_does_not_blame_the_job(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    play, registry = Play(), SpoolRegistry(tmp_path / "jobs")
+    with BackgroundMiddleware(play, when=marks.always, registry=registry) as site:
+        start(InProcess(site), "/report")
+        play.begins()
+        shutil.rmtree(tmp_path / "jobs")
+        (tmp_path / "jobs").mkdir(0o700)
+        play.answers(b"x" * 300_000)
+        site.executor.shutdown(WAIT)
+    (record,) = errors(caplog)
+    assert re.fullmatch(r"job \w{8} ran, but its registry has lost its record: POST /report", record.getMessage())
+
+
+def test_where_a_job_was_given_up_while_it_ran_the_log_says_so_and_does_not_blame_the_job(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    play = Play()
+    with BackgroundMiddleware(play, when=marks.always, registry=MemoryRegistry()) as site:
+        start(InProcess(site), "/report")
+        play.begins()
+        (job,) = site.registry.jobs()
+        site.registry.finish(job.key, job.runner, JobState.LOST, reason="its runner vanished")
+        play.answers(b"x" * 300_000)
+        site.executor.shutdown(WAIT)
+        assert site.registry.get(job.key).state is JobState.LOST
+    (record,) = errors(caplog)
+    assert record.getMessage() == f"job {job.key[:8]} was given up as lost while it ran: POST /report"
 
 
 def test_no_client_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:

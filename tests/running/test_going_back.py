@@ -13,7 +13,7 @@ from bgmiddleware._jobs import RecordedResponse, key_of
 from bgmiddleware._running import keeper as _keeper
 from bgmiddleware._running.run import call_function
 from bgmiddleware.registries._memory.logs import Log
-from tests.registries.registry_contract import LONG, all_of, begun, done
+from bgmiddleware.testing.registries import LONG, all_of, begun, done
 from tests.running.test_keeper import SharedRegistry
 
 KEY = key_of("one")

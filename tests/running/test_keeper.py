@@ -29,7 +29,7 @@ from bgmiddleware._running import keeping as _keeping
 from bgmiddleware._running.keeping import Keeping, keeping_of
 from bgmiddleware._running.run import call_function
 from bgmiddleware.registries.base import END, Renewal, Source, Transition
-from tests.registries.registry_contract import LONG, RegistryContract, all_of, begun, done
+from bgmiddleware.testing.registries import LONG, RegistryContract, all_of, begun, done
 
 KEY = key_of("one")
 
@@ -66,9 +66,9 @@ class SharedRegistry(MemoryRegistry):
     def get(self, key: str) -> Job:
         return self._call("get", lambda: super(SharedRegistry, self).get(key))
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, **more: Any) -> int:
         append = super().append
-        return self._call(f"append {channel}", lambda: append(key, channel, offset, data, runner=runner))
+        return self._call(f"append {channel}", lambda: append(key, channel, offset, data, **more))
 
     def transition(self, key: str, *arguments: Any, **options: Any) -> bool:
         transition = super().transition

@@ -15,8 +15,8 @@ from bgmiddleware._capture import _output
 from bgmiddleware._jobs import key_of
 from bgmiddleware._running import keeper as _keeper
 from bgmiddleware._running.run import call_function
+from bgmiddleware.testing.registries import LONG, begun, done
 from tests.kit.capturing import Kept, in_thread
-from tests.registries.registry_contract import LONG, begun, done
 from tests.running.test_keeper import SharedRegistry
 
 KEY = key_of("one")
@@ -138,9 +138,9 @@ def test_a_status_does_not_wait_while_somebody_else_stores() -> None:
 class SlowRegistry(SharedRegistry):
     """A registry that takes output more slowly than a job prints it."""
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, **more: Any) -> int:
         time.sleep(0.001)
-        return super().append(key, channel, offset, data, runner=runner)
+        return super().append(key, channel, offset, data, **more)
 
 
 def flood(registry: SharedRegistry, is_enough: Callable[[], object]) -> Any:

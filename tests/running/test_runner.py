@@ -27,6 +27,7 @@ from bgmiddleware import (
     RecordedResponse,
     RegistryError,
     Run,
+    backgrounder,
     current_job,
     detached,
     progress,
@@ -34,7 +35,7 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of
 from bgmiddleware._recording import IN_MEMORY
 from bgmiddleware._running.run import call_function, replay_request
-from tests.registries.registry_contract import LONG, all_of, begun, done
+from bgmiddleware.testing.registries import LONG, all_of, begun, done
 
 KEY = key_of("one")
 TEXT = [("Content-Type", "text/plain")]
@@ -344,6 +345,14 @@ def test_an_app_that_raises_has_no_response_and_its_traceback_in_the_output(repl
     assert ran.output.endswith("ZeroDivisionError: a view's own fault\n")
     assert "test_runner.py" in ran.output
     assert "_running/" not in ran.output  # our frames say nothing to its author
+
+
+def test_a_decorated_view_that_raises_is_the_first_in_its_traceback(replay):
+    @backgrounder
+    def view(environ, start_response):
+        raise ZeroDivisionError("a view's own fault")
+
+    assert ", in view\n" in replay(view).output.splitlines(keepends=True)[1]
 
 
 def test_a_failure_is_told_to_the_servers_log_once(replay, caplog):
@@ -752,10 +761,10 @@ class Away(MemoryRegistry):
     away: tuple[Channel, ...] = ()
     after_storing = False
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str = "") -> int:
+    def append(self, key: str, channel: Channel, offset: int, data: bytes, **more: Any) -> int:
         if channel in self.away and not self.after_storing:
             raise RegistryError("away")
-        end = super().append(key, channel, offset, data, runner=runner)
+        end = super().append(key, channel, offset, data, **more)
         if channel in self.away:
             raise RegistryError("away, after all was stored")
         return end

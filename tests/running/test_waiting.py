@@ -19,9 +19,9 @@ from bgmiddleware._starting import starter as _starting
 from bgmiddleware.executors import _local
 from bgmiddleware.registries.base import END
 from bgmiddleware.registries.spool import SpoolRegistry
+from bgmiddleware.testing.registries import LONG
 from tests.kit.apps import Stage
 from tests.kit.clients import InProcess, ended, start
-from tests.registries.registry_contract import LONG
 
 LEASE = 0.5
 

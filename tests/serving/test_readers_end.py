@@ -13,9 +13,9 @@ from bgmiddleware._jobs import key_of, new_token
 from bgmiddleware._serving import events
 from bgmiddleware.registries import open_registry
 from bgmiddleware.registries.base import Piece
+from bgmiddleware.testing.registries import RUNNER, begun, done
 from tests.kit.clients import InProcess
 from tests.kit.readers import answering, events_of
-from tests.registries.registry_contract import RUNNER, begun, done
 
 WORDS = [
     *(text.encode() for text in ("a", "line\n", "\r\n", "é", "€", "😀", "\0")),

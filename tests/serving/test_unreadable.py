@@ -21,9 +21,9 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of, new_token
 from bgmiddleware.registries.base import PAGE_BYTES, Piece
 from bgmiddleware.registries.spool import SpoolRegistry
+from bgmiddleware.testing.registries import RUNNER
 from tests.kit.clients import InProcess, Reply, start
 from tests.kit.readers import answering
-from tests.registries.registry_contract import RUNNER
 
 TARGET = "/report"
 HEADERS = (("Content-Type", "text/plain"), ("Set-Cookie", "session=1"))

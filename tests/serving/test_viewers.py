@@ -299,6 +299,41 @@ def test_nobody_can_slow_the_others_down_at_will() -> None:
     viewers = Viewers(2, clock=Hand())
     assert viewers.pace(float("inf")) == 1.0
     assert viewers.pace(1e300) == 1.0
+    for _ in range(1000):
+        own = viewers.pace(0.0, "who is always new")
+    assert own > 20
+    assert viewers.pace(5.0, "another") == 1.0
+
+
+def test_groups_of_pollers_get_what_they_need_or_as_much_as_any_other() -> None:
+    hand = Hand()
+    viewers = Viewers(2, clock=hand)
+    paces: dict[int, float] = {}
+    for _ in range(60):
+        hand.now += 1.0
+        for group, pollers in enumerate((5, 100, 300)):
+            for _ in range(pollers):
+                paces[group] = viewers.pace(1.0, group)
+    assert paces[0] == 1.0
+    assert paces[1] == pytest.approx(100 / 22.5, rel=0.1)
+    assert paces[2] == pytest.approx(300 / 22.5, rel=0.1)
+
+
+def test_as_many_places_as_there_are_fill_no_memory() -> None:
+    viewers = Viewers(2, clock=Hand())
+    paces = [viewers.pace(10.0, number) for number in range(1500)]
+    assert len(viewers.pace._pollers) <= 1001
+    assert paces[999] == pytest.approx(20.0)
+
+
+def test_a_liar_slows_no_other_down_over_http(opens: Opener) -> None:
+    play = Play()
+    _, client = opens(play)
+    first, second = start(client, "/"), start(client, "/")
+    for _ in range(200):
+        liar = client.request("GET", f"{first}&_offset=0&_every=0")
+    assert float(liar["Job-Poll"]) > 2
+    assert client.request("GET", f"{second}&_offset=0&_every=1")["Job-Poll"] == "1"
 
 
 def test_who_is_refused_begins_to_poll_in_turn() -> None:
@@ -322,8 +357,8 @@ def test_waitress_keeps_the_connections_of_few_and_not_of_a_crowd(
     with BackgroundMiddleware(play, when=marks.always, stream_slots=0) as site, served(site) as client:
         target = start(client, "/")
         play.prints("abc")
-        for _ in range(crowd):
-            viewers[0].pace(10.0)
+        for number in range(crowd):
+            viewers[0].pace(10.0, number)
             viewers[0].turn()
         connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=WAIT)
         connection.request("GET", target + query)
@@ -356,8 +391,8 @@ def test_pollers_are_told_the_pace(opens: Opener, viewers: list[Watched]) -> Non
     target = start(client, "/")
     play.begins()
     assert client.request("GET", f"{target}&_offset=0")["Job-Poll"] == "1"
-    for _ in range(100):
-        viewers[0].pace(10.0)
+    for number in range(100):
+        viewers[0].pace(10.0, number)
     paces = [client.request("GET", f"{target}{query}") for query in ("&_offset=0&_every=9", "&_view=status")]
     for reply in paces:
         assert 1.9 < float(reply["Job-Poll"]) < 2.1

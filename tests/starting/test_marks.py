@@ -1,11 +1,12 @@
 """Which requests each mark marks, and which it does not."""
 
 import fnmatch
+import functools
 import re
 
 import pytest
 
-from bgmiddleware import ConfigurationError, marks
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, marks
 
 
 def at(path: str, method: str = "GET") -> dict[str, str]:
@@ -231,8 +232,9 @@ def test_the_name_of_a_query_parameter_that_would_need_escaping_is_refused(name)
         marks.query(name)
 
 
-def test_always_marks_every_request():
-    assert marks.always({}) is True
+def test_always_marks_every_request_but_for_an_icon_that_no_page_names():
+    assert marks.always({}) is marks.always({"PATH_INFO": "/icon.ico"}) is True
+    assert marks.always({"PATH_INFO": "/favicon.ico"}) is False
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,54 @@ def test_a_request_for_another_path_is_asked_nothing_but_its_path(globs):
             return super().get(name, default)
 
     assert not marks.path(*globs)(Environ(PATH_INFO="/other"))
+
+
+COMBINED = {
+    "none": marks.never,
+    "every": marks.always,
+    "a preference": marks.prefers_async,
+    "a header": marks.header("X-Slow"),
+    "a header's value": marks.header("X-Slow", "yes"),
+    "a header of CGI": marks.header("Content-Type"),
+    "a query": marks.query("slow"),
+    "a path": marks.path("/a"),
+    "a path that is no ASCII": marks.path("/é*/é"),
+    "exactly a path": marks.exactly("/é"),
+    "a prefix": marks.path("/a/*"),
+    "an end": marks.path("*/slow"),
+    "what lies between": marks.path("*/a/*"),
+    "a set of characters": marks.path("/[ab]/slow", "/c[!d]*"),
+    "two globs": marks.path("/a", "/b/*"),
+    "three globs": marks.path("/a/*", "/b/*.csv", "*/slow"),
+    "many globs": marks.path("/a", "/b", "/c", "/d", "/e"),
+    "a preference or a path": marks.any_of(marks.prefers_async, marks.path("/a/*")),
+    "a path or a header": marks.any_of(marks.path("/b/*", "*/slow"), marks.header("X-Slow")),
+    "two headers": marks.any_of(marks.prefers_async, marks.header("X-Slow")),
+    "a path or a site's own": marks.any_of(marks.path("/a"), lambda environ: environ.get("PATH_INFO") == "/b"),
+    "a path and a header": marks.all_of(marks.always, marks.path("/a/*"), marks.header("X-Slow")),
+    "no path": marks.none_of(marks.path("/a", "/b/*")),
+    "a site's own": lambda environ: environ.get("HTTP_X_SLOW") == "yes",
+    "a wrapped one": functools.wraps(marks.prefers_async)(lambda environ: environ.get("PATH_INFO") == "/a"),
+}
+REQUESTS = [
+    {**at(path), **more}
+    for path in ("", "/", "/a", "/a/", "/a/b", "/b", "/b/x.csv", "/b/slow", "/slow", "/c1", "/d", "/é", "/éa/é", "/z")
+    for more in ({}, {"HTTP_PREFER": "respond-async"}, {"HTTP_X_SLOW": "yes"}, {"CONTENT_TYPE": "a/b"})
+]
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_the_middleware_starts_what_the_mark_is_true_for(name):
+    # It asks a mark only about requests that the mark may be true for.
+    def app(environ, start_response):
+        start_response("204 No Content", [])
+        return []
+
+    statuses = []
+    with BackgroundMiddleware(app, when=COMBINED[name]) as middleware:
+        for request in [*REQUESTS, {"REQUEST_METHOD": "GET"}, {**at("/z"), "QUERY_STRING": "slow"}]:
+            middleware(dict(request), lambda status, headers: statuses.append(status[:3]))
+            assert (statuses.pop() != "204") is bool(COMBINED[name](request)), request
 
 
 BROWSERS = {

@@ -7,17 +7,21 @@ from ..._ground.numbers import check_count, check_seconds
 from ..._jobs import Priority
 from ..._running import Run
 from ...errors import QueueFull
-from ..base import Executor
+from ..base import Executor, full_group
 from .sites import Site, Unloaded
 
 __all__ = ["EngineExecutor", "no_answer", "too_many"]
+
+_OF_ONE_GROUP = 10  # so many of them have room in the queue
 
 
 class EngineExecutor(Executor):
     """Sends the keys of jobs into *queue*, for workers begun by ``python -m bgmiddleware work``.
 
-    Up to *max_pending* jobs wait in it; then, and while it does not answer, ``submit`` raises ``QueueFull``. A job that
-    was asked to stop, or is over its deadline, gets *grace* seconds to end by itself before its processes are killed.
+    Up to *max_pending* jobs wait in it; then, and while it does not answer, ``submit`` raises ``QueueFull``. It does so
+    too where a tenth as many wait of one group, beside as many as may run of it: the others shall find places. A job
+    that was asked to stop, or is over its deadline, gets *grace* seconds to end by itself before its processes are
+    killed.
     """
 
     def __init__(self, *, queue: str, max_pending: int, grace: float) -> None:
@@ -31,6 +35,11 @@ class EngineExecutor(Executor):
     def submit(self, run: Run) -> None:
         if self._closed:
             raise QueueFull("the server is shutting down")
+        for group, most in run.groups.items():
+            # Itself included: so of those that come at once none is one too many.
+            waiting = run.registry.waiting(group)
+            if waiting > most + self.max_pending // _OF_ONE_GROUP:
+                raise full_group(group, most, waiting - 1)
         self._send(run.key, run.priority)
 
     def shutdown(self, drain: float | None = None) -> None:

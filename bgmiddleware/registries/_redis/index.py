@@ -43,8 +43,9 @@ class Index:
         """Return the call that takes a place for a new job, pending for *patience* seconds, and its name, which may
         hold *holder* now. The process that it waits in, if it does, is there for *lease* seconds."""
         names = [self._name(job)] if job.name else []
+        keys = [*self._keys, *names, *map(self._waits, job.groups)]
         arguments = (job.key, max_jobs, patience, job.priority.rank, holder, _milliseconds(patience + LINGER))
-        return Call("enter", [*self._keys, *names], (*arguments, job.process, lease))
+        return Call("enter", keys, (*arguments, job.process, lease, len(names)))
 
     def entered(self, reply: Any) -> Entered:
         """Return the answer to that call."""
@@ -92,7 +93,7 @@ class Index:
         where = "ended" if job.state.ended else job.state.value
         rank = str(job.priority.rank)
         args = (job.key, where, repr(at), "anew" if anew else "", place, _until(job), rank, job.process)
-        return Call("file", [*self._keys, *map(self._group, job.groups)], args)
+        return Call("file", [*self._keys, *map(self._group, job.groups), *map(self._waits, job.groups)], args)
 
     def filed(self, key: str, reply: Any) -> None:
         """Take note of the answer to that call."""
@@ -142,6 +143,10 @@ class Index:
         place = self._server.link.command("ZRANK", self._keys[6], key)
         return 0 if place is None else int(place) + 1
 
+    def waiting(self, group: str) -> int:
+        """Return how many pending jobs belong to a group."""
+        return int(self._server.run("waiting", [*self._keys, self._waits(group)])[1])
+
     def secret(self, new: bytes) -> bytes:
         """Return the secret of the registry: the *new* one, if there is none yet."""
         name = f"{self._prefix}:secret"
@@ -158,8 +163,14 @@ class Index:
         return self._server.run(script, [*self._keys, *map(self._group, groups)], *args)
 
     def _group(self, name: str) -> str:
+        return self._named("group", name)
+
+    def _waits(self, name: str) -> str:
+        return self._named("waits", name)
+
+    def _named(self, kind: str, name: str) -> str:
         # What of the name is no text (a lone surrogate) is written as its number is.
-        return f"{self._prefix}:group:{name}".encode("utf-8", "backslashreplace").decode()
+        return f"{self._prefix}:{kind}:{name}".encode("utf-8", "backslashreplace").decode()
 
 
 def _milliseconds(seconds: float) -> int:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from ...errors import ConfigurationError, RegistryError
+from .breaker import Breaker
 
 try:
     import redis
@@ -45,7 +46,8 @@ _PARTS = {
     "create": ("_job",),
     "look": ("_job", "_found"),
     "write": ("_job", "_found"),
-    "append": ("_job", "_found", "_bytes"),
+    "append": ("_job", "_found", "_bytes", "_times"),
+    "times": ("_job", "_found"),
     "gap": ("_job", "_found", "_bytes"),
     "read": ("_job", "_found", "_bytes"),
     "cookies": ("_job", "_found"),
@@ -57,6 +59,7 @@ _PARTS = {
     "name": ("_index",),
     "due": ("_index",),
     "hold": ("_index",),
+    "waiting": ("_index",),
 }
 
 
@@ -159,6 +162,9 @@ class Link:
 
     Two clients: one for commands, of which each thread holds a connection for as long as a command takes; and one for
     those that block until they are woken, of which there are at most *max_waiting*.
+
+    When a command times out, further ones fail at once until the server answers again: else all threads of a site would
+    soon wait for a server that hangs.
     """
 
     def __init__(self, address: Address, max_waiting: int) -> None:
@@ -169,9 +175,12 @@ class Link:
         self._slots = threading.BoundedSemaphore(max_waiting)
         # What is blocked is never silent for longer than a socket may be, so a dead server is noticed as soon.
         self._block = address.timeout * 0.8
+        self._timeout = address.timeout
+        self._breaker = Breaker(self._answers, self._let_go)
         self._checked = False
         self.back_at = float("-inf")
-        """When a connection broke, or led to a server that is no primary, by the monotonic clock."""
+        """When a connection broke, led to a server that is no primary, or was answered again after a time-out, by the
+        monotonic clock."""
 
     def command(self, *parts: Any) -> Any:
         """Send one command that may safely be repeated, and return the answer."""
@@ -232,6 +241,8 @@ class Link:
         except Exception as error:
             if not isinstance(error, (redis.ConnectionError, redis.TimeoutError)) and not _is_elsewhere(error):
                 raise self._error(error) from error
+            if isinstance(error, redis.TimeoutError):
+                self._breaker.open()
             self._let_go()
             time.sleep(max(0.0, min(seconds, _POLL_EVERY)))  # whoever looks next says what is wrong
         finally:
@@ -239,22 +250,44 @@ class Link:
 
     def close(self) -> None:
         """Close what is open."""
+        self._breaker.end()
         self._commands.connection_pool.disconnect()
         self._waiting.connection_pool.disconnect()
 
     def _call(self, call: Callable[[], T]) -> T:
+        if self._breaker.is_open:
+            raise RegistryError(f"{self._shown}: the server timed out and has not answered since")
+        begun = time.monotonic()
         try:
             try:
                 return self._checked_call(call)
             except Exception as error:
                 # Once more, for the server may have closed a connection that nobody used for a while, or be no primary
                 # any more. After a time-out never: the next one would take as long.
-                if not isinstance(error, redis.ConnectionError) and not _is_elsewhere(error):
+                is_cut = isinstance(error, redis.ConnectionError) and time.monotonic() - begun < self._timeout
+                if not is_cut and not _is_elsewhere(error):
                     raise
                 self._let_go()
                 return self._checked_call(call)
         except Exception as error:  # of the library's own, or of what is below it
+            # Sentinels that hang are a connection that cannot be made, after as long.
+            took_long = isinstance(error, redis.ConnectionError) and time.monotonic() - begun >= self._timeout
+            if took_long or isinstance(error, redis.TimeoutError):
+                self._breaker.open()
             raise self._error(error) from error
+
+    def _answers(self) -> bool:
+        """Ask the server for nothing in particular; return whether it answers, or is known to be away."""
+        begun = time.monotonic()
+        try:
+            self._commands.ping()
+        except redis.TimeoutError:
+            return False
+        except redis.ConnectionError:
+            return time.monotonic() - begun < self._timeout
+        except Exception:  # an answer, though none that was hoped for
+            return True
+        return True
 
     def _checked_call(self, call: Callable[[], T]) -> T:
         if not self._checked:

@@ -1,16 +1,18 @@
-"""The records of jobs and their bytes: each call is one script, on the six keys of one job. See ``lua/_job.lua``."""
+"""The records of jobs and their bytes: each call is one script, on the seven keys of one job. See ``lua/_job.lua``."""
 
 import contextlib
 import json
 import logging
 import secrets
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..._jobs import Channel, Job
 from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryFull
 from .. import _changes as changes
 from .._bounds import Bounds
-from ..base import Piece
+from .._times import ENTRY_BYTES, Head, times_after
+from ..base import Piece, Times
 from .link import Call, Damaged, Server
 
 __all__ = ["Records", "Stored", "nonce"]
@@ -99,9 +101,11 @@ class Records:
             raise BadOffset(end[0])
         return bool(answer == b"ok")
 
-    def append(self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str, most: int) -> int:
+    def append(
+        self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str, most: int, times: Times
+    ) -> int:
         """Add bytes to a channel that may have *most* of them; see :meth:`Registry.append`."""
-        answer, *end = self._run("append", key, channel.value, offset, data, _text(runner), most)
+        answer, *end = self._run("append", key, channel.value, offset, data, _text(runner), most, *chain(*times))
         match answer:
             case b"fenced":
                 raise Fenced(key)
@@ -123,6 +127,15 @@ class Records:
         _, begin, data = self._run("read", key, channel.value, offset, limit)
         return Piece(begin, data)
 
+    def times(self, key: str, offset: int) -> tuple[tuple[int, int], ...]:
+        """See :meth:`Registry.times`; all of them."""
+
+        def read(count: int) -> tuple[Head, bytes]:
+            _, head, entries = self._run("times", key, ENTRY_BYTES * count)
+            return Head.unpacked(head), entries
+
+        return times_after(offset, read)
+
     def pause(self, key: str, offset: int, seconds: float) -> None:
         """Block until there is output behind *offset* or the job has ended, at most *seconds*, or for less."""
         self._server.link.pause(self._keys(key)[5], f"{offset}-1", seconds)
@@ -141,7 +154,7 @@ class Records:
 
     def _keys(self, key: str) -> list[str]:
         record = f"{self._prefix}:{{{key}}}"
-        return [record, *(f"{record}:{name}" for name in ("gone", "request", "output", "body", "wake"))]
+        return [record, *(f"{record}:{name}" for name in ("gone", "request", "output", "body", "wake", "times"))]
 
     def _run(self, script: str, key: str, *args: Any) -> list[Any]:
         return self._answered(key, self._server.run(script, self._keys(key), *args))

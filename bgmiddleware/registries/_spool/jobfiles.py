@@ -6,10 +6,12 @@ A job has one file with a header and its output, and others for its body and its
 import contextlib
 import os
 from dataclasses import dataclass
+from functools import partial
 
 from ..._jobs import Channel
 from ...errors import RegistryError
 from .._bounds import Bounds
+from .._times import ENTRY_BYTES, HEAD_BYTES, Head, times_after
 from ..base import Piece
 from .layout import (
     DATA_AT,
@@ -24,7 +26,10 @@ from .layout import (
     write_at,
 )
 
-__all__ = ["JobFiles", "look"]
+__all__ = ["TIMES", "JobFiles", "look"]
+
+TIMES = "times"
+"""The end of the name of a file that says when the output came."""
 
 
 def look(path: str) -> bytes | None:
@@ -56,6 +61,18 @@ class JobFiles:
     def path_of(self, channel: Channel) -> str:
         """Return the file in which the bytes of *channel* are."""
         return self.path if channel is Channel.OUTPUT else f"{self.path}.{channel.value}"
+
+    @property
+    def times_path(self) -> str:
+        """The file that says when the output came."""
+        return f"{self.path}.{TIMES}"
+
+    def kept(self, ends: Ends | None = None) -> int:
+        """Return how many bytes there are of a job, which ended with *ends*, or (None) has not ended."""
+        times = 0
+        with contextlib.suppress(OSError):
+            times = os.stat(self.times_path).st_size
+        return (ends or self.ends()).kept + times
 
     def create(self, max_output: int) -> None:
         """Make the file that every job has from its first byte or its claim on, if there is none. To be called while
@@ -130,11 +147,33 @@ class JobFiles:
         with opened(self.path_of(channel), os.O_RDONLY) as number:
             return Piece(offset, read_at(number, offset, size))
 
+    def times(self, offset: int) -> tuple[tuple[int, int], ...]:
+        """See :meth:`Registry.times`; all of them."""
+        try:
+            with opened(self.times_path, os.O_RDONLY) as number:
+                return times_after(offset, partial(_read_times, number))
+        except FileNotFoundError:
+            self.ends()  # where the job is gone, this raises too
+            return ()
+
     def remove(self, *channels: Channel) -> None:
         """Remove the files of *channels*, or all."""
         for channel in channels or Channel:
             with contextlib.suppress(OSError):  # gone is gone, and what cannot be removed is tried again by who cleans
                 os.unlink(self.path_of(channel))
+        if not channels:
+            with contextlib.suppress(OSError):
+                os.unlink(self.times_path)
+
+
+def _read_times(number: int, count: int) -> tuple[Head, bytes]:
+    for _ in range(TRIES):
+        head = Head.unpacked(os.pread(number, HEAD_BYTES, 0))
+        count = min(count, head.length)
+        entries = os.pread(number, ENTRY_BYTES * count, HEAD_BYTES + ENTRY_BYTES * (head.length - count))
+        if len(entries) == ENTRY_BYTES * count and head.fits(entries):
+            return head, entries
+    return Head(), b""  # who wrote it was killed in the midst of it; the next one mends it
 
 
 def _read_output(number: int, offset: int, limit: int, known: Ends | None) -> Piece:

@@ -3,8 +3,10 @@
 The document of a job is the truth. Columns beside it repeat what is searched for.
 """
 
+import contextlib
 import json
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ __all__ = [
     "store",
     "take_cookies",
     "totals",
+    "waiting",
 ]
 
 _UNTIL = "(SELECT until FROM processes WHERE processes.name = jobs.process)"
@@ -149,6 +152,20 @@ def place(database: sqlite3.Connection, row: Row) -> int:
     # The state is written out: so the index of those that are pending is used.
     statement = "SELECT COUNT(*) FROM jobs WHERE state = 'pending' AND (rank, number) <= (?, ?)"
     return int(database.execute(statement, (row.job.priority.rank, row.number)).fetchone()[0])
+
+
+def waiting(database: sqlite3.Connection, group: str) -> int:
+    """Return how many jobs are stored as pending that belong to a group."""
+    # What cannot be read belongs to none. A name may have a lone surrogate, which SQLite has no text for.
+    documents = database.execute("SELECT CAST(document AS BLOB) FROM jobs WHERE state = 'pending'").fetchall()
+    return sum(group in _groups(document) for (document,) in documents)
+
+
+def _groups(document: bytes) -> Collection[str]:
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        groups = json.loads(document).get("groups")
+        return groups if isinstance(groups, dict) else ()
+    return ()
 
 
 def newest(database: sqlite3.Connection, state: JobState | None, before: int | None, limit: int) -> list[Entry]:

@@ -15,14 +15,14 @@ from ..base import StorageFull
 from . import rows as table
 from .directory import Directory
 from .index import Index
-from .jobfiles import JobFiles
+from .jobfiles import TIMES, JobFiles
 from .room import Room
 from .rows import Entry, Row
 from .writer import Writers
 
 __all__ = ["Change", "Store", "storage_errors", "trouble"]
 
-_FILE = re.compile(rf"([0-9a-f]{{32}})\.([0-9]+)(?:\.(?:{Channel.REQUEST}|{Channel.BODY}))?")
+_FILE = re.compile(rf"([0-9a-f]{{32}})\.([0-9]+)(?:\.(?:{Channel.REQUEST}|{Channel.BODY}|{TIMES}|{TIMES}\.new))?")
 _ROWS_AT_ONCE = 200
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ENDED = frozenset(state for state in JobState if state.ended)

@@ -20,8 +20,23 @@ from collections.abc import Iterator
 
 from ..._jobs import Channel
 from ...errors import BadOffset, RegistryError, RegistryFull
+from .._times import ENTRY_BYTES, HEAD_BYTES, Head, thinned
+from .._times import MOST as MOST_TIMES
+from ..base import Times
 from .jobfiles import JobFiles
-from .layout import DATA_AT, ENDS_AT, Ends, Header, is_sealed, open_file, packed_ends, read_header, write_at
+from .layout import (
+    DATA_AT,
+    ENDS_AT,
+    Ends,
+    Header,
+    is_sealed,
+    open_file,
+    opened,
+    packed_ends,
+    read_at,
+    read_header,
+    write_at,
+)
 from .room import check_room
 
 __all__ = ["Sealed", "Writer", "Writers"]
@@ -43,10 +58,11 @@ class Writer:
         self._patience = patience
         self._lock = threading.Lock()  # guards what follows, for threads; the lock of the file is for processes
         self._numbers = {Channel.OUTPUT: open_file(files.path, os.O_RDWR)}
+        self._times: int | None = None  # the descriptor of their file
         self._closed = False
 
-    def append(self, channel: Channel, offset: int, data: bytes, limit: int | None = None) -> int:
-        """Add *data* at the end of *channel*, which is at *offset*; return the new end.
+    def append(self, channel: Channel, offset: int, data: bytes, limit: int | None = None, times: Times = ()) -> int:
+        """Add *data* at the end of *channel*, which is at *offset*; return the new end. *times* say when it came.
 
         Raises ``Sealed`` if the job has ended, or is about to.
         """
@@ -73,6 +89,8 @@ class Writer:
                 os.pwrite(number, packed_ends(ends), ENDS_AT)
                 if is_sealed(number):
                     raise Sealed
+                if times:
+                    self._add_times(times)
             return end + len(data)
 
     def close(self) -> None:
@@ -82,6 +100,9 @@ class Writer:
             for number in self._numbers.values():
                 os.close(number)
             self._numbers.clear()
+            if self._times is not None:
+                os.close(self._times)
+                self._times = None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[int]:
@@ -123,6 +144,34 @@ class Writer:
         for at, position, room in bounds.writes(end, len(data)):
             write_at(number, memoryview(data)[at : at + room], DATA_AT + position)
         return ends
+
+    def _add_times(self, times: Times) -> None:
+        with contextlib.suppress(OSError):  # the bytes are there; where there is no room, they go without
+            number = self._times
+            if number is not None and not os.fstat(number).st_nlink:  # another process has put a thinner one there
+                os.close(number)
+                number = None
+            if number is None:
+                number = self._times = open_file(self.files.times_path, os.O_RDWR | os.O_CREAT)
+            head = Head.unpacked(os.pread(number, HEAD_BYTES, 0))
+            for end, at in times:
+                head, index, entry = head.added(end, at)
+                # A writer that is killed in between has added nothing: a reader knows by the head.
+                write_at(number, entry, HEAD_BYTES + ENTRY_BYTES * index)
+                write_at(number, head.packed(), 0)
+            if head.length > MOST_TIMES:
+                self._thin_times(number, head)
+
+    def _thin_times(self, number: int, head: Head) -> None:
+        entries = read_at(number, HEAD_BYTES, ENTRY_BYTES * head.length)
+        head, thin = thinned(head, entries)
+        # Another file in its place: who reads the old one meanwhile finds it whole.
+        path = f"{self.files.times_path}.new"
+        with opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as new:
+            write_at(new, head.packed() + thin, 0)
+        os.replace(path, self.files.times_path)
+        os.close(number)
+        self._times = None
 
     def _write_whole(self, number: int, data: bytes, position: int) -> None:
         try:

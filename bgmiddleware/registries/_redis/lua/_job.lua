@@ -1,6 +1,6 @@
--- Before each script of one job. KEYS are always the same six, all in the job's slot. ARGV[1]: the time, or '' for the
+-- Before each script of one job. KEYS are always the same seven, all in the job's slot. ARGV[1]: the time, or '' for the
 -- server's own. A script answers {'ok', …} or {what is wrong, …}.
-local RECORD, GONE, REQUEST, OUTPUT, BODY, WAKE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local RECORD, GONE, REQUEST, OUTPUT, BODY, WAKE, TIMES = unpack(KEYS)
 local NOW = tonumber(ARGV[1])
 if not NOW then
   local time = redis.call('TIME')

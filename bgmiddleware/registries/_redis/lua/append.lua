@@ -1,4 +1,5 @@
--- ARGV: now, channel, offset, data, runner, the most bytes that the channel may have.
+-- ARGV: now, channel, offset, data, runner, the most bytes that the channel may have; then offsets, and when the output came
+-- up to there, in milliseconds.
 local offset, data, size = tonumber(ARGV[3]), ARGV[4], #ARGV[4]
 if CHANNEL == 'request' then
   if state ~= 'pending' or NOW >= tonumber(limit) then
@@ -26,4 +27,7 @@ if size == 0 then
   return {'ok', stop}
 end
 add(data)
+if ARGV[7] then
+  add_times()
+end
 return {'ok', stop}

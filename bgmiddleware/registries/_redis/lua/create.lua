@@ -11,5 +11,5 @@ elseif state then
 end
 redis.call('HSET', RECORD, 'state', 'pending', 'op', ARGV[2], 'until', string.format('%.17g', NOW + tonumber(ARGV[3])),
   'job', ARGV[4], 'environ', ARGV[5], 'max_output', ARGV[6], 'created', now)
-redis.call('DEL', GONE, REQUEST, OUTPUT, BODY, WAKE)
+redis.call('DEL', GONE, REQUEST, OUTPUT, BODY, WAKE, TIMES)
 return {'ok', now}

@@ -1,6 +1,7 @@
 -- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority; for a job with a name: what that may
--- hold now, and for how many milliseconds it is taken; and the process that it waits in, and how long that is there for
--- sure. Behind the KEYS: the name, see name.lua. Take a place for a new job. Return the time, and the jobs that made room.
+-- hold now, and for how many milliseconds it is taken; the process that it waits in, and how long that is there for sure;
+-- and how many names it has, 1 or 0. Behind the KEYS: the name, see name.lua, and who waits of each of its groups. Take a
+-- place for a new job. Return the time, and the jobs that made room.
 local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
 local process = ARGV[8]
 if process ~= '' then
@@ -9,7 +10,8 @@ end
 if redis.call('ZSCORE', JOBS, key) then
   return {'known', now}
 end
-local NAME = KEYS[FIRST_GROUP]
+local names = tonumber(ARGV[10])
+local NAME = names > 0 and KEYS[FIRST_GROUP]
 local holder = NAME and redis.call('GET', NAME)
 if holder and holder ~= ARGV[6] then
   return {'named', now, holder}
@@ -37,5 +39,9 @@ redis.call('ZADD', QUEUE, turn(ARGV[5], number), key)
 redis.call('ZADD', DUE, string.format('%.17g', NOW + tonumber(ARGV[4])), key)
 if process ~= '' then
   redis.call('ZADD', HELD, 0, process .. SEPARATOR .. key)
+end
+for group = FIRST_GROUP + names, #KEYS do
+  redis.call('ZADD', KEYS[group], number, key)
+  redis.call('PEXPIRE', KEYS[group], ARGV[7])
 end
 return {'ok', now, unpack(gone)}

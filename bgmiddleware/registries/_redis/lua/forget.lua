@@ -3,7 +3,7 @@
 if state == 'running' or (ARGV[2] == 'expired' and state == 'pending') then
   return {'ok', 0}
 end
-redis.call('DEL', RECORD, REQUEST, OUTPUT, BODY)
+redis.call('DEL', RECORD, REQUEST, OUTPUT, BODY, TIMES)
 if ARGV[2] ~= 'expired' then
   redis.call('DEL', GONE)
 end

@@ -2,5 +2,5 @@
 if state and not expired then
   return {'ok', 0}
 end
-redis.call('DEL', RECORD, REQUEST, OUTPUT, BODY)
+redis.call('DEL', RECORD, REQUEST, OUTPUT, BODY, TIMES)
 return {'ok', redis.call('DEL', GONE)}

@@ -22,7 +22,7 @@ redis.call('HDEL', RECORD, 'created')
 if ARGV[11] then
   redis.call('HDEL', RECORD, 'environ', 'request', 'runner', 'place')
   redis.call('DEL', REQUEST)
-  for _, key in ipairs({RECORD, OUTPUT, BODY}) do
+  for _, key in ipairs({RECORD, OUTPUT, BODY, TIMES}) do
     redis.call('PEXPIRE', key, ARGV[11])
   end
   redis.call('SET', GONE, '', 'PX', ARGV[12])

@@ -1,10 +1,11 @@
-"""The app of the executor contract: worker processes import it as ``tests.executors.executor_app:app``.
+"""The app of the executor contract: worker processes import it as ``bgmiddleware.testing.executor_site:app``.
 
 How it is set up they read from the environment; the tests direct its views over a socket, see :class:`Stage`.
 """
 
 import contextlib
 import ctypes
+import importlib
 import itertools
 import json
 import logging
@@ -19,22 +20,19 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-from bgmiddleware import (
-    BackgroundMiddleware,
-    Executor,
-    current_job,
-    detached,
-    marks,
-    progress,
-)
-from bgmiddleware._ground.loading import loaded
-from bgmiddleware._running import keeper, run, waiting
-from bgmiddleware._starting import starter
-from bgmiddleware.executors._engines import sites
-from bgmiddleware.executors._processes import watching
-from bgmiddleware.registries import open_registry
+from .. import marks
+from .._capture import detached
+from .._context import current_job, progress
+from .._ground.loading import loaded
+from .._middleware import BackgroundMiddleware
+from .._running import keeper, run, waiting
+from .._starting import starter
+from ..executors._engines import sites
+from ..executors._processes import watching
+from ..executors.base import Executor
+from ..registries import open_registry
 
-NAME = "tests.executors.executor_app:app"
+NAME = "bgmiddleware.testing.executor_site:app"
 VARIABLE = "BGMIDDLEWARE_TEST_APP"
 WAIT = 120.0  # never reached by a test that passes
 
@@ -95,7 +93,7 @@ def view(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
 def view_demo(environ: dict[str, Any]) -> bytes:
     """What a view does that knows nothing of jobs."""
     print("reading what was sent")
-    sent = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    sent: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     for number in range(3):
         print("row", number, end="\n" if number else " …\n")
     sys.stdout.write("no end of line, ünïcode ☃")
@@ -107,7 +105,7 @@ def view_demo(environ: dict[str, Any]) -> bytes:
     subprocess.run(["echo", "from a child"], stdout=sys.stdout, check=True)
     environ["wsgi.errors"].write("an error\n")
     progress(3, 3, "done")
-    return b"you sent " + sent + environ["QUERY_STRING"].encode()
+    return b"you sent " + sent + str(environ["QUERY_STRING"]).encode()
 
 
 def view_steps(environ: dict[str, Any]) -> bytes:
@@ -119,11 +117,18 @@ def view_steps(environ: dict[str, Any]) -> bytes:
     return b"done"
 
 
+def view_stamps(environ: dict[str, Any]) -> bytes:
+    """Print what time it is, now and then."""
+    for number in range(12):
+        print(time.time(), flush=bool(number % 2))
+        time.sleep(0.12)
+    return b"done"
+
+
 def view_imports(environ: dict[str, Any]) -> bytes:
     """Need what is not there, only now."""
     print("about to import")
-    import no_such_module_of_the_shop  # noqa: F401
-
+    importlib.import_module("no_such_module_of_the_shop")
     return b"never"
 
 
@@ -265,7 +270,8 @@ def view_forks(environ: dict[str, Any]) -> bytes:
         os._exit(0)
     os.waitpid(pid, 0)
     for kind in ("fork", "spawn"):
-        child = multiprocessing.get_context(kind).Process(target=print, args=(f"in a process by {kind}",))
+        context: Any = multiprocessing.get_context(kind)
+        child = context.Process(target=print, args=(f"in a process by {kind}",))
         child.start()
         child.join()
     return b""

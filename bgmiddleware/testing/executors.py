@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, Job, JobState
-from bgmiddleware._jobs import key_of
-from tests.executors import executor_app
-from tests.executors.executor_app import Stage, go
-from tests.kit.clients import InProcess, ended, start
+from .._jobs import Job, JobState, key_of
+from .._middleware import BackgroundMiddleware
+from . import executor_site
+from .clients import InProcess, ended, start
+from .executor_site import Stage, go
 
 LEASE = 6.0
 GRACE = 1.0
@@ -63,12 +63,12 @@ def await_threads() -> None:
     """Wait for the threads that run jobs: what they still do needs the registry."""
     for thread in threading.enumerate():
         if re.fullmatch(r"bgmiddleware-[0-9]+", thread.name):
-            thread.join(executor_app.WAIT)
+            thread.join(executor_site.WAIT)
             assert not thread.is_alive(), thread
 
 
 class ExecutorContract:
-    """Subclasses say how the executor is made. Its workers load ``tests.executors.executor_app:app``,
+    """Subclasses say how the executor is made. Its workers load ``bgmiddleware.testing.executor_site:app``,
     as the environment says, and begin in :meth:`workers`, if it does not begin them itself."""
 
     kind: ClassVar[str]
@@ -111,9 +111,9 @@ class ExecutorContract:
         }
         with (
             contextlib.closing(Stage()) as stage,
-            executor_app.configured(stage=stage.port, **config),
+            executor_site.configured(stage=stage.port, **config),
             self.workers(max_workers),
-            executor_app.make() as app,
+            executor_site.make() as app,
         ):
             try:
                 yield Scene(app, stage)
@@ -152,6 +152,23 @@ class ExecutorContract:
                 assert line == b"line %d\n" % number
             assert b"".join(chunks) == b""
         assert site.ended(target).state is JobState.FINISHED
+
+    @pytest.mark.everything
+    def test_it_is_known_when_each_line_was_printed(self, site: Scene) -> None:
+        target = site.start("/stamps")
+        job = site.ended(target)
+        assert job.started_at is not None
+        times = iter(site.app.registry.times(job.key))
+        end, at = 0, 0
+        late = []
+        offset = 0
+        for line in site.output(target).splitlines(keepends=True):
+            offset += len(line)
+            while end < offset:
+                end, at = next(times)
+            late.append(job.started_at + at / 1000 - float(line))
+        assert sorted(late)[len(late) * 3 // 4] < 0.15  # a machine that is busy may hold some up
+        assert min(late) > -0.05  # what the claim took, by the registry's clock
 
     def test_jobs_run_beside_each_other_and_are_not_mixed(self, site: Scene) -> None:
         targets = [site.start("/steps/a"), site.start("/steps/b")]
@@ -294,7 +311,8 @@ class ExecutorContract:
             for _ in range(3):
                 go(step)
             began = [site.ended(target).started_at for target in (first, high, normal, low)]
-            assert began == sorted(began)
+            assert None not in began
+            assert began == sorted(moment or 0.0 for moment in began)
 
     # The end of the server.
 
@@ -302,7 +320,7 @@ class ExecutorContract:
         self._needs_drain()
         target = site.start("/steps")
         step = site.arrival()
-        closing = threading.Thread(target=site.app.shutdown, args=(executor_app.WAIT,))
+        closing = threading.Thread(target=site.app.shutdown, args=(executor_site.WAIT,))
         closing.start()
         while site.client.request("POST", "/demo").status != 503:
             pass  # it was not told yet
@@ -401,5 +419,5 @@ a warning
 @pytest.fixture(autouse=True)
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process think as the workers do of how long a claim lasts."""
-    for module, name, seconds in executor_app.lease_of(LEASE):
+    for module, name, seconds in executor_site.lease_of(LEASE):
         monkeypatch.setattr(module, name, seconds)

@@ -4,7 +4,6 @@ The subclass gives a fixture ``make``: a function of a registry's settings that 
 closes it after the test. The registry must take ``clock=``.
 """
 
-import os
 import random
 import threading
 import time
@@ -15,26 +14,18 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import (
+from .._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse, key_of
+from ..errors import (
     BadOffset,
-    Channel,
     ConfigurationError,
     Fenced,
-    Job,
     JobExists,
     JobExpired,
     JobNotFound,
-    JobState,
-    Priority,
-    Progress,
     QueueFull,
-    RecordedResponse,
-    Registry,
     RegistryFull,
 )
-from bgmiddleware._jobs import key_of
-from bgmiddleware.registries._housekeeping import House, house
-from bgmiddleware.registries.base import END, Piece, Transition
+from ..registries.base import END, Piece, Registry, Transition
 
 LONG = 120.0
 """A timeout that no test may reach."""
@@ -137,6 +128,23 @@ def all_of(registry: Registry, key: str, channel: Channel = Channel.OUTPUT, limi
     return b"".join(piece.data for piece in pieces_of(registry, key, channel, limit))
 
 
+def dropped_of(registry: Registry, key: str) -> tuple[int, int]:
+    """Return the range of the output that was dropped; some was."""
+    dropped = registry.get(key).output_dropped
+    assert dropped is not None
+    return dropped
+
+
+def check_times(times: tuple[tuple[int, int], ...], told: list[tuple[int, int]], gap: int) -> None:
+    """Each byte has a time that is at most *gap* milliseconds later than what was told of it, and never earlier."""
+    entries = iter(times)
+    end, at = next(entries)
+    for byte, came in told:
+        while byte > end:
+            end, at = next(entries)
+        assert 0 <= at - came < gap
+
+
 def blocked_on(waiting: "Future[Any]", registry: Registry, key: str, offset: int) -> None:
     """Give a begun ``wait`` time to block: as long as a short wait of our own takes. It is correct without, but then
     it may find at once what it should be woken by."""
@@ -149,6 +157,7 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "append": lambda registry, key: registry.append(key, Channel.OUTPUT, 0, b"x", runner=RUNNER),
     "append nothing": lambda registry, key: registry.append(key, Channel.REQUEST, 0, b""),
     "read": lambda registry, key: registry.read(key, Channel.BODY, 0),
+    "times": lambda registry, key: registry.times(key),
     "wait": lambda registry, key: registry.wait(key, 0, LONG),
     "transition": lambda registry, key: registry.transition(key, {JobState.PENDING}, Transition(JobState.LOST)),
     "claim": lambda registry, key: registry.claim(key, RUNNER),
@@ -179,14 +188,14 @@ class RegistryContract:
 
     # Adding and getting.
 
-    def test_an_added_job_is_pending_and_has_the_registrys_times(self, registry, clock):
+    def test_an_added_job_is_pending_and_has_the_registrys_times(self, registry: Registry, clock: Clock) -> None:
         stored = registry.add(Job(KEY, "POST /report", state=JobState.RUNNING, created_at=5.0, expires_at=6.0))
         assert stored.state is JobState.PENDING
         assert stored.created_at == clock.now
         assert stored.expires_at == clock.now + 20.0
         assert registry.get(KEY) == stored
 
-    def test_what_is_in_a_job_comes_back_as_it_was(self, registry):
+    def test_what_is_in_a_job_comes_back_as_it_was(self, registry: Registry) -> None:
         request = {"PATH_INFO": "/caf\xc3\xa9\xff", "HTTP_X_Y": "", "wsgi.url_scheme": "https"}
         groups = {"owner: ann ☃": 2, "mark": 1}
         given = Job(
@@ -207,7 +216,7 @@ class RegistryContract:
         assert dict(job.request) == request
         assert (job.output_end, job.output_dropped, job.body_end, job.progress) == (0, None, 0, None)
 
-    def test_a_key_that_is_taken_is_refused_and_the_job_stays(self, registry):
+    def test_a_key_that_is_taken_is_refused_and_the_job_stays(self, registry: Registry) -> None:
         registry.add(Job(KEY, "first"))
         with pytest.raises(JobExists) as refused:
             registry.add(Job(KEY, "second"))
@@ -215,7 +224,9 @@ class RegistryContract:
         assert registry.get(KEY).title == "first"
 
     @each_end
-    def test_the_key_of_an_ended_job_stays_taken_until_its_ttl(self, registry, clock, state):
+    def test_the_key_of_an_ended_job_stays_taken_until_its_ttl(
+        self, registry: Registry, clock: Clock, state: JobState
+    ) -> None:
         ended(registry, state=state)
         clock.advance(59.99)
         with pytest.raises(JobExists):
@@ -223,7 +234,9 @@ class RegistryContract:
         assert registry.get(KEY).state is state
 
     @pytest.mark.parametrize("evicted", [False, True])
-    def test_a_key_is_free_again_when_its_job_has_expired(self, registry, clock, evicted):
+    def test_a_key_is_free_again_when_its_job_has_expired(
+        self, registry: Registry, clock: Clock, evicted: bool
+    ) -> None:
         ended(registry, output=b"old")
         clock.advance(59.99)
         added(registry, "another")  # looks what is due: nothing is
@@ -236,17 +249,17 @@ class RegistryContract:
         assert registry.get(KEY).title in [job.title for job in registry.jobs()]
 
     @each_call
-    def test_an_unknown_key_is_not_found(self, registry, call):
+    def test_an_unknown_key_is_not_found(self, registry: Registry, call: Callable[[Registry, str], object]) -> None:
         added(registry, "another")
         with pytest.raises(JobNotFound):
             call(registry, KEY)
 
-    def test_discarding_an_unknown_key_does_nothing(self, registry):
+    def test_discarding_an_unknown_key_does_nothing(self, registry: Registry) -> None:
         assert registry.discard(KEY) is False
 
     # Names.
 
-    def test_two_jobs_do_not_hold_one_name(self, registry):
+    def test_two_jobs_do_not_hold_one_name(self, registry: Registry) -> None:
         added(registry, "unnamed")
         first = registry.add(named("first"))
         assert (first.name, first.name_salt, first.keeps_name) == ("n", "salt of first", False)
@@ -260,7 +273,7 @@ class RegistryContract:
         assert len(registry.jobs()) == 3
 
     @pytest.mark.parametrize("frees", ["ends", "is asked to stop", "is discarded", "is lost"])
-    def test_a_name_is_free_when_its_job(self, registry, clock, frees):
+    def test_a_name_is_free_when_its_job(self, registry: Registry, clock: Clock, frees: str) -> None:
         key = registry.add(named("first")).key
         if frees == "is discarded":
             registry.discard(key)
@@ -282,7 +295,9 @@ class RegistryContract:
                 registry.add(named("third"))
 
     @each_end
-    def test_a_name_that_is_kept_is_free_when_its_job_has_expired(self, registry, clock, state):
+    def test_a_name_that_is_kept_is_free_when_its_job_has_expired(
+        self, registry: Registry, clock: Clock, state: JobState
+    ) -> None:
         first = registry.add(named("first", keeps_name=True))
         registry.claim(first.key, RUNNER)
         registry.request_cancel(first.key)
@@ -301,7 +316,7 @@ class RegistryContract:
             registry.add(named("third", keeps_name=True))
         assert refused.value.key == second.key
 
-    def test_a_name_is_free_when_its_job_made_room(self, make):
+    def test_a_name_is_free_when_its_job_made_room(self, make: Callable[..., Registry]) -> None:
         registry = make(max_jobs=2)
         first = registry.add(named("first", keeps_name=True))
         registry.claim(first.key, RUNNER)
@@ -310,7 +325,9 @@ class RegistryContract:
             ended(registry, name)
         assert registry.add(named("second", keeps_name=True)).name == "n"
 
-    def test_the_name_of_a_job_that_nobody_admitted_is_free_when_it_was_never_started(self, registry, clock):
+    def test_the_name_of_a_job_that_nobody_admitted_is_free_when_it_was_never_started(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         first = registry.add(named("first", keeps_name=True, admitted=False), lease=5.0)
         with pytest.raises(JobExists):
             registry.add(named("second", keeps_name=True))
@@ -320,7 +337,7 @@ class RegistryContract:
         assert registry.get(first.key).state is JobState.LOST
 
     @pytest.mark.parametrize("admits", ["renewed", "claimed"])
-    def test_a_job_is_admitted_when_it_is(self, registry, clock, admits):
+    def test_a_job_is_admitted_when_it_is(self, registry: Registry, clock: Clock, admits: str) -> None:
         first = registry.add(named("first", keeps_name=True, admitted=False), lease=5.0)
         if admits == "renewed":
             assert registry.renew(first.key, "", lease=10.0).ok
@@ -333,7 +350,7 @@ class RegistryContract:
             registry.add(named("second", keeps_name=True))
         assert refused.value.key == first.key
 
-    def test_of_many_that_are_given_one_name_at_once_one_has_it(self, registry):
+    def test_of_many_that_are_given_one_name_at_once_one_has_it(self, registry: Registry) -> None:
         together = threading.Barrier(8)
 
         def add(name: str) -> str:
@@ -350,7 +367,9 @@ class RegistryContract:
     # How long a job lives.
 
     @each_end
-    def test_an_ended_job_is_readable_until_its_ttl_after_the_end(self, registry, clock, state):
+    def test_an_ended_job_is_readable_until_its_ttl_after_the_end(
+        self, registry: Registry, clock: Clock, state: JobState
+    ) -> None:
         running(registry)
         clock.advance(1000.0)  # how long it runs does not count
         write(registry, KEY, b"output")
@@ -363,7 +382,9 @@ class RegistryContract:
             registry.get(KEY)
 
     @each_call
-    def test_an_expired_key_is_expired_for_every_call_before_and_after_its_eviction(self, registry, clock, call):
+    def test_an_expired_key_is_expired_for_every_call_before_and_after_its_eviction(
+        self, registry: Registry, clock: Clock, call: Callable[[Registry, str], object]
+    ) -> None:
         ended(registry)
         clock.advance(60.0)
         with pytest.raises(JobExpired):
@@ -372,7 +393,9 @@ class RegistryContract:
         with pytest.raises(JobExpired):
             call(registry, KEY)
 
-    def test_discarding_an_expired_job_does_nothing_before_and_after_its_eviction(self, registry, clock):
+    def test_discarding_an_expired_job_does_nothing_before_and_after_its_eviction(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         ended(registry)
         clock.advance(60.0)
         for _ in range(2):
@@ -381,7 +404,7 @@ class RegistryContract:
                 registry.get(KEY)
             registry.evict()
 
-    def test_a_ttl_below_a_second_is_kept_exactly(self, make, clock):
+    def test_a_ttl_below_a_second_is_kept_exactly(self, make: Callable[..., Registry], clock: Clock) -> None:
         registry = make(ttl=0.4)
         ended(registry)
         clock.advance(0.39)
@@ -390,7 +413,7 @@ class RegistryContract:
         with pytest.raises(JobExpired):
             registry.get(KEY)
 
-    def test_a_pending_job_that_nobody_claims_is_lost_never_started(self, registry, clock):
+    def test_a_pending_job_that_nobody_claims_is_lost_never_started(self, registry: Registry, clock: Clock) -> None:
         due = added(registry) and clock.now + 20.0
         clock.advance(19.99)
         assert registry.get(KEY).state is JobState.PENDING
@@ -400,7 +423,9 @@ class RegistryContract:
         assert job.expires_at is None  # not before the loss is permanent
         assert registry.wait(KEY, 0, LONG).state is JobState.LOST
 
-    def test_a_job_that_never_started_cannot_be_claimed_or_written_or_cancelled(self, registry, clock):
+    def test_a_job_that_never_started_cannot_be_claimed_or_written_or_cancelled(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         added(registry)
         clock.advance(20.0)
         assert registry.claim(KEY, RUNNER) is False
@@ -409,7 +434,9 @@ class RegistryContract:
             registry.append(KEY, Channel.REQUEST, 0, b"x")
         assert registry.get(KEY).reason == "never started"
 
-    def test_a_job_that_never_started_is_readable_for_a_ttl_from_when_its_loss_became_permanent(self, registry, clock):
+    def test_a_job_that_never_started_is_readable_for_a_ttl_from_when_its_loss_became_permanent(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         added(registry)
         clock.advance(500.0)
         read = registry.get(KEY)
@@ -423,7 +450,9 @@ class RegistryContract:
             registry.get(KEY)
         assert registry.evict() == (0, 1)
 
-    def test_a_job_that_waits_in_a_process_that_vanished_is_lost_never_started(self, registry, clock):
+    def test_a_job_that_waits_in_a_process_that_vanished_is_lost_never_started(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         registry.add(HELD, lease=15.0)
         clock.advance(14.99)
         assert registry.get(KEY).state is JobState.PENDING
@@ -437,7 +466,9 @@ class RegistryContract:
         registry.hold("p", 15.0)
         assert registry.get(KEY).state is JobState.LOST
 
-    def test_all_jobs_of_a_process_wait_as_long_as_it_says_that_it_is_there(self, registry, clock):
+    def test_all_jobs_of_a_process_wait_as_long_as_it_says_that_it_is_there(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         names = [f"job {number}" for number in range(30)]
         for name in names:
             registry.add(Job(key_of(name), name, process="p"), lease=5.0)
@@ -458,7 +489,7 @@ class RegistryContract:
         assert registry.evict() == (19, 0)
         assert registry.evict() == (0, 0)
 
-    def test_a_process_holds_its_own_jobs_only(self, registry, clock):
+    def test_a_process_holds_its_own_jobs_only(self, registry: Registry, clock: Clock) -> None:
         for name in ("one", "one:two", "two"):
             registry.add(Job(key_of(name), name, process=name), lease=5.0)
         added(registry, "elsewhere")
@@ -469,7 +500,9 @@ class RegistryContract:
         assert registry.evict() == (2, 0)
         assert {job.title for job in registry.jobs(JobState.PENDING)} == {"one:two", "elsewhere"}
 
-    def test_a_loss_that_is_not_permanent_yet_is_undone_as_long_as_its_process_likes(self, registry, clock):
+    def test_a_loss_that_is_not_permanent_yet_is_undone_as_long_as_its_process_likes(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         registry.add(HELD, lease=5.0)
         for _ in range(3):
             clock.advance(6.0)
@@ -478,14 +511,16 @@ class RegistryContract:
             assert registry.evict() == (0, 0)
             assert registry.get(KEY).state is JobState.PENDING
 
-    def test_a_job_that_waited_in_a_process_can_be_cancelled(self, registry, clock):
+    def test_a_job_that_waited_in_a_process_can_be_cancelled(self, registry: Registry, clock: Clock) -> None:
         registry.add(HELD, lease=5.0)
         assert registry.request_cancel(KEY) is JobState.CANCELLED
         clock.advance(6.0)
         assert registry.evict() == (0, 0)
         assert registry.get(KEY).state is JobState.CANCELLED
 
-    def test_a_job_waits_no_longer_than_its_pending_ttl_whoever_is_there(self, registry, clock):
+    def test_a_job_waits_no_longer_than_its_pending_ttl_whoever_is_there(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         assert registry.add(HELD, lease=1000.0).expires_at == clock.now + 20.0
         clock.advance(19.0)
         registry.hold("p", 5.0)
@@ -494,7 +529,9 @@ class RegistryContract:
         clock.advance(0.01)
         assert registry.get(KEY).state is JobState.LOST
 
-    def test_who_admits_a_job_that_waits_in_a_process_does_not_change_how_long_it_waits(self, registry, clock):
+    def test_who_admits_a_job_that_waits_in_a_process_does_not_change_how_long_it_waits(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         registry.add(replace(HELD, admitted=False), lease=5.0)
         assert registry.renew(KEY, "", lease=10.0).ok
         assert registry.get(KEY).admitted
@@ -504,14 +541,14 @@ class RegistryContract:
         clock.advance(4.0)
         assert registry.get(KEY).state is JobState.PENDING
 
-    def test_a_job_that_was_claimed_in_time_outlives_its_pending_ttl(self, registry, clock):
+    def test_a_job_that_was_claimed_in_time_outlives_its_pending_ttl(self, registry: Registry, clock: Clock) -> None:
         added(registry)
         clock.advance(19.99)
         assert registry.claim(KEY, RUNNER)
         clock.advance(1.0)
         assert registry.get(KEY).state is JobState.RUNNING
 
-    def test_a_running_job_is_never_evicted_nor_discarded(self, registry, clock):
+    def test_a_running_job_is_never_evicted_nor_discarded(self, registry: Registry, clock: Clock) -> None:
         running(registry)
         write(registry, KEY, b"still here")
         clock.advance(1e7)
@@ -521,93 +558,10 @@ class RegistryContract:
         assert registry.get(KEY).expires_at is None
         assert all_of(registry, KEY) == b"still here"
 
-    # Housekeeping.
-
-    def test_what_is_due_is_forgotten_by_time_and_then_no_thread_is_left(self, make, clock, housekeeping):
-        registry = make(ttl=60.0)
-        registry.tidy_every = 0.01
-        tidied, tidy = threading.Event(), registry.tidy
-
-        def tells() -> float | None:
-            again = tidy()
-            tidied.set()
-            return again
-
-        registry.tidy = tells
-        for name in "abc":
-            ended(registry, name, output=b"x")
-        added(registry, "waits")
-        thread = house()._thread
-        clock.advance(60.0)
-        while not registry.is_empty():  # what was never started is lost, and forgotten sixty seconds later
-            tidied.clear()
-            assert tidied.wait(LONG)
-            clock.advance(60.0)
-        thread.join(LONG)
-        assert not thread.is_alive()
-        assert registry.evict() == (0, 0)
-        ended(registry, "later")  # and again
-        clock.advance(60.0)
-        while not registry.is_empty():
-            tidied.clear()
-            assert tidied.wait(LONG)
-
-    def test_of_much_that_is_due_a_few_are_forgotten_at_a_time_and_none_by_who_adds_a_job(self, make, clock):
-        registry = make(ttl=60.0)
-        for number in range(230):
-            ended(registry, f"job {number}")
-        clock.advance(60.0)
-        added(registry)
-        again = []
-        while (seconds := registry.tidy()) == 0.0:
-            again.append(seconds)
-            assert len(again) < 100
-        assert len(again) >= 2
-        assert 0 < seconds <= registry.tidy_every <= 60.0
-        assert registry.evict() == (0, 0)
-        assert [job.title for job in registry.jobs()] == ["one"]
-
-    def test_where_no_thread_could_tidy_who_adds_a_job_does(self, make, clock, housekeeping, monkeypatch):
-        monkeypatch.setattr(House, "_run", lambda house: None)
-        registry = make(ttl=60.0)
-        for number in range(15):
-            ended(registry, f"job {number}")
-        clock.advance(60.0)
-        added(registry, "in time")
-        monkeypatch.setattr(registry, "tidied_at", (os.getpid(), time.monotonic() - 31.0))
-        added(registry, "late")
-        assert registry.evict() == (0, 5)
-
-    def test_making_a_registry_begins_no_thread_and_who_drops_or_closes_it_ends_it(self, make, housekeeping):
-        before = threading.enumerate()
-        registry = make()
-        assert threading.enumerate() == before
-        added(registry)
-        thread = house()._thread
-        registry.close()
-        thread.join(LONG)
-        assert not thread.is_alive()
-
-    def test_a_child_of_a_fork_keeps_house_itself(self, make, housekeeping):
-        registry = make()
-        added(registry)
-        child = os.fork()
-        if not child:
-            try:
-                house_of_parent = registry.tidied_at[0]
-                registry.keep_house()
-                assert registry.tidied_at[0] == os.getpid() != house_of_parent
-                assert house()._thread.is_alive()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        registry.close()
-
     # The bytes.
 
     @pytest.mark.parametrize("channel", Channel)
-    def test_bytes_are_added_at_the_end_and_read_back(self, registry, channel):
+    def test_bytes_are_added_at_the_end_and_read_back(self, registry: Registry, channel: Channel) -> None:
         added(registry)
         if channel is not Channel.REQUEST:
             registry.claim(KEY, RUNNER)
@@ -616,7 +570,7 @@ class RegistryContract:
         assert registry.read(KEY, channel, 0) == (0, b"one\xff\0two")
         assert registry.read(KEY, channel, 5) == (5, b"two")
 
-    def test_the_channels_are_separate(self, registry):
+    def test_the_channels_are_separate(self, registry: Registry) -> None:
         added(registry)
         registry.append(KEY, Channel.REQUEST, 0, b"request")
         registry.claim(KEY, RUNNER)
@@ -626,7 +580,7 @@ class RegistryContract:
         assert (job.output_end, job.body_end) == (10, 4)
         assert [all_of(registry, KEY, channel) for channel in Channel] == [b"request", b"the output", b"body"]
 
-    def test_the_jobs_are_separate(self, registry):
+    def test_the_jobs_are_separate(self, registry: Registry) -> None:
         keys = [running(registry, f"job {number}") for number in range(3)]
         for number, key in enumerate(keys):
             write(registry, key, b"%d" % number * (number + 1))
@@ -636,7 +590,9 @@ class RegistryContract:
     @pytest.mark.parametrize(
         ("offset", "data"), [(9, b"x"), (9, b""), (100, b"abc"), (7, b"hi"), (7, b"h?"), (-1, b"x"), (-8, b"abcdefgh")]
     )
-    def test_a_gap_or_an_overlap_is_refused_and_changes_nothing(self, registry, channel, offset, data):
+    def test_a_gap_or_an_overlap_is_refused_and_changes_nothing(
+        self, registry: Registry, channel: Channel, offset: int, data: bytes
+    ) -> None:
         running(registry)
         write(registry, KEY, b"abcdefgh", channel)
         with pytest.raises(BadOffset) as refused:
@@ -645,7 +601,9 @@ class RegistryContract:
         assert all_of(registry, KEY, channel) == b"abcdefgh"
 
     @pytest.mark.parametrize(("offset", "size"), [(500, 497), (3 + 70_000, 64 * 1024), (5, 8)])
-    def test_an_output_of_which_bytes_are_lost_goes_on_behind_a_note(self, registry, offset, size):
+    def test_an_output_of_which_bytes_are_lost_goes_on_behind_a_note(
+        self, registry: Registry, offset: int, size: int
+    ) -> None:
         running(registry)
         write(registry, KEY, b"abc")
         end = registry.leave_gap(KEY, offset, b"\n[lost]\n", runner=RUNNER)
@@ -657,26 +615,31 @@ class RegistryContract:
         assert stored.startswith(b"abc\n[lost]")
         assert stored.endswith(b"\non")
 
-    def test_only_its_runner_says_what_is_lost_of_an_output(self, registry):
+    def test_only_its_runner_says_what_is_lost_of_an_output(self, registry: Registry) -> None:
         running(registry)
         with pytest.raises(Fenced):
             registry.leave_gap(KEY, 100, b"\n[lost]\n", runner="another")
         assert registry.get(KEY).output_end == 0
 
     @pytest.mark.parametrize(("channel", "least"), [(Channel.OUTPUT, "output_end"), (Channel.BODY, "body_end")])
-    def test_a_job_of_which_less_is_there_than_its_runner_knows_does_not_end(self, registry, channel, least):
+    def test_a_job_of_which_less_is_there_than_its_runner_knows_does_not_end(
+        self, registry: Registry, channel: Channel, least: str
+    ) -> None:
         running(registry)
         write(registry, KEY, b"abc", channel)
+        known: dict[str, Any] = {least: 4}
         with pytest.raises(BadOffset) as refused:
-            registry.finish(KEY, RUNNER, JobState.FINISHED, **{least: 4})
+            registry.finish(KEY, RUNNER, JobState.FINISHED, **known)
         assert refused.value.end == 3
         assert registry.get(KEY).state is JobState.RUNNING
         write(registry, KEY, b"d", channel)
-        assert registry.finish(KEY, RUNNER, JobState.FINISHED, **{least: 4})
+        assert registry.finish(KEY, RUNNER, JobState.FINISHED, **known)
 
     @pytest.mark.parametrize("channel", WRITTEN)
     @pytest.mark.parametrize(("offset", "data"), [(0, b"abcd"), (4, b"efgh"), (2, b"cde"), (7, b"h"), (3, b"")])
-    def test_repeating_what_is_stored_is_a_no_op(self, registry, channel, offset, data):
+    def test_repeating_what_is_stored_is_a_no_op(
+        self, registry: Registry, channel: Channel, offset: int, data: bytes
+    ) -> None:
         running(registry)
         write(registry, KEY, b"abcd", channel)
         write(registry, KEY, b"efgh", channel)
@@ -685,20 +648,22 @@ class RegistryContract:
 
     @pytest.mark.parametrize("channel", WRITTEN)
     @pytest.mark.parametrize(("offset", "data"), [(0, b"abcD"), (4, b"Efgh"), (7, b"?")])
-    def test_other_bytes_where_some_are_stored_are_refused(self, registry, channel, offset, data):
+    def test_other_bytes_where_some_are_stored_are_refused(
+        self, registry: Registry, channel: Channel, offset: int, data: bytes
+    ) -> None:
         running(registry)
         write(registry, KEY, b"abcdefgh", channel)
         with pytest.raises(BadOffset):
             registry.append(KEY, channel, offset, data, runner=RUNNER)
         assert all_of(registry, KEY, channel) == b"abcdefgh"
 
-    def test_an_empty_append_at_the_end_is_legal(self, registry):
+    def test_an_empty_append_at_the_end_is_legal(self, registry: Registry) -> None:
         running(registry)
         assert registry.append(KEY, Channel.OUTPUT, 0, b"", runner=RUNNER) == 0
         write(registry, KEY, b"abc")
         assert registry.append(KEY, Channel.OUTPUT, 3, b"", runner=RUNNER) == 3
 
-    def test_reading_at_the_end_or_behind_it_gives_nothing(self, registry):
+    def test_reading_at_the_end_or_behind_it_gives_nothing(self, registry: Registry) -> None:
         running(registry)
         assert registry.read(KEY, Channel.OUTPUT, 0).data == b""
         write(registry, KEY, b"abc")
@@ -708,18 +673,18 @@ class RegistryContract:
         assert registry.read(KEY, Channel.OUTPUT, 10**12).data == b""
 
     @pytest.mark.parametrize("limit", [1, 2, 3, 9, 10, 11])
-    def test_a_read_gives_no_more_than_its_limit_and_none_is_missing(self, registry, limit):
+    def test_a_read_gives_no_more_than_its_limit_and_none_is_missing(self, registry: Registry, limit: int) -> None:
         running(registry)
         write(registry, KEY, b"0123456789")
         assert all_of(registry, KEY, limit=limit) == b"0123456789"
 
-    def test_a_read_may_cut_inside_a_character(self, registry):
+    def test_a_read_may_cut_inside_a_character(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, "é".encode())
         assert registry.read(KEY, Channel.OUTPUT, 0, 1) == (0, b"\xc3")
         assert registry.read(KEY, Channel.OUTPUT, 1, 1) == (1, b"\xa9")
 
-    def test_a_large_body_comes_back_whole(self, registry):
+    def test_a_large_body_comes_back_whole(self, registry: Registry) -> None:
         running(registry)
         data = random.Random(0).randbytes(700_001)
         for begin in range(0, len(data), 200_000):
@@ -729,7 +694,9 @@ class RegistryContract:
         assert all_of(registry, KEY, Channel.BODY, 256 * 1024) == data
 
     @pytest.mark.parametrize("size", [0, 10, 700_001])
-    def test_a_body_that_lies_in_a_file_can_be_read_from_it_when_the_job_has_ended(self, registry, size):
+    def test_a_body_that_lies_in_a_file_can_be_read_from_it_when_the_job_has_ended(
+        self, registry: Registry, size: int
+    ) -> None:
         running(registry)
         data = random.Random(0).randbytes(size)
         if data:
@@ -746,7 +713,7 @@ class RegistryContract:
 
     @pytest.mark.parametrize("channel", WRITTEN)
     @pytest.mark.parametrize("data", [b"x", b""])
-    def test_nobody_writes_before_the_claim(self, registry, channel, data):
+    def test_nobody_writes_before_the_claim(self, registry: Registry, channel: Channel, data: bytes) -> None:
         added(registry)
         with pytest.raises(Fenced):
             registry.append(KEY, channel, 0, data, runner=RUNNER)
@@ -754,7 +721,7 @@ class RegistryContract:
             registry.append(KEY, channel, 0, data)
 
     @pytest.mark.parametrize("channel", WRITTEN)
-    def test_only_who_claimed_a_job_writes_to_it(self, registry, channel):
+    def test_only_who_claimed_a_job_writes_to_it(self, registry: Registry, channel: Channel) -> None:
         running(registry)
         for other in ("another", ""):
             with pytest.raises(Fenced):
@@ -763,7 +730,7 @@ class RegistryContract:
 
     @each_end
     @pytest.mark.parametrize("channel", Channel)
-    def test_an_ended_job_is_sealed(self, registry, channel, state):
+    def test_an_ended_job_is_sealed(self, registry: Registry, channel: Channel, state: JobState) -> None:
         running(registry)
         write(registry, KEY, b"in time")
         registry.finish(KEY, RUNNER, state)
@@ -772,7 +739,7 @@ class RegistryContract:
                 registry.append(KEY, channel, offset, data, runner=RUNNER)
         assert all_of(registry, KEY) == b"in time"
 
-    def test_the_request_is_sealed_by_the_claim_and_readable_until_the_end(self, registry):
+    def test_the_request_is_sealed_by_the_claim_and_readable_until_the_end(self, registry: Registry) -> None:
         added(registry)
         registry.append(KEY, Channel.REQUEST, 0, b"request")
         registry.claim(KEY, RUNNER)
@@ -781,7 +748,7 @@ class RegistryContract:
         assert all_of(registry, KEY, Channel.REQUEST) == b"request"
 
     @each_end
-    def test_the_request_is_forgotten_at_the_end(self, registry, state):
+    def test_the_request_is_forgotten_at_the_end(self, registry: Registry, state: JobState) -> None:
         registry.add(Job(KEY, "one", request={"HTTP_COOKIE": "secret"}))
         registry.append(KEY, Channel.REQUEST, 0, b"password=secret")
         registry.claim(KEY, RUNNER)
@@ -790,7 +757,9 @@ class RegistryContract:
         assert registry.get(KEY).request == {}
         assert registry.read(KEY, Channel.REQUEST, 0).data == b""
 
-    def test_the_request_of_a_job_that_was_cancelled_before_it_began_is_sealed_and_forgotten(self, registry):
+    def test_the_request_of_a_job_that_was_cancelled_before_it_began_is_sealed_and_forgotten(
+        self, registry: Registry
+    ) -> None:
         registry.add(Job(KEY, "one", request={"HTTP_COOKIE": "secret"}))
         registry.append(KEY, Channel.REQUEST, 0, b"password=secret")
         registry.request_cancel(KEY)
@@ -799,34 +768,124 @@ class RegistryContract:
         assert registry.get(KEY).request == {}
         assert registry.read(KEY, Channel.REQUEST, 0).data == b""
 
+    # When output came.
+
+    def test_it_is_told_when_output_came(self, registry: Registry) -> None:
+        running(registry)
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(2, 0), (3, 70)])
+        registry.append(KEY, Channel.OUTPUT, 3, b"defg", runner=RUNNER, times=[(7, 5000)])
+        assert registry.times(KEY) == ((2, 0), (3, 70), (7, 5000))
+        assert [registry.times(KEY, offset) for offset in (1, 2, 3)] == [registry.times(KEY)[n:] for n in (0, 1, 2)]
+        assert registry.times(KEY, 7) == registry.times(KEY, 100) == ()
+        assert registry.times(KEY, 0, 2) == ((2, 0), (3, 70))
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert registry.times(KEY, 2) == ((3, 70), (7, 5000))
+
+    def test_what_came_without_a_time_has_that_of_the_next(self, registry: Registry) -> None:
+        running(registry)
+        write(registry, KEY, b"ab")
+        assert registry.times(KEY) == ()
+        registry.append(KEY, Channel.OUTPUT, 2, b"c", runner=RUNNER, times=[(3, 10)])
+        assert registry.times(KEY) == ((3, 10),)
+
+    def test_output_that_is_sent_again_keeps_the_time_it_has(self, registry: Registry) -> None:
+        running(registry)
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(3, 10)])
+        assert registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(3, 900)]) == 3
+        with pytest.raises(BadOffset):
+            registry.append(KEY, Channel.OUTPUT, 4, b"e", runner=RUNNER, times=[(5, 900)])
+        assert registry.times(KEY) == ((3, 10),)
+
+    def test_no_time_is_before_an_earlier_one(self, registry: Registry) -> None:
+        running(registry)
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(1, 500), (2, 90), (3, 600)])
+        assert registry.times(KEY) == ((1, 500), (2, 500), (3, 600))
+
+    @pytest.mark.parametrize("at_once", [1, 7, 1000])
+    def test_times_within_a_twentieth_of_a_second_are_joined(self, registry: Registry, at_once: bool) -> None:
+        running(registry)
+        told = [(number + 1, 10 * number) for number in range(1000)]
+        for begin in range(0, 1000, at_once):
+            part = told[begin : begin + at_once]
+            registry.append(KEY, Channel.OUTPUT, begin, b"x" * len(part), runner=RUNNER, times=part)
+        times = registry.times(KEY)
+        assert times[0] == told[0]
+        assert times[-1] == told[-1]
+        assert len(times) <= 2 * 10_000 / 50 + 2
+        check_times(times, told, 50)
+
+    def test_of_very_many_times_each_second_is_left_out(self, registry: Registry) -> None:
+        running(registry)
+        told = [(number + 1, 60 * number) for number in range(66_000)]
+        for begin in (0, 66_000):
+            part = [(end + begin, at + 60 * begin) for end, at in told]
+            registry.append(KEY, Channel.OUTPUT, begin, b"x" * len(part), runner=RUNNER, times=part)
+        told = [(number + 1, 60 * number) for number in range(132_000)]
+        times = registry.times(KEY)
+        assert times[0] == told[0]
+        assert times[-1] == told[-1]
+        assert 10_000 < len(times) <= 65_536
+        check_times(times, told, 800)
+        assert registry.times(KEY, 131_900) == tuple(time for time in times if time[0] > 131_900)
+
+    def test_what_was_dropped_keeps_its_times(self, make: Callable[..., Registry]) -> None:
+        registry = make(max_output=10)
+        running(registry)
+        for number in range(50):
+            registry.append(KEY, Channel.OUTPUT, number, b"x", runner=RUNNER, times=[(number + 1, 1000 * number)])
+        assert registry.get(KEY).output_dropped is not None
+        assert registry.times(KEY) == tuple((number + 1, 1000 * number) for number in range(50))
+
+    def test_long_ways_and_long_silences_are_told_exactly(self, registry: Registry) -> None:
+        running(registry)
+        day = 24 * 3600 * 1000
+        told = ((1, 0), (2, 200 * day), (3, 201 * day))
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=told)
+        assert set(told) <= set(registry.times(KEY))
+        assert registry.times(KEY, 2) == told[2:]
+
+    def test_a_key_that_is_used_again_has_no_times_of_the_job_before(self, registry: Registry, clock: Clock) -> None:
+        running(registry)
+        registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER, times=[(3, 10)])
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        clock.advance(60.0)
+        running(registry)
+        assert registry.times(KEY) == ()
+
     # How much is kept.
 
     @pytest.mark.parametrize("size", [1, 2, 3, 10, 1000])
-    def test_output_is_kept_whole_up_to_max_output_and_loses_its_middle_beyond(self, make, size):
+    def test_output_is_kept_whole_up_to_max_output_and_loses_its_middle_beyond(
+        self, make: Callable[..., Registry], size: int
+    ) -> None:
         registry = make(max_output=size)
         running(registry)
         write(registry, KEY, b"x" * size)
         assert registry.get(KEY).output_dropped is None
         assert all_of(registry, KEY) == b"x" * size
         assert write(registry, KEY, b"y") == size + 1
-        begin, end = registry.get(KEY).output_dropped
+        begin, end = dropped_of(registry, KEY)
         assert 0 <= begin < end <= size
         assert all_of(registry, KEY)[-1:] == b"y"
 
     @pytest.mark.parametrize("size", [2, 10, 11, 1000])
-    @pytest.mark.parametrize("times", [0.4, 0.6, 1.0, 1.1, 1.5, 2.0, 3.7])
-    @pytest.mark.parametrize("before", [0.0, 0.4, 0.5, 0.6, 1.0, 1.3])
-    def test_a_chunk_of_any_size_at_any_place_keeps_head_and_tail(self, make, size, times, before):
+    def test_a_chunk_of_any_size_at_any_place_keeps_head_and_tail(
+        self, make: Callable[..., Registry], size: int
+    ) -> None:
         registry = make(max_output=size)
-        running(registry)
-        data = random.Random(size).randbytes(int(size * before) + int(size * times))
-        write(registry, KEY, data[: int(size * before)])
-        write(registry, KEY, data[int(size * before) :])
-        self.check_kept(registry, data, size)
+        for before in (0.0, 0.4, 0.5, 0.6, 1.0, 1.3):
+            for times in (0.4, 0.6, 1.0, 1.1, 1.5, 2.0, 3.7):
+                key = running(registry, f"{times} times behind {before}")
+                data = random.Random(size).randbytes(int(size * before) + int(size * times))
+                write(registry, key, data[: int(size * before)])
+                write(registry, key, data[int(size * before) :])
+                self.check_kept(registry, data, size, key)
 
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize("size", [1, 2, 7, 64, 1000])
-    def test_the_kept_output_is_what_a_simple_model_says_whatever_the_chunks(self, make, size, seed):
+    def test_the_kept_output_is_what_a_simple_model_says_whatever_the_chunks(
+        self, make: Callable[..., Registry], size: int, seed: int
+    ) -> None:
         registry = make(max_output=size)
         running(registry)
         chance = random.Random(seed)
@@ -845,13 +904,13 @@ class RegistryContract:
         self.check_kept(registry, data, size)
         self.check_read(registry, data, chance)
 
-    def check_kept(self, registry: Registry, data: bytes, size: int) -> None:
+    def check_kept(self, registry: Registry, data: bytes, size: int, key: str = KEY) -> None:
         """The output says *data*, but for the range that it states; and it keeps about *size* bytes of it."""
-        job = registry.get(KEY)
+        job = registry.get(key)
         assert job.output_end == len(data)
         begin, end = job.output_dropped or (len(data), len(data))
         assert (job.output_dropped is None) == (len(data) <= size)
-        assert all_of(registry, KEY, limit=size + 7) == data[:begin] + data[end:]
+        assert all_of(registry, key, limit=size + 7) == data[:begin] + data[end:], job.title
         if job.output_dropped:
             assert size / 2 <= len(data) - (end - begin) <= size
             assert end < len(data)
@@ -868,7 +927,7 @@ class RegistryContract:
         assert piece.data == data[piece.offset : piece.end]
         assert piece.end <= begin or piece.offset >= end or not piece.data
 
-    def test_a_retry_of_a_chunk_whose_middle_was_dropped_is_a_no_op(self, make):
+    def test_a_retry_of_a_chunk_whose_middle_was_dropped_is_a_no_op(self, make: Callable[..., Registry]) -> None:
         registry = make(max_output=10)
         running(registry)
         data = bytes(range(50))
@@ -880,7 +939,7 @@ class RegistryContract:
         with pytest.raises(BadOffset):
             registry.append(KEY, Channel.OUTPUT, 0, b"?" + data[1:], runner=RUNNER)
 
-    def test_a_body_that_just_fits_is_stored_and_one_more_byte_is_refused(self, make):
+    def test_a_body_that_just_fits_is_stored_and_one_more_byte_is_refused(self, make: Callable[..., Registry]) -> None:
         registry = make(max_result=10)
         running(registry)
         write(registry, KEY, b"0123456", Channel.BODY)
@@ -894,7 +953,7 @@ class RegistryContract:
         assert write(registry, KEY, b"x" * 100) == 100  # of the body only
         assert registry.get(KEY).state is JobState.RUNNING
 
-    def test_max_jobs_that_wait_or_run_leave_no_room_for_another(self, make):
+    def test_max_jobs_that_wait_or_run_leave_no_room_for_another(self, make: Callable[..., Registry]) -> None:
         registry = make(max_jobs=3)
         added(registry, "a")
         running(registry, "b")
@@ -906,7 +965,9 @@ class RegistryContract:
             registry.get(key_of("d"))
         assert len(registry.jobs()) == 3
 
-    def test_ended_jobs_make_room_and_the_one_that_ended_first_goes_first(self, make, clock):
+    def test_ended_jobs_make_room_and_the_one_that_ended_first_goes_first(
+        self, make: Callable[..., Registry], clock: Clock
+    ) -> None:
         registry = make(max_jobs=3)
         for name in "abc":
             running(registry, name)
@@ -920,7 +981,7 @@ class RegistryContract:
         with pytest.raises(JobExpired):
             registry.get(key_of("a"))
 
-    def test_a_job_that_never_started_makes_room(self, make, clock):
+    def test_a_job_that_never_started_makes_room(self, make: Callable[..., Registry], clock: Clock) -> None:
         registry = make(max_jobs=1, pending_ttl=0.5)
         added(registry, "a")
         clock.advance(0.49)
@@ -931,24 +992,24 @@ class RegistryContract:
 
     @pytest.mark.parametrize("name", ["ttl", "pending_ttl", "max_jobs", "max_output", "max_result"])
     @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5", True])
-    def test_a_bad_setting_is_refused_by_name(self, make, name, value):
+    def test_a_bad_setting_is_refused_by_name(self, make: Callable[..., Registry], name: str, value: Any) -> None:
         with pytest.raises(ConfigurationError, match=rf"^{name} = "):
             make(**{name: value})
 
     # Waiting.
 
-    def test_a_wait_returns_at_once_when_there_is_more(self, registry):
+    def test_a_wait_returns_at_once_when_there_is_more(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"abc")
         assert registry.wait(KEY, 2, LONG).output_end == 3
 
     @each_end
-    def test_a_wait_returns_at_once_when_the_job_has_ended(self, registry, state):
+    def test_a_wait_returns_at_once_when_the_job_has_ended(self, registry: Registry, state: JobState) -> None:
         ended(registry, state=state)
         assert registry.wait(KEY, 0, LONG).state is state
         assert registry.wait(KEY, END, LONG).state is state
 
-    def test_a_wait_for_the_end_is_not_ended_by_output(self, registry):
+    def test_a_wait_for_the_end_is_not_ended_by_output(self, registry: Registry) -> None:
         running(registry)
         waiting = begun(registry.wait, KEY, END, LONG)
         write(registry, KEY, b"x" * 1000)
@@ -958,7 +1019,7 @@ class RegistryContract:
         assert done(waiting).output_end == 1000
 
     @pytest.mark.parametrize("timeout", [0.0, 0.02])
-    def test_a_wait_returns_the_unchanged_job_at_its_timeout(self, registry, timeout):
+    def test_a_wait_returns_the_unchanged_job_at_its_timeout(self, registry: Registry, timeout: float) -> None:
         running(registry)
         write(registry, KEY, b"abc")
         began = time.monotonic()
@@ -975,7 +1036,7 @@ class RegistryContract:
         ],
         ids=["append", "finish", "lost"],
     )
-    def test_a_wait_for_a_running_job_is_woken(self, registry, change):
+    def test_a_wait_for_a_running_job_is_woken(self, registry: Registry, change: Callable[[Registry], object]) -> None:
         running(registry)
         write(registry, KEY, b"abc")
         waiting = [begun(registry.wait, KEY, 3, LONG) for _ in range(3)]
@@ -985,14 +1046,14 @@ class RegistryContract:
             job = done(each)
             assert job.output_end == 4 or job.state.ended
 
-    def test_a_wait_for_a_pending_job_is_woken_by_a_cancel(self, registry):
+    def test_a_wait_for_a_pending_job_is_woken_by_a_cancel(self, registry: Registry) -> None:
         added(registry)
         waiting = begun(registry.wait, KEY, 0, LONG)
         blocked_on(waiting, registry, KEY, 0)
         registry.request_cancel(KEY)
         assert done(waiting).state is JobState.CANCELLED
 
-    def test_a_wait_is_woken_when_the_job_is_discarded(self, registry):
+    def test_a_wait_is_woken_when_the_job_is_discarded(self, registry: Registry) -> None:
         added(registry)
         waiting = begun(registry.wait, KEY, 0, LONG)
         blocked_on(waiting, registry, KEY, 0)
@@ -1000,7 +1061,7 @@ class RegistryContract:
         with pytest.raises(JobNotFound):
             done(waiting)
 
-    def test_a_wait_outlasts_the_claim(self, registry):
+    def test_a_wait_outlasts_the_claim(self, registry: Registry) -> None:
         added(registry)
         waiting = begun(registry.wait, KEY, 0, LONG)
         blocked_on(waiting, registry, KEY, 0)
@@ -1008,7 +1069,7 @@ class RegistryContract:
         write(registry, KEY, b"x")
         assert done(waiting).output_end == 1
 
-    def test_no_wakeup_is_lost_between_a_writer_and_a_waiter(self, registry):
+    def test_no_wakeup_is_lost_between_a_writer_and_a_waiter(self, registry: Registry) -> None:
         running(registry)
 
         def follow_each() -> None:
@@ -1020,19 +1081,19 @@ class RegistryContract:
             registry.append(KEY, Channel.OUTPUT, offset, b"x", runner=RUNNER)
         done(waiting)
 
-    def test_a_wait_notices_by_itself_that_a_lease_ran_out(self, make):
+    def test_a_wait_notices_by_itself_that_a_lease_ran_out(self, make: Callable[..., Registry]) -> None:
         registry = make(clock=time.time)
         running(registry, lease=0.05)
         assert done(begun(registry.wait, KEY, 0, LONG)).state is JobState.LOST
 
-    def test_a_wait_notices_by_itself_that_a_job_never_started(self, make):
+    def test_a_wait_notices_by_itself_that_a_job_never_started(self, make: Callable[..., Registry]) -> None:
         registry = make(clock=time.time, pending_ttl=0.05)
         added(registry)
         assert done(begun(registry.wait, KEY, 0, LONG)).reason == "never started"
 
     # States.
 
-    def test_a_claim_starts_a_job(self, registry, clock):
+    def test_a_claim_starts_a_job(self, registry: Registry, clock: Clock) -> None:
         added(registry)
         clock.advance(3.0)
         assert registry.claim(KEY, RUNNER, lease=15.0)
@@ -1041,7 +1102,9 @@ class RegistryContract:
         assert (job.expires_at, job.lease_expires_at) == (None, clock.now + 15.0)
 
     @each_end
-    def test_an_end_says_when_and_why_and_what_was_answered(self, registry, clock, state):
+    def test_an_end_says_when_and_why_and_what_was_answered(
+        self, registry: Registry, clock: Clock, state: JobState
+    ) -> None:
         headers = (("Set-Cookie", "a=1"), ("Set-Cookie", "b=\xe9"), ("X-Empty", ""))
         response = RecordedResponse("418 I'm a teapot", headers, complete=False)
         running(registry, lease=15.0)
@@ -1052,13 +1115,13 @@ class RegistryContract:
         assert (job.title, job.owner, job.fingerprint) == ("one", None, "")
         assert (job.ended_at, job.expires_at, job.lease_expires_at) == (clock.now, clock.now + 60.0, None)
 
-    def test_a_claim_is_refused_to_the_second(self, registry):
+    def test_a_claim_is_refused_to_the_second(self, registry: Registry) -> None:
         running(registry)
         assert registry.claim(KEY, "another") is False
         assert registry.claim(KEY, RUNNER) is False
         assert registry.get(KEY).runner == RUNNER
 
-    def test_one_of_eight_threads_claims_a_job(self, registry):
+    def test_one_of_eight_threads_claims_a_job(self, registry: Registry) -> None:
         for number in range(20):
             key = added(registry, f"job {number}")
             start = threading.Barrier(8)
@@ -1072,7 +1135,7 @@ class RegistryContract:
             assert winners == [registry.get(key).runner]
 
     @each_end
-    def test_an_ended_job_never_changes(self, registry, clock, state):
+    def test_an_ended_job_never_changes(self, registry: Registry, clock: Clock, state: JobState) -> None:
         ended(registry, state=state)
         before = registry.get(KEY)
         clock.advance(1.0)
@@ -1083,7 +1146,7 @@ class RegistryContract:
         assert registry.evict() == (0, 0)
         assert registry.get(KEY) == before
 
-    def test_a_transition_from_another_state_is_refused(self, registry):
+    def test_a_transition_from_another_state_is_refused(self, registry: Registry) -> None:
         added(registry)
         assert registry.transition(KEY, {JobState.RUNNING}, Transition(JobState.FINISHED, RUNNER)) is False
         assert registry.transition(KEY, (), Transition(JobState.FINISHED, RUNNER)) is False
@@ -1092,20 +1155,20 @@ class RegistryContract:
         assert registry.transition(KEY, {JobState.PENDING}, Transition(JobState.LOST, RUNNER)) is False
         assert registry.get(KEY).state is JobState.RUNNING
 
-    def test_a_running_job_is_ended_by_its_runner_only(self, registry):
+    def test_a_running_job_is_ended_by_its_runner_only(self, registry: Registry) -> None:
         running(registry)
         assert registry.finish(KEY, "another", JobState.FINISHED) is False
         assert registry.transition(KEY, {JobState.RUNNING}, Transition(JobState.LOST)) is False
         assert registry.get(KEY).state is JobState.RUNNING
         assert registry.finish(KEY, RUNNER, JobState.FINISHED) is True
 
-    def test_a_pending_job_may_be_ended_by_anybody(self, registry):
+    def test_a_pending_job_may_be_ended_by_anybody(self, registry: Registry) -> None:
         added(registry)
         assert registry.transition(KEY, {JobState.PENDING}, Transition(JobState.LOST, reason="server shut down"))
         assert registry.get(KEY).reason == "server shut down"
         assert registry.claim(KEY, RUNNER) is False
 
-    def test_who_sees_the_end_sees_everything(self, registry):
+    def test_who_sees_the_end_sees_everything(self, registry: Registry) -> None:
         for number in range(30):
             key = running(registry, f"job {number}")
             seen = begun(self.read_when_ended, registry, key)
@@ -1122,7 +1185,7 @@ class RegistryContract:
 
     # Leases.
 
-    def test_a_lease_that_ran_out_reads_as_lost_at_once(self, registry, clock):
+    def test_a_lease_that_ran_out_reads_as_lost_at_once(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=15.0)
         due = clock.now + 15.0
         write(registry, KEY, b"kept")
@@ -1136,12 +1199,12 @@ class RegistryContract:
         assert [job.state for job in registry.jobs()] == [JobState.LOST]
         assert all_of(registry, KEY) == b"kept"
 
-    def test_a_job_without_a_lease_runs_as_long_as_it_likes(self, registry, clock):
+    def test_a_job_without_a_lease_runs_as_long_as_it_likes(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=None)
         clock.advance(1e7)
         assert registry.get(KEY).state is JobState.RUNNING
 
-    def test_a_renewed_lease_counts_from_the_renewal(self, registry, clock):
+    def test_a_renewed_lease_counts_from_the_renewal(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=15.0)
         clock.advance(10.0)
         assert registry.renew(KEY, RUNNER, lease=15.0) == (True, False)
@@ -1151,7 +1214,7 @@ class RegistryContract:
         clock.advance(0.01)
         assert registry.get(KEY).state is JobState.LOST
 
-    def test_nobody_renews_for_another(self, registry, clock):
+    def test_nobody_renews_for_another(self, registry: Registry, clock: Clock) -> None:
         added(registry)
         assert registry.renew(KEY, RUNNER, lease=15.0) == (False, False)
         registry.claim(KEY, RUNNER, lease=15.0)
@@ -1162,7 +1225,7 @@ class RegistryContract:
         assert registry.get(KEY).state is JobState.LOST
         assert registry.get(KEY).progress is None
 
-    def test_a_late_renewal_revives_a_job_that_read_as_lost(self, registry, clock):
+    def test_a_late_renewal_revives_a_job_that_read_as_lost(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=15.0)
         clock.advance(1000.0)
         assert registry.get(KEY).state is JobState.LOST
@@ -1172,14 +1235,16 @@ class RegistryContract:
         assert write(registry, KEY, b"awake again") == 11
         assert registry.finish(KEY, RUNNER, JobState.FINISHED)
 
-    def test_a_late_end_is_the_truth(self, registry, clock):
+    def test_a_late_end_is_the_truth(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=15.0)
         clock.advance(15.0)
         assert registry.append(KEY, Channel.OUTPUT, 0, b"x", runner=RUNNER) == 1
         assert registry.finish(KEY, RUNNER, JobState.FINISHED)
         assert registry.get(KEY).state is JobState.FINISHED
 
-    def test_a_loss_is_made_permanent_exactly_once_and_fences_the_runner_off(self, registry, clock):
+    def test_a_loss_is_made_permanent_exactly_once_and_fences_the_runner_off(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         running(registry, lease=15.0)
         write(registry, KEY, b"kept")
         clock.advance(100.0)
@@ -1194,7 +1259,9 @@ class RegistryContract:
         assert (job.state, job.reason, job.ended_at) == (read.state, read.reason, read.ended_at)
         assert all_of(registry, KEY) == b"kept"
 
-    def test_a_lost_job_is_readable_for_a_ttl_from_when_its_loss_became_permanent(self, registry, clock):
+    def test_a_lost_job_is_readable_for_a_ttl_from_when_its_loss_became_permanent(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         running(registry, lease=15.0)
         clock.advance(1000.0)
         registry.evict()
@@ -1204,7 +1271,9 @@ class RegistryContract:
         with pytest.raises(JobExpired):
             registry.get(KEY)
 
-    def test_eight_threads_that_evict_at_once_lose_and_forget_each_job_once(self, registry, clock):
+    def test_eight_threads_that_evict_at_once_lose_and_forget_each_job_once(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         for number in range(20):
             running(registry, f"leased {number}", lease=15.0)
         for number in range(20):
@@ -1219,7 +1288,9 @@ class RegistryContract:
         counts = [done(each) for each in [begun(evict) for _ in range(8)]]
         assert (sum(lost for lost, _ in counts), sum(evicted for _, evicted in counts)) == (20, 20)
 
-    def test_a_cancel_that_was_asked_for_and_a_dead_runner_make_a_cancelled_job(self, registry, clock):
+    def test_a_cancel_that_was_asked_for_and_a_dead_runner_make_a_cancelled_job(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         running(registry, lease=15.0)
         assert registry.request_cancel(KEY) is JobState.RUNNING
         clock.advance(14.99)
@@ -1230,13 +1301,13 @@ class RegistryContract:
         assert registry.get(KEY).state is JobState.CANCELLED
         assert registry.renew(KEY, RUNNER, lease=15.0) == (False, True)
 
-    def test_a_cancel_of_a_job_that_reads_as_lost_changes_nothing(self, registry, clock):
+    def test_a_cancel_of_a_job_that_reads_as_lost_changes_nothing(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=15.0)
         clock.advance(15.0)
         assert registry.request_cancel(KEY) is JobState.LOST
         assert registry.renew(KEY, RUNNER, lease=15.0) == (True, False)
 
-    def test_progress_is_stored_and_stays_until_there_is_newer(self, registry):
+    def test_progress_is_stored_and_stays_until_there_is_newer(self, registry: Registry) -> None:
         running(registry)
         assert registry.get(KEY).progress is None
         registry.renew(KEY, RUNNER, progress=Progress(3, 10, "Zeilen gezählt"))
@@ -1247,7 +1318,7 @@ class RegistryContract:
         registry.finish(KEY, RUNNER, JobState.FINISHED)
         assert registry.get(KEY).progress == Progress(0.5)
 
-    def test_a_running_job_can_be_called_otherwise(self, registry):
+    def test_a_running_job_can_be_called_otherwise(self, registry: Registry) -> None:
         running(registry)
         before = registry.get(KEY)
         registry.renew(KEY, RUNNER, title="Zeilen von Ada")
@@ -1259,7 +1330,7 @@ class RegistryContract:
         assert not registry.renew(KEY, RUNNER, title="later").ok
         assert registry.get(KEY).title == "Zeilen von Ada"
 
-    def test_progress_alone_does_not_touch_the_lease(self, registry, clock):
+    def test_progress_alone_does_not_touch_the_lease(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=15.0)
         clock.advance(10.0)
         registry.renew(KEY, RUNNER, progress=Progress(1))
@@ -1270,7 +1341,7 @@ class RegistryContract:
     def grouped(self, registry: Registry, name: str, **groups: int) -> str:
         return registry.add(Job(key_of(name), name, groups=groups)).key
 
-    def test_a_job_waits_while_its_group_is_full_and_stays_pending(self, registry):
+    def test_a_job_waits_while_its_group_is_full_and_stays_pending(self, registry: Registry) -> None:
         first, second = (self.grouped(registry, name, reindex=1) for name in ("first", "second"))
         other = self.grouped(registry, "other", report=1)
         assert registry.claim(first, RUNNER)
@@ -1280,13 +1351,13 @@ class RegistryContract:
         registry.finish(first, RUNNER, JobState.FINISHED)
         assert registry.claim(second, RUNNER)
 
-    def test_each_of_its_groups_must_have_room(self, registry):
+    def test_each_of_its_groups_must_have_room(self, registry: Registry) -> None:
         for name in ("a", "b"):
             assert registry.claim(self.grouped(registry, name, ann=2), RUNNER)
         assert not registry.claim(self.grouped(registry, "c", report=5, ann=2), RUNNER)
         assert registry.claim(self.grouped(registry, "d", report=5, bob=2), RUNNER)
 
-    def test_a_runner_that_vanished_takes_no_place_in_a_group(self, registry, clock):
+    def test_a_runner_that_vanished_takes_no_place_in_a_group(self, registry: Registry, clock: Clock) -> None:
         first, second = (self.grouped(registry, name, reindex=1) for name in ("first", "second"))
         assert registry.claim(first, RUNNER, lease=6.0)
         clock.advance(5.9)
@@ -1297,13 +1368,30 @@ class RegistryContract:
         clock.advance(0.2)
         assert registry.claim(second, RUNNER, lease=6.0)
 
-    def test_a_group_has_room_again_however_its_job_ended(self, registry):
+    def test_a_group_has_room_again_however_its_job_ended(self, registry: Registry) -> None:
         for number, state in enumerate(ENDS):
             key = self.grouped(registry, f"job {number}", reindex=1)
             assert registry.claim(key, RUNNER)
             registry.finish(key, RUNNER, state)
 
-    def test_of_eight_threads_no_more_begin_than_their_group_lets(self, registry):
+    def test_those_that_wait_of_a_group_are_counted(self, registry: Registry, clock: Clock) -> None:
+        keys = [self.grouped(registry, name, reindex=1, ann=5) for name in "abcde"]
+        self.grouped(registry, "other", report=1)
+        assert [registry.waiting(group) for group in ("reindex", "ann", "report", "nobody")] == [5, 5, 1, 0]
+        assert registry.claim(keys[0], RUNNER)
+        registry.request_cancel(keys[1])
+        registry.discard(keys[2])
+        assert registry.waiting("reindex") == registry.waiting("ann") == 2
+        clock.advance(25.0)
+        registry.evict()
+        assert registry.waiting("reindex") == registry.waiting("report") == 0
+
+    def test_groups_of_any_name_are_counted(self, registry: Registry) -> None:
+        for number, name in enumerate(("owner ann ☃", "mark /x/*", "owner \udcff", "a'b\"c")):
+            registry.add(Job(key_of(str(number)), "job", groups={name: 1}))
+            assert registry.waiting(name) == 1
+
+    def test_of_eight_threads_no_more_begin_than_their_group_lets(self, registry: Registry) -> None:
         keys = [self.grouped(registry, f"job {number}", reindex=3) for number in range(8)]
         barrier = threading.Barrier(8)
 
@@ -1316,7 +1404,7 @@ class RegistryContract:
 
     # The queue.
 
-    def test_a_pending_job_knows_its_place_in_the_order_of_coming(self, registry, clock):
+    def test_a_pending_job_knows_its_place_in_the_order_of_coming(self, registry: Registry, clock: Clock) -> None:
         keys = []
         for name in "abcd":
             clock.advance(1.0)
@@ -1328,7 +1416,7 @@ class RegistryContract:
         registry.discard(keys[2])
         assert [registry.position(key) for key in (keys[0], keys[1], keys[3])] == [0, 0, 1]
 
-    def test_those_of_a_higher_priority_are_before_the_others(self, registry):
+    def test_those_of_a_higher_priority_are_before_the_others(self, registry: Registry) -> None:
         names = [("a", "low"), ("b", "normal"), ("c", "high"), ("d", "normal"), ("e", "high"), ("f", "low")]
         keys = {name: registry.add(Job(key_of(name), name, priority=Priority(word))).key for name, word in names}
         assert [registry.position(key) for key in keys.values()] == [5, 3, 1, 4, 2, 6]
@@ -1342,14 +1430,14 @@ class RegistryContract:
 
     # The receipt.
 
-    def test_a_receipt_is_added_to_by_the_claim_and_by_the_end(self, registry):
+    def test_a_receipt_is_added_to_by_the_claim_and_by_the_end(self, registry: Registry) -> None:
         added(registry)
         assert registry.claim(KEY, RUNNER, receipt={"runner": "host ☃", "cpu_time": 0.0})
         assert dict(registry.get(KEY).receipt) == {"runner": "host ☃", "cpu_time": 0.0}
         registry.finish(KEY, RUNNER, JobState.FINISHED, receipt={"cpu_time": 1.25})
         assert dict(registry.get(KEY).receipt) == {"runner": "host ☃", "cpu_time": 1.25}
 
-    def test_who_is_refused_leaves_no_receipt(self, registry):
+    def test_who_is_refused_leaves_no_receipt(self, registry: Registry) -> None:
         running(registry)
         assert not registry.claim(KEY, "another", receipt={"runner": "another"})
         assert not registry.finish(KEY, "another", JobState.FAILED, receipt={"runner": "another"})
@@ -1362,13 +1450,15 @@ class RegistryContract:
 
     # The secret.
 
-    def test_a_secret_is_long_stays_the_same_and_is_another_for_each_registry(self, registry, make):
+    def test_a_secret_is_long_stays_the_same_and_is_another_for_each_registry(
+        self, registry: Registry, make: Callable[..., Registry]
+    ) -> None:
         assert len(registry.secret()) == 32
         assert registry.secret() == registry.secret() != make().secret()
 
     # Cancelling.
 
-    def test_the_first_who_asks_says_why(self, registry, clock):
+    def test_the_first_who_asks_says_why(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=15.0)
         registry.request_cancel(KEY, "it took too long")
         registry.request_cancel(KEY, "somebody else thinks so too")
@@ -1378,12 +1468,12 @@ class RegistryContract:
         registry.evict()
         assert registry.get(KEY).reason == "it took too long"
 
-    def test_a_pending_job_is_cancelled_for_the_reason_given(self, registry):
+    def test_a_pending_job_is_cancelled_for_the_reason_given(self, registry: Registry) -> None:
         added(registry)
         registry.request_cancel(KEY, "it is not needed any more")
         assert registry.get(KEY).reason == "it is not needed any more"
 
-    def test_a_pending_job_is_cancelled_at_once(self, registry, clock):
+    def test_a_pending_job_is_cancelled_at_once(self, registry: Registry, clock: Clock) -> None:
         added(registry)
         assert registry.request_cancel(KEY) is JobState.CANCELLED
         job = registry.get(KEY)
@@ -1391,7 +1481,7 @@ class RegistryContract:
         assert job.reason
         assert registry.claim(KEY, RUNNER) is False
 
-    def test_a_running_job_is_told_and_goes_on_until_it_heeds(self, registry, clock):
+    def test_a_running_job_is_told_and_goes_on_until_it_heeds(self, registry: Registry, clock: Clock) -> None:
         running(registry)
         asked_at = clock.advance(2.0)
         assert registry.request_cancel(KEY) is JobState.RUNNING
@@ -1402,7 +1492,9 @@ class RegistryContract:
         assert write(registry, KEY, b"cleaning up") == 11
 
     @each_end
-    def test_a_job_ends_as_it_ends_and_says_that_a_cancel_was_asked_for(self, registry, clock, state):
+    def test_a_job_ends_as_it_ends_and_says_that_a_cancel_was_asked_for(
+        self, registry: Registry, clock: Clock, state: JobState
+    ) -> None:
         running(registry)
         registry.request_cancel(KEY)
         registry.finish(KEY, RUNNER, state)
@@ -1411,7 +1503,7 @@ class RegistryContract:
 
     # The cookies of a response are delivered once.
 
-    def test_one_of_eight_threads_takes_the_cookies(self, registry):
+    def test_one_of_eight_threads_takes_the_cookies(self, registry: Registry) -> None:
         ended(registry)
         ended(registry, "another")
         start = threading.Barrier(8)
@@ -1427,7 +1519,7 @@ class RegistryContract:
     # Forgetting and listing.
 
     @each_end
-    def test_a_discarded_job_is_gone_and_unknown(self, registry, state):
+    def test_a_discarded_job_is_gone_and_unknown(self, registry: Registry, state: JobState) -> None:
         ended(registry, state=state, output=b"secret")
         assert registry.discard(KEY) is True
         assert registry.discard(KEY) is False
@@ -1435,13 +1527,13 @@ class RegistryContract:
             registry.get(KEY)
         assert registry.jobs() == []
 
-    def test_a_pending_job_can_be_discarded(self, registry):
+    def test_a_pending_job_can_be_discarded(self, registry: Registry) -> None:
         added(registry)
         assert registry.discard(KEY) is True
         with pytest.raises(JobNotFound):
             registry.claim(KEY, RUNNER)
 
-    def test_jobs_are_listed_newest_first_up_to_a_limit(self, registry, clock):
+    def test_jobs_are_listed_newest_first_up_to_a_limit(self, registry: Registry, clock: Clock) -> None:
         for name in "abcde":
             clock.advance(1.0)
             added(registry, name)
@@ -1450,7 +1542,7 @@ class RegistryContract:
         assert [job.title for job in registry.jobs(limit=2)] == ["e", "d"]
         assert registry.jobs(limit=0) == []
 
-    def test_a_list_of_jobs_can_be_read_in_parts(self, registry, clock):
+    def test_a_list_of_jobs_can_be_read_in_parts(self, registry: Registry, clock: Clock) -> None:
         for name in "abcde":
             clock.advance(1.0)
             added(registry, name)
@@ -1460,7 +1552,7 @@ class RegistryContract:
         # What is in another state is not counted.
         assert [job.title for job in registry.jobs(JobState.PENDING, limit=2, skip=1)] == ["c", "b"]
 
-    def test_jobs_are_listed_by_state(self, registry, clock):
+    def test_jobs_are_listed_by_state(self, registry: Registry, clock: Clock) -> None:
         for state in ENDS:
             clock.advance(0.1)
             ended(registry, state, state)
@@ -1470,7 +1562,7 @@ class RegistryContract:
             assert [job.title for job in registry.jobs(state)] == [state]
         assert [job.title for job in registry.jobs(JobState.LOST, limit=1)] == ["lost"]
 
-    def test_jobs_are_listed_as_they_read_and_expired_ones_are_not(self, registry, clock):
+    def test_jobs_are_listed_as_they_read_and_expired_ones_are_not(self, registry: Registry, clock: Clock) -> None:
         added(registry, "never started")
         running(registry, "leased", lease=15.0)
         clock.advance(10.0)
@@ -1481,7 +1573,7 @@ class RegistryContract:
         clock.advance(60.0)
         assert "ended" not in {job.title for job in registry.jobs()}
 
-    def test_an_eviction_stops_at_its_limit(self, registry, clock):
+    def test_an_eviction_stops_at_its_limit(self, registry: Registry, clock: Clock) -> None:
         for name in "abcde":
             ended(registry, name)
         clock.advance(59.99)
@@ -1489,7 +1581,9 @@ class RegistryContract:
         clock.advance(0.01)
         assert [registry.evict(2) for _ in range(4)] == [(0, 2), (0, 2), (0, 1), (0, 0)]
 
-    def test_an_eviction_counts_lost_and_forgotten_jobs_towards_one_limit(self, registry, clock):
+    def test_an_eviction_counts_lost_and_forgotten_jobs_towards_one_limit(
+        self, registry: Registry, clock: Clock
+    ) -> None:
         for name in "abc":
             ended(registry, name)
             running(registry, f"{name} leased", lease=15.0)
@@ -1503,7 +1597,9 @@ class RegistryContract:
     # What is written once above the primitives.
 
     @pytest.mark.parametrize("offset", [0, 1, 5000])
-    def test_following_gives_each_byte_once_and_in_order_while_it_is_written(self, registry, offset):
+    def test_following_gives_each_byte_once_and_in_order_while_it_is_written(
+        self, registry: Registry, offset: int
+    ) -> None:
         running(registry)
         chance = random.Random(offset)
         data = chance.randbytes(40_000)
@@ -1524,7 +1620,7 @@ class RegistryContract:
         registry.finish(KEY, RUNNER, JobState.FINISHED)
         assert [done(follower) for follower in followers] == [data[offset:], data[offset:]]
 
-    def test_following_says_with_an_empty_piece_that_nothing_came(self, registry):
+    def test_following_says_with_an_empty_piece_that_nothing_came(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"abc")
         following = registry.follow(KEY, tick=0.01)
@@ -1534,23 +1630,23 @@ class RegistryContract:
         registry.finish(KEY, RUNNER, JobState.FINISHED)
         assert list(following) == []
 
-    def test_following_goes_on_behind_what_was_dropped(self, make):
+    def test_following_goes_on_behind_what_was_dropped(self, make: Callable[..., Registry]) -> None:
         registry = make(max_output=10)
         running(registry)
         data = bytes(range(100))
         write(registry, KEY, data)
         registry.finish(KEY, RUNNER, JobState.FINISHED)
-        begin, end = registry.get(KEY).output_dropped
+        begin, end = dropped_of(registry, KEY)
         pieces = list(registry.follow(KEY))
         assert b"".join(piece.data for piece in pieces) == data[:begin] + data[end:]
         assert end in [piece.offset for piece in pieces]
 
-    def test_following_an_ended_job_from_its_end_gives_nothing(self, registry):
+    def test_following_an_ended_job_from_its_end_gives_nothing(self, registry: Registry) -> None:
         ended(registry, output=b"abc")
         assert list(registry.follow(KEY, 3)) == []
         assert list(registry.follow(KEY, 2)) == [(2, b"c")]
 
-    def test_a_page_is_what_there_is_from_an_offset(self, registry):
+    def test_a_page_is_what_there_is_from_an_offset(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"0123456789")
         assert registry.page(KEY, 0).piece == (0, b"0123456789")
@@ -1558,7 +1654,7 @@ class RegistryContract:
         assert registry.page(KEY, 9).piece == (9, b"9")
         assert registry.page(KEY, 9).job.output_end == 10
 
-    def test_a_page_of_a_job_that_was_just_read_does_not_look_at_it_again(self, registry):
+    def test_a_page_of_a_job_that_was_just_read_does_not_look_at_it_again(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"0123456789")
         job = registry.get(KEY)
@@ -1568,26 +1664,26 @@ class RegistryContract:
         assert page.piece == (8, b"89abc"), "all that there is, but its beginning is that of then"
         assert registry.page(KEY, 11, job=job).piece == (10, b"abc"), "behind the end of then is at the end of then"
 
-    def test_a_page_at_the_end_or_behind_it_is_empty_and_at_the_end(self, registry):
+    def test_a_page_at_the_end_or_behind_it_is_empty_and_at_the_end(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"abc")
         assert registry.page(KEY, 3).piece == (3, b"")
         assert registry.page(KEY, 4).piece == (3, b"")
         assert registry.page(KEY, 10**12).piece == (3, b"")
 
-    def test_a_negative_offset_is_the_tail(self, registry):
+    def test_a_negative_offset_is_the_tail(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"0123456789")
         assert registry.page(KEY, -3).piece == (7, b"789")
         assert registry.page(KEY, -10).piece == (0, b"0123456789")
         assert registry.page(KEY, -11).piece == (0, b"0123456789")
 
-    def test_a_tail_of_no_output_is_empty_and_does_not_wait(self, registry):
+    def test_a_tail_of_no_output_is_empty_and_does_not_wait(self, registry: Registry) -> None:
         running(registry)
         assert registry.page(KEY, -100, timeout=LONG).piece == (0, b"")
 
     @pytest.mark.parametrize("character", ["é", "€", "🦊"])
-    def test_a_page_ends_between_characters_and_the_next_one_goes_on(self, registry, character):
+    def test_a_page_ends_between_characters_and_the_next_one_goes_on(self, registry: Registry, character: str) -> None:
         running(registry)
         text = f"abc{character * 5}\n"
         write(registry, KEY, text.encode())
@@ -1602,7 +1698,7 @@ class RegistryContract:
             assert "".join(parts) == text
 
     @pytest.mark.parametrize("character", ["é", "€", "🦊"])
-    def test_a_tail_begins_between_characters(self, registry, character):
+    def test_a_tail_begins_between_characters(self, registry: Registry, character: str) -> None:
         running(registry)
         write(registry, KEY, f"ab{character}c".encode())
         size = len(character.encode())
@@ -1610,7 +1706,7 @@ class RegistryContract:
         for tail in range(1, size + 1):
             assert registry.page(KEY, -tail).piece == (size + 2, b"c")
 
-    def test_a_character_that_is_half_written_is_not_shown_before_it_is_whole(self, registry):
+    def test_a_character_that_is_half_written_is_not_shown_before_it_is_whole(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"ab\xf0\x9f")
         assert registry.page(KEY, 0).piece == (0, b"ab")
@@ -1618,11 +1714,11 @@ class RegistryContract:
         write(registry, KEY, b"\xa6\x8a")
         assert registry.page(KEY, 2).piece == (2, "🦊".encode())
 
-    def test_a_character_that_will_never_be_whole_is_shown_at_the_end(self, registry):
+    def test_a_character_that_will_never_be_whole_is_shown_at_the_end(self, registry: Registry) -> None:
         ended(registry, output=b"ab\xf0\x9f")
         assert registry.page(KEY, 0).piece == (0, b"ab\xf0\x9f")
 
-    def test_bytes_that_are_no_characters_are_shown(self, registry):
+    def test_bytes_that_are_no_characters_are_shown(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"\x80" * 8)
         assert registry.page(KEY, 0).piece == (0, b"\x80" * 8)
@@ -1630,12 +1726,14 @@ class RegistryContract:
         assert registry.page(KEY, 8).piece == (8, b"\xff")
 
     @pytest.mark.parametrize("size", range(8, 24))
-    def test_pages_get_past_what_was_dropped_wherever_it_cuts_a_character(self, make, size):
+    def test_pages_get_past_what_was_dropped_wherever_it_cuts_a_character(
+        self, make: Callable[..., Registry], size: int
+    ) -> None:
         registry = make(max_output=size)
         running(registry)
         data = ("€" * 100).encode()
         write(registry, KEY, data)
-        begin, end = registry.get(KEY).output_dropped
+        begin, end = dropped_of(registry, KEY)
         offset, shown = 0, b""
         for _ in range(20):
             piece = registry.page(KEY, offset, limit=7).piece
@@ -1646,7 +1744,7 @@ class RegistryContract:
         assert shown.endswith(data[-(-end // 3) * 3 :])
         assert piece.data == b""
 
-    def test_a_page_waits_for_more_and_is_woken(self, registry):
+    def test_a_page_waits_for_more_and_is_woken(self, registry: Registry) -> None:
         running(registry)
         write(registry, KEY, b"abc")
 
@@ -1658,18 +1756,18 @@ class RegistryContract:
         write(registry, KEY, b"d")
         assert done(waiting).piece == (3, b"d")
 
-    def test_a_page_waits_no_longer_than_its_timeout(self, registry):
+    def test_a_page_waits_no_longer_than_its_timeout(self, registry: Registry) -> None:
         running(registry)
         assert registry.page(KEY, 0, timeout=0.02).piece == (0, b"")
 
     # Closing.
 
-    def test_closing_twice_is_as_closing_once(self, registry):
+    def test_closing_twice_is_as_closing_once(self, registry: Registry) -> None:
         ended(registry, output=b"x")
         registry.close()
         registry.close()
 
-    def test_a_registry_closes_at_the_end_of_a_with_block(self, make):
+    def test_a_registry_closes_at_the_end_of_a_with_block(self, make: Callable[..., Registry]) -> None:
         with make() as registry:
             ended(registry)
         registry.close()

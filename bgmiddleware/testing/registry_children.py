@@ -1,6 +1,7 @@
 """What other processes do in the tests of shared registries: each function is the work of one child process.
 
-``python registry_children.py LOCATION FUNCTION JSON`` opens the registry, says so with a line, waits for a line, and
+``python -m bgmiddleware.testing.registry_children OPENER LOCATION FUNCTION JSON`` opens the registry by a function
+``module:function`` of the location and of settings, says so with a line, waits for a line, and
 calls the function with the arguments of the JSON object. Each line it prints is a JSON value; the last one is what the
 function returned.
 """
@@ -16,25 +17,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bgmiddleware._jobs import Channel, Job, JobState, key_of
-from bgmiddleware.errors import BackgroundError, Fenced, JobExists, JobExpired, JobNotFound
-from bgmiddleware.registries.base import Registry
+from .._ground.loading import loaded
+from .._jobs import Channel, Job, JobState, key_of
+from ..errors import BackgroundError, Fenced, JobExists, JobExpired, JobNotFound
+from ..registries.base import Registry
 
 LONG = 120.0
 ENDED = "finished job"
-
-
-def open_at(location: str, **settings: Any) -> Registry:
-    """Return a new registry on the storage that *location* names, as an ini file would."""
-    scheme, _, rest = location.partition(":")
-    if scheme == "spool":
-        from bgmiddleware.registries.spool import SpoolRegistry
-
-        return SpoolRegistry(rest, **settings)
-    from bgmiddleware.registries.redis import RedisRegistry  # type: ignore[import-not-found, unused-ignore]
-
-    registry: Registry = RedisRegistry(location, **settings)
-    return registry
 
 
 def chunks_of(seed: int, count: int, largest: int) -> list[bytes]:
@@ -160,7 +149,7 @@ def run_to_the_end(registry: Registry, seed: int) -> dict[str, Any]:
     key = registry.add(Job(key_of(ENDED), ENDED, owner="ann ☃", groups={"report": 2})).key
     for _ in written(registry, ENDED, chunks_of(seed, 40, 5000), "child"):
         pass
-    contents = {channel: digest(read_all(registry, key, channel)) for channel in (Channel.OUTPUT, Channel.BODY)}
+    contents = {channel.value: digest(read_all(registry, key, channel)) for channel in (Channel.OUTPUT, Channel.BODY)}
     return {"job": registry.get(key).to_document(), **contents}
 
 
@@ -260,9 +249,9 @@ def use_what_was_opened_before_the_fork(registry: Registry) -> list[Any]:
 
 
 def main() -> None:
-    location, name, arguments = sys.argv[1:]
+    opener, location, name, arguments = sys.argv[1:]
     given = json.loads(arguments)
-    with open_at(location, **given.pop("settings", {})) as registry:
+    with loaded("opener", opener)(location, **given.pop("settings", {})) as registry:
         say("ready")
         sys.stdin.readline()
         begun = time.monotonic()

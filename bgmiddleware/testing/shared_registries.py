@@ -1,8 +1,7 @@
 """What every registry promises that processes share, as tests with real processes, on top of ``RegistryContract``.
 
-The subclass gives, besides ``make``, a fixture ``location``: a string that names new, empty storage, as an ini file
-would (``spool:DIRECTORY``, ``redis://…``), and which ``registry_children.open_at`` can open in any process. All of it
-goes by the real clock.
+The subclass gives, besides ``make``, a fixture ``location``: a string that names new, empty storage, and an ``opener``
+that opens it in any process; without one, an ini file's URLs can be opened. All of it goes by the real clock.
 """
 
 import itertools
@@ -15,17 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from bgmiddleware import Channel, Fenced, Job, JobExpired, JobNotFound, JobState, Registry
-from bgmiddleware._jobs import key_of
-from bgmiddleware.registries.base import END
-from tests.registries import registry_children
-from tests.registries.registry_children import chunks_of, digest, open_at, read_all
-from tests.registries.registry_contract import (
+from .._ground.loading import loaded
+from .._jobs import Channel, Job, JobState, key_of
+from ..errors import Fenced, JobExpired, JobNotFound
+from ..registries.base import END, Registry
+from . import registry_children
+from .registries import (
     KEY,
     LONG,
     RUNNER,
@@ -37,6 +35,7 @@ from tests.registries.registry_contract import (
     ended,
     running,
 )
+from .registry_children import chunks_of, digest, read_all
 
 Opened = Callable[..., Registry]
 
@@ -44,10 +43,9 @@ Opened = Callable[..., Registry]
 class Child:
     """A process that opened the registry; it does one function of ``registry_children`` when told to."""
 
-    def __init__(self, location: str, function: str, arguments: dict[str, Any]) -> None:
-        command = [sys.executable, registry_children.__file__, location, function, json.dumps(arguments)]
-        root = str(Path(registry_children.__file__).parent.parent.parent)
-        environ = {**os.environ, "PYTHONPATH": root}
+    def __init__(self, opener: str, location: str, function: str, arguments: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", registry_children.__name__, opener, location, function, json.dumps(arguments)]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
         assert self.said() == "ready"
 
@@ -73,6 +71,9 @@ class Child:
 
 
 class SharedRegistryContract(RegistryContract):
+    opener: ClassVar[str] = "bgmiddleware.registries:open_registry"
+    """``module:function``: what opens a registry, given its location and settings. Processes import it."""
+
     @pytest.fixture
     def location(self) -> str:
         raise NotImplementedError("the subclass says where new storage is")
@@ -81,7 +82,7 @@ class SharedRegistryContract(RegistryContract):
     def opened(self, location: str) -> Iterator[Opened]:
         """Open another registry on the same storage, with the real clock; it is closed after the test."""
         with ExitStack() as stack:
-            yield lambda **settings: stack.enter_context(open_at(location, **settings))
+            yield lambda **settings: stack.enter_context(loaded("opener", self.opener)(location, **settings))
 
     @pytest.fixture
     def child(self, location: str) -> Iterator[Callable[..., Child]]:
@@ -89,7 +90,7 @@ class SharedRegistryContract(RegistryContract):
         children: list[Child] = []
 
         def start(function: str, **arguments: Any) -> Child:
-            children.append(Child(location, function, arguments))
+            children.append(Child(self.opener, location, function, arguments))
             return children[-1]
 
         yield start
@@ -106,12 +107,12 @@ class SharedRegistryContract(RegistryContract):
         for name in names:
             assert registry.wait(key_of(name), END, LONG).state is JobState.LOST
 
-    def test_it_says_that_processes_share_it(self, opened):
+    def test_it_says_that_processes_share_it(self, opened: Opened) -> None:
         assert opened().shared is True
 
     # The same jobs for everybody.
 
-    def test_two_registries_on_one_storage_see_the_same_jobs(self, opened):
+    def test_two_registries_on_one_storage_see_the_same_jobs(self, opened: Opened) -> None:
         one, other = opened(), opened()
         one.add(Job(KEY, "one", request={"PATH_INFO": "/caf\xc3\xa9"}))
         one.append(KEY, Channel.REQUEST, 0, b"request")
@@ -134,20 +135,23 @@ class SharedRegistryContract(RegistryContract):
         with pytest.raises(JobNotFound):
             other.get(KEY)
 
-    def test_what_one_closes_is_open_for_the_others(self, opened):
+    def test_what_one_closes_is_open_for_the_others(self, opened: Opened) -> None:
         one, other = opened(), opened()
         running(one)
-        one.append(KEY, Channel.OUTPUT, 0, b"kept", runner=RUNNER)
+        one.append(KEY, Channel.OUTPUT, 0, b"kept", runner=RUNNER, times=[(4, 50)])
         one.close()
-        assert other.append(KEY, Channel.OUTPUT, 4, b" on", runner=RUNNER) == 7
+        assert other.append(KEY, Channel.OUTPUT, 4, b" on", runner=RUNNER, times=[(7, 60)]) == 7
+        assert other.times(KEY) == ((4, 50), (7, 60))
         assert read_all(other, KEY) == b"kept on"
 
-    def test_the_secret_is_the_same_for_all_who_begin_at_once(self, opened, child):
+    def test_the_secret_is_the_same_for_all_who_begin_at_once(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         secrets = self.all_at_once([child("secret") for _ in range(4)])
         assert len(set(secrets)) == 1
         assert opened().secret().hex() == opened().secret().hex() == secrets[0]
 
-    def test_an_expired_job_is_expired_for_all(self, opened):
+    def test_an_expired_job_is_expired_for_all(self, opened: Opened) -> None:
         one, other = opened(ttl=0.05), opened(ttl=1000.0)
         ended(one)
         for registry in (one, other):
@@ -168,7 +172,9 @@ class SharedRegistryContract(RegistryContract):
 
     # Four processes at once.
 
-    def test_four_processes_write_and_read_at_once_and_each_reads_what_each_wrote(self, opened, child):
+    def test_four_processes_write_and_read_at_once_and_each_reads_what_each_wrote(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         names = [f"job {number}" for number in range(4)]
         for name in names:
             added(opened(), name)
@@ -180,18 +186,18 @@ class SharedRegistryContract(RegistryContract):
         assert self.all_at_once(children) == [real] * 4
         assert {job.state for job in opened().jobs()} == {JobState.FINISHED}
 
-    def test_four_processes_add_at_once_and_none_is_lost(self, opened, child):
+    def test_four_processes_add_at_once_and_none_is_lost(self, opened: Opened, child: Callable[..., Child]) -> None:
         names = [[f"job {number} of {process}" for number in range(30)] for process in range(4)]
         assert self.all_at_once([child("add", names=each) for each in names]) == [30] * 4
         assert {job.title for job in opened().jobs(limit=1000)} == {name for each in names for name in each}
 
-    def test_one_of_four_processes_has_a_name(self, opened, child):
+    def test_one_of_four_processes_has_a_name(self, opened: Opened, child: Callable[..., Child]) -> None:
         names = [f"name {number}" for number in range(30)]
         each = self.all_at_once([child("take_each_name", names=names, runner=runner) for runner in "abcd"])
         assert each[0] == each[1] == each[2] == each[3]
         assert sorted(each[0]) == sorted(job.key for job in opened().jobs(limit=1000))
 
-    def test_one_of_four_processes_claims_a_job(self, opened, child):
+    def test_one_of_four_processes_claims_a_job(self, opened: Opened, child: Callable[..., Child]) -> None:
         registry = opened()
         names = [f"job {number}" for number in range(40)]
         for name in names:
@@ -201,7 +207,9 @@ class SharedRegistryContract(RegistryContract):
         for runner, each in zip("abcd", won, strict=True):
             assert {registry.get(key_of(name)).runner for name in each} <= {runner}
 
-    def test_of_four_processes_no_more_begin_than_their_group_lets(self, opened, child):
+    def test_of_four_processes_no_more_begin_than_their_group_lets(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         registry = opened()
         names = [f"job {number}" for number in range(12)]
         for name in names:
@@ -209,14 +217,16 @@ class SharedRegistryContract(RegistryContract):
         won = self.all_at_once([child("claim_each", names=names, runner=runner) for runner in "abcd"])
         assert sum(map(len, won)) == 3
 
-    def test_one_of_four_processes_takes_the_cookies(self, opened, child):
+    def test_one_of_four_processes_takes_the_cookies(self, opened: Opened, child: Callable[..., Child]) -> None:
         names = [f"job {number}" for number in range(20)]
         for name in names:
             ended(opened(), name)
         taken = self.all_at_once([child("take_cookies_of_each", names=names) for _ in range(4)])
         assert sorted(name for each in taken for name in each) == sorted(names)
 
-    def test_four_processes_that_evict_at_once_lose_each_job_once(self, opened, child):
+    def test_four_processes_that_evict_at_once_lose_each_job_once(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         registry = opened()
         names = [f"job {number}" for number in range(20)]
         for name in names:
@@ -226,7 +236,9 @@ class SharedRegistryContract(RegistryContract):
         assert sum(lost for lost, _ in counts) == 20
         assert {job.state for job in registry.jobs()} == {JobState.LOST}
 
-    def test_four_processes_that_evict_at_once_leave_no_expired_job(self, opened, child):
+    def test_four_processes_that_evict_at_once_leave_no_expired_job(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         registry = opened(ttl=0.01)
         names = [f"job {number}" for number in range(20)]
         for name in names:
@@ -240,29 +252,36 @@ class SharedRegistryContract(RegistryContract):
 
     # From another process.
 
-    def test_a_cancel_from_another_process_reaches_the_runner(self, opened, child):
+    def test_a_cancel_from_another_process_reaches_the_runner(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         registry = opened()
         running(registry, lease=LONG)
         assert child("cancel", name="one", reason="not needed").go().said() == "running"
         assert registry.renew(KEY, RUNNER, lease=LONG) == (True, True)
         assert registry.get(KEY).reason == "not needed"
 
-    def test_a_pending_job_is_cancelled_from_another_process(self, opened, child):
+    def test_a_pending_job_is_cancelled_from_another_process(self, opened: Opened, child: Callable[..., Child]) -> None:
         registry = opened()
         added(registry)
         assert child("cancel", name="one", reason="not needed").go().said() == "cancelled"
         assert registry.claim(KEY, RUNNER) is False
 
-    def test_a_lease_is_renewed_from_another_process_by_its_runner_only(self, opened, child):
+    def test_a_lease_is_renewed_from_another_process_by_its_runner_only(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         registry = opened()
         running(registry, lease=LONG)
         before = registry.get(KEY).lease_expires_at
+        assert before is not None
         assert child("renew", name="one", runner="another", lease=2 * LONG).go().said() == [False, False]
         assert registry.get(KEY).lease_expires_at == before
         assert child("renew", name="one", runner=RUNNER, lease=2 * LONG).go().said() == [True, False]
-        assert registry.get(KEY).lease_expires_at > before
+        assert (registry.get(KEY).lease_expires_at or 0.0) > before
 
-    def test_a_job_is_ended_from_another_process_by_its_runner_only(self, opened, child):
+    def test_a_job_is_ended_from_another_process_by_its_runner_only(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         registry = opened()
         running(registry)
         assert child("finish", name="one", runner="another").go().said() is False
@@ -278,7 +297,9 @@ class SharedRegistryContract(RegistryContract):
             ("finish", {"runner": RUNNER}, JobState.FINISHED),
         ],
     )
-    def test_a_wait_is_woken_by_another_process(self, opened, child, function, arguments, seen):
+    def test_a_wait_is_woken_by_another_process(
+        self, opened: Opened, child: Callable[..., Child], function: str, arguments: dict[str, Any], seen: object
+    ) -> None:
         registry = opened()
         running(registry)
         registry.append(KEY, Channel.OUTPUT, 0, b"abc", runner=RUNNER)
@@ -290,7 +311,7 @@ class SharedRegistryContract(RegistryContract):
             assert seen in (done(each).output_end, done(each).state)
 
     @pytest.mark.parametrize("change", ["append", "finish", "its lease runs out"])
-    def test_a_wait_in_another_process_is_woken(self, opened, child, change):
+    def test_a_wait_in_another_process_is_woken(self, opened: Opened, child: Callable[..., Child], change: str) -> None:
         registry = opened()
         running(registry, lease=0.3 if change == "its lease runs out" else LONG)
         waiting = child("wait", name="one", offset=0).go()
@@ -302,7 +323,9 @@ class SharedRegistryContract(RegistryContract):
             registry.finish(KEY, RUNNER, JobState.FAILED)
         assert waiting.said() == {"append": ["running", 3], "finish": ["failed", 0]}.get(change, ["lost", 0])
 
-    def test_a_wait_in_another_process_is_woken_by_a_cancel_and_by_a_discard(self, opened, child):
+    def test_a_wait_in_another_process_is_woken_by_a_cancel_and_by_a_discard(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         registry = opened()
         added(registry, "one")
         added(registry, "two")
@@ -313,7 +336,9 @@ class SharedRegistryContract(RegistryContract):
         registry.discard(key_of("two"))
         assert [each.said() for each in waiting] == [["cancelled", 0], ["JobNotFound"]]
 
-    def test_a_follower_gets_each_byte_of_a_writer_in_another_process(self, opened, child):
+    def test_a_follower_gets_each_byte_of_a_writer_in_another_process(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         registry = opened()
         added(registry)
         writing = child("write_and_follow", own="one", seed=7, others=[]).go()
@@ -323,7 +348,9 @@ class SharedRegistryContract(RegistryContract):
 
     # What outlives a process.
 
-    def test_finished_jobs_of_a_process_that_is_gone_come_back_byte_for_byte(self, opened, child):
+    def test_finished_jobs_of_a_process_that_is_gone_come_back_byte_for_byte(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         settings = {"ttl": 1000.0, "max_output": 50_000}
         before = child("run_to_the_end", seed=3, settings=settings).go()
         said = before.said()
@@ -336,7 +363,9 @@ class SharedRegistryContract(RegistryContract):
             assert digest(read_all(registry, job.key, channel)) == said[channel]
         assert read_all(registry, job.key, Channel.BODY) == b"".join(each[::-1] for each in chunks_of(3, 40, 5000))
 
-    def test_an_interrupted_job_reads_as_lost_and_is_made_so_exactly_once(self, opened, child):
+    def test_an_interrupted_job_reads_as_lost_and_is_made_so_exactly_once(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         gone = child("leave_unfinished", name="one", text="kept", lease=0.3).go()
         assert gone.said() == 4
         gone.end()
@@ -346,7 +375,9 @@ class SharedRegistryContract(RegistryContract):
         assert [registry.evict().lost, opened().evict().lost] == [1, 0]
         assert read_all(registry, KEY) == b"kept"
 
-    def test_a_paused_process_that_comes_back_finds_that_it_lost_its_job(self, opened, child):
+    def test_a_paused_process_that_comes_back_finds_that_it_lost_its_job(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         paused = child("stop_in_mid_job", name="one", lease=0.3).go()
         assert paused.said() == "stops"
         registry = opened()
@@ -362,7 +393,9 @@ class SharedRegistryContract(RegistryContract):
     # Killed in the midst of writing.
 
     @pytest.mark.parametrize("largest", [200, 5_000, 65_000])
-    def test_a_writer_that_is_killed_loses_no_acknowledged_byte_and_tears_no_chunk(self, opened, child, largest):
+    def test_a_writer_that_is_killed_loses_no_acknowledged_byte_and_tears_no_chunk(
+        self, opened: Opened, child: Callable[..., Child], largest: int
+    ) -> None:
         registry = opened()
         chance = random.Random(largest)
         names = [f"killed {number}" for number in range(8)]
@@ -381,7 +414,9 @@ class SharedRegistryContract(RegistryContract):
         assert made_permanent == [len(names), 0]
         assert registry.jobs(JobState.RUNNING) == []
 
-    def test_processes_that_are_killed_at_any_moment_leave_each_job_in_a_true_state(self, opened, child):
+    def test_processes_that_are_killed_at_any_moment_leave_each_job_in_a_true_state(
+        self, opened: Opened, child: Callable[..., Child]
+    ) -> None:
         chance = random.Random(1)
         names = [f"process {number}" for number in range(8)]
         processes = [child("run_jobs_until_killed", name=name, seed=3).go() for name in names]
@@ -432,10 +467,12 @@ class SharedRegistryContract(RegistryContract):
 
     # Forks.
 
-    def test_parent_and_children_of_a_fork_write_and_wait_at_once(self, child):
+    def test_parent_and_children_of_a_fork_write_and_wait_at_once(self, child: Callable[..., Child]) -> None:
         said = child("fork_and_write", children=3, seed=5).go().said()
         assert said == [digest(b"".join(chunks_of(5, 60, 3000)))] * 4
 
-    def test_a_child_that_is_forked_in_the_midst_of_a_job_writes_on_and_so_does_its_parent(self, child):
+    def test_a_child_that_is_forked_in_the_midst_of_a_job_writes_on_and_so_does_its_parent(
+        self, child: Callable[..., Child]
+    ) -> None:
         said = child("use_what_was_opened_before_the_fork").go().said()
         assert said == [0, "parent child parent"]
