@@ -7,13 +7,14 @@ import logging
 import operator
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from ._capture import ForegroundOutput, current_output, write_late
-from ._frameworks import Surroundings, surroundings
+from ._frameworks import Surroundings, surroundings, undecorated_views
 from ._running import RunningJob
 from .errors import ConfigurationError
 
@@ -26,6 +27,7 @@ __all__ = [
     "progress",
     "swallower_of",
     "track",
+    "warn_of_misplaced",
 ]
 
 _log = logging.getLogger("bgmiddleware")
@@ -35,6 +37,13 @@ _R = TypeVar("_R")
 _T = TypeVar("_T")
 
 _REPORT_EVERY = 0.1
+_START_RESPONSE = "start_response"
+
+_decorated: "weakref.WeakSet[Callable[..., Any]]" = weakref.WeakSet()
+"""The views as they were before ``@backgrounder``."""
+
+_warned: set[str] = set()
+"""The decorated functions that the log named: once is enough."""
 
 declared = False
 """Whether a decorator was used in this process: then requests are watched, so that nothing they did is missing."""
@@ -45,6 +54,9 @@ they have one, is where the wish is noted. By identity: to hash code costs more 
 
 late_entrances: set[int] = set()
 """The code of the functions that pass on a response that has begun, by identity."""
+
+bypasses: set[int] = set()
+"""The code of the functions through which a middleware lets an app answer in the foreground, by identity."""
 
 UNSTARTED = ("HEAD", "OPTIONS")
 """The methods of requests that start no job: they are the app's, marked or not."""
@@ -158,10 +170,12 @@ def backgrounder(view: Callable[_P, _R]) -> Callable[_P, _R]:
     Raises ``ConfigurationError`` for a coroutine function: mark its URL instead.
     """
     _declare(view, "backgrounder")
+    with contextlib.suppress(TypeError):  # some callables cannot be referred to weakly
+        _decorated.add(view)
 
     @_wraps(view)
     def call(*args: _P.args, **options: _P.kwargs) -> _R:
-        foreground = _foreground()
+        foreground = _foreground("backgrounder", view)
         if foreground is None:
             return view(*args, **options)
         raise _left(foreground, None)
@@ -183,7 +197,7 @@ def background(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @_wraps(function)
     def call(*args: _P.args, **options: _P.kwargs) -> _R:
-        foreground = _foreground()
+        foreground = _foreground("background", function)
         if foreground is None:
             return function(*args, **options)
         raise _left(foreground, functools.partial(function, *args, **options))
@@ -206,11 +220,13 @@ def _declare(function: Callable[..., Any], decorator: str) -> None:
     global declared
     if inspect.iscoroutinefunction(function):
         name = getattr(function, "__qualname__", repr(function))
-        raise ConfigurationError(f"@{decorator} cannot decorate the coroutine function {name}: mark its URL with when=")
+        raise ConfigurationError(
+            f"@{decorator} cannot decorate the coroutine function {name}: mark its URL, when=marks.path(…), instead"
+        )
     declared = True
 
 
-def _foreground() -> ForegroundOutput | None:
+def _foreground(decorator: str, function: Callable[..., Any]) -> ForegroundOutput | None:
     """Return what keeps the wish of the caller for the middleware around it; None: there is no middleware, its request
     may not start a job, or the caller is in a job already."""
     output = current_output()
@@ -220,7 +236,10 @@ def _foreground() -> ForegroundOutput | None:
         return output if _may_start(output.request) else None
     # The context may be one of the view's own; then the stack tells, which is the way that the exception will take.
     frame = sys._getframe(2)
+    is_request = False
     while frame is not None:
+        if id(frame.f_code) in bypasses:
+            return None
         if id(frame.f_code) in entrances:
             found = frame.f_locals.get("foreground")
             if found is None:  # not watched yet, since this very request imported the decorated view
@@ -236,8 +255,35 @@ def _foreground() -> ForegroundOutput | None:
                 where.f_code.co_name,
             )
             return None
+        is_request = is_request or _START_RESPONSE in frame.f_code.co_varnames[: frame.f_code.co_argcount]
         frame = frame.f_back  # type: ignore[assignment]
+    if is_request:
+        _warn_once(
+            "%s ran in the foreground: no BackgroundMiddleware is around the app. Wrap it: BackgroundMiddleware(app)",
+            f"@{decorator} {_name_of(function)}",
+        )
     return None
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}"
+
+
+def _warn_once(message: str, name: str) -> None:
+    """Log a warning, unless the function *name* was named before."""
+    if name not in _warned:
+        _warned.add(name)
+        _log.warning(message, name)
+
+
+def warn_of_misplaced(app: object) -> None:
+    """Warn of views that the routes of *app* have without their decorator, since it stands above the route. Once."""
+    for view in undecorated_views(app, _decorated):
+        _warn_once(
+            "%s has no effect: the route was registered without it. Put the decorator below the route's, right above"
+            " the def",
+            f"@backgrounder {_name_of(view)}",
+        )
 
 
 def _may_start(request: Mapping[str, Any] | None) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from string import Template
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Never, Self
 from urllib.parse import parse_qsl
 
 from . import _context, marks
@@ -37,6 +37,7 @@ from ._starting import (
     check_switches,
     check_texts,
     end_of,
+    foreground_is_asked_for,
     foreground_of,
     limits_of,
     may_be_lazy,
@@ -80,16 +81,19 @@ class BackgroundMiddleware:
     them to the console. *capture_children*: whether subprocesses without streams of the job print to its output too.
     *tee*: whether the output of jobs is copied to the server's standard output. *details*: whether anyone who may see a
     job sees the traceback of its exception, and the host and process that ran it; else only the server's log has the
-    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *token_name*: the
-    query parameter with the token.
+    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *foreground*: whether
+    no request starts a job, so that a debugger can stop in a view; the environment variable ``BGMIDDLEWARE_FOREGROUND``
+    does the same. *token_name*: the query parameter with the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
 
+    _knows_routes = False
+
     def __init__(
         self,
         app: WSGIApplication,
-        *,
+        *unnamed: Never,
         when: marks.Mark = marks.prefers_async,
         promote_after: float = 0.0,
         registry: Registry | None = None,
@@ -114,17 +118,16 @@ class BackgroundMiddleware:
         tee: bool = False,
         details: bool = True,
         refuse_cross_site: bool = False,
+        foreground: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
         check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(app=app, when=when, owner=owner, authorize=authorize, title=title)
+        check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site)
+        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground)
         check_pair(dashboard, authorize)
-        if isinstance(app, BackgroundMiddleware):
-            raise ConfigurationError("app is in a BackgroundMiddleware already: this one would not know its tokens")
-        self.app = app
+        self.app = _unwrapped(app)
         self.registry = MemoryRegistry() if registry is None else registry
         self.executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
@@ -157,11 +160,12 @@ class BackgroundMiddleware:
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )
-        self._max_body = max_body
         self._authorize = authorize
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
         self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
-        self._when = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        marked = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        self._stays_in_foreground = foreground or foreground_is_asked_for()
+        self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
         self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="
         self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
@@ -189,6 +193,8 @@ class BackgroundMiddleware:
                 or (self._second is not None and (self._second in path or self._third in path))
             )
         if may_be_marked and self._when(environ) and not _context.current_job() and self._may_start(environ):
+            if self._stays_in_foreground and not self._is_dashboard(environ):
+                return self._in_foreground(environ, start_response)
             return self._answer_marked(environ).send(environ, start_response)
         app = self.app  # to call an attribute takes longer than to call a name
         if not _context.declared:
@@ -208,9 +214,11 @@ class BackgroundMiddleware:
             if foreground is not None and foreground.job is not None:
                 return app(environ, start_response)
             foreground = foreground_of(foreground)
+        if not self._knows_routes:
+            self._look_at_routes()
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         if has_body:
-            remember_body(environ, self._max_body)
+            remember_body(environ, self._starter.max_body)
         recorded = as_it_came(environ) if "webob.adhoc_attrs" in environ else environ.copy()
         foreground.request = recorded
         try:
@@ -231,6 +239,15 @@ class BackgroundMiddleware:
     def _may_start(self, environ: dict[str, Any]) -> bool:
         """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
         return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_dashboard(environ)
+
+    def _look_at_routes(self) -> None:
+        """Warn, once the app has its routes, of decorators that do nothing where they stand."""
+        self._knows_routes = True
+        _context.warn_of_misplaced(self.app)
+
+    def _in_foreground(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Let the app answer by itself; the decorators find this call on the stack and just call the function."""
+        return self.app(environ, start_response)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
         if self._authorize is not None and self._is_dashboard(environ):
@@ -287,6 +304,13 @@ class BackgroundMiddleware:
 
 
 _context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
+_context.bypasses.add(id(BackgroundMiddleware._in_foreground.__code__))
+
+
+def _unwrapped(app: WSGIApplication) -> WSGIApplication:
+    if isinstance(app, BackgroundMiddleware):
+        raise ConfigurationError("app is in a BackgroundMiddleware already: wrap it once")
+    return app
 
 
 def _comes_from_replayed_document(environ: dict[str, Any]) -> bool:

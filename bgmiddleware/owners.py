@@ -69,7 +69,10 @@ class CookieOwner:
 
     def __init__(self, secret: str, name: str | None) -> None:
         if not (isinstance(secret, str) and len(secret) >= _LEAST_SECRET):
-            raise ConfigurationError(f"owners.cookie: the secret must be a text of at least {_LEAST_SECRET} characters")
+            raise ConfigurationError(
+                f"owners.cookie: expected a secret text of at least {_LEAST_SECRET} characters, such as"
+                " secrets.token_hex(32) makes"
+            )
         if name is None:
             name = f"bgmiddleware-{hmac.new(secret.encode(), b'name', 'sha256').hexdigest()[:8]}"
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)):

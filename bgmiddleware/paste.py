@@ -1,5 +1,6 @@
 """PasteDeploy: the strings of an ini file become typed arguments, here and nowhere else."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -194,6 +195,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "tee": (_boolean, "true or false", "middleware"),
     "details": (_boolean, "true or false", "middleware"),
     "refuse_cross_site": (_boolean, "true or false", "middleware"),
+    "foreground": (_boolean, "true or false", "middleware"),
     "token_name": (str, "letters, digits and -._~", "middleware"),
 }
 
@@ -209,7 +211,7 @@ def filter_app_factory(
     arguments: dict[str, dict[str, Any]] = {"marks": {}, "kind": {}, "registry": {}, "executor": {}, "middleware": {}}
     for name, text in settings.items():
         if name not in SETTINGS:
-            raise ConfigurationError(f"unknown setting {name!r}: expected one of {', '.join(SETTINGS)}")
+            raise ConfigurationError(f"unknown setting {name!r}: {_meant(name)}")
         read, allowed, group = SETTINGS[name]
         try:
             arguments[group][name] = read(text.strip())
@@ -226,6 +228,13 @@ def filter_app_factory(
         executor=_executor(arguments["kind"].get("executor", "thread"), arguments["executor"], global_conf or {}),
         **arguments["middleware"],
     )
+
+
+def _meant(name: str) -> str:
+    close = difflib.get_close_matches(name, SETTINGS, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return "expected one of the keys that docs/settings.rst lists, such as paths, when, registry, executor, ttl"
 
 
 def _when(paths: list[str] | None = None, when: list[marks.Mark] | None = None) -> marks.Mark:

@@ -2,8 +2,8 @@
 
 ``_output``: where one job's prints go; ``_pipes``: what its children write to. ``_files``, ``_descriptors``: a process
 that runs one job at a time. ``_streams``: the stand-ins, and the one context variable that routes; ``_system``: where
-``print`` finds them. ``_hooks``: threads, forks, children and logging; ``_pools``, ``_bars``: what jobs share and do
-not know of, hooked by ``_imports``. Standard library only.
+``print`` finds them. ``_hooks``: threads, forks, children and logging; ``_pools``, ``_bars``, ``_debugger``: what jobs
+share and do not know of, hooked by ``_imports``. Standard library only.
 """
 
 from ._descriptors import own_descriptors

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TextIO
 
-from . import _bars, _pipes, _pools
+from . import _bars, _debugger, _pipes, _pools
 from ._imports import hook_modules
 from ._output import ForegroundOutput, JobOutput
 from ._streams import ByteStandIn, StandIn, bound, current, job_output, use_output
@@ -37,7 +37,7 @@ def install_hooks(forget_lock: Callable[[], None]) -> None:
     _installed = True
     _hook_threads()
     _pools.hook_pools()
-    hook_modules({**_pools.HOOKS, **_bars.HOOKS})
+    hook_modules({**_pools.HOOKS, **_bars.HOOKS, **_debugger.HOOKS})
     _hook_greenlets()
     _hook_children()
     _hook_logging()

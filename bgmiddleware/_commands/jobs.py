@@ -67,10 +67,16 @@ def run_jobs_command(options: argparse.Namespace) -> int:
     try:
         with open_registry(options.registry) as registry:
             if not registry.shared:
-                raise ConfigurationError("registry: its jobs are in the memory of another process")
+                raise ConfigurationError(
+                    f"registry = {options.registry!r}: only the server's process can read its memory: expected the"
+                    " shared registry that the server uses, spool:DIRECTORY or redis://…"
+                )
             registry.check()
             if not registry.is_there():
-                raise ConfigurationError(f"registry = {options.registry!r}: there are no jobs, and never were")
+                raise ConfigurationError(
+                    f"registry = {options.registry!r}: no server has stored jobs there. Check the name; a relative"
+                    f" directory is one in {os.getcwd()}"
+                )
             status = actions[options.action](registry, options)
             sys.stdout.flush()
             return status
@@ -150,7 +156,7 @@ def _key(registry: Registry, name: str) -> str:
         raise ConfigurationError.of_setting("job", name, "a token, a key, or at least 4 of its first characters")
     found = [job.key for job in registry.jobs(limit=_SEARCHED) if job.key.startswith(name)]
     if len(found) > 1:
-        raise ConfigurationError(f"job = {name!r}: there are {len(found)} of them, give more characters")
+        raise ConfigurationError(f"job = {name!r}: {len(found)} jobs begin so, give more characters")
     if not found:
         raise JobNotFound(name)
     return found[0]

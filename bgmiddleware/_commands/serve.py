@@ -69,6 +69,11 @@ def add_serve_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         default=" ".join(PROXY_HEADERS),
         help="which headers of the proxy are trusted (default: %(default)s)",
     )
+    add(
+        "--foreground",
+        action="store_true",
+        help="start no jobs: all requests run in the foreground, where breakpoint() works (with --threads 1)",
+    )
     own = command.add_argument_group("for an app without a BackgroundMiddleware of its own")
 
     def add_own(name: str, help: str, **options: Any) -> None:  # noqa: A002  # argparse's name
@@ -83,6 +88,8 @@ def add_serve_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
 def run_serve_command(options: argparse.Namespace) -> int:
     """Serve until a signal says stop; return the exit status."""
+    if options.foreground:
+        os.environ["BGMIDDLEWARE_FOREGROUND"] = "1"  # for an app with its own middleware, too
     try:
         app = _wrapped(options)
         _check_registry(app.registry)
@@ -125,7 +132,7 @@ def _wrapped(options: argparse.Namespace) -> BackgroundMiddleware:
             )
         return inner
     chosen: dict[str, Any] = {**OF_OUR_OWN, **given}
-    if not options.background:
+    if not options.background and not options.foreground:
         print(
             "No --background: only requests with the header 'Prefer: respond-async' and views with a decorator start"
             " jobs.",

@@ -45,7 +45,10 @@ def run_work_command(options: argparse.Namespace) -> int:
         site, executor = _loaded(options.app, fallback)
         if not isinstance(executor, EngineExecutor):
             kind = type(executor).__name__
-            raise ConfigurationError(f"app = {options.app!r}: jobs of its {kind} run without workers of their own")
+            raise ConfigurationError(
+                f"app = {options.app!r}: its {kind} runs jobs without such workers: expected an app with an RQExecutor"
+                " or a CeleryExecutor"
+            )
         executor.work(site, options.options)
     except ConfigurationError as error:
         print("\n".join([f"bgmiddleware: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
@@ -59,7 +62,7 @@ def _fallback(options: argparse.Namespace) -> tuple[Registry, Executor] | None:
     if given == (None, None, None):
         return None
     if options.registry is None or options.executor is None:
-        raise ConfigurationError("--registry and --executor go together")
+        raise ConfigurationError("--registry and --executor: give both or none of them")
     registry = open_registry(options.registry)
     if not registry.shared:
         raise ConfigurationError.of_setting("--registry", options.registry, "one that processes share")

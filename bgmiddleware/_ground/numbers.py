@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from ..errors import ConfigurationError
 
-__all__ = ["check_count", "check_seconds", "is_finite", "is_whole"]
+__all__ = ["check_count", "check_positive", "check_seconds", "is_finite", "is_whole"]
 
 
 def is_finite(value: object) -> TypeGuard[float]:
@@ -23,6 +23,12 @@ def check_count(name: str, value: object, least: int) -> None:
     """Raise ``ConfigurationError`` unless the setting *name* is a whole number from *least*."""
     if not is_whole(value, least):
         raise ConfigurationError.of_setting(name, value, f"a whole number from {least}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ``ConfigurationError`` unless the setting *name* is a number above 0."""
+    if not (is_finite(value) and value > 0):
+        raise ConfigurationError.of_setting(name, value, "a number above 0")
 
 
 def check_seconds(name: str, value: object) -> None:

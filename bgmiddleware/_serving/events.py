@@ -17,6 +17,7 @@ __all__ = ["answer_events"]
 _RETRY_MS = 1000
 _HEARTBEAT_EVERY = 5.0
 _APART = 0.1
+_TOLD_EVERY = 30.0  # that there is no worker
 _LONGEST = 20.0
 _DONE = ";done"
 
@@ -133,4 +134,5 @@ def _blocks(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[byte
 def _news(visit: Visit, job: Job) -> tuple[object, ...]:
     """Return what a status event is sent about, when it changes."""
     place = visit.registry.position(job.key) if job.state is JobState.PENDING else 0
-    return job.state, job.progress, job.cancel_requested_at, place
+    unseen = visit.no_worker_for(job)
+    return job.state, job.progress, job.cancel_requested_at, place, unseen and unseen // _TOLD_EVERY

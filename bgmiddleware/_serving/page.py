@@ -170,6 +170,9 @@ def _note(visit: Visit, job: Job, said: Mapping[str, str]) -> str:
     if job.cancel_requested_at is not None:
         ago = visit.registry.clock() - job.cancel_requested_at
         return said["cancelling"] if ago < _PATIENCE else said["asked_ago"].format(time=f"{ago:.0f} s")
+    unseen = visit.no_worker_for(job)
+    if unseen is not None:
+        return said["no_worker"].format(time=f"{unseen:.0f} s")
     if job.progress is None:
         return ""
     of = "" if job.progress.total is None else f" {said['of']} {_count(job.progress.total)}"

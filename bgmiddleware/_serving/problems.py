@@ -82,7 +82,7 @@ def bad_query(environ: Mapping[str, Any]) -> Answer | None:
         return None
     if _UNSENDABLE.search(query) is None:
         return None
-    return problem(environ, 400, "bad-query", "The query of the URL has characters that none can have.")
+    return problem(environ, 400, "bad-query", "The query of the URL has characters that must be encoded with %.")
 
 
 def retry_after(seconds: float) -> tuple[str, str]:

@@ -56,10 +56,13 @@ def _stopping(visit: Visit, job: Job) -> float | None:
     return max(0.0, visit.registry.clock() - job.cancel_requested_at)
 
 
-def _queue(visit: Visit, job: Job) -> dict[str, int] | None:
+def _queue(visit: Visit, job: Job) -> dict[str, float] | None:
     """Return where a pending job stands in the queue: the first is 1. None too where it has just been taken."""
     position = visit.registry.position(job.key) if job.state is JobState.PENDING else 0
-    return {"position": position} if position else None
+    if not position:
+        return None
+    unseen = visit.no_worker_for(job)
+    return {"position": position} if unseen is None else {"position": position, "no_worker_for": unseen}
 
 
 def _response(job: Job) -> dict[str, Any] | None:

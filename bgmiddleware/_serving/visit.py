@@ -20,6 +20,7 @@ from .pace import FASTEST
 from .parts import PageMaker, page_maker
 from .problem_page import reference
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
+from .queue import Workers
 from .viewers import Viewers
 
 __all__ = ["LOOK_EVERY", "BadParameter", "Hold", "Site", "Visit", "about", "job_headers"]
@@ -61,6 +62,7 @@ class Site:
     details: bool = True
     """Whether those who may see a job are told tracebacks, and the host and the process that ran it."""
     estimates: Estimates = field(default_factory=Estimates)
+    workers: Workers = field(default_factory=Workers)
 
     def without_ours(self, query: str) -> str:
         """Return a query string without our parameters: what the app's URL had before there was a job."""
@@ -231,6 +233,10 @@ class Visit:
     def pace(self) -> Headers:
         """Return when a client that polls should ask again: exactly for ours, in whole seconds for others."""
         return _ask_again(self._pace())
+
+    def no_worker_for(self, job: Job) -> float | None:
+        """Return for how many seconds a pending job has waited without any worker; None: that is nothing to tell."""
+        return self.site.workers.unseen_for(self.registry, self.site.executor, job)
 
     def polled(self, answer: Answer) -> Answer:
         """Return the answer to a client that will ask again, with when it should."""

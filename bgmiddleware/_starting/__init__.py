@@ -12,6 +12,7 @@ from .options import (
     check_places,
     check_switches,
     check_texts,
+    foreground_is_asked_for,
     limits_of,
     priorities_of,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "check_switches",
     "check_texts",
     "end_of",
+    "foreground_is_asked_for",
     "foreground_of",
     "limits_of",
     "may_be_lazy",

@@ -1,7 +1,9 @@
 """What the middleware's options may be. Each check raises ``ConfigurationError``, which names the option."""
 
+import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .. import marks
 from .._ground.numbers import check_count, is_finite, is_whole
@@ -19,6 +21,7 @@ __all__ = [
     "check_places",
     "check_switches",
     "check_texts",
+    "foreground_is_asked_for",
     "limits_of",
     "priorities_of",
 ]
@@ -26,7 +29,13 @@ __all__ = [
 Limits = tuple[tuple[str, marks.Mark, int], ...]
 Priorities = tuple[tuple[marks.Mark, Priority], ...]
 
+_log = logging.getLogger("bgmiddleware")
+
+_FOREGROUND = "BGMIDDLEWARE_FOREGROUND"
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "": False, "0": False, "false": False, "no": False}
+_SWITCHES["off"] = False
 _SHORTEST_SECRET = 16
+_SHARED = 'SpoolRegistry("/var/lib/…") of bgmiddleware.registries.spool, RedisRegistry("redis://…") of ….redis'
 _OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
 
 
@@ -42,14 +51,27 @@ def check_numbers(*, deadline: object, promote_after: object, stream_slots: obje
         check_count(name, number, 0)
 
 
-def check_functions(*, app: object, when: object, **others: object) -> None:
-    """Check what is called with an environ: *app*, *when*, and the others where there are any."""
+def check_functions(unnamed: Sequence[object], *, app: object, when: object, **others: object) -> None:
+    """Check what is called with an environ: *app*, *when*, and the others where there are any. None is *unnamed*: a
+    reader of ``BackgroundMiddleware(app, f, g)`` would guess."""
+    if unnamed:
+        name = "when=" if callable(unnamed[0]) else "when=, registry=, executor= …"
+        raise ConfigurationError(f"after app all arguments are named: write {name} before {unnamed[0]!r}")
     if not callable(app):
         raise ConfigurationError.of_setting("app", app, "a WSGI application")
-    there = {"when": when, **{name: function for name, function in others.items() if function is not None}}
-    for name, function in there.items():
-        if not callable(function):
-            raise ConfigurationError.of_setting(name, function, "a function of the environ")
+    if not callable(when):
+        globs = [when] if isinstance(when, str) else when if isinstance(when, list | tuple) else ["/reports/*"]
+        raise ConfigurationError.of_setting("when", when, f"a mark: marks.path({', '.join(map(repr, globs))})")
+    for name, function in others.items():
+        if function is not None and not callable(function):
+            raise ConfigurationError.of_setting(name, function, f"a function of the environ, {_EXAMPLES[name]}")
+
+
+_EXAMPLES = {
+    "owner": "such as owners.remote_user",
+    "authorize": "such as lambda environ: environ.get('REMOTE_USER') == 'admin'",
+    "title": "such as lambda environ: environ['PATH_INFO']",
+}
 
 
 def check_switches(**switches: object) -> None:
@@ -59,20 +81,40 @@ def check_switches(**switches: object) -> None:
             raise ConfigurationError.of_setting(name, switch, "True or False")
 
 
+def foreground_is_asked_for() -> bool:
+    """Whether the environment asks for a process that starts no jobs, so that a debugger can be used."""
+    value = os.environ.get(_FOREGROUND, "")
+    if value.lower() not in _SWITCHES:
+        raise ConfigurationError.of_setting(_FOREGROUND, value, "1 or 0, in the environment")
+    if _SWITCHES[value.lower()]:
+        _log.warning("%s is set: all requests run in the foreground, and none starts a job", _FOREGROUND)
+    return _SWITCHES[value.lower()]
+
+
 def check_pair(dashboard: object, authorize: object) -> None:
     """Check that the list of all jobs is not for everybody."""
     if (dashboard is None) != (authorize is None):
-        raise ConfigurationError("dashboard and authorize go together: a list of all jobs is not for everybody")
+        given, missing = ("authorize", "dashboard") if dashboard is None else ("dashboard", "authorize")
+        remedy = {
+            "authorize": "a function of the environ that says who may see the list",
+            "dashboard": "the path of the list, such as '/jobs'",
+        }
+        raise ConfigurationError(f"{given} is set without {missing}: set {missing} too, {remedy[missing]}")
 
 
 def check_places(registry: object, executor: object) -> None:
     """Check where jobs are kept and where they run: objects, while an ini file has their names."""
     if not isinstance(registry, Registry):
-        raise ConfigurationError.of_setting("registry", registry, "a registry, such as MemoryRegistry()")
+        if isinstance(registry, str):  # a URL may contain a password
+            registry = registry.partition(":")[0]
+        raise ConfigurationError.of_setting("registry", registry, f"{_SHARED}, or MemoryRegistry()")
     if not isinstance(executor, Executor):
-        raise ConfigurationError.of_setting("executor", executor, "an executor, such as ThreadExecutor()")
+        raise ConfigurationError.of_setting("executor", executor, "an executor, such as ThreadExecutor(max_workers=8)")
     if not executor.in_process and not registry.shared:
-        raise ConfigurationError("the executor runs jobs in other processes, which cannot see this registry's jobs")
+        raise ConfigurationError(
+            f"registry: a {type(executor).__name__} runs jobs in other processes, which cannot see the jobs of a"
+            f" {type(registry).__name__}: expected {_SHARED}"
+        )
 
 
 def check_texts(*, token_name: object, secret: object, dashboard: object, assets: object, version: object) -> None:

@@ -158,8 +158,8 @@ class Starter:
             return refused
         if not self.site.executor.in_process:
             raise ConfigurationError(
-                f"@background runs functions in this process, and the executor is {type(self.site.executor).__name__}:"
-                " decorate the view with @backgrounder instead"
+                f"@background runs functions in this process, but a {type(self.site.executor).__name__} runs jobs in"
+                " others: decorate the view with @backgrounder instead"
             )
 
         may_join = self._may_join(environ)
@@ -250,15 +250,16 @@ class Starter:
         registry = self.site.registry
         if self._is_inside_another():
             raise ConfigurationError(
-                "this BackgroundMiddleware is called by another one, which would answer the requests for its jobs and"
-                " does not know them: leave one of them out, or give both the same registry"
+                "this BackgroundMiddleware is inside another one, which answers all requests with a token but does not"
+                " know the jobs of this one: leave one of them out, or give both the same registry"
             )
         if environ.get("wsgi.multiprocess") and not registry.shared:
             raise ConfigurationError(
-                f"this server runs several processes, or says so, and a {type(registry).__name__} keeps its jobs in"
-                " one: a token would be unknown to the others. Give the middleware a registry that processes share,"
-                ' registry=SpoolRegistry("/var/lib/…") or registry=RedisRegistry("redis://…"), or serve from one'
-                " process with threads, by a server that says so (python -m bgmiddleware serve)"
+                f"the server runs several processes (wsgi.multiprocess is true), and a {type(registry).__name__} is in"
+                " the memory of one: the others would not know its tokens. Give the middleware a registry that all"
+                ' processes share, registry=SpoolRegistry("/var/lib/…") of bgmiddleware.registries.spool or'
+                ' registry=RedisRegistry("redis://…") of bgmiddleware.registries.redis; or serve from one process with'
+                " threads (python -m bgmiddleware serve)"
             )
         if any(_SPECULATIVE.search(environ[name]) for name in _PURPOSES if name in environ):
             # A browser drops this and asks again when the person really follows the link.

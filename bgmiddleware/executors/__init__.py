@@ -25,10 +25,13 @@ def open_executor(name: str, **options: Any) -> Executor:
     known = inspect.signature(kind).parameters
     for option, value in options.items():
         if option not in known:
-            raise ConfigurationError(f"{option} = {value!r}: executor = {word} has no such setting")
+            expected = f"one of {', '.join(name for name in known if name not in ('url', 'celery'))}"
+            raise ConfigurationError(
+                f"{option} = {value!r}: executor = {word} has no such setting. Leave it out; expected {expected}"
+            )
     for option, parameter in known.items():
         if parameter.default is parameter.empty and option not in options:
-            raise ConfigurationError(f"{option} is missing: executor = {word} needs it")
+            raise ConfigurationError(f"{option} is missing: expected, since executor = {word} needs it")
     return kind(**options)
 
 
@@ -50,5 +53,7 @@ def _kind(word: str, name: str) -> type[Executor]:
 
                 return CeleryExecutor
     except ImportError as error:
-        raise ConfigurationError(f"executor = {word} needs the extra {word}: {error}") from error
+        raise ConfigurationError(
+            f"executor = {word} needs its extra, pip install 'bgmiddleware[{word}]': {error}"
+        ) from error
     raise ConfigurationError.of_setting("executor", word if "@" in name else name, EXECUTORS)

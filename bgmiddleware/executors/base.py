@@ -18,6 +18,9 @@ class Executor(ABC):
     keeps_queue: ClassVar[bool] = False
     """Whether jobs wait in the memory of this process, and are lost with it."""
 
+    needs_workers: ClassVar[bool] = False
+    """Whether jobs wait for workers that somebody starts by hand, and that may not be there."""
+
     @abstractmethod
     def submit(self, run: Run) -> None:
         """Run it, soon and at most once; again where it says that it must wait.

@@ -61,7 +61,7 @@ class CeleryExecutor(EngineExecutor):
         super().__init__(queue=queue, max_pending=max_pending, grace=grace)
         version = tuple(int(part) for part in __version__.split(".")[:2])
         if version < _OLDEST:
-            raise ConfigurationError(f"a CeleryExecutor needs Celery 5.6 or newer, and this is {__version__}")
+            raise ConfigurationError(f"Celery {__version__}: expected 5.6 or newer, pip install 'bgmiddleware[celery]'")
         self._given = celery
         self._queue = Queue(queue, Exchange(queue), routing_key=queue, max_priority=max(_OF_AMQP.values()))  # type: ignore[no-untyped-call]
         self._outbox = _Outbox(self._queue, max_pending)
@@ -72,13 +72,18 @@ class CeleryExecutor(EngineExecutor):
         if not isinstance(self._given, Celery):
             found = loaded("executor", self._given)
             if not isinstance(found, Celery):
-                raise ConfigurationError(f"executor = celery:{self._given}: this is a {type(found).__name__}")
+                raise ConfigurationError(
+                    f"executor = celery:{self._given}: expected a Celery app, and this is a {type(found).__name__}"
+                )
             self._given = found
         return self._given
 
     def _send(self, key: str, priority: Priority) -> None:
         if self.celery.conf.task_always_eager:
-            raise ConfigurationError("task_always_eager: then Celery runs jobs in the web process, before it answers")
+            raise ConfigurationError(
+                "task_always_eager = True: expected False, since Celery would run jobs in the web process, before it"
+                " answers. Use a ThreadExecutor where there are no workers"
+            )
         self._outbox.send(self.celery, key, priority)
 
     def stop(self, key: str) -> None:

@@ -58,7 +58,7 @@ class ProcessExecutor(LocalExecutor):
             check_count("max_memory", max_memory, 1)
         check_seconds("grace", grace)
         if os.name != "posix":
-            raise ConfigurationError("a ProcessExecutor needs a POSIX system")
+            raise ConfigurationError("executor: a ProcessExecutor needs a POSIX system: expected a ThreadExecutor here")
         if not is_ini(app):
             check_name("app", app, "MODULE:APP or a file FILE.ini")
             if app.startswith("__main__:"):

@@ -58,7 +58,8 @@ class RQExecutor(EngineExecutor):
         grace: float = 5.0,
     ) -> None:
         if not url.startswith(_SCHEMES):
-            raise ConfigurationError(f"the URL of RQ's Redis begins with one of {', '.join(_SCHEMES)}")
+            shown = url.partition(":")[0] if "@" in url else url  # it may contain a password
+            raise ConfigurationError.of_setting("url", shown, f"a URL that begins with one of {', '.join(_SCHEMES)}")
         super().__init__(queue=queue, max_pending=max_pending, grace=grace)
         self._url = url
         # Silent retries push twice, and no client shall wait for a Redis that hangs.

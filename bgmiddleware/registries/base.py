@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
-from .._ground.numbers import check_count, is_finite
+from .._ground.numbers import check_count, check_positive
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
-from ..errors import ConfigurationError, RegistryError
+from ..errors import RegistryError
 from ._housekeeping import house
 from ._times import MOST as MOST_TIMES
 
@@ -144,8 +144,7 @@ class Registry(ABC):
         clock: Callable[[], float] = time.time,
     ) -> None:
         for name, seconds in {"ttl": ttl, "pending_ttl": pending_ttl}.items():
-            if not (is_finite(seconds) and seconds > 0):
-                raise ConfigurationError.of_setting(name, seconds, "a number above 0")
+            check_positive(name, seconds)
         for name, most in {"max_jobs": max_jobs, "max_output": max_output, "max_result": max_result}.items():
             check_count(name, most, 1)
         self.ttl = ttl

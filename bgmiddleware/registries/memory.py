@@ -7,10 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
+from .._ground.numbers import check_positive
 from .._jobs import Channel, Job, JobState, Progress
 from ..errors import (
     BadOffset,
-    ConfigurationError,
     Fenced,
     JobExists,
     JobExpired,
@@ -65,8 +65,7 @@ class MemoryRegistry(Registry):
             clock=clock or SteadyClock(),
         )
         for name, value in {"max_bytes": max_bytes, "spool_threshold": spool_threshold}.items():
-            if not value > 0:
-                raise ConfigurationError.of_setting(name, value, "a number above 0")
+            check_positive(name, value)
         self.max_bytes = max_bytes
         self._spool = Spool(spool_threshold)
         self._lock = threading.Lock()  # guards all that follows, and every record

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import ClassVar
 
+from .._ground.numbers import check_positive
 from .._jobs import Channel, Job, JobState, Progress
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
@@ -80,8 +81,7 @@ class RedisRegistry(Registry):
         if not re.fullmatch(r"[\w.:/-]{1,100}", prefix, re.ASCII):
             raise ConfigurationError.of_setting("prefix", prefix, "1 to 100 letters, digits and .:/_-")
         for name, value in {"timeout": timeout, "max_waiting": max_waiting}.items():
-            if not value > 0:
-                raise ConfigurationError.of_setting(name, value, "a number above 0")
+            check_positive(name, value)
         self._server = Server(Address(url, timeout=timeout), max_waiting=max_waiting, clock=clock)
         super().__init__(
             ttl=ttl,
@@ -93,7 +93,9 @@ class RedisRegistry(Registry):
         )
         for name, value in {"max_output": max_output, "max_result": max_result}.items():
             if value > _STRING_BYTES:
-                raise ConfigurationError.of_setting(name, value, f"at most {_STRING_BYTES}, as Redis has it")
+                raise ConfigurationError.of_setting(
+                    name, value, f"at most {_STRING_BYTES}, since Redis stores no longer strings"
+                )
         self._prefix = prefix
         self._records = Records(self._server, prefix)
         self._index = Index(self._server, prefix)

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Collection
 from typing import ClassVar, TypeVar
 
+from .._ground.numbers import check_positive
 from .._jobs import Channel, Job, JobState, Progress
 from ..errors import (
-    ConfigurationError,
     Fenced,
     JobExists,
     JobExpired,
@@ -90,8 +90,7 @@ class SpoolRegistry(Registry):
             clock=clock or steady,
         )
         for name, value in {"max_bytes": max_bytes, "busy_timeout": busy_timeout}.items():
-            if not value > 0:
-                raise ConfigurationError.of_setting(name, value, "a number above 0")
+            check_positive(name, value)
         self.tidy_every = min(self.tidy_every, _CLEAN_UP_EVERY)
         self.max_bytes = max_bytes
         self.busy_timeout = busy_timeout

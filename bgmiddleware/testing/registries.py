@@ -26,6 +26,7 @@ from ..errors import (
     RegistryFull,
 )
 from ..registries.base import END, Piece, Registry, Transition
+from .clock import Clock
 
 LONG = 120.0
 """A timeout that no test may reach."""
@@ -34,20 +35,6 @@ KEY = key_of("one")
 RUNNER = "the runner"
 ENDS = (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.LOST)
 WRITTEN = (Channel.OUTPUT, Channel.BODY)
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.25
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> float:
-        self.now += seconds
-        return self.now
 
 
 def begun(function: Callable[..., Any], *args: Any) -> "Future[Any]":

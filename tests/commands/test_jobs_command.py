@@ -200,7 +200,7 @@ def test_a_beginning_that_several_jobs_share_is_refused(jobs, registry):
         registry.add(Job(f"abcd{number:028}", "one of three"))
     status, said, complained = jobs("show", "abcd")
     assert (status, said) == (2, "")
-    assert "there are 3 of them" in complained
+    assert "3 jobs begin so" in complained
 
 
 @pytest.mark.parametrize("url", ["memory:", "mongodb://localhost"])

@@ -42,7 +42,7 @@ FOREIGN = {
     **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
     # Where an app has imported them already.
     **{
-        name: {"_frameworks"}
+        name: {"_frameworks", "testing"} if name == "django" else {"_frameworks"}
         for name in (
             "bottle",
             "cherrypy",

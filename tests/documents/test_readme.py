@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 from bgmiddleware import paste
 from tests.conftest import needs
 from tests.kit.documents import ROOT, SHOP, blocks, get, run
+from tests.kit.processes import when_up
 
 README = ROOT / "README.rst"
 
@@ -48,6 +50,7 @@ def test_no_code_is_shown_that_is_not_run_here() -> None:
         ("Try it with curl", "console"),
         *((section, "python") for section in ("Plain WSGI", "Flask", "Bottle", "Django", "Pyramid")),
         ("An ini file", "ini"),
+        ("An ini file", "python"),
         ("The command line", "console"),
         ("Mark slow requests", "python"),
     }
@@ -84,6 +87,47 @@ def test_the_decorators_do_what_is_said_of_them(tmp_path: Path) -> None:
     assert count["result"] == '{"counted": 1000}'
 
 
+@pytest.mark.everything
+@pytest.mark.parametrize(
+    ("section", "library"),
+    [("Plain WSGI", "bgmiddleware"), ("Flask", "flask"), ("Bottle", "bottle"), ("Pyramid", "pyramid")],
+)
+def test_each_example_is_served_by_the_command_that_is_named(
+    section: str, library: str, started: Callable[..., str], tmp_path: Path
+) -> None:
+    needs(library)
+    assert "start it with ``python -m bgmiddleware serve shop:app``" in README.read_text()
+    (tmp_path / "shop.py").write_text(example(section))
+    address = started(sys.executable, "-m", "bgmiddleware", "serve", "shop:app", "--port", "0")
+    with urlopen(f"{address}/reports/2026") as response:
+        assert response.geturl().startswith(f"{address}/reports/2026?_t=")
+        assert response.read().startswith(b"adding up")
+
+
+@pytest.mark.everything
+def test_the_ini_file_is_served_by_pserve(tmp_path: Path) -> None:
+    needs("plaster_pastedeploy")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "shop.py").write_text(example("An ini file"))
+    (tmp_path / "shop.ini").write_text(example("An ini file", "ini").replace(":8080", f":{port}"))
+    assert "``PYTHONPATH=. pserve shop.ini``" in README.read_text()
+    server = subprocess.Popen(
+        [str(Path(sys.executable).parent / "pserve"), "shop.ini"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f".:{ROOT}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with when_up(server, f"http://127.0.0.1:{port}/reports/2026") as response:
+            assert "?_t=" in response.geturl()
+            assert response.read() == b"adding up /reports/2026\n"
+    finally:
+        server.terminate()
+        server.communicate(timeout=120)
+
+
 def test_the_ini_file_is_loaded_by_pastedeploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deploy = needs("paste.deploy")
     (tmp_path / "shop.py").write_text(SHOP)
@@ -93,9 +137,8 @@ def test_the_ini_file_is_loaded_by_pastedeploy(tmp_path: Path, monkeypatch: pyte
         assert app.registry.ttl == 600
         assert get(app, "/reports/2026")[0] == "303 See Other"
         assert get(app, "/articles/2026")[0] == "200 OK"
-    assert set(re.findall(r"^(\w+) =", example("An ini file", "ini"), re.MULTILINE)) - {"use", "pipeline"} <= set(
-        paste.SETTINGS
-    )
+    keys = set(re.findall(r"^(\w+) =", example("An ini file", "ini"), re.MULTILINE))
+    assert keys - {"use", "pipeline", "listen"} <= set(paste.SETTINGS)
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ Real workers, a real Redis. A module with a subclass imports the fixtures of ``r
 
 import contextlib
 import itertools
+import json
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +16,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, Executor, JobState, marks, owners
 from bgmiddleware._ground.loading import loaded
+from bgmiddleware._jobs import key_of
 from bgmiddleware.registries import open_registry
 from bgmiddleware.testing import executor_site
 from bgmiddleware.testing.executor_site import go
@@ -40,6 +44,58 @@ def site_over(
     return BackgroundMiddleware(
         unused, when=marks.always, registry=open_registry(registry, **options), executor=executor, **settings
     )
+
+
+class StandingClock:
+    """A clock that stands still, but for what a test adds."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self._begun = time.time()
+
+    def __call__(self) -> float:
+        return self._begun + self.ahead
+
+
+def tells_of_missing_workers(site: BackgroundMiddleware, clock: StandingClock, log: pytest.LogCaptureFixture) -> None:
+    """Check what clients and the log are told of a job of *site*, which nobody runs."""
+    client = InProcess(site)
+    waits, other = (start(client, "/report") for _ in range(2))
+
+    def queue() -> Any:
+        return client.request("GET", waits, accept="application/json").json["queue"]
+
+    clock.ahead = 29.0
+    assert queue() == {"position": 1}
+    assert log.messages == []
+
+    clock.ahead = 31.0
+    assert queue() == {"position": 1, "no_worker_for": 31.0}
+    page = client.request("GET", waits, accept="text/html").text
+    assert "No worker has been seen for 31 s" in page
+    events = _first_status(client, waits)
+    assert events["queue"] == {"position": 1, "no_worker_for": 31.0}
+    (message,) = log.messages
+    assert re.match(r"no worker has been seen for 31 s, so jobs of the \w+Executor wait\. Start one: ", message)
+
+    # One comes, and takes the other job.
+    assert site.registry.claim(key_of(other.rpartition("=")[2]), "a worker", lease=600.0)
+    clock.ahead = 40.0
+    assert queue() == {"position": 1}
+    assert site.registry.finish(key_of(other.rpartition("=")[2]), "a worker", JobState.FINISHED)
+    clock.ahead = 65.0
+    assert queue() == {"position": 1}
+    clock.ahead = 75.0
+    assert queue() == {"position": 1, "no_worker_for": 35.0}
+
+
+def _first_status(client: InProcess, target: str) -> Any:
+    with client.stream("GET", target, accept="text/event-stream") as (_, _, chunks):
+        for chunk in chunks:
+            found = re.search(rb"event: status\r?\ndata: (.*)", chunk)
+            if found:
+                return json.loads(found[1])
+    raise AssertionError("no event says a status")
 
 
 class EngineContract(ProcessContract):

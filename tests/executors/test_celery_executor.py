@@ -14,7 +14,13 @@ from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState
 from bgmiddleware.testing.executor_site import go
 from bgmiddleware.testing.executors import Scene, short_lease  # noqa: F401  # a fixture
 from tests.conftest import needs
-from tests.executors.engine_contract import EngineContract, new_queue, site_over
+from tests.executors.engine_contract import (
+    EngineContract,
+    StandingClock,
+    new_queue,
+    site_over,
+    tells_of_missing_workers,
+)
 from tests.executors.engine_worker import Worker
 from tests.kit.clients import InProcess, start
 from tests.kit.rabbitmq_server import RabbitMQServer, rabbitmq_server  # noqa: F401  # a fixture
@@ -229,7 +235,7 @@ def test_a_celery_that_runs_its_tasks_at_once_is_refused(redis_server: RedisServ
         app.executor.celery.conf.task_always_eager = True
         said = InProcess(app).request("POST", "/reports")
         assert said.status == 500
-        assert "task_always_eager: then Celery runs jobs in the web process" in said.text
+        assert "task_always_eager = True: expected False, since Celery would run jobs in the web process" in said.text
         assert app.registry.jobs() == []
 
 
@@ -283,5 +289,14 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
 
 def test_a_celery_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bgmiddleware.executors.celery.__version__", "5.5.3")
-    with pytest.raises(ConfigurationError, match=r"needs Celery 5\.6 or newer, and this is 5\.5\.3"):
+    with pytest.raises(ConfigurationError, match=r"Celery 5\.5\.3: expected 5\.6 or newer"):
         CeleryExecutor("tests.executors.celery_app:app")
+
+
+def test_a_job_without_any_worker_says_so(
+    redis_server: RedisServer,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = StandingClock()
+    with site_over(CeleryExecutor(Celery("shop", broker=redis_server.url)), redis_server.url, clock=clock) as app:
+        tells_of_missing_workers(app, clock, caplog)

@@ -11,7 +11,13 @@ from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, Pri
 from bgmiddleware.testing import executor_site
 from bgmiddleware.testing.executors import Scene, short_lease  # noqa: F401  # a fixture
 from tests.conftest import needs
-from tests.executors.engine_contract import EngineContract, site_over, unused
+from tests.executors.engine_contract import (
+    EngineContract,
+    StandingClock,
+    site_over,
+    tells_of_missing_workers,
+    unused,
+)
 from tests.executors.engine_worker import Worker, working
 from tests.kit.clients import InProcess, ended, start
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
@@ -179,12 +185,12 @@ def test_what_else_a_message_names_is_not_called(redis_server: RedisServer, tmp_
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--registry", "spool:jobs"], "--registry and --executor go together"),
-        (["--executor", "rq"], "--registry and --executor go together"),
-        (["--queue", "other"], "--registry and --executor go together"),
+        (["--registry", "spool:jobs"], "--registry and --executor: give both or none of them"),
+        (["--executor", "rq"], "--registry and --executor: give both or none of them"),
+        (["--queue", "other"], "--registry and --executor: give both or none of them"),
         (["--registry", "memory:", "--executor", "rq"], "--registry = 'memory:': expected one that processes share"),
         (["--registry", "spool:jobs", "--executor", "fibre"], "executor = 'fibre': expected "),
-        (["--registry", "spool:jobs", "--executor", "thread"], "jobs of its ThreadExecutor run without workers"),
+        (["--registry", "spool:jobs", "--executor", "thread"], "its ThreadExecutor runs jobs without such workers"),
     ],
 )
 def test_a_worker_for_an_app_that_cannot_be_loaded_must_be_told_where_its_jobs_are(
@@ -203,3 +209,12 @@ def test_the_url_of_something_else_is_refused_and_not_shown_with_its_password() 
     with pytest.raises(ConfigurationError, match="redis://") as raised:
         RQExecutor("http://me:secret@localhost")
     assert "secret" not in str(raised.value)
+
+
+def test_a_job_without_any_worker_says_so(
+    redis_server: RedisServer,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = StandingClock()
+    with site_over(RQExecutor(redis_server.url), redis_server.url, clock=clock) as app:
+        tells_of_missing_workers(app, clock, caplog)

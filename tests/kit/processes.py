@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 from tests.kit.clients import OverHTTP, Reply
 from tests.kit.documents import ROOT
@@ -138,3 +140,15 @@ def running(server: Server) -> Iterator[Server]:
         yield server
     finally:
         server.kill()
+
+
+def when_up(server: subprocess.Popen[bytes], url: str) -> Any:
+    """Open *url* as soon as the server takes connections; it does not say when."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return urlopen(url)
+        except URLError:
+            assert server.poll() is None, server.communicate()[1].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # between two looks, as there is nothing to wait for

@@ -1,5 +1,4 @@
-"""What is due is evicted by time, whichever registry it is: in small steps, by one thread of the process, which holds none
-of them."""
+"""What is due is evicted by time, whichever registry it is: in small steps, by a thread that holds no registry."""
 
 import os
 import threading
@@ -14,7 +13,8 @@ import pytest
 from bgmiddleware import Registry
 from bgmiddleware.registries import open_registry
 from bgmiddleware.registries._housekeeping import House, house
-from bgmiddleware.testing.registries import LONG, Clock, added, ended
+from bgmiddleware.testing.clock import Clock
+from bgmiddleware.testing.registries import LONG, added, ended
 from tests.kit.redis_server import redis_server, redis_server_of_module
 
 __all__ = ["redis_server", "redis_server_of_module"]

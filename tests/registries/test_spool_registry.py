@@ -471,8 +471,9 @@ def test_a_user_who_is_not_root_has_a_directory_and_is_refused_those_of_others()
     with open(reader) as pipe:
         lines = pipe.read().splitlines()
     assert [line for line in lines if line == "works"] == ["works", "works"]
+    remedy = "make it by hand, with mode 700, or name another"
     assert [line.partition(": ")[2] for line in lines if line != "works"] == [
-        *2 * [f"it cannot be made: {closed} is not writable for this process"],
+        *2 * [f"it cannot be made: {closed} is not writable for this process; {remedy}"],
         *2 * ["it belongs to user 0, and this process runs as user 65534"],
     ]
 

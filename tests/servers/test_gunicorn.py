@@ -238,7 +238,7 @@ def test_a_registry_that_processes_cannot_share_is_refused_at_the_first_marked_r
         assert server.request("GET", "/fast").status == 200
         refused = server.request("POST", "/x/count?1")
         assert refused.status == 500
-        said = r"this server runs several processes, or says so, and a MemoryRegistry keeps its jobs in one: .*"
+        said = r"the server runs several processes .*, and a MemoryRegistry is in the memory of one: .*"
         for text in (refused.text, server.said(said)[0]):
             assert 'SpoolRegistry("/var/lib/' in text
         assert server.request("GET", "/fast").status == 200

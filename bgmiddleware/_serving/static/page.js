@@ -330,6 +330,7 @@ function note(now) {
     message,
     total ? say("of", {done: count(done), total: count(total)}) : done !== undefined && count(done),
     job.queue?.position && say("queue", job.queue),
+    job.queue?.no_worker_for && say("no_worker", {time: span(job.queue.no_worker_for, 0)}),
     now === null ? usual() : left(now),
   ];
 }

@@ -24,6 +24,8 @@ class EngineExecutor(Executor):
     killed.
     """
 
+    needs_workers = True
+
     def __init__(self, *, queue: str, max_pending: int, grace: float) -> None:
         check_count("max_pending", max_pending, 1)
         check_seconds("grace", grace)

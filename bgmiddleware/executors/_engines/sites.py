@@ -41,7 +41,10 @@ def load_site(app: str) -> Site:
         if callable(getattr(type(candidate), "stored_run", None)):
             site: Site = candidate
             return site
-    raise ConfigurationError(f"app = {app!r}: there is no BackgroundMiddleware in this {type(found).__name__}")
+    raise ConfigurationError(
+        f"app = {app!r}: there is no BackgroundMiddleware in this {type(found).__name__}. Wrap it as the web processes"
+        " do, or name the wrapped app"
+    )
 
 
 def is_ini(app: str) -> bool:
@@ -53,7 +56,9 @@ def _from_ini(app: str) -> Any:
     try:
         deploy = importlib.import_module("paste.deploy")
     except ImportError as error:
-        raise ConfigurationError(f"app = {app!r}: an ini file needs PasteDeploy: {error}") from error
+        raise ConfigurationError(
+            f"app = {app!r}: an ini file needs PasteDeploy, pip install PasteDeploy: {error}"
+        ) from error
     return deploy.loadapp(f"config:{os.path.abspath(app)}")
 
 

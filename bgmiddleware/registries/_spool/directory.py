@@ -31,6 +31,9 @@ _NETWORK = frozenset(
 )
 
 
+_MAKE_IT = "make it by hand, with mode 700, or name another"
+
+
 class Directory:
     """A directory that belongs to this process's user. Constructing it makes nothing."""
 
@@ -51,13 +54,15 @@ class Directory:
             except FileExistsError:  # another process was faster
                 pass
             except OSError as error:
-                raise self._refused(f"it cannot be made: {os.strerror(error.errno or 0)}") from error
+                raise self._refused(f"it cannot be made: {os.strerror(error.errno or 0)}; {_MAKE_IT}") from error
             self._check_it()
         if _others_may_write(self.path):
             with contextlib.suppress(OSError):
                 os.chmod(self.path, 0o700)
             if _others_may_write(self.path):
-                raise self._refused("its group may write to it, and its file system does not let that be changed")
+                raise self._refused(
+                    "its group may write to it, and its file system does not let that be changed; name another"
+                )
 
     def check(self) -> bool:
         """Raise ``ConfigurationError`` where it cannot be used, or could not be made; return whether there is one."""
@@ -66,9 +71,9 @@ class Directory:
             return True
         parent = os.path.dirname(self.path)
         if not os.path.isdir(parent):
-            raise self._refused(f"there is no {parent} to make it in")
+            raise self._refused(f"there is no {parent} to make it in; make that first")
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise self._refused(f"it cannot be made: {parent} is not writable for this process")
+            raise self._refused(f"it cannot be made: {parent} is not writable for this process; {_MAKE_IT}")
         self._check_file_system(parent)
         return False
 
@@ -84,10 +89,10 @@ class Directory:
         try:
             status = os.stat(self.path)
         except OSError as error:
-            raise self._refused(os.strerror(error.errno or 0)) from error
+            raise self._refused(f"{os.strerror(error.errno or 0)}; name another") from error
         user = os.geteuid()
         if not stat.S_ISDIR(status.st_mode):
-            raise self._refused("it is no directory")
+            raise self._refused("it is no directory; name one")
         if status.st_uid != user:
             reason = f"it belongs to user {status.st_uid}, and this process runs as user {user}"
             if os.access(self.path, os.W_OK | os.X_OK) and not status.st_mode & stat.S_IWOTH:
@@ -96,7 +101,7 @@ class Directory:
         self._check_use(status.st_mode)
         self._check_file_system(self.path)
         if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
-            raise self._refused("it is not writable for this process")
+            raise self._refused(f"it is not writable for this process; chmod 700 {self.path}")
 
     def _check_use(self, mode: int) -> None:
         """Refuse a directory that has another use: files of others are neither ours to touch nor to close off. And one

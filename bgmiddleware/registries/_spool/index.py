@@ -231,7 +231,10 @@ class _Connection:
                 with self._locked(patience):
                     (mode,) = self.database.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
-                raise ConfigurationError(f"{path}: this file system cannot have a SQLite database with a shared log")
+                raise ConfigurationError(
+                    f"{path}: this file system cannot have a SQLite database with a shared log: name a directory on a"
+                    " local disk"
+                )
             self.database.execute("PRAGMA synchronous = NORMAL")
             self.database.execute("PRAGMA secure_delete = ON")  # a job that ended has no credentials any more
             # Where the disk is about to be full, neither the log nor anything in a directory of others may grow.
@@ -303,7 +306,7 @@ def _version(database: sqlite3.Connection, path: str) -> int:
     (tables,) = database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     (application,) = database.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION_ID and (application or tables):
-        raise ConfigurationError(f"{path} is the database of something else")
+        raise ConfigurationError(f"{path} is the database of something else: name another directory")
     version: int = database.execute("PRAGMA user_version").fetchone()[0]
     if version > len(_STEPS):
         raise ConfigurationError(

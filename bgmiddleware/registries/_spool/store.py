@@ -55,7 +55,7 @@ class Store:
             with storage_errors():
                 self._index.check()
         except RegistryError as error:
-            raise ConfigurationError(f"directory = {self.path!r}: {error}") from error
+            raise ConfigurationError(f"directory = {self.path!r}: {error}; name another, or delete it") from error
         finally:
             self._index.release()
 
