@@ -22,6 +22,7 @@ __all__ = [
     "END",
     "FILLED",
     "PAGE_BYTES",
+    "SHORT",
     "Evicted",
     "Page",
     "Piece",
@@ -35,6 +36,9 @@ __all__ = [
 PAGE_BYTES = 256 * 1024
 """The most that one read is asked for: larger pieces stall the other readers of a shared registry."""
 
+
+SHORT = 64 * 1024
+"""Up to how many bytes of a request are added with its job."""
 
 FILLED = 64 * 1024
 """The longest gap in an output that is filled."""
@@ -171,6 +175,17 @@ class Registry(ABC):
         the job has a name that another one holds (:meth:`Job.holds_name`): with the key of that one.
         From then on what is due is evicted by time, see :meth:`tidy`; here only to make room.
         """
+
+    def add_request(self, job: Job, body: bytes, *, lease: float | None = None) -> Job:
+        """The same as :meth:`add`, and append the whole body of its request, where that is short: a registry may do
+        both at once. All or nothing."""
+        job = self.add(job, lease=lease)
+        try:
+            self.append(job.key, Channel.REQUEST, 0, body)
+        except BaseException:
+            self.discard(job.key)
+            raise
+        return job
 
     @abstractmethod
     def hold(self, process: str, lease: float) -> None:

@@ -105,6 +105,9 @@ class RedisRegistry(Registry):
         return f"<RedisRegistry {self._server.shown} {self._prefix}>"
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
+        return self.add_request(job, b"", lease=lease)
+
+    def add_request(self, job: Job, body: bytes, *, lease: float | None = None) -> Job:
         if self.keep_house():
             self._evict_unless_just_back(_EVICT_AT_ONCE)
         patience = self.pending_ttl if job.process else self._patience(lease)
@@ -112,7 +115,7 @@ class RedisRegistry(Registry):
         if job.state is not JobState.PENDING:
             job = job.changed(state=JobState.PENDING)
         for _ in range(_TRIES):
-            entered, stored = self._enter(job, patience, here)
+            entered, stored = self._enter(job, body, patience, here)
             if stored is None:
                 if not entered.known:
                     self._file(self._records.look(job.key))  # the index had lost it
@@ -279,14 +282,14 @@ class RedisRegistry(Registry):
             return stored
         return stored._replace(held_until=self._index.held_until(job.process, stored.now))
 
-    def _enter(self, job: Job, patience: float, lease: float) -> tuple[Entered, Stored | None]:
+    def _enter(self, job: Job, body: bytes, patience: float, lease: float) -> tuple[Entered, Stored | None]:
         """Take a place and a name for a new job, then store its record; return what the index says, and the record,
         None where the key is taken."""
         gone: list[str] = []
         holder, may_evict, op = "", True, nonce()
         for tried in range(_TRIES):
             entering = self._index.entering(job, self.max_jobs, patience, lease, holder)
-            creating = self._records.creating(job, op, patience, self.max_output)
+            creating = self._records.creating(job, body, op, patience, self.max_output)
             # Of jobs that have no name nearly all are taken in: their record is stored in the same round trip.
             replies = self._server.run_all(entering, *(() if job.name else (creating,)))
             entered = self._index.entered(replies[0])

@@ -53,9 +53,10 @@ class Records:
         self._server = server
         self._prefix = prefix
 
-    def creating(self, job: Job, op: str, patience: float, max_output: int) -> Call:
-        """Return the call that stores a new pending job, which may wait for *patience* seconds; *op*: a nonce."""
-        args = (op, repr(patience), _document(job), _json(dict(job.request)), max_output)
+    def creating(self, job: Job, body: bytes, op: str, patience: float, max_output: int) -> Call:
+        """Return the call that stores a new pending job, which may wait for *patience* seconds, with the *body* of its
+        request; *op*: a nonce."""
+        args = (op, repr(patience), _document(job), _json(dict(job.request)), max_output, body)
         return Call("create", self._keys(job.key), args)
 
     def created(self, job: Job, op: str, patience: float, reply: Any) -> Stored | None:
