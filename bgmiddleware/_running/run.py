@@ -147,7 +147,7 @@ class Run:
             self.leave()
             self._context.run(self._run)
         except (JobNotFound, JobExpired):
-            if self._output is None:
+            if self._output is None or self._abandoned:
                 _log.info("job %s is gone", self.key[:8])
             else:
                 _say("job %s ran, but its registry has lost its record: %s", self.key[:8], one_line(self.title))
