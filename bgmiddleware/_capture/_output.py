@@ -546,7 +546,7 @@ class JobOutput:
                 self._close_pipe()
             finally:
                 self._file = self._pipe = None
-                self._store = self._store_late
+                self._store = _decoded(self._late[0])
         self._look_again()
 
     def _close_pipe(self) -> None:
@@ -558,9 +558,6 @@ class JobOutput:
         if pipe is not None:
             collector.ring()
 
-    def _store_late(self, data: bytes) -> None:
-        self._late[0](data.decode("utf-8", "backslashreplace"))
-
     def after_fork(self, stdout: tuple[int, int] | None) -> None:
         """In a forked child: put each write into the pipe at once, since nobody will drain this copy. Where it lets its
         file 1 be another one than *stdout*, the parent's, such as a terminal, that is its stdout."""
@@ -570,9 +567,18 @@ class JobOutput:
         self._is_forked = True
         self._pending.clear()  # it is the parent's, which still has it
         self.batch = 1
-        self._store = self._store_late  # the registry's locks are as other threads left them
+        self._store = _decoded(self._late[0])  # the registry's locks are as other threads left them
         after_fork(self._pipe)
         self._choose_writers()
+
+
+def _decoded(write: Callable[[str], int]) -> Callable[[bytes], None]:
+    """Return what writes bytes as text. No method of an output, which would hold itself by it."""
+
+    def store(data: bytes) -> None:
+        write(data.decode("utf-8", "backslashreplace"))
+
+    return store
 
 
 def _both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Callable[[bytes], None]:

@@ -2,6 +2,8 @@
 it ended. Where it runs is the executor's choice."""
 
 import contextlib
+import functools
+import itertools
 import json
 import logging
 import os
@@ -158,14 +160,19 @@ class Run:
         self._version = version
         self._outlet = outlet
         self._cpu_clock = time.thread_time if outlet is None else _process_time
-        self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner, self._reclaim)
+        self._runner = f"{_name_of_process(self._pid)}-{next(_counted)}"
+        if registry.shared:
+            self._keeper = Keeper(registry, key, self._runner, self._reclaim)
+        else:  # without a circle, so that a run is gone when it has ended
+            self._keeper = Keeper(registry, key, self._runner)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
         self._holder: Holder | None = None  # None: it does not wait in this process
+        self._going = threading.Lock()  # held until the end
+        self._going.acquire()
 
     def __call__(self) -> bool:
         """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised.
@@ -176,7 +183,14 @@ class Run:
         must_wait = self._claim_and_run()
         if not must_wait:
             self.leave()
+            if self._going.locked():
+                self._going.release()
         return must_wait
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end in this process, at most so long; return whether it came. For one caller: a second one does
+        not hear of it. It costs a single wake-up, where to wait by the registry costs one for each change."""
+        return self._going.acquire(timeout=seconds)
 
     def _claim_and_run(self) -> bool:
         try:
@@ -231,7 +245,7 @@ class Run:
         self._keeper.leave_to_parent()
 
     def _claim(self) -> bool:
-        receipt = {"runner": f"{socket.gethostname()}:{self._pid}", "version": self._version}
+        receipt = {"runner": f"{_name_of_host(self._pid)}:{self._pid}", "version": self._version}
         lease = LEASE if self.registry.shared else None
         try:
             claimed = self.registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
@@ -455,6 +469,20 @@ class Run:
             return
         with self._output.held():
             self._keeper.report(title=title)
+
+
+_counted = itertools.count()
+
+
+@functools.lru_cache(1)
+def _name_of_process(pid: int) -> str:
+    """Return a name that no other process has, though it may have the number of this one later."""
+    return f"{pid}-{secrets.token_hex(8)}"
+
+
+@functools.lru_cache(1)
+def _name_of_host(pid: int) -> str:
+    return socket.gethostname()  # takes longer than the rest of a claim
 
 
 def over_deadline(deadline: float) -> str:
