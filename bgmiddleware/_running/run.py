@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context
 from dataclasses import replace
@@ -121,17 +122,9 @@ class Run:
         self._version = version
         self._outlet = outlet
         self._cpu_clock = time.thread_time if outlet is None else _process_time
-<<<<<<< HEAD
         self._runner = f"{_name_of_process(self._pid)}-{next(_counted)}"
-        if registry.shared:
-            self._keeper = Keeper(registry, key, self._runner, self._reclaim)
-        else:  # without a circle, so that a run is gone when it has ended
-            self._keeper = Keeper(registry, key, self._runner)
-=======
-        self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner, self._reclaim)
-        self._steps = RunningSteps(key, self._keeper.now, self._tell)
->>>>>>> main
+        self._keeper = Keeper(registry, key, self._runner, _weakly(self._reclaim))
+        self._steps = RunningSteps(key, self._keeper.now, _weakly(self._tell))
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
@@ -459,6 +452,18 @@ class Run:
             return
         with self._output.held():
             self._keeper.report(title=title)
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what calls *method* as long as its object is there, and does not keep that: without a circle a run is gone
+    when it has ended, and not at the next garbage collection."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any, **options: Any) -> Any:
+        there = reference()
+        return None if there is None else there(*args, **options)
+
+    return call
 
 
 _counted = itertools.count()

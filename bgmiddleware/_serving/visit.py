@@ -111,27 +111,14 @@ class Site:
 
     def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
         """Return what a request about *token* needs, with the owner that it proves."""
-<<<<<<< HEAD
-        return self.visit_by(self._owners(environ), environ, token)
-
-    def visit_by(
-        self, owners: Collection[str], environ: Mapping[str, Any], token: str, key: str | None = None
-    ) -> "Visit":
-        """The same for *owners* that are known already: to prove them again may cost a signature. *key*: of the token,
-        where it was made already."""
-        query = environ.get("QUERY_STRING")
-        parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
-        return Visit(self, environ, token, key_of(token) if key is None else key, owners, parameters)
-=======
         query = environ.get("QUERY_STRING")
         parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
         return Visit(self, environ, token, key_of(token), self._owners(environ), parameters)
 
-    def started_visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
+    def started_visit(self, environ: Mapping[str, Any], token: str, key: str) -> "Visit":
         """Return the visit of a client whose request just started the job. Nobody asks any more whether it is his, and
         its query is the app's, whatever that calls its parameters."""
-        return Visit(self, environ, token, key_of(token), (), {})
->>>>>>> main
+        return Visit(self, environ, token, key, (), {})
 
     def _owners(self, environ: Mapping[str, Any]) -> list[str]:
         """Return whose jobs the client may see that has their tokens."""
