@@ -2,18 +2,13 @@
 it ended. Where it runs is the executor's choice."""
 
 import contextlib
-import functools
-import itertools
 import json
 import logging
 import os
-import secrets
-import socket
 import sys
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context
 from dataclasses import replace
@@ -31,6 +26,7 @@ from .._capture import (
     write_late,
 )
 from .._frameworks import Surroundings, run_within, unwind
+from .._ground.weakly import weakly
 from .._jobs import JobState, Priority, Progress, RecordedResponse, Steps, StepState
 from .._recording import RecordedRequest, plain_title, replay_environ
 from ..errors import BadOffset, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
@@ -40,6 +36,7 @@ from .exchange import Exchange
 from .failures import log_failed, one_line, raised_in
 from .job import RunningJob
 from .keeper import LEASE, Keeper, patiently
+from .naming import new_runner, where
 from .steps import RunningSteps
 from .tee import open_tee
 
@@ -122,9 +119,9 @@ class Run:
         self._version = version
         self._outlet = outlet
         self._cpu_clock = time.thread_time if outlet is None else _process_time
-        self._runner = f"{_name_of_process(self._pid)}-{next(_counted)}"
-        self._keeper = Keeper(registry, key, self._runner, _weakly(self._reclaim))
-        self._steps = RunningSteps(key, self._keeper.now, _weakly(self._tell))
+        self._runner = new_runner(self._pid)
+        self._keeper = Keeper(registry, key, self._runner, weakly(self._reclaim))
+        self._steps = RunningSteps(key, self._keeper.now, weakly(self._tell))
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
@@ -205,7 +202,7 @@ class Run:
         self._keeper.leave_to_parent()
 
     def _claim(self) -> bool:
-        receipt = {"runner": f"{_name_of_host(self._pid)}:{self._pid}", "version": self._version}
+        receipt = {"runner": where(self._pid), "version": self._version}
         lease = LEASE if self.registry.shared else None
         try:
             claimed = self.registry.claim(self.key, self._runner, lease=lease, receipt=receipt)
@@ -452,32 +449,6 @@ class Run:
             return
         with self._output.held():
             self._keeper.report(title=title)
-
-
-def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what calls *method* as long as its object is there, and does not keep that: without a circle a run is gone
-    when it has ended, and not at the next garbage collection."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*args: Any, **options: Any) -> Any:
-        there = reference()
-        return None if there is None else there(*args, **options)
-
-    return call
-
-
-_counted = itertools.count()
-
-
-@functools.lru_cache(1)
-def _name_of_process(pid: int) -> str:
-    """Return a name that no other process has, though it may have the number of this one later."""
-    return f"{pid}-{secrets.token_hex(8)}"
-
-
-@functools.lru_cache(1)
-def _name_of_host(pid: int) -> str:
-    return socket.gethostname()  # takes longer than the rest of a claim
 
 
 def over_deadline(deadline: float) -> str:
