@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..errors import JobCancelled
 from ._files import Outlet, OutputFile
-from ._pieces import pieces_of
+from ._pieces import both, decoded, pieces_of
 from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
 __all__ = ["ForegroundOutput", "JobOutput", "Output"]
@@ -198,7 +198,7 @@ class JobOutput:
         self.job: Any = job
         self.takes_logging = takes_logging
         self.takes_children = takes_children
-        self._store = store if tee is None else _both(store, tee)
+        self._store = store if tee is None else both(store, tee)
         self._late = late_out, late_err
         # Guards the order in which things are stored, and the file. Its owner may come again, by a signal handler or a
         # __del__ in the midst of storing: _busy tells it so.
@@ -546,7 +546,7 @@ class JobOutput:
                 self._close_pipe()
             finally:
                 self._file = self._pipe = None
-                self._store = _decoded(self._late[0])
+                self._store = decoded(self._late[0])
         self._look_again()
 
     def _close_pipe(self) -> None:
@@ -567,26 +567,9 @@ class JobOutput:
         self._is_forked = True
         self._pending.clear()  # it is the parent's, which still has it
         self.batch = 1
-        self._store = _decoded(self._late[0])  # the registry's locks are as other threads left them
+        self._store = decoded(self._late[0])  # the registry's locks are as other threads left them
         after_fork(self._pipe)
         self._choose_writers()
-
-
-def _decoded(write: Callable[[str], int]) -> Callable[[bytes], None]:
-    """Return what writes bytes as text. No method of an output, which would hold itself by it."""
-
-    def store(data: bytes) -> None:
-        write(data.decode("utf-8", "backslashreplace"))
-
-    return store
-
-
-def _both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    def store_and_tee(data: bytes) -> None:
-        store(data)
-        tee(data)
-
-    return store_and_tee
 
 
 def _is_stopping() -> bool:
