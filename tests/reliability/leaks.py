@@ -41,7 +41,7 @@ _CLIENTS = 4
 _WARM_UP = 300  # jobs, until what is kept once is there
 _THREADS = 2  # those for what waits and for what runs come when there is something, and go a while later
 _DESCRIPTORS = 9  # three connections of SQLite, where more threads than ever met at once
-_OBJECTS = 0.2  # that may be left by each job
+_OBJECTS = 0.5  # that may be left by each job
 
 
 class Counts(NamedTuple):
