@@ -34,8 +34,8 @@ try:
     from click import ClickException
     from kombu.entity import Exchange, Queue
     from kombu.exceptions import KombuError
-except ImportError as error:
-    raise ImportError("CeleryExecutor needs the extra celery: pip install 'bgmiddleware[celery]'") from error
+except ImportError as _error:
+    raise ImportError("CeleryExecutor needs the extra celery: pip install 'bgmiddleware[celery]'") from _error
 
 __all__ = ["CeleryExecutor"]
 
