@@ -70,7 +70,7 @@ class CeleryExecutor(EngineExecutor):
         self._outbox = _Outbox(self._queue, max_pending)
 
     @property
-    def celery(self) -> Celery:
+    def celery(self) -> Any:
         """The ``Celery`` that it uses."""
         if not isinstance(self._given, Celery):
             found = loaded("executor", self._given)
