@@ -37,7 +37,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "receipt": _receipt(job, details=visit.site.details),
         "links": {
             "self": here,
-            **{view: f"{here}&_view={view}" for view in ("log", "events", "status", "result")},
+            **{view: f"{here}&_view={view}" for view in ("log", "lines", "events", "status", "cast", "result")},
             "cancel": here,
         },
     }
