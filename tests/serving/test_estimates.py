@@ -1,10 +1,12 @@
 """What steps tell: how much longer a job takes, and in the end what took how long."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, Job, JobState, MemoryRegistry, Step, Steps, StepState
+from bgmiddleware import BackgroundMiddleware, Job, JobState, MemoryRegistry, Progress, Step, Steps, StepState
 from bgmiddleware._jobs import key_of, new_token
 from bgmiddleware._serving.estimates import Estimate, Estimates
 from bgmiddleware.testing.registries import Clock
@@ -46,6 +48,23 @@ def test_a_job_takes_as_long_from_its_step_on_as_others_did(told: Steps | None, 
         found = Estimates().of(registry, job)
     assert found is not None
     assert found == tuple(pytest.approx(number) for number in estimate)
+
+
+def test_events_tell_the_steps_again_when_one_began_or_ended() -> None:
+    token = new_token()
+    with MemoryRegistry() as registry, BackgroundMiddleware(lambda *_: [], registry=registry) as app:
+        key = registry.add(Job(key_of(token), "GET /report")).key
+        registry.claim(key, RUNNER)
+        target = f"/report?_t={token}&_view=events"
+        begun, told = Step("read"), []
+        registry.renew(key, RUNNER, steps=Steps((begun,)))
+        with InProcess(app).stream("GET", target) as (_, _, chunks):
+            for step in (replace(begun, progress=Progress(1, 2)), replace(begun, state=StepState.DONE, ended=7), None):
+                event = next(chunk for chunk in chunks if b"event: status" in chunk)
+                told.append(json.loads(event.partition(b"data: ")[2]).get("steps"))
+                if step is not None:
+                    registry.renew(key, RUNNER, steps=Steps((step,)))
+    assert [steps and steps[0]["state"] for steps in told] == ["running", None, "done"]
 
 
 def test_the_receipt_says_what_share_of_the_time_each_step_took() -> None:
