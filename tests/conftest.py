@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import itertools
 import os
+import sys
 import warnings
 from types import ModuleType
 from typing import Any
@@ -20,10 +21,15 @@ with warnings.catch_warnings():
 
 pytest.register_assert_rewrite("bgmiddleware.testing", "tests.kit", "tests.registries")
 
+# The tests start hundreds of Pythons: each compiles what it imports where none of them may keep it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 PROMISED = os.environ.get("CI") == "true"
 
 # A test that uses one of these needs another program or process, so a short run leaves it out.
 _OUTSIDE = {"browser", "child", "cluster", "rabbitmq_server", "redis_server", "redis_server_of_module", "valkey"}
+_OUTSIDE |= {"serve", "started"}  # by a command
 
 
 def needs(name: str) -> ModuleType:

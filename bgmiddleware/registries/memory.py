@@ -354,6 +354,8 @@ class MemoryRegistry(Registry):
             self._bytes += log.stored - before
 
     def _keep_times(self, record: "_Record", times: Times) -> None:
+        if not times:
+            return
         if record.times is None:
             record.times = KeptTimes()
         before = record.times.stored

@@ -1,4 +1,4 @@
-"""``python -m bgmiddleware``, as a real process."""
+"""``python -m bgmiddleware``: as a real process, where it serves; what it refuses, it refuses here."""
 
 import re
 import resource
@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from bgmiddleware.__main__ import main
 from tests.kit.documents import ROOT
 
 APPS = """
@@ -241,6 +242,27 @@ def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) ->
     assert "Traceback" not in errors
 
 
+@pytest.fixture
+def refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[str, str]]]:
+    """Run ``serve …``, which must refuse; return what it said."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def refused(*arguments: str) -> tuple[str, str]:
+        try:
+            status: object = main(["serve", *arguments])
+        except SystemExit as end:  # so argparse refuses
+            status = end.code
+        assert status == 2
+        return capsys.readouterr()
+
+    yield refused
+    for name in ("apps", "own"):
+        sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize(
     ("app", "said"),
     [
@@ -253,10 +275,8 @@ def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) ->
         ("apps:text", "app = 'apps:text': expected the name of a WSGI application"),
     ],
 )
-def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: Path) -> None:
-    process = begin(directory, app=app)
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, output, errors) == (2, "", f"bgmiddleware: {said}\n")
+def test_a_bad_name_of_an_app_is_one_clear_line(refused: Callable[..., tuple[str, str]], app: str, said: str) -> None:
+    assert refused(app) == ("", f"bgmiddleware: {said}\n")
 
 
 @pytest.mark.parametrize(
@@ -272,10 +292,10 @@ def test_a_bad_name_of_an_app_is_one_clear_line(app: str, said: str, directory: 
         (["--port", "http"], "argument --port: expected 0 to 65535, not 'http'"),
     ],
 )
-def test_a_bad_option_is_refused_by_name(arguments: list[str], said: str, directory: Path) -> None:
-    process = begin(directory, *arguments)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
+def test_a_bad_option_is_refused_by_name(
+    refused: Callable[..., tuple[str, str]], arguments: list[str], said: str
+) -> None:
+    _, errors = refused("apps:app", *arguments)
     assert errors.splitlines()[-1].endswith(said)
     assert "Traceback" not in errors
 
@@ -285,10 +305,10 @@ def test_a_bad_option_is_refused_by_name(arguments: list[str], said: str, direct
     "option", [("background", "/y/*"), ("registry", "memory:"), ("ttl", "60"), ("workers", "8"), ("drain", "1")]
 )
 def test_an_option_that_an_app_with_its_own_middleware_would_ignore_is_refused(
-    option: tuple[str, str], app: str, directory: Path
+    refused: Callable[..., tuple[str, str]], option: tuple[str, str], app: str
 ) -> None:
     name, value = option
-    _, errors = begin(directory, f"--{name}", value, app=app).communicate(timeout=120)
+    _, errors = refused(app, f"--{name}", value)
     assert errors.startswith(f"bgmiddleware: --{name}: {app} has a BackgroundMiddleware of its own. ")
     assert "Traceback" not in errors
 
@@ -299,12 +319,13 @@ def test_an_app_with_its_own_middleware_is_served_with_that(serve: Callable[...,
 
 
 @pytest.mark.parametrize("place", ["another", "missing/jobs"])
-def test_a_registry_that_cannot_be_used_is_said_at_the_start(place: str, directory: Path) -> None:
+def test_a_registry_that_cannot_be_used_is_said_at_the_start(
+    refused: Callable[..., tuple[str, str]], place: str, directory: Path
+) -> None:
     (directory / "another").mkdir()
     (directory / "another" / "theirs.txt").touch()
-    process = begin(directory, "--port", "0", "--registry", f"spool:{place}")
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, output) == (2, "")
+    output, errors = refused("apps:app", "--port", "0", "--registry", f"spool:{place}")
+    assert output == ""
     assert f"bgmiddleware: directory = '{directory / place}': " in errors
 
 

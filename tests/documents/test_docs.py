@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,15 @@ def test_all_code_is_python_that_can_be_compiled(path: Path) -> None:
 # What is in the tables of settings.rst, by section: the rows, each a list of its cells' texts.
 
 
+@cache
+def settings() -> Any:
+    return parsed(DOCS / "settings.rst")
+
+
 def table(section: str) -> dict[str, list[str]]:
     from docutils import nodes
 
-    for node in parsed(DOCS / "settings.rst").findall(nodes.section):
+    for node in settings().findall(nodes.section):
         if node.next_node(nodes.title).astext() == section:
             (body,) = node.findall(nodes.tbody)
             rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in body.findall(nodes.row)]
@@ -173,7 +179,14 @@ def test_the_webpy_guide_is_the_example_of_2008(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in lines[2:]] == [str(number) for number in range(10)]
 
 
-@pytest.mark.parametrize(("section", "module"), [("Falcon", "falcon"), ("CherryPy", "cherrypy"), ("Dash", "dash")])
+@pytest.mark.parametrize(
+    ("section", "module"),
+    [
+        ("Falcon", "falcon"),
+        ("CherryPy", "cherrypy"),
+        pytest.param("Dash", "dash", marks=pytest.mark.everything),  # it takes seconds to be imported
+    ],
+)
 def test_the_guides_of_other_frameworks_work(section: str, module: str, tmp_path: Path) -> None:
     needs(module)
     (answer,) = run(tmp_path, example("frameworks.rst", section), ["/reports/2026"])

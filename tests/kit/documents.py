@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -69,7 +70,12 @@ def blocks(path: Path, language: str | None = None) -> list[Block]:
     return [block for block in _blocks(path) if language in (None, block.language)]
 
 
-def _blocks(path: Path) -> Iterator[Block]:
+@cache
+def _blocks(path: Path) -> list[Block]:
+    return list(_blocks_of(path))
+
+
+def _blocks_of(path: Path) -> Iterator[Block]:
     from docutils import nodes
 
     for node in parsed(path).findall(nodes.literal_block):

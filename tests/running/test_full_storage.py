@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, marks
+from bgmiddleware._running import keeper
 from bgmiddleware.registries.spool import SpoolRegistry
 from tests.kit.clients import InProcess, ended, start
 from tests.kit.disks import mounted
@@ -40,7 +41,8 @@ def test_a_job_whose_output_fills_the_disk_ends_and_says_how_much_of_it_is_missi
         site.close()
 
 
-def test_a_job_whose_response_finds_no_room_fails_and_says_so(tmp_path: Path) -> None:
+def test_a_job_whose_response_finds_no_room_fails_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "_PATIENCE_WHERE_FULL", 0.1)
     with mounted(tmp_path / "disk", "size=3m"), SpoolRegistry(tmp_path / "disk" / "jobs") as registry:
         site = BackgroundMiddleware(flooding(b"x" * 400_000), when=marks.always, registry=registry)
         job = ended(site, start(InProcess(site), "/"))
