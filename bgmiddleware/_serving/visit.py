@@ -290,6 +290,13 @@ class Visit:
         """A relative reference to the request that was marked: to follow it starts a job like this one."""
         return reference(self.environ, self.site.without_ours(self.environ.get("QUERY_STRING") or ""))
 
+    def again_of(self, job: Job) -> str | None:
+        """The same for a job that is still known; None where its request was no GET, which a link can repeat."""
+        if job.asked.get("method") != "GET":
+            return None
+        query = self.site.without_ours(self.environ.get("QUERY_STRING") or "")
+        return reference(self.environ, query or job.asked.get("query", ""))
+
     def link(self, **parameters: str) -> str:
         """Return a relative reference to this job: to a view of it, say, by ``_view="result"``."""
         # The app's own query stays: a form of the replayed document is sent to the URL that it was seen at.
