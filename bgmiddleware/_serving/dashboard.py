@@ -36,21 +36,25 @@ _PAGE = Template("""<!DOCTYPE html>
 <style>$style</style>
 </head>
 <body class="job job-list">
+<main>
 <h1>Jobs</h1>
+<div class="job-table" role="region" aria-label="Jobs" tabindex="0">
 <table>
-<thead><tr><th>State</th><th>Job</th><th>Owner</th><th>Begun</th><th>Ran for</th><th>Output</th></tr></thead>
+<thead><tr><th>State</th><th>Job</th><th>Owner</th><th>Created</th><th>Duration</th><th>Output</th></tr></thead>
 <tbody>
 $rows</tbody>
 </table>
+</div>
 <nav>$links</nav>
+</main>
 </body>
 </html>
 """)
 
 
 _ROW = Template(
-    '<tr><td><span class="job-badge" data-job="$state">$symbol $state</span></td><td>$title</td><td>$owner</td>'
-    '<td><time datetime="$begun">$ago ago</time></td><td>$elapsed s</td><td>$output B</td></tr>\n'
+    '<tr><td><span class="job-badge" data-job="$state">$symbol $word</span></td><td>$title</td><td>$owner</td>'
+    '<td><time datetime="$created">$ago ago</time></td><td>$elapsed</td><td>$output</td></tr>\n'
 )
 _NO_ROWS = '<tr><td colspan="6">There are no jobs.</td></tr>\n'
 
@@ -115,25 +119,39 @@ def _style() -> str:
 
 
 def _html_row(job: Job, now: float) -> Markup:
-    begun, look = datetime.fromtimestamp(job.created_at, UTC), look_of(job)
+    created, look = datetime.fromtimestamp(job.created_at, UTC), look_of(job)
     values = {
         "state": look,
         "symbol": LOOKS[look][0],
         "title": readable(job.title),
         "owner": readable(job.owner or "–"),
-        "begun": begun.isoformat(timespec="seconds"),
-        "ago": _ago(now - job.created_at),
-        "elapsed": f"{job.elapsed(now):.1f}",
-        "output": f"{job.output_end:,}",
+        "word": assets.words("en")["states"][look],
+        "created": created.isoformat(timespec="seconds"),
+        "ago": _span(now - job.created_at),
+        "elapsed": "–" if job.started_at is None else _span(job.elapsed(now), digits=1),
+        "output": _size(job.output_end),
     }
     return filled_in(_ROW, values)
 
 
-def _ago(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{max(0, int(seconds))} s"
+def _span(seconds: float, digits: int = 0) -> str:
+    """Return a duration in its two largest units; what is shorter than ten seconds with so many *digits*."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.{digits}f} s"
+    whole = int(seconds)
+    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}{f' {rest} {smaller}' if rest else ''}"
+    return f"{whole} s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def _links(skip: int, more: bool) -> Markup:

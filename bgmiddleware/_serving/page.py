@@ -67,8 +67,11 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
     told = said["states"][look]
     if look == "refused" and job.response is not None:
         told = f"{told}: {job.response.status}"
+    words = {f"w_{name}": word for name, word in said["page"].items()}
+    if _is_sent_on(job):
+        words["w_result"] = said["script"]["form"]
     return {
-        **{f"w_{name}": word for name, word in said["page"].items()},
+        **words,
         **status["links"],
         "refresh": Markup(_REFRESH if live else ""),
         "symbol": LOOKS[look][0],
@@ -82,6 +85,7 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         "percent": _percent(job),
         "nothing": said["page"]["nothing" if live else "empty"],
         "no_nothing": _hidden(job.output_end > 0),
+        "again": _again(visit, job),
         "no_result": _hidden(not _has_result(job)),
         "no_save": _hidden(not _is_file(job)),
         "no_cancel": _hidden(not live or job.cancel_requested_at is not None),
@@ -96,11 +100,30 @@ def _hidden(is_so: bool) -> Markup:
 
 
 def _percent(job: Job) -> Markup:
-    """Return the attribute of the progress bar; without one it only says that something goes on."""
-    percent = job.progress.percent if job.progress else None
-    if job.state.ended:
-        percent = 100.0 if job.state is JobState.FINISHED else percent or 0.0
-    return Markup("" if percent is None else f' value="{percent:.1f}"')
+    """Return the attributes of the progress bar; without a value it says that something goes on, so it is hidden at the
+    end of a job of which nobody knows how far it came."""
+    progress = job.current_progress
+    percent = 100.0 if job.state is JobState.FINISHED else progress.percent if progress else None
+    if percent is None:
+        return _hidden(job.state.ended)
+    return Markup(f' value="{percent:.1f}"')
+
+
+def _again(visit: Visit, job: Job) -> Markup:
+    """Return the attributes of the link that starts the job again. It has an address only where to follow it does."""
+    again = visit.again_of(job)
+    if again is None:
+        return _hidden(True)
+    shown = job.state.ended and job.state is not JobState.FINISHED
+    return filled_in(_LINKED, {"again": again, "hidden": _hidden(not shown)})
+
+
+_LINKED = Template(' href="$again"$hidden')
+
+
+def _is_sent_on(job: Job) -> bool:
+    """Whether the app sent a form on: its result leads to where it is to be filled in."""
+    return job.state is JobState.FAILED and job.response is not None and job.response.code in (307, 308)
 
 
 def _has_result(job: Job) -> bool:
@@ -173,10 +196,10 @@ def _note(visit: Visit, job: Job, said: Mapping[str, str]) -> str:
     unseen = visit.no_worker_for(job)
     if unseen is not None:
         return said["no_worker"].format(time=f"{unseen:.0f} s")
-    if job.progress is None:
+    if job.current_progress is None:
         return ""
-    of = "" if job.progress.total is None else f" {said['of']} {_count(job.progress.total)}"
-    return f"{job.progress.message} {_count(job.progress.done)}{of}".strip()
+    of = "" if job.current_progress.total is None else f" {said['of']} {_count(job.current_progress.total)}"
+    return f"{job.current_progress.message} {_count(job.current_progress.done)}{of}".strip()
 
 
 def _count(number: float) -> str:

@@ -34,11 +34,13 @@ _LINK = Template('<a class="job-button" href="$link">$word</a>')
 _FRAGMENT = Template('<div class="bgmiddleware-job" role="status"><p>$detail</p></div>\n')
 
 
-def problem_page(environ: Mapping[str, Any], status: str, kind: str, detail: str, again: str | None) -> tuple[str, str]:
+def problem_page(
+    environ: Mapping[str, Any], status: str, kind: str, detail: str, again: str | None, watch: str | None
+) -> tuple[str, str]:
     """Return a page that says what is wrong, in the reader's language, and its policy.
 
-    *again*: the URL at which what was a job can be started again; None: there was no job, but the request itself can
-    be sent again.
+    *again*: the URL at which what was a job can be started again; *watch*: that of its page. Neither: there was no job,
+    but the request itself can be sent again.
     """
     language = assets.language_of(environ.get("HTTP_ACCEPT_LANGUAGE"))
     said = assets.words(language)
@@ -50,15 +52,16 @@ def problem_page(environ: Mapping[str, Any], status: str, kind: str, detail: str
         "title": title or status.partition(" ")[2],
         "status": status,
         "detail": text or readable(" ".join(detail.split())),
-        "advice": _advice(environ, said["advice"], again),
+        "advice": _advice(environ, said["advice"], again, watch),
         "style": Markup(style),
     }
     return filled_in(_PAGE, values), style_policy(style)
 
 
-def _advice(environ: Mapping[str, Any], said: Mapping[str, str], again: str | None) -> str:
-    if again is not None:
-        return filled_in(_LINK, {"link": again, "word": said["again"]})
+def _advice(environ: Mapping[str, Any], said: Mapping[str, str], again: str | None, watch: str | None) -> str:
+    links = [(link, said[word]) for word, link in (("watch", watch), ("again", again)) if link is not None]
+    if links:
+        return Markup("\n".join(filled_in(_LINK, {"link": link, "word": word}) for link, word in links))
     if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return filled_in(_LINK, {"link": reference(environ, environ.get("QUERY_STRING") or ""), "word": said["retry"]})
     return said["send_again"]

@@ -98,9 +98,10 @@ def problem(
     *headers: tuple[str, str],
     vary: str = "Accept",
     again: str | None = None,
+    watch: str | None = None,
 ) -> Answer:
     """Return the answer that something is not as asked: *kind* names what, in one word for machines. *again*: where
-    the reader of a page can start the job again, if there was one."""
+    the reader of a page can start the job again, if there was one; *watch*: where its page is."""
     status = f"{code} {HTTPStatus(code).phrase}"
     if _wants_json(environ.get("HTTP_ACCEPT", "")):
         content_type = "application/problem+json"
@@ -117,7 +118,7 @@ def problem(
         if by_script(environ):
             text = problem_fragment(detail)
         else:
-            text, policy = problem_page(environ, status, kind, detail, again)
+            text, policy = problem_page(environ, status, kind, detail, again, watch)
             headers = (*headers, ("Content-Security-Policy", policy))
         body = text.encode("utf-8", "backslashreplace")
     else:

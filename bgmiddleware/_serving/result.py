@@ -80,19 +80,14 @@ def answer_ended(visit: Visit, job: Job, *added: tuple[str, str]) -> Answer:
     *added*."""
     if job.response is not None and job.response.complete and job.state in (JobState.FINISHED, JobState.FAILED):
         return _replay(visit, job, job.response, *added)
-    headers = (*job_headers(job), *added)
+    environ, headers, watch, again = visit.environ, (*job_headers(job), *added), visit.link(), visit.again_of(job)
     if job.state is JobState.CANCELLED:
-        return problem(visit.environ, 410, "cancelled", "The job was cancelled.", *headers, again=visit.again)
+        return problem(environ, 410, "cancelled", "The job was cancelled.", *headers, again=again, watch=watch)
     if job.state is JobState.LOST:
-        return problem(visit.environ, 502, "lost", f"The job was lost: {job.reason}.", *headers, again=visit.again)
-    return problem(
-        visit.environ,
-        500,
-        "failed",
-        f"The job failed: {job.reason}. Its output says more.",
-        *headers,
-        again=visit.again,
-    )
+        detail = f"The job was lost: {job.reason}."
+        return problem(environ, 502, "lost", detail, *headers, again=again, watch=watch)
+    detail = f"The job failed: {job.reason}. Its output says more."
+    return problem(environ, 500, "failed", detail, *headers, again=again, watch=watch)
 
 
 def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[str, str]) -> Answer:

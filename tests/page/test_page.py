@@ -175,6 +175,54 @@ def test_a_failed_job_that_answered_has_its_answer(opens_here: Opener) -> None:
     assert "hidden" not in page_of(client, target)[1]["job-result"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "again"),
+    [("GET", "/a/rows%20b?n=1&m=a+b", "./rows%20b?n=1&m=a+b"), ("GET", f"/a/b?n={'x' * 2000}", f"./b?n={'x' * 2000}")],
+)
+def test_a_get_that_failed_can_be_started_again(opens_here: Opener, method: str, path: str, again: str) -> None:
+    site, client = opens_here(answering(b"sorry", status="500 Internal Server Error"))
+    target = start(client, path, method)
+    ended(site, target)
+    _, page = page_of(client, target)
+    assert page["job-again"]["href"] == again
+    assert "hidden" not in page["job-again"]
+
+
+def test_what_is_no_get_or_did_not_fail_is_not_offered_again(opens_here: Opener) -> None:
+    site, client = opens_here(answering(b"sorry", status="500 Internal Server Error"))
+    target = start(client, "/", "POST")
+    ended(site, target)
+    _, page = page_of(client, target)
+    assert "href" not in page["job-again"]
+    assert "hidden" in page["job-again"]
+    site, client = opens_here(answering(b"done"))
+    target = start(client, "/", "GET")
+    ended(site, target)
+    _, page = page_of(client, target)
+    assert "hidden" in page["job-again"]
+
+
+def test_of_a_job_that_failed_nobody_knows_how_far_it_came(opens_here: Opener) -> None:
+    site, client = opens_here(answering(b"sorry", status="500 Internal Server Error"))
+    target = start(client, "/")
+    ended(site, target)
+    assert "hidden" in page_of(client, target)[1]["job-progress"]
+
+
+def test_a_form_that_was_sent_on_is_offered_again(opens_here: Opener) -> None:
+    site, client = opens_here(answering(status="308 Permanent Redirect", headers=[("Location", "/form/")]))
+    target = start(client, "/form", body=b"a=1")
+    ended(site, target)
+    _, page = page_of(client, target)
+    assert page.texts["job-result"] == "Open the form"
+    assert "hidden" not in page["job-result"]
+    assert page.texts["job-note"] == (
+        "the app did not handle this POST and redirects it to /form/: send it there again"
+    )
+    reply = client.request("GET", f"{target}&_view=result")
+    assert (reply.status, reply["Location"]) == (308, "/form/")
+
+
 def test_a_job_without_output_says_that_there_was_none(opens_here: Opener) -> None:
     site, client = opens_here(answering())
     target = start(client, "/")
@@ -192,12 +240,12 @@ def test_a_cancel_that_was_asked_for_is_said_and_not_offered_again(opens_here: O
     play.begins()
     client.request("DELETE", target)
     _, page = page_of(client, target)
-    assert page.texts["job-note"] == "A cancel was asked for; it stops at its next print."
+    assert page.texts["job-note"] == "Cancelling: the job stops the next time it prints."
     assert "hidden" in page["job-cancel"]
     play.answers()
     ended(site, target)
     note = page_of(client, target)[1].texts["job-note"]
-    assert note.startswith("A cancel was asked for."), note
+    assert note.startswith("The job was asked to stop."), note
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,7 @@ class Stage:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self.play = Play()
         stack.callback(lambda: [self.play.answers() for _ in range(20)])
-        when = marks.all_of(marks.always, lambda environ: environ["PATH_INFO"] != "/favicon.ico")
-        site = stack.enter_context(BackgroundMiddleware(self, when=when, executor=ThreadExecutor(drain=0.0)))
+        site = stack.enter_context(BackgroundMiddleware(self, when=marks.always, executor=ThreadExecutor(drain=0.0)))
         self.client: OverHTTP = stack.enter_context(served(site, patience=0.0))
         self.quick: tuple[str, bytes] | None = None
 
@@ -116,7 +115,7 @@ def test_a_job_is_cancelled_after_a_question(engine: Engine, stage: Stage) -> No
     engine.click("#job-cancel button")
     until(engine, "return document.getElementById('job-ask').open")
     engine.click("#job-ask [value=cancel]")
-    until(engine, "return document.getElementById('job-note').textContent.startsWith('A cancel was asked for')")
+    until(engine, "return document.getElementById('job-note').textContent.startsWith('Cancelling')")
 
 
 def test_a_slash_searches_and_escape_closes(engine: Engine, stage: Stage) -> None:
@@ -138,5 +137,5 @@ def test_a_slash_searches_and_escape_closes(engine: Engine, stage: Stage) -> Non
 
 def test_a_job_that_is_not_there_is_a_page(engine: Engine, stage: Stage) -> None:
     engine.go(stage.url("/report?_t=6b9f2e1c-0000-4000-8000-000000000000"))
-    until(engine, "return document.title === 'There is no such job'")
+    until(engine, "return document.title === 'This job does not exist'")
     assert engine.run("return document.querySelector('main a').getAttribute('href')") == "./report"

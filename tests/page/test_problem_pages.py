@@ -38,7 +38,7 @@ def text_of(tree: Any, name: str) -> str:
 
 @pytest.mark.parametrize(
     ("language", "title", "again"),
-    [("en", "There is no such job", "Start again"), ("de", "Diesen Auftrag gibt es nicht", "Neu starten")],
+    [("en", "This job does not exist", "Start again"), ("de", "Diesen Auftrag gibt es nicht", "Neu starten")],
 )
 def test_an_unknown_job_is_a_page_in_the_readers_language(opens: Opener, language: str, title: str, again: str) -> None:
     _, client = opens(answering())
@@ -85,6 +85,16 @@ def test_a_job_without_a_result_says_so_on_a_page(opens: Opener) -> None:
     page = document(reply.text)
     assert "ValueError: no <such> thing" in text_of(page, "main")
     assert page.find(".//such") is None
+    assert [(link.text, link.attrib["href"]) for link in page.iter("a")] == [
+        ("Show the job", target.removeprefix("/report"))
+    ]
+    target = start(client, "/report?n=1", "GET")
+    ended(site, target)
+    page = document(client.request("GET", f"{target}&_view=result", **HTML).text)
+    assert [(link.text, link.attrib["href"]) for link in page.iter("a")] == [
+        ("Show the job", target.removeprefix("/report")),
+        ("Start again", "./report?n=1"),
+    ]
 
 
 @pytest.mark.parametrize(("method", "says"), [("GET", "Try again"), ("POST", "Go back and send it again.")])

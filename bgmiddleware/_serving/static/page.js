@@ -190,7 +190,8 @@ async function look() {
 }
 
 function interval() {
-  const calm = Math.max(pace, Math.min(5, pace * 1.3 ** quiet), document.hidden ? 5 : 0);
+  // What takes a few seconds is not to seem longer.
+  const calm = Math.max(pace, Math.min(5, pace * 1.3 ** (quiet - 4)), document.hidden ? 5 : 0);
   return calm * (0.9 + Math.random() / 5);
 }
 
@@ -279,10 +280,14 @@ function show(news, read = bar) {
   $.badge.textContent = `${symbol} ${plain(told())}`;
   $.icon.href = given.icon.replace("STATE", face()).replace("COLOUR", colour).replace("SYMBOL", symbol);
   $.cancel.hidden = over() || job.cancel_requested_at !== null;
-  $.result.hidden = state !== "finished" && !(state === "failed" && code >= 500);
+  $.result.hidden = !job.response || !/finished|failed/.test(state);
+  if (state === "failed" && code < 400) $.result.textContent = words.form;
+  $.again.hidden = !$.again.href || !over() || state === "finished";
   $.save.hidden = state !== "finished" || code >= 400 || code === 204;
   $.notify.parentElement.hidden = over() || !window.Notification;
-  const part = state === "finished" ? 100 : over() ? (now ?? 0) : now;
+  const part = state === "finished" ? 100 : now;
+  // How far it came, if anybody knows.
+  $.progress.hidden = over() && part === null;
   if (part === null) $.progress.removeAttribute("value");
   else $.progress.value = part;
   $.nothing.hidden = job.output.end > 0;

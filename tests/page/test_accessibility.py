@@ -1,0 +1,153 @@
+"""Each page in each of its states, light and dark, on a wide and on a narrow screen: axe finds nothing wrong."""
+
+from collections.abc import Callable, Iterator
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress
+from tests.conftest import needs
+from tests.kit.browsing import Tab, chromium
+from tests.kit.clients import OverHTTP, ended, served, start
+from tests.kit.readers import UNKNOWN, Clock, Play
+
+needs("axe_playwright_python")
+AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
+
+pytestmark = pytest.mark.everything
+
+RUN = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations.map(
+  ({id, nodes}) => [id, ...nodes.map((node) => `${node.html.slice(0, 200)}: ${node.failureSummary}`)].join("\\n"))"""
+LOUD = "\x1b[31mred\x1b[0m \x1b[2mdim\x1b[0m \x1b[93mbright\x1b[0m see https://example.com/\n" + "a line\n" * 200
+
+
+class Scene:
+    """A site with a job that goes on when it is told, and what becomes of others."""
+
+    def __init__(self, site: BackgroundMiddleware, client: OverHTTP, play: Play, clock: Clock) -> None:
+        self.site, self.client, self.play, self.clock = site, client, play, clock
+
+    def begun(self) -> str:
+        target = start(self.client, "/report?year=2026", "GET")
+        self.play.prints(LOUD)
+        return target
+
+    def running(self) -> str:
+        target = self.begun()
+        self.play.does(lambda: progress(1, 4, "adding up"))
+        return target
+
+    def answered(self, status: str = "200 OK") -> str:
+        target = self.begun()
+        self.play.answers(status=status)
+        ended(self.site, target)
+        return target
+
+    def refused(self) -> str:
+        return self.answered("403 Forbidden")
+
+    def failed(self) -> str:
+        return self.answered("500 Oops")
+
+    def waiting(self) -> str:
+        self.begun()
+        return start(self.client, "/second", "GET")
+
+    def cancelled(self) -> str:
+        target = self.begun()
+        self.client.request("DELETE", target)
+        self.play._steps.put(lambda: print("never"))
+        ended(self.site, target)
+        return target
+
+    def without_result(self) -> str:
+        return f"{self.cancelled()}&_view=result"
+
+    def expired(self) -> str:
+        target = self.answered()
+        self.clock.ahead = 7200.0
+        return target
+
+    def unknown(self) -> str:
+        return f"/report?_t={UNKNOWN}"
+
+    def busy(self) -> str:
+        self.waiting()
+        return "/third"
+
+    def dashboard(self) -> str:
+        for make in (self.answered, self.refused, self.failed, self.cancelled, self.waiting):
+            make()
+        return "/_jobs"
+
+    def empty_dashboard(self) -> str:
+        return "/_jobs"
+
+
+SCENES: list[Callable[[Scene], str]] = [
+    Scene.running,
+    Scene.waiting,
+    Scene.answered,
+    Scene.refused,
+    Scene.failed,
+    Scene.cancelled,
+    Scene.without_result,
+    Scene.expired,
+    Scene.unknown,
+    Scene.busy,
+    Scene.dashboard,
+    Scene.empty_dashboard,
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    play, clock = Play(), Clock()
+    executor = ThreadExecutor(max_workers=1, max_pending=1, drain=0.0)
+    options: dict[str, Any] = {"dashboard": "/_jobs", "authorize": lambda environ: True}
+    registry = MemoryRegistry(clock=clock)
+    made = BackgroundMiddleware(play, when=marks.always, executor=executor, registry=registry, **options)
+    with made as site, served(site, patience=0.0) as client:
+        yield Scene(site, client, play, clock)
+        for _ in range(20):
+            play.answers()
+
+
+def complaints(tab: Tab) -> list[str]:
+    tab.page.evaluate(AXE)
+    found: list[str] = tab.page.evaluate(RUN)
+    return found
+
+
+@pytest.mark.parametrize("make", SCENES, ids=lambda make: make.__name__)
+def test_axe_has_nothing_to_complain_of(browser: Any, scene: Scene, make: Callable[[Scene], str]) -> None:
+    target = make(scene)
+    for scheme in ("light", "dark"):
+        for width in (1200, 390):
+            # The policy of the page allows no script but its own.
+            options = {"bypass_csp": True, "color_scheme": scheme, "viewport": {"width": width, "height": 700}}
+            tab = Tab(browser, **options)
+            try:
+                tab.page.goto(f"http://127.0.0.1:{scene.client.port}{target}", wait_until="load")
+                if tab.page.locator("#job").count():
+                    tab.until("document.getElementById('job').classList.contains('job-scripted')")
+                assert complaints(tab) == [], (scheme, width)
+                if tab.page.locator("#job-menu").count():
+                    tab.page.evaluate("for (const it of document.querySelectorAll('details')) it.open = true")
+                    assert complaints(tab) == [], (scheme, width, "with all panels open")
+            finally:
+                tab.close()
+
+
+def test_axe_complains_where_there_is_reason_to(browser: Any) -> None:
+    tab = Tab(browser)
+    tab.page.set_content("<img src='data:,'><p style='color: #aaa; background: #fff'>pale</p>")
+    assert {complaint.partition("\n")[0] for complaint in complaints(tab)} >= {"image-alt", "color-contrast"}
+    tab.close()
