@@ -6,8 +6,8 @@ imported by their own paths.
 
 from . import marks, owners
 from ._capture import detached
-from ._context import background, backgrounder, current_job, progress, track
-from ._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse
+from ._context import background, backgrounder, current_job, progress, step, track
+from ._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse, Step, Steps, StepState
 from ._middleware import BackgroundMiddleware
 from ._running import Run, RunningJob
 from ._serving import PageParts
@@ -58,6 +58,9 @@ __all__ = [
     "RegistryFull",
     "Run",
     "RunningJob",
+    "Step",
+    "StepState",
+    "Steps",
     "ThreadExecutor",
     "background",
     "backgrounder",
@@ -66,5 +69,6 @@ __all__ = [
     "marks",
     "owners",
     "progress",
+    "step",
     "track",
 ]

@@ -11,12 +11,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from ._capture import ForegroundOutput, current_output, write_late
 from ._frameworks import Surroundings, surroundings, undecorated_views
+from ._jobs import StepState
 from ._running import RunningJob
-from .errors import ConfigurationError
+from .errors import ConfigurationError, JobCancelled
 
 __all__ = [
     "BackgroundRequested",
@@ -25,6 +26,7 @@ __all__ = [
     "backgrounder",
     "current_job",
     "progress",
+    "step",
     "swallower_of",
     "track",
     "warn_of_misplaced",
@@ -114,6 +116,12 @@ class _NoJob(RunningJob):
     def check(self) -> None:
         """Do nothing."""
 
+    def begin_step(self, title: str) -> None:
+        """Do nothing."""
+
+    def end_step(self, number: int, state: StepState) -> None:
+        """Do nothing."""
+
     def __bool__(self) -> bool:
         return False
 
@@ -158,6 +166,49 @@ def track(items: Iterable[_T], message: str = "", *, total: float | None = None)
             job.check()
         yield item
     job.progress(done, total, message)
+
+
+class _StepBlock(contextlib.ContextDecorator):
+    """A block of code, or the calls of a function, as a step of the current job."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._job: RunningJob = _NO_JOB
+        self._number: int | None = None
+
+    def _recreate_cm(self) -> "_StepBlock":  # of a decorated function, each call is a step of its own
+        return _StepBlock(self._title)
+
+    def __enter__(self) -> None:
+        self._job = current_job()
+        self._number = self._job.begin_step(self._title)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._number is not None:
+            cancelled = kind is not None and issubclass(kind, JobCancelled)
+            state = StepState.DONE if kind is None else StepState.CANCELLED if cancelled else StepState.FAILED
+            self._job.end_step(self._number, state)
+
+
+@overload
+def step(title: str) -> _StepBlock: ...
+@overload
+def step(title: Callable[_P, _R]) -> Callable[_P, _R]: ...
+def step(title: str | Callable[_P, _R]) -> _StepBlock | Callable[_P, _R]:
+    """Name a part of the current job: ``with step("Reading rows"):``, or ``@step("Reading rows")`` before a function.
+
+    ``@step`` alone takes the function's name. A step prints its title as a line; its state, its times and its place in
+    the output are in the job's state and on its page. Steps may be within each other and in any thread of the job:
+    :func:`progress` and :func:`track` belong to the innermost one. The beginning is a cancellation point. At most 500
+    steps of a job are listed. Outside a job it does nothing.
+
+    Raises ``ConfigurationError`` for a coroutine or generator function: use ``with`` within it.
+    """
+    if isinstance(title, str):
+        return _StepBlock(title)
+    if inspect.iscoroutinefunction(title) or inspect.isgeneratorfunction(title):
+        raise ConfigurationError(f"@step cannot decorate {title.__qualname__}: use with step(…) within it")
+    return _StepBlock(title.__name__.replace("_", " ").strip().capitalize())(title)
 
 
 def backgrounder(view: Callable[_P, _R]) -> Callable[_P, _R]:

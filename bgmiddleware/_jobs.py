@@ -10,7 +10,19 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any, Self
 
-__all__ = ["Channel", "Job", "JobState", "Priority", "Progress", "RecordedResponse", "key_of", "new_token"]
+__all__ = [
+    "Channel",
+    "Job",
+    "JobState",
+    "Priority",
+    "Progress",
+    "RecordedResponse",
+    "Step",
+    "StepState",
+    "Steps",
+    "key_of",
+    "new_token",
+]
 
 
 class JobState(StrEnum):
@@ -108,6 +120,74 @@ class Progress:
         return min(100.0, max(0.0, 100.0 * self.done / self.total))
 
 
+class StepState(StrEnum):
+    """Where a step of a job is on its way: ``running → done | failed | cancelled``."""
+
+    RUNNING = "running"
+    """It has begun, and not ended."""
+
+    DONE = "done"
+    """It came to its end."""
+
+    FAILED = "failed"
+    """It was left by an exception."""
+
+    CANCELLED = "cancelled"
+    """The job was asked to stop, or ended, before it came to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of a job, which its code names by :func:`bgmiddleware.step`.
+
+    *parent*: the number of the step that it is within, in the order of the steps; None: of none. *begun* and *ended*:
+    milliseconds since the job began. *start* and *end*: offsets in the output.
+    """
+
+    title: str
+    parent: int | None = None
+    state: StepState = StepState.RUNNING
+    begun: int = 0
+    ended: int | None = None
+    start: int = 0
+    end: int | None = None
+    progress: Progress | None = None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the step that a part of a job's document holds. Skips what it does not know."""
+        known = {name: value for name, value in document.items() if name in cls.__dataclass_fields__}
+        known["state"] = StepState(known["state"])
+        if known.get("progress") is not None:
+            known["progress"] = Progress.from_document(known["progress"])
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The steps of a job in the order of their begin: the first 500 are *listed*, and the others counted."""
+
+    listed: tuple[Step, ...] = ()
+    unlisted: int = 0
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the steps that a part of a job's document holds."""
+        return cls(tuple(map(Step.from_document, document["listed"])), int(document["unlisted"]))
+
+    def within(self, state: JobState, ended: int) -> "Steps":
+        """Return the steps of a job in *state*, as they read: where it *ended* then, none of them runs."""
+        if not state.ended or all(step.state is not StepState.RUNNING for step in self.listed):
+            return self
+        listed = (
+            dataclasses.replace(step, state=StepState.CANCELLED, ended=ended)
+            if step.state is StepState.RUNNING
+            else step
+            for step in self.listed
+        )
+        return Steps(tuple(listed), self.unlisted)
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedResponse:
     """The head of the app's response: *status* line and *headers* as the app gave them, hop-by-hop ones left out.
@@ -183,6 +263,8 @@ class Job:
     """The recorded environ; empty when the job has ended."""
     response: RecordedResponse | None = None
     progress: Progress | None = None
+    """How far it says that it is, outside of its steps."""
+    steps: Steps | None = None
     output_end: int = 0
     output_dropped: tuple[int, int] | None = None
     """The range of output bytes that was dropped to stay within the registry's bounds, if any."""
@@ -219,6 +301,15 @@ class Job:
             return self.changed(state=JobState.LOST, reason="never started", ended_at=self.expires_at, expires_at=None)
         return self
 
+    @property
+    def current_progress(self) -> Progress | None:
+        """How far the innermost of its running steps is that says so; else the job."""
+        if self.steps is not None and not self.state.ended:
+            for step in reversed(self.steps.listed):
+                if step.state is StepState.RUNNING and step.progress is not None:
+                    return step.progress
+        return self.progress
+
     def has_expired(self, now: float) -> bool:
         """Whether it ended more than its TTL before *now*."""
         return self.state.ended and self.expires_at is not None and now >= self.expires_at
@@ -249,6 +340,8 @@ class Job:
             known["response"] = RecordedResponse.from_document(known["response"])
         if known.get("progress") is not None:
             known["progress"] = Progress.from_document(known["progress"])
+        if known.get("steps") is not None:
+            known["steps"] = Steps.from_document(known["steps"])
         if known.get("output_dropped") is not None:
             begin, end = known["output_dropped"]
             known["output_dropped"] = int(begin), int(end)
@@ -267,7 +360,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
     **dict.fromkeys(("asked", "groups", "request", "receipt"), (dict,)),
-    **dict.fromkeys(("response", "progress"), (dict, NoneType)),
+    **dict.fromkeys(("response", "progress", "steps"), (dict, NoneType)),
     **dict.fromkeys(("output_end", "body_end"), (int,)),
     "created_at": (int, float),
     "owner": (str, NoneType),

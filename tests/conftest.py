@@ -101,6 +101,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return what ``-n auto`` means: one more than there are cores, since many tests wait for a disk or a process."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Take over from a process of xdist how many tests it left out; each leaves out the same."""
     node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)

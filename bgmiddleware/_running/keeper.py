@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from .._capture import JobOutput, detached
-from .._jobs import Channel, Progress
+from .._jobs import Channel, Progress, Steps
 from ..errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
 from ..registries.base import Registry, StorageFull
 from .keeping import Keeping, Place, keeping_of
@@ -126,6 +126,8 @@ class Keeper:
         self._missing = 0
         self._progress: Progress | None = None
         self._title: str | None = None
+        self._steps: Steps | None = None
+        self._ends_line = True
         self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
         self._begun = time.monotonic()
@@ -170,6 +172,7 @@ class Keeper:
             elif self._dropped_from is None:
                 self._dropped_from = self._given
             self._given += len(data)
+            self._ends_line = data.endswith((b"\n", b"\r"))
             is_due = self._is_quiet or (self._size > _ENOUGH and not self._away and not self._is_told)
             if is_due:
                 self._is_quiet, self._is_told = False, True
@@ -178,20 +181,27 @@ class Keeper:
         elif is_due and not is_keeper and self._place is not None:
             keeping.wake(self._place)
 
+    @property
+    def given(self) -> tuple[int, bool]:
+        """How many bytes it was given, and whether a new line begins there."""
+        with self._changed:
+            return self._given, self._ends_line
+
     def now(self) -> int:
         """Return how many milliseconds it is since the job began."""
         return int(1000 * (time.monotonic() - self._begun))
 
-    def report(self, progress: Progress | None = None, title: str | None = None) -> None:
-        """Take how far the job is, or what it is called now. Raises nothing: progress that is not told is not missed
-        for long."""
+    def report(self, progress: Progress | None = None, title: str | None = None, steps: Steps | None = None) -> None:
+        """Take how far the job is, what it is called now, or which steps it has. Raises nothing: progress that is not
+        told is not missed for long."""
         self._progress, self._title = progress or self._progress, title or self._title
+        self._steps = steps or self._steps
         now = time.monotonic()
         if self._keeping is None or (self._parent and now >= self._tell_at):
             self._tell_at = now + _TELL_EVERY
             self._look()
             # Where it is away the job does not wait for it again soon.
-            if self._progress is not None or self._title is not None:
+            if self._has_news():
                 self._tell_at = now + RENEW_EVERY
 
     def flush(self) -> None:
@@ -246,7 +256,10 @@ class Keeper:
     def _has_told_all(self) -> bool:
         sent = self._send()
         self._look()
-        return sent and self._progress is None and self._title is None
+        return sent and not self._has_news()
+
+    def _has_news(self) -> bool:
+        return any(news is not None for news in (self._progress, self._title, self._steps))
 
     def _has_room(self, data: bytes) -> bool:
         return not self._size or self._size + len(data) <= _ROOM
@@ -356,7 +369,7 @@ class Keeper:
         """Send what there is now; return when there is to be more."""
         sent = False
         try:
-            if self._progress is not None or self._title is not None:
+            if self._has_news():
                 self._look()
             if self._gather():
                 self._pause = _BACK_OFF[0]
@@ -402,12 +415,15 @@ class Keeper:
         now = time.monotonic()
         progress, self._progress = self._progress, None
         title, self._title = self._title, None
+        steps, self._steps = self._steps, None
         is_left = self._parent and self._parent == os.getppid()
         leased = self._registry.shared and now >= self._renew_at and not is_left
         try:
-            if leased or progress is not None or title is not None:
+            if leased or any(news is not None for news in (progress, title, steps)):
                 lease = LEASE if leased else None
-                ok, cancel = self._registry.renew(self._key, self._runner, lease=lease, progress=progress, title=title)
+                ok, cancel = self._registry.renew(
+                    self._key, self._runner, lease=lease, progress=progress, title=title, steps=steps
+                )
                 if leased:
                     self._renew_at = now + RENEW_EVERY
                 if not ok and not self._reclaim():
@@ -423,6 +439,7 @@ class Keeper:
             self._interrupt("its registry has forgotten it")
         except Exception:  # the next look tries again
             self._progress, self._title = self._progress or progress, self._title or title
+            self._steps = self._steps or steps
 
     def _interrupt(self, reason: str) -> None:
         if self._output is not None:

@@ -28,64 +28,25 @@ from .._capture import (
     write_late,
 )
 from .._frameworks import Surroundings, run_within, unwind
-from .._jobs import JobState, Priority, Progress, RecordedResponse
+from .._jobs import JobState, Priority, Progress, RecordedResponse, Steps, StepState
 from .._recording import RecordedRequest, plain_title, replay_environ
 from ..errors import BadOffset, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
 from .failures import log_failed, one_line, raised_in
+from .job import RunningJob
 from .keeper import LEASE, Keeper, patiently
+from .steps import RunningSteps
 from .tee import open_tee
 
-__all__ = ["Run", "RunningJob", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
+__all__ = ["Run", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
 
 _log = logging.getLogger("bgmiddleware")
 
 _LOST_BODY = "part of its response is lost: its registry went back to what it was earlier"
 _TAIL_BYTES = 64 * 1024  # of the output, in which a traceback is looked for
 _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
-
-
-class RunningJob:
-    """The job that the calling code belongs to: see :func:`bgmiddleware.current_job`. Any thread of it may call.
-
-    *key* names it in its registry.
-    """
-
-    def __init__(
-        self,
-        key: str,
-        title: str,
-        check: Callable[[], None],
-        report: Callable[[Progress], None],
-        rename: Callable[[str], None],
-    ) -> None:
-        self.key = key
-        self._title = title
-        self._check = check
-        self._report = report
-        self._rename = rename
-
-    @property
-    def title(self) -> str:
-        """What people call the job. It can be set: the page, the list of jobs and the log say so from then on."""
-        return self._title
-
-    @title.setter
-    def title(self, title: object) -> None:
-        self._title = plain_title(str(title))
-        self._rename(self._title)
-
-    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Say how far the job is: *done* of *total*, and what it is doing. A cancellation point, as :meth:`check`."""
-        self.check()
-        self._report(Progress(done, total, message))
-
-    def check(self) -> None:
-        """Raise :class:`~bgmiddleware.JobCancelled` if the job was asked to stop; call it now and then in a loop that
-        neither prints nor yields. Only the job's own thread is interrupted: in its helper threads this does nothing."""
-        self._check()
 
 
 # Named, since the annotations of a function within a function are evaluated each time.
@@ -160,6 +121,7 @@ class Run:
         self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = f"{self._pid}-{secrets.token_hex(8)}"
         self._keeper = Keeper(registry, key, self._runner, self._reclaim)
+        self._steps = RunningSteps(key, self._keeper.now, self._tell)
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
@@ -185,7 +147,7 @@ class Run:
             self.leave()
             self._context.run(self._run)
         except (JobNotFound, JobExpired):
-            if self._output is None:
+            if self._output is None or self._abandoned:
                 _log.info("job %s is gone", self.key[:8])
             else:
                 _say("job %s ran, but its registry has lost its record: %s", self.key[:8], one_line(self.title))
@@ -280,12 +242,15 @@ class Run:
             keeper.store,
             write_late("stdout"),
             write_late("stderr"),
-            job=RunningJob(self.key, self.title, self._check, self._report, self._call_it),
+            job=RunningJob(
+                self.key, self.title, self._check, self._report, self._call_it, self._begin_step, self._end_step
+            ),
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
             tee=tee,
         )
         output.begin()
+        self._steps.belong()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
         state, reason = JobState.FAILED, "its runner failed"
@@ -446,8 +411,28 @@ class Run:
     def _report(self, progress: Progress) -> None:
         if self._output is None or os.getpid() != self._pid:
             return  # a forked child has a copy of the registry, which nobody looks at
+        self._steps.report(progress)
+
+    def _tell(self, progress: Progress | None, steps: Steps | None) -> None:
+        assert self._output is not None  # noqa: S101  # who calls has looked
         with self._output.held():
-            self._keeper.report(progress)
+            self._keeper.report(progress, steps=steps)
+
+    def _begin_step(self, title: str) -> int | None:
+        output, title = self._output, plain_title(title)
+        if output is None or os.getpid() != self._pid:
+            return None
+        output.drain(_LAST_DRAIN)
+        begin, is_new_line = self._keeper.given
+        output.note(f"{'' if is_new_line else chr(10)}{'  ' * self._steps.depth}▸ {title}\n")
+        return self._steps.begin(title, begin if is_new_line else begin + 1)
+
+    def _end_step(self, number: int, state: StepState) -> None:
+        output = self._output
+        if output is None or output.job is None or os.getpid() != self._pid:
+            return
+        output.drain(_LAST_DRAIN)
+        self._steps.end(number, state, self._keeper.given[0])
 
     def _call_it(self, title: str) -> None:
         self.title = title

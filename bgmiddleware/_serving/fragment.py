@@ -47,7 +47,7 @@ def answer_fragment(visit: Visit, job: Job) -> Answer:
 def _fragment(environ: Mapping[str, Any], job: Job, page: str) -> str:
     said = assets.words(assets.language_of(environ.get("HTTP_ACCEPT_LANGUAGE")))
     look = look_of(job)
-    percent = job.progress.percent if job.progress is not None else None
+    percent = job.current_progress.percent if job.current_progress is not None else None
     note = job.reason if job.state.ended else "" if percent is None else f"{percent:.0f} %"
     if look == "refused" and job.response is not None:
         note = job.response.status

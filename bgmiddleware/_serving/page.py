@@ -102,7 +102,8 @@ def _hidden(is_so: bool) -> Markup:
 def _percent(job: Job) -> Markup:
     """Return the attributes of the progress bar; without a value it says that something goes on, so it is hidden at the
     end of a job of which nobody knows how far it came."""
-    percent = 100.0 if job.state is JobState.FINISHED else job.progress.percent if job.progress else None
+    progress = job.current_progress
+    percent = 100.0 if job.state is JobState.FINISHED else progress.percent if progress else None
     if percent is None:
         return _hidden(job.state.ended)
     return Markup(f' value="{percent:.1f}"')
@@ -195,10 +196,10 @@ def _note(visit: Visit, job: Job, said: Mapping[str, str]) -> str:
     unseen = visit.no_worker_for(job)
     if unseen is not None:
         return said["no_worker"].format(time=f"{unseen:.0f} s")
-    if job.progress is None:
+    if job.current_progress is None:
         return ""
-    of = "" if job.progress.total is None else f" {said['of']} {_count(job.progress.total)}"
-    return f"{job.progress.message} {_count(job.progress.done)}{of}".strip()
+    of = "" if job.current_progress.total is None else f" {said['of']} {_count(job.current_progress.total)}"
+    return f"{job.current_progress.message} {_count(job.current_progress.done)}{of}".strip()
 
 
 def _count(number: float) -> str:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from .._jobs import Job, JobState
+from .._jobs import Job, JobState, Progress, Steps
 from .problems import Answer
 from .visit import Visit, about
 
@@ -12,7 +12,7 @@ __all__ = ["answer_status", "status_answer", "status_document"]
 
 def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     """Return what scripts are told of a job: instants in seconds since the epoch, durations in seconds, bytes."""
-    progress = job.progress
+    progress = job.current_progress
     dropped = job.output_dropped
     here = visit.link()
     return {
@@ -20,14 +20,8 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "title": job.title,
         "state": job.state.value,
         "reason": job.reason,
-        "progress": None
-        if progress is None
-        else {
-            "done": progress.done,
-            "total": progress.total,
-            "percent": progress.percent,
-            "message": progress.message,
-        },
+        "progress": None if progress is None else _progress(progress),
+        **_steps(job),
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.ended_at,
@@ -47,6 +41,34 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
             "cancel": here,
         },
     }
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    return {
+        "done": progress.done,
+        "total": progress.total,
+        "percent": progress.percent,
+        "message": progress.message,
+    }
+
+
+def _steps(job: Job) -> dict[str, Any]:
+    """Return the steps of a job in the order of their begin, and how many more there are."""
+    steps = (job.steps or Steps()).within(job.state, int(1000 * job.elapsed(0.0)))
+    listed = [
+        {
+            "title": step.title,
+            "parent": step.parent,
+            "state": step.state.value,
+            "begun": step.begun / 1000,
+            "ended": None if step.ended is None else step.ended / 1000,
+            "start": step.start,
+            "end": step.end,
+            "progress": None if step.progress is None else _progress(step.progress),
+        }
+        for step in steps.listed
+    ]
+    return {"steps": listed, "steps_unlisted": steps.unlisted}
 
 
 def _stopping(visit: Visit, job: Job) -> float | None:

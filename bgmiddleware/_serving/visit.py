@@ -104,13 +104,14 @@ class Site:
 
     def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
         """Return what a request about *token* needs, with the owner that it proves."""
-        return self.visit_by(self._owners(environ), environ, token)
-
-    def visit_by(self, owners: Collection[str], environ: Mapping[str, Any], token: str) -> "Visit":
-        """The same for *owners* that are known already: to prove them again may cost a signature."""
         query = environ.get("QUERY_STRING")
         parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
-        return Visit(self, environ, token, key_of(token), owners, parameters)
+        return Visit(self, environ, token, key_of(token), self._owners(environ), parameters)
+
+    def started_visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
+        """Return the visit of a client whose request just started the job. Nobody asks any more whether it is his, and
+        its query is the app's, whatever that calls its parameters."""
+        return Visit(self, environ, token, key_of(token), (), {})
 
     def _owners(self, environ: Mapping[str, Any]) -> list[str]:
         """Return whose jobs the client may see that has their tokens."""
@@ -323,8 +324,8 @@ def _told(answer: Answer, seconds: float) -> Answer:
 def job_headers(job: Job) -> Headers:
     """Return what every answer says of its job, for scripts."""
     headers = [("Job-State", job.state.value)]
-    if job.progress is not None and job.progress.percent is not None:
-        headers.append(("Job-Progress", f"{job.progress.percent:.1f}"))
+    if job.current_progress is not None and job.current_progress.percent is not None:
+        headers.append(("Job-Progress", f"{job.current_progress.percent:.1f}"))
     return tuple(headers)
 
 

@@ -348,7 +348,7 @@ class Starter:
         is_joined: bool,
     ) -> Answer:
         """Say where the job is, or what it answered in time."""
-        visit = self.site.visit_by((), environ, token)  # nobody asks any more whether it is his
+        visit = self.site.started_visit(environ, token)
         if promote_after and visit.preferred_wait is None:
             job = self.patience.hold(visit, job, promote_after)
             return untouched(visit, job) if job.state.ended else visit.linked(self._started(visit, job, *cookie))

@@ -11,9 +11,11 @@ import signal
 from collections.abc import Sequence
 from typing import Any, cast
 
-from redis import Redis
+from redis import Connection, ConnectionPool, Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.connection import parse_url
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from rq import Queue, Worker
 from rq.exceptions import NoSuchJobError
@@ -24,6 +26,7 @@ from rq.job import JobStatus
 from .._capture import Outlet
 from .._jobs import Priority
 from ..errors import ConfigurationError
+from ..registries._redis.link import is_elsewhere
 from ._engines.engine import EngineExecutor, no_answer, too_many
 from ._engines.sites import Site, Unloaded
 from ._engines.worker import run_message
@@ -63,7 +66,7 @@ class RQExecutor(EngineExecutor):
         super().__init__(queue=queue, max_pending=max_pending, grace=grace)
         self._url = url
         # Silent retries push twice, and no client shall wait for a Redis that hangs.
-        self._client = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+        self._client = _client(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
         self._queues = {priority: self._queue(priority) for priority in Priority}
 
     def _queue(self, priority: Priority) -> Queue:
@@ -118,7 +121,7 @@ class RQExecutor(EngineExecutor):
         worker = _Worker(
             [queue.name for queue in self._queues.values()],  # it takes from them in this order
             chosen.name,
-            connection=Redis.from_url(self._url),
+            connection=_client(self._url),
             serializer="json",
             job_monitoring_interval=_LOOK_EVERY,
             log_job_description=False,
@@ -126,6 +129,28 @@ class RQExecutor(EngineExecutor):
         worker.site = site
         worker.grace = self.grace
         worker.work(burst=chosen.burst)
+
+
+def _client(url: str, **options: Any) -> Redis:
+    """Return a client that leaves a server which is no primary any more.
+
+    After a fail-over behind one address, the connections that are open lead to the old primary, now a replica: it
+    answers, and refuses to write. For RQ's worker that would be the end, while it survives a broken connection.
+    """
+    options = {**parse_url(url), **options}  # type: ignore[no-untyped-call]
+    kind: Any = options.pop("connection_class", Connection)
+
+    class ToPrimary(kind):  # type: ignore[misc]
+        def read_response(self, *arguments: Any, **named: Any) -> Any:
+            try:
+                return super().read_response(*arguments, **named)
+            except ResponseError as error:
+                if not is_elsewhere(error):
+                    raise
+                self.disconnect()
+                raise RedisConnectionError(str(error).rstrip(".")) from error
+
+    return Redis(connection_pool=ConnectionPool(ToPrimary, **options))
 
 
 def refuse() -> None:

@@ -3,7 +3,7 @@ here, and writes down what it was told; that nothing comes in between is its own
 
 from collections.abc import Collection, Iterable, Mapping
 
-from .._jobs import Job, JobState, Progress
+from .._jobs import Job, JobState, Progress, Steps
 from ..errors import BadOffset
 from .base import Transition
 
@@ -84,6 +84,7 @@ def renewed(
     lease: float | None,
     progress: Progress | None,
     title: str | None,
+    steps: Steps | None,
     pending_ttl: float,
 ) -> Job | None:
     """Return the job with a lease that counts from *now*; None where it is not the runner's.
@@ -98,7 +99,12 @@ def renewed(
     if job.state is not JobState.RUNNING or job.runner != runner:
         return None
     until = job.lease_expires_at if lease is None else now + lease
-    return job.changed(lease_expires_at=until, progress=progress or job.progress, title=title or job.title)
+    return job.changed(
+        lease_expires_at=until,
+        progress=progress or job.progress,
+        title=title or job.title,
+        steps=steps or job.steps,
+    )
 
 
 def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:

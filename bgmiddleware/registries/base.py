@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from .._ground.numbers import check_count, check_positive
-from .._jobs import Channel, Job, JobState, Progress, RecordedResponse
+from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
 from ..errors import RegistryError
 from ._times import MOST as MOST_TIMES
 
@@ -243,9 +243,10 @@ class Registry(ABC):
         lease: float | None = None,
         progress: Progress | None = None,
         title: str | None = None,
+        steps: Steps | None = None,
     ) -> Renewal:
-        """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is, and what it is called
-        from now on.
+        """Extend the claim of *runner* by *lease* seconds from now, and say how far the job is, what it is called from
+        now on, and which steps it has.
 
         A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
         no runner: with none, this says that the job is admitted, and may wait for *lease* seconds, if it does not wait

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from .._ground.numbers import check_positive
-from .._jobs import Channel, Job, JobState, Progress
+from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import (
     BadOffset,
     Fenced,
@@ -216,6 +216,7 @@ class MemoryRegistry(Registry):
         lease: float | None = None,
         progress: Progress | None = None,
         title: str | None = None,
+        steps: Steps | None = None,
     ) -> Renewal:
         with self._lock:
             record = self._find(key)
@@ -227,6 +228,7 @@ class MemoryRegistry(Registry):
                 lease=lease,
                 progress=progress,
                 title=title,
+                steps=steps,
                 pending_ttl=self.pending_ttl,
             )
             if job is not None:

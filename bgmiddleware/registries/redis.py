@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection
 from typing import ClassVar
 
 from .._ground.numbers import check_positive
-from .._jobs import Channel, Job, JobState, Progress
+from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
 from ._redis.index import LINGER, Index
@@ -184,6 +184,7 @@ class RedisRegistry(Registry):
         lease: float | None = None,
         progress: Progress | None = None,
         title: str | None = None,
+        steps: Steps | None = None,
     ) -> Renewal:
         def renewed(stored: Stored) -> Job | None:
             return changes.renewed(
@@ -193,6 +194,7 @@ class RedisRegistry(Registry):
                 lease=lease,
                 progress=progress,
                 title=title,
+                steps=steps,
                 pending_ttl=self.pending_ttl,
             )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from typing import ClassVar, TypeVar
 
 from .._ground.numbers import check_positive
-from .._jobs import Channel, Job, JobState, Progress
+from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import (
     Fenced,
     JobExists,
@@ -216,6 +216,7 @@ class SpoolRegistry(Registry):
         lease: float | None = None,
         progress: Progress | None = None,
         title: str | None = None,
+        steps: Steps | None = None,
     ) -> Renewal:
         with self._store.changing() as change:
             row = self._find(change.database, key)
@@ -227,9 +228,10 @@ class SpoolRegistry(Registry):
                 lease=lease,
                 progress=progress,
                 title=title,
+                steps=steps,
                 pending_ttl=self.pending_ttl,
             )
-            if job is not None and (lease is not None or progress is not None or title is not None):
+            if job is not None and any(news is not None for news in (lease, progress, title, steps)):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
                 table.store(change.database, row, job, self._store.files(row).kept())
                 self._keep_max_bytes(change, row)

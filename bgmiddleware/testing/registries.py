@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse, key_of
+from .._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse, Step, Steps, StepState, key_of
 from ..errors import (
     BadOffset,
     ConfigurationError,
@@ -1304,6 +1304,15 @@ class RegistryContract:
         registry.renew(KEY, RUNNER, progress=Progress(0.5))
         registry.finish(KEY, RUNNER, JobState.FINISHED)
         assert registry.get(KEY).progress == Progress(0.5)
+
+    def test_steps_are_stored_and_stay_until_there_are_newer(self, registry: Registry) -> None:
+        running(registry)
+        parts = (Step("Lesen ☃", None, StepState.DONE, 0, 1500, 0, 80), Step("x", 0, begun=7, progress=Progress(1, 2)))
+        assert registry.renew(KEY, RUNNER, steps=Steps(parts[:1])).ok
+        assert registry.renew(KEY, RUNNER, steps=Steps(parts, 3)).ok
+        assert registry.renew(KEY, RUNNER).ok
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert registry.get(KEY).steps == Steps(parts, 3)
 
     def test_a_running_job_can_be_called_otherwise(self, registry: Registry) -> None:
         running(registry)

@@ -81,7 +81,7 @@ def test_each_example_of_mounting_runs_a_report_in_the_background(section: str, 
 
 def test_the_decorators_do_what_is_said_of_them(tmp_path: Path) -> None:
     report, count = run(tmp_path, example("Mark slow requests"), ["/report", "/count"])
-    assert report["log"].splitlines() == [f"row {row}" for row in range(100)]
+    assert report["log"].splitlines() == ["▸ Reading rows"] + [f"row {row}" for row in range(100)]
     assert report["result"] == "100 rows\n"
     assert count["log"] == "This is in the job's output too.\n"
     assert count["result"] == '{"counted": 1000}'

@@ -98,7 +98,7 @@ def nothing() -> None:
 
 
 def workers() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("bgmiddleware-")}
+    return {thread for thread in threading.enumerate() if re.fullmatch("bgmiddleware-[0-9]+", thread.name)}
 
 
 def test_constructing_starts_nothing(make):

@@ -7,6 +7,7 @@ between two signs of life. ``SITE_WORKERS``: how many run at a time. A view that
 ``SITE_DIRECTORY``. Each response says in ``Worker`` which process gave it.
 """
 
+import gc
 import json
 import os
 import random
@@ -99,7 +100,20 @@ def _flood(query: str) -> str:
     return f"{size} bytes"
 
 
+def _dropped(query: str) -> str:
+    """Whether a job of this process printed what is kept nowhere, since its registry is away."""
+    keepers = [thing for thing in gc.get_objects() if isinstance(thing, keeper.Keeper)]
+    return "yes" if any(map(_has_dropped, keepers)) else "no"
+
+
+def _has_dropped(it: keeper.Keeper) -> bool:
+    with it._changed:
+        waiting = b"".join((it._chunk, *(data for data, _ in it._waiting)))
+        return it._dropped_from is not None or b"could not be stored" in waiting
+
+
 _VIEWS = {
+    "/dropped": _dropped,
     "/x/flood": _flood,
     "/x/lines": _lines,
     "/x/large": _large,

@@ -800,12 +800,12 @@ def test_groups_whose_names_are_no_text_are_told_apart(registry: RedisRegistry) 
 
 
 def test_a_long_wait_is_no_silence_that_breaks_its_connection(make: Make, server: Any) -> None:
-    registry = make(timeout=0.2)
+    registry = make(timeout=4.0)  # no command takes that long on a busy machine
     running(registry)
     registry.wait(KEY, 0, 0.01)
-    before = server.info("stats")["total_connections_received"]
-    assert registry.wait(KEY, 0, 0.5).state is JobState.RUNNING
-    assert server.info("stats")["total_connections_received"] == before
+    before = {client["id"] for client in server.client_list()}
+    assert registry.wait(KEY, 0, 6.0).state is JobState.RUNNING
+    assert {client["id"] for client in server.client_list()} <= before, "one broke, and another took its place"
 
 
 def test_an_expired_key_that_comes_again_comes_last(make: Make, clock: Clock) -> None:

@@ -168,6 +168,8 @@ def test_a_redis_server_that_is_away_for_a_while(
                 assert_away(server.request("GET", f"{target}&_view={view}"))
             assert_away(server.request("DELETE", target))
         assert_away(server.request("POST", "/x/count?1"))
+        # Until its keeper comes to look, the job's output waits where it was printed, and none of it is missing.
+        server.until(lambda reply: reply.text == "yes\n", "GET", "/dropped")
         mend(redis)
         (tmp_path / "free").touch()
         assert 0 < missing_of(server, target) < len(FLOOD) - ROOM

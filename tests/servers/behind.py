@@ -1,13 +1,13 @@
 """What the tests behind proxies share: a server that is asked through one, and the rows that it must pass."""
 
 import contextlib
-import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
-from tests.kit.processes import LONG, TRIES, Server
+from tests.kit.processes import LONG, Server
 from tests.servers import conformance
 from tests.servers.conformance import opened, waiting
 
@@ -46,11 +46,13 @@ ROWS = (
 
 def is_up(port: int, process: "subprocess.Popen[Any]", log: Path) -> None:
     """Wait until a proxy takes connections."""
-    for _ in range(TRIES):
+    until = time.monotonic() + LONG
+    while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LONG):
             return
         assert process.poll() is None, log.read_text()
-        os.sched_yield()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.02)  # between two looks, as there is nothing to wait for
 
 
 def outlives_patience(hasty: Behind, gate: str) -> None:

@@ -182,6 +182,12 @@ def test_a_script_gets_the_state_with_202(client: Client, headers: dict[str, str
         assert reply["Preference-Applied"] == "respond-async"
 
 
+@pytest.mark.parametrize("query", ["_every=soon", "_wait=-1", "_offset=x", "_view=nothing", "_every=&_every=nan"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_the_query_of_a_request_that_starts_a_job_is_the_apps_alone(site, method: str, query: str) -> None:
+    assert InProcess(site).request(method, f"/slow?{query}", prefer="respond-async").status == 202
+
+
 @pytest.mark.parametrize("accept", ["*/*", "text/html,application/xml;q=0.9,*/*;q=0.8", "text/plain", "image/png", "("])
 def test_everybody_else_gets_a_redirect(client: Client, accept: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starter, "_LONGEST_WAIT", 0.0)  # a client that takes images only waits for the response itself

@@ -190,7 +190,8 @@ async function look() {
 }
 
 function interval() {
-  const calm = Math.max(pace, Math.min(5, pace * 1.3 ** quiet), document.hidden ? 5 : 0);
+  // What takes a few seconds is not to seem longer.
+  const calm = Math.max(pace, Math.min(5, pace * 1.3 ** (quiet - 4)), document.hidden ? 5 : 0);
   return calm * (0.9 + Math.random() / 5);
 }
 

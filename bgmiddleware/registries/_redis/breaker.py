@@ -1,5 +1,6 @@
 """A circuit breaker: while a server hangs, one thread waits for it, and all other calls fail at once."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from contextvars import Context
@@ -43,5 +44,6 @@ class Breaker:
     def _watch(self) -> None:
         while not self._ended.is_set() and not self._probe():
             self._ended.wait(_PAUSE)
-        self._on_close()
+        with contextlib.suppress(Exception):  # whatever it is, no call may be refused for ever
+            self._on_close()
         self.is_open = False
