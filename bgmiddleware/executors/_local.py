@@ -34,9 +34,9 @@ class LocalExecutor(Executor):
     """Runs up to *max_workers* jobs at a time, each in a thread of this process named ``bgmiddleware-N``.
 
     The threads start when jobs need them, and again after a fork. Up to *max_pending* jobs wait, higher priorities
-    first; beyond that ``submit`` raises ``QueueFull``. A job that waits for its group, because as many jobs of the group
-    are queued or running as may run, takes none of these places; each group has a limited number of places of its own.
-    When the process ends, running jobs get *drain* seconds.
+    first; beyond that ``submit`` raises ``QueueFull``. A job that waits for its group, because as many jobs of the
+    group are queued or running as may run, takes none of these places; each group has places of its own. When the
+    process ends, running jobs get *drain* seconds.
     """
 
     keeps_queue = True
