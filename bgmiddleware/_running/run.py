@@ -104,7 +104,7 @@ class Run:
     ) -> None:
         self.key = key
         self.priority = priority
-        self.groups = {} if groups is None else groups
+        self.groups: Mapping[str, int] = {} if groups is None else groups
         self.registry = registry
         self._work = work
         self._context = context

@@ -5,8 +5,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from webob import Request
-
+from .._ground.webob import Request
 from .._jobs import Job
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .asked import asks_with_other_credentials, kept_of

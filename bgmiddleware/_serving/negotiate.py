@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from webob.acceptparse import create_accept_header
+from .._ground.webob import create_accept_header
 
 __all__ = ["View", "by_script", "choose", "means_result", "names_json", "parsed", "saves", "wants_html"]
 

@@ -19,7 +19,7 @@ class DjangoClient(Client):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, application: WSGIApplication, **options: Any) -> None:
         super().__init__(raise_request_exception=False, **options)
-        self.handler = _Handler(application)
+        self.handler: Any = _Handler(application)
 
 
 class _Handler:
