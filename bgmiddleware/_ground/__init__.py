@@ -1,2 +1,2 @@
 """Small helpers that every room may use: check numbers, load an object by its name, wait for a descriptor, read
-``Prefer``, and import WebOb quietly. They know nothing of jobs."""
+``Prefer``, screen requests, call methods weakly, and import WebOb quietly. They know nothing of jobs."""
