@@ -33,8 +33,8 @@ try:
     from rq.job import JobStatus
 
     from ..registries._redis.link import is_elsewhere
-except ImportError as error:
-    raise ImportError("RQExecutor needs the extra rq: pip install 'bgmiddleware[rq]'") from error
+except ImportError as _error:
+    raise ImportError("RQExecutor needs the extra rq: pip install 'bgmiddleware[rq]'") from _error
 
 __all__ = ["RQExecutor"]
 
