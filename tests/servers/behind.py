@@ -55,14 +55,15 @@ def is_up(port: int, process: "subprocess.Popen[Any]", log: Path) -> None:
         time.sleep(0.02)  # between two looks, as there is nothing to wait for
 
 
-def outlives_patience(hasty: Behind, gate: str) -> None:
-    """A follower of a quiet job gets signs of life, so that a proxy which waits for two seconds only waits on."""
+def outlives_patience(hasty: Behind, gate: str, signs: int = 14) -> None:
+    """A follower of a quiet job gets signs of life, one in 0.2 seconds, so that an impatient proxy waits on: for longer
+    than its patience, if *signs* are so many."""
     target = waiting(hasty, gate)
     text = ""
     with hasty.stream("GET", target) as (status, _, chunks):
         assert status == 200
         for chunk in chunks:
             text += chunk.decode()
-            if text.count("\r") >= 14:  # one in 0.2 seconds
+            if text.count("\r") >= signs:
                 opened(hasty, gate)
     assert text.replace("\r", "") == "begun\nended\n"

@@ -29,7 +29,7 @@ LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
 LoadModule proxy_module /usr/lib/apache2/modules/mod_proxy.so
 LoadModule proxy_http_module /usr/lib/apache2/modules/mod_proxy_http.so
 ProxyPass /site/ http://127.0.0.1:{upstream}/ timeout=120
-ProxyPass /hasty/ http://127.0.0.1:{upstream}/ timeout=2
+ProxyPass /hasty/ http://127.0.0.1:{upstream}/ timeout=5
 """
 HAPROXY = """
 global
@@ -48,7 +48,7 @@ backend site
     http-request replace-path /site(/.*) \\1
     server web 127.0.0.1:{upstream}
 backend hasty
-    timeout server 2s
+    timeout server 5s
     http-request replace-path /hasty(/.*) \\1
     server web 127.0.0.1:{upstream}
 """
@@ -99,4 +99,4 @@ def test_a_row_of_the_kit_passes_behind_it(site: Behind, row: Callable[[Server],
 
 
 def test_a_quiet_job_outlives_its_patience(site: Behind) -> None:
-    outlives_patience(Behind(site, site.port, "/hasty"), "quiet")
+    outlives_patience(Behind(site, site.port, "/hasty"), "quiet", signs=30)
