@@ -20,6 +20,7 @@ from ..errors import (
     RegistryFull,
 )
 from . import _changes as changes
+from ._memory.heap import give_back
 from ._memory.logs import Log, Spool
 from ._steady import SteadyClock
 from ._times import MOST as MOST_TIMES
@@ -30,6 +31,7 @@ __all__ = ["MemoryRegistry"]
 
 _LOOK_EVERY = 0.25
 _EVICT_EVERY = 1.0
+_MUCH = 4 * 1024 * 1024  # bytes of forgotten jobs, that are worth to be given back to the system
 _EVICT_AT_ONCE = 10  # each may be two files to remove, and the others wait
 
 
@@ -80,6 +82,7 @@ class MemoryRegistry(Registry):
         self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
         self._bytes = 0
+        self._freed = 0  # since memory was given back
         self._evicted_at = self._noticed_at = float("-inf")
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
@@ -283,7 +286,13 @@ class MemoryRegistry(Registry):
 
     def evict(self, limit: int = 1000) -> Evicted:
         with self._lock:
-            return self._evict(self._notice_the_time(), limit)
+            evicted = self._evict(self._notice_the_time(), limit)
+            is_much = self._freed >= _MUCH and evicted.evicted < limit
+            if is_much:
+                self._freed = 0
+        if is_much:
+            give_back()
+        return evicted
 
     def close(self) -> None:
         with self._lock:
@@ -396,6 +405,7 @@ class MemoryRegistry(Registry):
             del self._names[record.job.name]
         for log in record.logs.values():
             self._bytes -= log.stored
+            self._freed += log.stored
             log.remove()
         if record.times is not None:
             self._bytes -= record.times.stored
