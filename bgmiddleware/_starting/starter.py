@@ -44,7 +44,7 @@ from ..errors import (
     RegistryError,
     RegistryFull,
 )
-from ..registries.base import END
+from ..registries.base import END, SHORT
 from .early import Patience, is_early_answer
 from .joining import Asking, Beginnings, asking, asking_again
 from .options import Limits, Priorities
@@ -376,10 +376,15 @@ class Starter:
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
         if must_hold:
             job = job.changed(process=self.waiting.process)
-        job = registry.add(job, lease=lease) if lease is not None else registry.add(job)
+        leased = {} if lease is None else {"lease": lease}
+        is_short = request is not None and 0 < request.size <= SHORT
+        if request is not None and is_short:
+            job = registry.add_request(job, b"".join(request.chunks()), **leased)
+        else:
+            job = registry.add(job, **leased)
         try:
             offset = 0
-            for chunk in request.chunks() if request else ():
+            for chunk in request.chunks() if request and not is_short else ():
                 offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
             begun = run(job)
             if must_hold:
