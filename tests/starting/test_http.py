@@ -457,6 +457,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
     assert receipt.pop("run_time") == pytest.approx(document["ended_at"] - document["started_at"])
     assert receipt.pop("queue_wait") == pytest.approx(document["started_at"] - document["created_at"])
     assert receipt.pop("cpu_time") >= 0
+    assert receipt.pop("steps") == []
     assert receipt == {}
     for name in ("created_at", "started_at", "ended_at"):
         assert isinstance(document.pop(name), float)
