@@ -194,6 +194,8 @@ def _due(locations: dict[str, str], options: argparse.Namespace) -> None:
             for number in range(options.due):
                 registry.request_cancel(registry.add(Job(key_of(f"{name} old {number}"), "old")).key)
             _Clock.later = 2 * _HOUR
+            registry.leave_house()
+            registry.tidy_every = 0.01  # from the next start on
             took = [_timed(registry.add, Job(key_of(f"{name} {number}"), "new")) for number in range(200)]
             middle, most = (1000 * seconds for seconds in (median(took), max(took)))
             judged = _judged("spool", middle, _MOST_DUE)

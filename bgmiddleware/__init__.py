@@ -7,6 +7,7 @@ imported by their own paths.
 from . import marks, owners
 from ._capture import detached
 from ._context import background, backgrounder, current_job, progress, step, track
+from ._ground import version as _version
 from ._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse, Step, Steps, StepState
 from ._middleware import BackgroundMiddleware
 from ._running import Run, RunningJob
@@ -30,6 +31,8 @@ from .executors.base import Executor
 from .executors.thread import ThreadExecutor
 from .registries.base import Registry
 from .registries.memory import MemoryRegistry
+
+__version__ = _version.VERSION
 
 __all__ = [
     "BackgroundError",

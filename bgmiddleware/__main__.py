@@ -1,12 +1,14 @@
 """``python -m bgmiddleware``: serve an app, work for RQ or Celery, look at jobs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from ._commands.jobs import add_jobs_command, run_jobs_command
 from ._commands.serve import add_serve_command, run_serve_command
 from ._commands.work import add_work_command, run_work_command
+from ._ground.version import VERSION
 
 __all__ = ["main"]
 
@@ -20,12 +22,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bgmiddleware", description=__doc__)
+    parser = argparse.ArgumentParser(prog=_name(), description=__doc__)
+    parser.add_argument("--version", action="version", version=f"bgmiddleware {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     add_serve_command(commands)
     add_work_command(commands)
     add_jobs_command(commands)
     return parser
+
+
+def _name() -> str:
+    """Return what the command is called by: its script, or Python."""
+    name = os.path.basename(sys.argv[0])
+    return name if name.startswith("bgmiddleware") else "python -m bgmiddleware"
 
 
 if __name__ == "__main__":

@@ -324,7 +324,11 @@ class Job:
 
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
-        return dataclasses.asdict(self)
+        document = {name: getattr(self, name) for name in _SETTERS}
+        for name in ("response", "progress", "steps"):
+            if document[name] is not None:
+                document[name] = dataclasses.asdict(document[name])
+        return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:

@@ -127,9 +127,9 @@ class BackgroundMiddleware:
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
         check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground)
         check_pair(dashboard, authorize)
-        self.app = _unwrapped(app)
-        self.registry = MemoryRegistry() if registry is None else registry
-        self.executor = ThreadExecutor() if executor is None else executor
+        self.app: WSGIApplication = _unwrapped(app)
+        self.registry: Registry = MemoryRegistry() if registry is None else registry
+        self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
         self._site = Site(
             self.registry,

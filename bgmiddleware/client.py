@@ -62,7 +62,7 @@ class JobClient:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url = {url!r}: expected http://… or https://…")
         self.url = url
-        self.headers = dict(headers or {})
+        self.headers: dict[str, str] = dict(headers or {})
         self.patience = patience
 
     @classmethod

@@ -11,9 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from webob.cookies import SignedSerializer, make_cookie
-from webob.request import BaseRequest
-
+from ._ground.webob import BaseRequest, SignedSerializer, make_cookie
 from .errors import ConfigurationError
 
 __all__ = ["CookieOwner", "Owner", "Proof", "cookie", "guest", "header", "remote_user"]

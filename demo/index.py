@@ -145,9 +145,12 @@ class Mounts:
     def __init__(self, demos: Iterable[Demo] = DEMOS) -> None:
         self._apps = {demo: demo.load() for demo in demos}
         self._mounted = {demo.prefix: app for demo, app in self._apps.items() if app is not None}
+        self._begin_elsewhere = {demo.prefix for demo in self._apps if demo.start}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         prefix, slash, rest = environ.get("PATH_INFO", "").lstrip("/").partition("/")
+        if prefix in self._begin_elsewhere and slash and not rest:
+            return _answer(start_response, "302 Found", "", ("Location", "../"))  # there is nothing but what it starts
         if prefix in self._mounted and slash:
             shift_path_info(environ)
             return self._mounted[prefix](environ, start_response)
@@ -156,7 +159,10 @@ class Mounts:
         if prefix == "source" and any(rest == demo.source for demo in self._apps):
             return _answer(start_response, "200 OK", (HERE / rest).read_text("utf-8"))
         if prefix:
-            return _answer(start_response, "404 Not Found", "There is no such page. The demos are listed at /\n")
+            html_type = ("Content-Type", "text/html; charset=utf-8")
+            return _answer(
+                start_response, "404 Not Found", UNKNOWN.substitute(up="../" * f"{slash}{rest}".count("/")), html_type
+            )
         page = PAGE.substitute(demos="".join(self._cards(environ)))
         return _answer(start_response, "200 OK", page, ("Content-Type", "text/html; charset=utf-8"))
 
@@ -192,6 +198,14 @@ def _answer(start_response: Callable[..., Any], status: str, text: str, *headers
 
 
 NEEDS = "<p><strong>needs <code>pip install bgmiddleware[demo]</code></strong></p>"
+
+UNKNOWN = Template("""<!DOCTYPE html>
+<html lang="en">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>No such page</title>
+<h1>No such page</h1>
+<p><a href="${up}./">All demos</a></p>
+""")
 
 CARD = Template("""<article>
 <div>

@@ -60,6 +60,28 @@ def patient(_without_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"bgmiddleware._starting.early.{name}", 120.0)
 
 
+@pytest.fixture(autouse=True)
+def _without_housekeeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no thread evict by time: a test says when, unless it is of ``housekeeping``."""
+    base = importlib.import_module("bgmiddleware.registries.base")
+    monkeypatch.setattr(base, "house", _NoHouse)
+
+
+class _NoHouse:
+    def take(self, registry: Any, seconds: float) -> None:
+        pass
+
+    def leave(self, registry: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def housekeeping(_without_housekeeping: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it do so."""
+    house = importlib.import_module("bgmiddleware.registries._housekeeping").house
+    monkeypatch.setattr("bgmiddleware.registries.base.house", house)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--everything", action="store_true", help="also run tests that need servers, engines, browsers or real time"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..errors import JobCancelled
 from ._files import Outlet, OutputFile
-from ._pieces import pieces_of
+from ._pieces import both, decoded, pieces_of
 from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
 __all__ = ["ForegroundOutput", "JobOutput", "Output"]
@@ -198,7 +198,7 @@ class JobOutput:
         self.job: Any = job
         self.takes_logging = takes_logging
         self.takes_children = takes_children
-        self._store = store if tee is None else _both(store, tee)
+        self._store = store if tee is None else both(store, tee)
         self._late = late_out, late_err
         # Guards the order in which things are stored, and the file. Its owner may come again, by a signal handler or a
         # __del__ in the midst of storing: _busy tells it so.
@@ -546,7 +546,7 @@ class JobOutput:
                 self._close_pipe()
             finally:
                 self._file = self._pipe = None
-                self._store = self._store_late
+                self._store = decoded(self._late[0])
         self._look_again()
 
     def _close_pipe(self) -> None:
@@ -558,9 +558,6 @@ class JobOutput:
         if pipe is not None:
             collector.ring()
 
-    def _store_late(self, data: bytes) -> None:
-        self._late[0](data.decode("utf-8", "backslashreplace"))
-
     def after_fork(self, stdout: tuple[int, int] | None) -> None:
         """In a forked child: put each write into the pipe at once, since nobody will drain this copy. Where it lets its
         file 1 be another one than *stdout*, the parent's, such as a terminal, that is its stdout."""
@@ -570,17 +567,9 @@ class JobOutput:
         self._is_forked = True
         self._pending.clear()  # it is the parent's, which still has it
         self.batch = 1
-        self._store = self._store_late  # the registry's locks are as other threads left them
+        self._store = decoded(self._late[0])  # the registry's locks are as other threads left them
         after_fork(self._pipe)
         self._choose_writers()
-
-
-def _both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    def store_and_tee(data: bytes) -> None:
-        store(data)
-        tee(data)
-
-    return store_and_tee
 
 
 def _is_stopping() -> bool:

@@ -1,8 +1,8 @@
 """What was written, as bytes to be stored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-__all__ = ["pieces_of"]
+__all__ = ["both", "decoded", "pieces_of"]
 
 _PIECE = 256 * 1024  # characters that become bytes at a time: a copy of what is larger would double its memory
 
@@ -22,3 +22,22 @@ def pieces_of(batch: list[str | bytes]) -> Iterator[bytes]:
 
 def _encoded(part: str | bytes) -> bytes:
     return part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
+
+
+def decoded(write: Callable[[str], int]) -> Callable[[bytes], None]:
+    """Return what writes bytes as text. No method of an output, which would hold itself by it."""
+
+    def store(data: bytes) -> None:
+        write(data.decode("utf-8", "backslashreplace"))
+
+    return store
+
+
+def both(store: Callable[[bytes], None], tee: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Return what gives bytes to *store*, then to *tee*."""
+
+    def store_and_tee(data: bytes) -> None:
+        store(data)
+        tee(data)
+
+    return store_and_tee

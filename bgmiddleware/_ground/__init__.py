@@ -1,2 +1,2 @@
-"""Small helpers that every room may use: check numbers, load an object by its name, wait for a descriptor, and read
-``Prefer``. They know nothing of jobs."""
+"""Small helpers that every room may use: check numbers, load an object by its name, wait for a descriptor, read
+``Prefer``, screen requests, call methods weakly, and import WebOb quietly. They know nothing of jobs."""

@@ -13,6 +13,7 @@ from ..registries.base import Registry
 __all__ = ["Keeping", "Place", "keeping_of"]
 
 _IDLE = 5.0  # seconds that the thread stays where no job runs: most jobs come soon after others
+_SOON = 0.1  # seconds until it looks by itself whether a job came, as long as it stays
 _NEVER = float("inf")
 _LOOK, _TURN = 0, 1
 
@@ -49,6 +50,7 @@ class Keeping:
         self._count = 0  # of two that are due at the same time, the earlier entry goes first
         self._jobs = 0
         self._thread: threading.Thread | None = None
+        self._idle_at = 0.0  # when it ends, if there are no jobs
         self._wakes_at = _NEVER  # when the thread goes on by itself, if it waits
         self._busy: list[Place] = []  # whose turn it is; a turn may see to looks
 
@@ -71,6 +73,7 @@ class Keeping:
         with self._changed:
             if place.kept is not None:
                 self._jobs -= 1
+                self._idle_at = time.monotonic() + _IDLE
             place.kept = None
             while place in self._busy and self.is_alive() and not self.is_here():
                 self._changed.wait(1.0)
@@ -144,11 +147,12 @@ class Keeping:
         """Wait until something is due; return whether the thread is to go on."""
         with self._changed:
             first = min((heap[0][0] for heap in self._heaps if heap), default=_NEVER)
-            idle_at = time.monotonic() + _IDLE
-            self._wakes_at = min(first, idle_at)
-            self._changed.wait(max(0.0, self._wakes_at - time.monotonic()))
+            # Where jobs come soon after each other, a thread that looks by itself costs less than one that each wakes.
+            now = time.monotonic()
+            self._wakes_at = min(first, now + (_IDLE if self._jobs else _SOON))
+            self._changed.wait(max(0.0, self._wakes_at - now))
             self._wakes_at = -_NEVER
-            if self._jobs or time.monotonic() < idle_at:
+            if self._jobs or time.monotonic() < self._idle_at:
                 return True
             self._thread = None
             return False

@@ -5,8 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
-import socket
 import sys
 import threading
 import time
@@ -28,6 +26,7 @@ from .._capture import (
     write_late,
 )
 from .._frameworks import Surroundings, run_within, unwind
+from .._ground.weakly import weakly
 from .._jobs import JobState, Priority, Progress, RecordedResponse, Steps, StepState
 from .._recording import RecordedRequest, plain_title, replay_environ
 from ..errors import BadOffset, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
@@ -37,6 +36,7 @@ from .exchange import Exchange
 from .failures import log_failed, one_line, raised_in
 from .job import RunningJob
 from .keeper import LEASE, Keeper, patiently
+from .naming import new_runner, where
 from .steps import RunningSteps
 from .tee import open_tee
 
@@ -104,12 +104,12 @@ class Run:
     ) -> None:
         self.key = key
         self.priority = priority
-        self.groups = {} if groups is None else groups
+        self.groups: Mapping[str, int] = {} if groups is None else groups
         self.registry = registry
         self._work = work
         self._context = context
         self._preface = preface
-        self.title = title
+        self.title: str = title
         self._pid = os.getpid()
         self._takes_logging = takes_logging
         self._takes_children = takes_children
@@ -119,15 +119,17 @@ class Run:
         self._version = version
         self._outlet = outlet
         self._cpu_clock = time.thread_time if outlet is None else _process_time
-        self._runner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._keeper = Keeper(registry, key, self._runner, self._reclaim)
-        self._steps = RunningSteps(key, self._keeper.now, self._tell)
+        self._runner = new_runner(self._pid)
+        self._keeper = Keeper(registry, key, self._runner, weakly(self._reclaim))
+        self._steps = RunningSteps(key, self._keeper.now, weakly(self._tell))
         self._output: JobOutput | None = None  # from the claim on
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
         self._holder: Holder | None = None  # None: it does not wait in this process
+        self._going = threading.Lock()  # held until the end
+        self._going.acquire()
 
     def __call__(self) -> bool:
         """Run the job, if it is still pending, and write down how it ended. Raises nothing that the job raised.
@@ -138,7 +140,14 @@ class Run:
         must_wait = self._claim_and_run()
         if not must_wait:
             self.leave()
+            if self._going.locked():
+                self._going.release()
         return must_wait
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end in this process, at most so long; return whether it came. For one caller: a second one does
+        not hear of it. It costs a single wake-up, where to wait by the registry costs one for each change."""
+        return self._going.acquire(timeout=seconds)
 
     def _claim_and_run(self) -> bool:
         try:
@@ -193,7 +202,7 @@ class Run:
         self._keeper.leave_to_parent()
 
     def _claim(self) -> bool:
-        receipt = {"runner": f"{socket.gethostname()}:{self._pid}", "version": self._version}
+        receipt = {"runner": where(self._pid), "version": self._version}
         lease = LEASE if self.registry.shared else None
         try:
             claimed = self.registry.claim(self.key, self._runner, lease=lease, receipt=receipt)

@@ -9,7 +9,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from webob.acceptparse import create_accept_language_header
+from .._ground.webob import create_accept_language_header
 
 __all__ = [
     "LANGUAGES",

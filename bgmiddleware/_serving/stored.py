@@ -5,8 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
-from webob import Request, Response
-
+from .._ground.webob import Request, Response
 from .._jobs import Channel, Job
 from ..errors import RegistryError
 from ..registries.base import PAGE_BYTES, Registry

@@ -45,6 +45,11 @@ def _ours(token_name: str) -> re.Pattern[str]:
     return re.compile(rf"{re.escape(token_name)}=[0-9a-f-]{{36}}|_(?:view|wait|offset|every)=.*", re.DOTALL)
 
 
+@cache
+def _token_in_url(token_name: str) -> re.Pattern[str]:
+    return re.compile(rf"[?&]{re.escape(token_name)}=[0-9a-f-]{{36}}(?![^&#])")
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """What all requests of one middleware have in common."""
@@ -77,7 +82,10 @@ class Site:
         """
         # Where a program sent a "#", it would end the query for all others.
         query = "" if self.cut_off(query) else query.replace("#", "%23")
-        return f"?{query}{'&' if query else ''}{urlencode({self.token_name: token, **parameters})}"
+        ours = f"{self.token_name}={token}"  # of which nothing needs escaping
+        if parameters:
+            ours = f"{ours}&{urlencode(parameters)}"
+        return f"?{query}&{ours}" if query else f"?{ours}"
 
     def cut_off(self, query: str) -> str:
         """Return a query that is too long to be sent to a client and back again; else an empty text.
@@ -93,10 +101,9 @@ class Site:
         Who reads a registry, or a backup of it, must not be able to read other jobs through the web.
         """
         cleaned = dict(environ)
-        has_token = re.compile(rf"[?&]{re.escape(self.token_name)}=[0-9a-f-]{{36}}(?![^&#])").search
         sign = f"{self.token_name}="
         for name, value in environ.items():
-            if sign in value and has_token(value):
+            if sign in value and _token_in_url(self.token_name).search(value):
                 place, _, query = value.partition("?")
                 query = self.without_ours(query)
                 cleaned[name] = place + ("?" + query if query else "")
@@ -108,10 +115,10 @@ class Site:
         parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
         return Visit(self, environ, token, key_of(token), self._owners(environ), parameters)
 
-    def started_visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
+    def started_visit(self, environ: Mapping[str, Any], token: str, key: str) -> "Visit":
         """Return the visit of a client whose request just started the job. Nobody asks any more whether it is his, and
         its query is the app's, whatever that calls its parameters."""
-        return Visit(self, environ, token, key_of(token), (), {})
+        return Visit(self, environ, token, key, (), {})
 
     def _owners(self, environ: Mapping[str, Any]) -> list[str]:
         """Return whose jobs the client may see that has their tokens."""
@@ -306,9 +313,8 @@ class Visit:
 
     def linked(self, answer: Answer) -> Answer:
         """Return an answer about the job with where its response, its output and its state are (RFC 8288)."""
-        links = ", ".join(
-            f'<{self.site.place("", self.token, _view=view)}>; rel="{relation}"' for view, relation in _RELATIONS
-        )
+        here = self.site.place("", self.token)
+        links = ", ".join(f'<{here}&_view={view}>; rel="{relation}"' for view, relation in _RELATIONS)
         return Answer(answer.status, (*answer.headers, ("Link", links)), answer.body)
 
 

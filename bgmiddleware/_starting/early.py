@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from .._jobs import Job, JobState, RecordedResponse
+from .._running import Run
 from .._serving import Viewers, Visit, disconnection_of, threads_of
 from ..registries.base import END
 
@@ -20,6 +21,7 @@ _QUEUED = 0.05
 _LINGER = 0.005
 """Seconds that are left when a job begins to print: what a framework logs about a refusal comes just before it."""
 
+_AT_ONCE = 0.002
 _LOOK_EVERY = 1.0
 _MOST = 32
 _NOT_MODIFIED = 304
@@ -39,8 +41,9 @@ class Patience:
 
     slots: Viewers = field(default_factory=lambda: Viewers(_MOST))
 
-    def hold(self, visit: Visit, job: Job, promote_after: float) -> Job:
-        """Return the job when it has ended, after at most *promote_after* seconds, or a moment where that is 0."""
+    def hold(self, visit: Visit, job: Job, promote_after: float, run: Run | None = None) -> Job:
+        """Return the job when it has ended, after at most *promote_after* seconds, or a moment where that is 0. *run*:
+        the job's, where it is at hand."""
         if promote_after <= 0 and _has_greenlets():
             return job
         threads = threads_of(visit.environ)
@@ -52,7 +55,7 @@ class Patience:
             promote_after = 0.0
         try:
             if promote_after <= 0:
-                return _a_moment(visit, job)
+                return _a_moment(visit, job, run if visit.site.executor.in_process else None)
             until = time.monotonic() + promote_after
             while not job.state.ended and (left := until - time.monotonic()) > 0 and not gone():
                 job = visit.registry.wait(job.key, END, min(left, _LOOK_EVERY))
@@ -69,7 +72,11 @@ def _has_greenlets() -> bool:
     return threading.Lock.__module__ != "_thread"
 
 
-def _a_moment(visit: Visit, job: Job) -> Job:
+def _a_moment(visit: Visit, job: Job, run: Run | None) -> Job:
+    # What is done at once, as most of what is answered at once, is not waited for by the registry: that would wake us
+    # at each step of the job, while it needs the interpreter.
+    if run is not None and run.ends_within(min(_AT_ONCE, _GRACE)):
+        return visit.registry.get(job.key)
     wait = visit.registry.wait
     begun = time.monotonic()
     job = wait(job.key, 0, _QUEUED)

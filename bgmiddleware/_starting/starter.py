@@ -44,7 +44,7 @@ from ..errors import (
     RegistryError,
     RegistryFull,
 )
-from ..registries.base import END
+from ..registries.base import END, SHORT
 from .early import Patience, is_early_answer
 from .joining import Asking, Beginnings, asking, asking_again
 from .options import Limits, Priorities
@@ -293,7 +293,7 @@ class Starter:
 
         *promote_after*: seconds that its client may wait for the answer; None: it is not waited for.
         """
-        is_joined = False
+        is_joined, begun = False, None
         try:
             who = self._asking(environ, request)
             token = "" if who.name else new_token()
@@ -316,7 +316,7 @@ class Starter:
                 promote_after = None if promote_after is None else 0.0  # who joins a job needs it to stay
                 token, job, is_joined = self._begin_or_join(environ, who, job, request, run)
             else:
-                job = self._begin(job, request, run)
+                job, begun = self._begin(job, request, run)
         except _OtherRequest:
             detail = "This Idempotency-Key was used for another request."
             return problem(environ, 422, "idempotency-key-reused", detail)
@@ -328,7 +328,7 @@ class Starter:
             _log.error("a request could not be stored: %s", error)
             return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
         try:
-            return self._answer_begun(environ, token, job, who.cookie, promote_after, is_joined=is_joined)
+            return self._answer_begun(environ, token, job, begun, who.cookie, promote_after, is_joined=is_joined)
         except (JobExpired, JobNotFound):  # it ended, and its place was needed before this client was told
             if is_joined:  # or it answered at once whom it was begun for
                 return self._start(environ, request, run, promote_after)
@@ -342,18 +342,19 @@ class Starter:
         environ: dict[str, Any],
         token: str,
         job: Job,
+        begun: Run | None,
         cookie: Headers,
         promote_after: float | None,
         *,
         is_joined: bool,
     ) -> Answer:
         """Say where the job is, or what it answered in time."""
-        visit = self.site.started_visit(environ, token)
+        visit = self.site.started_visit(environ, token, job.key)
         if promote_after and visit.preferred_wait is None:
             job = self.patience.hold(visit, job, promote_after)
             return untouched(visit, job) if job.state.ended else visit.linked(self._started(visit, job, *cookie))
         if promote_after is not None and not job.state.ended:
-            now = self.patience.hold(visit, job, 0.0)
+            now = self.patience.hold(visit, job, 0.0, begun)
             if now.state.ended:
                 if is_early_answer(now.response):
                     return answer_ended(visit, now) if is_joined else untouched(visit, now)
@@ -368,17 +369,22 @@ class Starter:
         secret = registry.secret() if self.secret is None else self.secret
         return asking_again(owns, environ, request, secret, self.beginnings)
 
-    def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> Job:
+    def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> tuple[Job, Run]:
         """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
         registry = self.site.registry
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
         if must_hold:
             job = job.changed(process=self.waiting.process)
-        job = registry.add(job, lease=lease) if lease is not None else registry.add(job)
+        leased = {} if lease is None else {"lease": lease}
+        is_short = request is not None and 0 < request.size <= SHORT
+        if request is not None and is_short:
+            job = registry.add_request(job, b"".join(request.chunks()), **leased)
+        else:
+            job = registry.add(job, **leased)
         try:
             offset = 0
-            for chunk in request.chunks() if request else ():
+            for chunk in request.chunks() if request and not is_short else ():
                 offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
             begun = run(job)
             if must_hold:
@@ -393,7 +399,7 @@ class Starter:
             # Where it began already, or cannot be told of now, it is admitted by its claim.
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
                 registry.renew(job.key, "", lease=LEASE if must_hold else registry.pending_ttl)
-        return job
+        return job, begun
 
     def _begin_or_join(
         self,
@@ -417,7 +423,7 @@ class Starter:
                 with self.beginnings.beginning:
                     asked = self._kept_of(environ, token)
                     job = job.changed(key=key_of(token), name_salt=salt, asked=asked)
-                    return token, self._begin(job, request, run), False
+                    return token, self._begin(job, request, run)[0], False
             except JobExists as error:
                 there = self._admitted(error.key, until)
             if there is None:

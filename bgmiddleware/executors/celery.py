@@ -16,15 +16,6 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from celery import Celery, Task, __version__, bootsteps, signals
-from celery.concurrency.prefork import TaskPool
-from celery.exceptions import Ignore, Terminated, WorkerLostError
-from celery.worker import state
-from celery.worker.request import Request
-from click import ClickException
-from kombu.entity import Exchange, Queue
-from kombu.exceptions import KombuError
-
 from .._capture import Outlet, write_late
 from .._ground.loading import loaded
 from .._jobs import Priority
@@ -33,6 +24,18 @@ from ._engines.engine import EngineExecutor, no_answer, too_many
 from ._engines.sites import Site, Unloaded
 from ._engines.worker import run_message
 from ._processes.watching import Remains, Watcher, how_it_ended, signal_group
+
+try:
+    from celery import Celery, Task, __version__, bootsteps, signals
+    from celery.concurrency.prefork import TaskPool
+    from celery.exceptions import Ignore, Terminated, WorkerLostError
+    from celery.worker import state
+    from celery.worker.request import Request
+    from click import ClickException
+    from kombu.entity import Exchange, Queue
+    from kombu.exceptions import KombuError
+except ImportError as _error:
+    raise ImportError("CeleryExecutor needs the extra celery: pip install 'bgmiddleware[celery]'") from _error
 
 __all__ = ["CeleryExecutor"]
 
@@ -67,7 +70,7 @@ class CeleryExecutor(EngineExecutor):
         self._outbox = _Outbox(self._queue, max_pending)
 
     @property
-    def celery(self) -> Celery:
+    def celery(self) -> Any:
         """The ``Celery`` that it uses."""
         if not isinstance(self._given, Celery):
             found = loaded("executor", self._given)

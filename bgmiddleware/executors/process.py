@@ -63,7 +63,7 @@ class ProcessExecutor(LocalExecutor):
             check_name("app", app, "MODULE:APP or a file FILE.ini")
             if app.startswith("__main__:"):
                 raise ConfigurationError.of_setting("app", app, "a module that other processes can import")
-        self.app = os.path.abspath(app) if is_ini(app) else app
+        self.app: str = os.path.abspath(app) if is_ini(app) else app
         self.max_jobs_per_child = max_jobs_per_child
         self.max_memory = max_memory
         self.grace = grace

@@ -11,16 +11,6 @@ import signal
 from collections.abc import Sequence
 from typing import Any, cast
 
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
-from rq import Queue, Worker
-from rq.exceptions import NoSuchJobError
-from rq.executions import Execution
-from rq.job import Job as Message
-from rq.job import JobStatus
-
 from .._capture import Outlet
 from .._jobs import Priority
 from ..errors import ConfigurationError
@@ -28,6 +18,19 @@ from ._engines.engine import EngineExecutor, no_answer, too_many
 from ._engines.sites import Site, Unloaded
 from ._engines.worker import run_message
 from ._processes.watching import Remains, Watcher, how_it_ended, signal_group
+
+try:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError
+    from redis.retry import Retry
+    from rq import Queue, Worker
+    from rq.exceptions import NoSuchJobError
+    from rq.executions import Execution
+    from rq.job import Job as Message
+    from rq.job import JobStatus
+except ImportError as _error:
+    raise ImportError("RQExecutor needs the extra rq: pip install 'bgmiddleware[rq]'") from _error
 
 __all__ = ["RQExecutor"]
 

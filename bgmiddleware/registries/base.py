@@ -4,6 +4,7 @@ A registry keeps, under a job's *key*, one record (a :class:`~bgmiddleware.Job`)
 Every primitive may be called from any thread, and for a registry that processes share, from any process.
 """
 
+import os
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -14,12 +15,14 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 from .._ground.numbers import check_count, check_positive
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
 from ..errors import RegistryError
+from ._housekeeping import house
 from ._times import MOST as MOST_TIMES
 
 __all__ = [
     "END",
     "FILLED",
     "PAGE_BYTES",
+    "SHORT",
     "Evicted",
     "Page",
     "Piece",
@@ -34,6 +37,9 @@ PAGE_BYTES = 256 * 1024
 """The most that one read is asked for: larger pieces stall the other readers of a shared registry."""
 
 
+SHORT = 64 * 1024
+"""Up to how many bytes of a request are added with its job."""
+
 FILLED = 64 * 1024
 """The longest gap in an output that is filled."""
 
@@ -42,6 +48,10 @@ Times = Sequence[tuple[int, int]]
 
 END = 2**62
 """An offset that no output reaches: to wait for it is to wait for the end."""
+
+
+_LATE = 30.0  # seconds after which somebody else must do what a thread should have done
+_TIDIED_AT_ONCE = 10  # each may be some files to remove, and requests wait for the same locks
 
 
 class StorageFull(RegistryError):
@@ -148,6 +158,10 @@ class Registry(ABC):
         self.max_result = max_result
         self.clock = clock
         self._secret = secrets.token_bytes(32)
+        self.tidy_every = min(60.0, max(1.0, min(ttl, pending_ttl) / 10))
+        """Seconds from one :meth:`tidy` to the next."""
+        self.tidied_at = 0, 0.0
+        """In which process :meth:`tidy` will be called, and when, by the monotonic clock; process 0: in none."""
 
     # The primitives.
 
@@ -159,8 +173,19 @@ class Registry(ABC):
         waits in the memory of a process, its ``process``, this is :meth:`hold` too; else ``renew`` says so.
         Raises ``QueueFull`` where ``max_jobs`` are pending or running, ``JobExists`` where the key is taken, or where
         the job has a name that another one holds (:meth:`Job.holds_name`): with the key of that one.
-        Evicts, now and then, what is due.
+        From then on what is due is evicted by time, see :meth:`tidy`; here only to make room.
         """
+
+    def add_request(self, job: Job, body: bytes, *, lease: float | None = None) -> Job:
+        """The same as :meth:`add`, and append the whole body of its request, where that is short: a registry may do
+        both at once. All or nothing."""
+        job = self.add(job, lease=lease)
+        try:
+            self.append(job.key, Channel.REQUEST, 0, body)
+        except BaseException:
+            self.discard(job.key)
+            raise
+        return job
 
     @abstractmethod
     def hold(self, process: str, lease: float) -> None:
@@ -286,6 +311,33 @@ class Registry(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of files and connections. Idempotent. What a shared registry stores stays."""
+
+    def tidy(self) -> float | None:
+        """Evict a few of what is due; return in how many seconds to do so again, None: there is nothing to evict, ever.
+
+        One thread of the process calls it, from the first ``add`` on: see :meth:`keep_house`.
+        """
+        if sum(self.evict(_TIDIED_AT_ONCE)) >= _TIDIED_AT_ONCE:
+            return 0.0
+        return None if self.is_empty() else self.tidy_every
+
+    def is_empty(self) -> bool:
+        """Whether there are no jobs at all."""
+        return not self.jobs(limit=1)
+
+    def keep_house(self) -> bool:
+        """Have :meth:`tidy` called by time; return whether it is late, since the server lets no thread run, say. To be
+        called by ``add``."""
+        pid, at = self.tidied_at
+        if pid != os.getpid():
+            house().take(self, self.tidy_every)
+            return False
+        return time.monotonic() > at + _LATE
+
+    def leave_house(self) -> None:
+        """Have :meth:`tidy` called no more. To be called by ``close``."""
+        if self.tidied_at[0] == os.getpid():
+            house().leave(self)
 
     def check(self) -> None:
         """Raise ``ConfigurationError`` where it can be known already that the storage cannot be used. Makes nothing."""

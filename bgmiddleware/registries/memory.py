@@ -29,7 +29,6 @@ from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source, Ti
 __all__ = ["MemoryRegistry"]
 
 _LOOK_EVERY = 0.25
-_EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10  # each may be two files to remove, and the others wait
 
 
@@ -80,14 +79,14 @@ class MemoryRegistry(Registry):
         self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
         self._bytes = 0
-        self._evicted_at = self._noticed_at = float("-inf")
+        self._noticed_at = float("-inf")
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
+        is_late = self.keep_house()
         with self._lock:
             now = self._notice_the_time()
-            due = not 0 <= now - self._evicted_at < _EVICT_EVERY or len(self._records) >= self.max_jobs
-            if due and sum(self._evict(now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE:
-                self._evicted_at = now  # else there is more: the next one goes on
+            if is_late or (len(self._records) >= self.max_jobs and not self._ended):
+                self._evict(now, _EVICT_AT_ONCE)
             taken = self._records.get(job.key)
             if taken is not None:
                 if not taken.job.has_expired(now):
@@ -285,7 +284,11 @@ class MemoryRegistry(Registry):
         with self._lock:
             return self._evict(self._notice_the_time(), limit)
 
+    def is_empty(self) -> bool:
+        return not self._records
+
     def close(self) -> None:
+        self.leave_house()
         with self._lock:
             for key in list(self._records):
                 self._forget(key)

@@ -26,8 +26,8 @@ from .._ground.numbers import check_positive
 from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
-from ._redis.index import LINGER, Index
-from ._redis.link import Address, Damaged, Server
+from ._redis.index import LINGER, Entered, Index
+from ._redis.link import Address, Call, Damaged, Server
 from ._redis.records import Records, Stored, nonce
 from ._times import MOST as MOST_TIMES
 from .base import END, FILLED, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Times, Transition
@@ -37,11 +37,12 @@ __all__ = ["RedisRegistry"]
 _log = logging.getLogger("bgmiddleware")
 
 _STRING_BYTES = 512 * 1024 * 1024  # the most that a string of Redis holds
-_EVICT_EVERY = 1.0
 _EVICT_AT_ONCE = 10
+_TIDIED_AT_ONCE = 100
 _GRACE = 10.0
 _TRIES = 100
 _BATCH = 200
+_REMEMBERED = 1000
 _MOMENT = 0.01
 _NAMED = 30 * 24 * 3600.0  # a name of what has not ended: of one whose record the server lost, it is left for so long
 
@@ -98,26 +99,34 @@ class RedisRegistry(Registry):
         self._prefix = prefix
         self._records = Records(self._server, prefix)
         self._index = Index(self._server, prefix)
-        self._evicted_at = -_EVICT_EVERY
+        self._written: dict[str, Stored] = {}  # by key
 
     def __repr__(self) -> str:
         return f"<RedisRegistry {self._server.shown} {self._prefix}>"
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
-        self._evict_now_and_then()
+        return self.add_request(job, b"", lease=lease)
+
+    def add_request(self, job: Job, body: bytes, *, lease: float | None = None) -> Job:
+        if self.keep_house():
+            self._evict_unless_just_back(_EVICT_AT_ONCE)
         patience = self.pending_ttl if job.process else self._patience(lease)
         here = (lease or 0.0) if job.process else 0.0
+        if job.state is not JobState.PENDING:
+            job = job.changed(state=JobState.PENDING)
         for _ in range(_TRIES):
-            known, now = self._enter(job, patience, here)
-            job = job.changed(state=JobState.PENDING, created_at=now, expires_at=now + patience)
-            if not self._records.create(job, self.max_output):
-                if not known:
+            entered, stored = self._enter(job, body, patience, here)
+            if stored is None:
+                if not entered.known:
                     self._file(self._records.look(job.key))  # the index had lost it
                 raise JobExists(job.key)
-            if known:  # of one that has expired
-                self._index.file(job, now, "", anew=True)
-            if self._has_name(job, patience):
-                return changes.held(job, now + here) if job.process else job
+            if job.process:
+                self._index.is_held(job.process, stored.now + here)
+            if entered.known:  # of one that has expired
+                self._index.file(stored.job, stored.now, "", anew=True)
+            if self._has_name(stored.job, patience):
+                self._remember(stored)
+                return changes.held(stored.job, stored.now + here) if job.process else stored.job
             # Between its place and its record it was taken for one that is gone: who did so has the name now.
             self.discard(job.key)
         raise self._too_busy(job.key)
@@ -159,20 +168,29 @@ class RedisRegistry(Registry):
 
     def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         for _ in range(_TRIES):
-            stored = self._look(key)
+            stored = self._recall(key) or self._look(key)
             job, now = stored.job, stored.now
             if not changes.may_change(stored.held, now, expect, change.runner):
+                if stored.is_recalled:
+                    self._forget(key)
+                    continue
                 return False
             if change.to is JobState.RUNNING:
                 new = changes.claimed(job, now, change)
-                if not self._index.reserve(new, place := nonce()):
+                place = nonce()
+                # Where it can be refused it is asked for first. Where not, it goes along: who dies before it has filed
+                # the job as running leaves it due when its lease runs out.
+                if new.groups and not self._index.reserve(new, place):
                     return False
-                if self._write(stored, new, place):
+                along = () if new.groups or new.lease_expires_at is None else (self._index.reserving(new, place),)
+                if self._write(stored, new, place, along=along):
                     return True
                 self._index.leave(new, place)
             else:
-                changes.check_whole(job, change)
-                if self._write(stored, changes.ended(job, now, change, ttl=self.ttl)):
+                if not stored.is_recalled:
+                    changes.check_whole(job, change)
+                least = change.output_end, change.body_end
+                if self._write(stored, changes.ended(job, now, change, ttl=self.ttl), least=least):
                     return True
         raise self._too_busy(key)
 
@@ -242,7 +260,16 @@ class RedisRegistry(Registry):
             self._records.unremember(forgotten)
         return Evicted(sum(map(self._settle, due)), expired)
 
+    def tidy(self) -> float | None:
+        if self._evict_unless_just_back(_TIDIED_AT_ONCE) >= _TIDIED_AT_ONCE:
+            return 0.0
+        return None if self.is_empty() else self.tidy_every
+
+    def is_empty(self) -> bool:
+        return self._index.is_empty()
+
     def close(self) -> None:
+        self.leave_house()
         self._server.close()
 
     def secret(self) -> bytes:
@@ -257,20 +284,28 @@ class RedisRegistry(Registry):
             return stored
         return stored._replace(held_until=self._index.held_until(job.process, stored.now))
 
-    def _enter(self, job: Job, patience: float, lease: float) -> tuple[bool, float]:
-        """Take a place and a name for a new job; return whether the index has one of this key already, and the time."""
+    def _enter(self, job: Job, body: bytes, patience: float, lease: float) -> tuple[Entered, Stored | None]:
+        """Take a place and a name for a new job, then store its record; return what the index says, and the record,
+        None where the key is taken."""
         gone: list[str] = []
-        holder, may_evict = "", True
+        holder, may_evict, op = "", True, nonce()
         for tried in range(_TRIES):
-            entered = self._index.enter(job, self.max_jobs, patience, lease, holder)
+            entering = self._index.entering(job, self.max_jobs, patience, lease, holder)
+            creating = self._records.creating(job, body, op, patience, self.max_output)
+            # Of jobs that have no name nearly all are taken in: their record is stored in the same round trip.
+            replies = self._server.run_all(entering, *(() if job.name else (creating,)))
+            entered = self._index.entered(replies[0])
             gone += entered.gone
+            stored = None if job.name else self._records.created(job, op, patience, replies[1])
+            if entered.full and stored is not None:
+                self._records.forget(job.key, as_expired=False)
             if entered.holder.endswith("?") and tried < _TRIES // 2:
                 time.sleep(_MOMENT)  # whoever takes it just now has it then, unless he died
             elif entered.holder:
                 holder = entered.holder
                 self._check_is_free(holder.removesuffix("?"))
             elif entered.full and may_evict:
-                may_evict = False
+                may_evict, op = False, nonce()
                 self.evict(_EVICT_AT_ONCE)  # those that were never started make room too
             else:
                 break
@@ -281,7 +316,9 @@ class RedisRegistry(Registry):
                 self._records.forget(other, as_expired=True)
         if entered.full:
             raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
-        return entered.known, entered.now
+        if job.name:
+            stored = self._records.created(job, op, patience, self._server.run_all(creating)[0])
+        return entered, stored
 
     def _has_name(self, job: Job, patience: float) -> bool:
         """Whether a job that was just stored has the name that it was given."""
@@ -310,16 +347,66 @@ class RedisRegistry(Registry):
                 return new, True
         raise self._too_busy(key)
 
-    def _write(self, stored: Stored, new: Job, place: str | None = None) -> bool:
-        """Replace a record that is still what was read, and file the job as what it is now."""
-        place = stored.place if place is None else place
-        if not self._records.write(stored, new, place, self.ttl):
+    def _write(
+        self,
+        stored: Stored,
+        new: Job,
+        place: str | None = None,
+        *,
+        least: tuple[int, int] = (0, 0),
+        along: tuple[Call, ...] = (),
+    ) -> bool:
+        """Replace a record that is still what was read, and file the job as what it is now, behind what goes *along*,
+        in one round trip."""
+        after = Stored(new, stored.now, nonce(), stored.place if place is None else place)
+        writing = self._records.writing(stored, after, self.ttl, least)
+        filing = self._index.filing(new, stored.now, after.place)
+        *_, reply, filed = self._server.run_all(*along, writing, filing)
+        is_written = False
+        try:
+            is_written = self._records.written(new.key, reply)
+        finally:
+            if not is_written:
+                self._forget(new.key)
+                self._file_as_it_is(new.key)
+        if not is_written:
             return False
-        self._index.file(new, stored.now, place)
+        self._index.filed(new.key, filed)
+        self._remember(after)
         if new.name and (new.state, new.admitted) != (stored.job.state, stored.job.admitted):
             with contextlib.suppress(RegistryError):  # it is done; the name lasts as long as it was meant to
                 self._index.keep_name(new, self.ttl + LINGER if new.state.ended else _NAMED)
         return True
+
+    def _file_as_it_is(self, key: str) -> None:
+        """Take back what was filed of a job that could not be changed. Where that fails, it is done when it is due."""
+        try:
+            self._file(self._records.look(key))
+        except (JobNotFound, JobExpired):
+            self._index.drop(key)
+        except RegistryError:
+            pass
+
+    # What this process wrote of jobs is most often what there is still: who claims or ends one need not look first.
+
+    def _remember(self, stored: Stored) -> None:
+        key = stored.job.key
+        self._written.pop(key, None)
+        if not stored.job.state.ended:
+            self._written[key] = stored
+            while len(self._written) > _REMEMBERED:
+                with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # another thread does so too
+                    del self._written[next(iter(self._written))]
+
+    def _recall(self, key: str) -> Stored | None:
+        stored = self._written.get(key)
+        if stored is None:
+            return None
+        now = max(stored.now, self._server.time())
+        return self._with_process(stored._replace(now=now, is_recalled=True))
+
+    def _forget(self, key: str) -> None:
+        self._written.pop(key, None)
 
     def _file(self, stored: Stored) -> None:
         self._index.file(stored.job, stored.now, stored.place)
@@ -327,14 +414,9 @@ class RedisRegistry(Registry):
     def _too_busy(self, key: str) -> RegistryError:
         return RegistryError(f"{self._server.shown}: too many change the job {key[:8]}… at once")
 
-    def _evict_now_and_then(self) -> None:
-        now = time.monotonic()
+    def _evict_unless_just_back(self, limit: int) -> int:
         # When the server was away, those who run jobs need a moment to say that they are there still.
-        if now - self._evicted_at < _EVICT_EVERY or now - self._server.link.back_at < _GRACE:
-            return
-        self._evicted_at = now
-        if sum(self.evict(_EVICT_AT_ONCE)) == _EVICT_AT_ONCE:
-            self._evicted_at = now - _EVICT_EVERY  # there is more: the next one goes on
+        return 0 if time.monotonic() - self._server.link.back_at < _GRACE else sum(self.evict(limit))
 
     def _settle(self, key: str) -> bool:
         """Look at a job that is due. Make its loss permanent, and return whether this call did; or file it again."""

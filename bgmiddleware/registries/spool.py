@@ -37,10 +37,10 @@ from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, StorageFull, Ti
 __all__ = ["SpoolRegistry"]
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-_EVICT_EVERY = 1.0
 _EVICT_IN_ONE = 100  # step: meanwhile no other process can write
 _EVICT_AT_ONCE = 10  # each may be some files to remove, and a request waits
 _CLEAN_UP_EVERY = 10.0
+_REST = 20  # times as long as a look at what was left behind took, until the next
 _LOOK_EVERY = 5.0
 
 T = TypeVar("T")
@@ -91,10 +91,11 @@ class SpoolRegistry(Registry):
         )
         for name, value in {"max_bytes": max_bytes, "busy_timeout": busy_timeout}.items():
             check_positive(name, value)
+        self.tidy_every = min(self.tidy_every, _CLEAN_UP_EVERY)
         self.max_bytes = max_bytes
         self.busy_timeout = busy_timeout
         self._waking = Waking(look)
-        self._evicted_at = self._cleaned_up_at = float("-inf")  # by the monotonic clock
+        self._clean_up_at = float("-inf")  # by the monotonic clock
 
     @property
     def directory(self) -> str:
@@ -114,6 +115,7 @@ class SpoolRegistry(Registry):
         if not _KEY.fullmatch(job.key):
             raise RegistryError("a key has 32 characters of 0123456789abcdef: it names files")
         self._free_disk()
+        is_late = self.keep_house()
         with self._store.changing() as change:
             now = self.clock()
             patience = self.pending_ttl if job.process else self._patience(lease)
@@ -121,7 +123,8 @@ class SpoolRegistry(Registry):
             here = (lease or 0.0) if job.process else 0.0
             if job.process:
                 table.hold(change.database, job.process, now + here)
-            self._evict_now_and_then(change, now)
+            if is_late:
+                self._evict(change, now, _EVICT_AT_ONCE)
             taken = table.find(change.database, job.key)
             if taken is not None:
                 if not taken.job.has_expired(now):
@@ -130,12 +133,9 @@ class SpoolRegistry(Registry):
             holder = table.last_of_name(change.database, job.name) if job.name else None
             if holder is not None and holder.job.holds_name(now):
                 raise JobExists(holder.job.key)
-            self._make_room(change)
+            self._make_room(change, now)
             row = table.insert(change.database, job)
-            # Within the transaction: no row is without its file. A process that is killed just here leaves a file
-            # without its row, which is cleaned up.
-            self._store.files(row).create(self.max_output)
-        self._clean_up_now_and_then()
+            self._store.files(row).forget_earlier()
         return changes.held(job, now + here) if job.process else job
 
     def hold(self, process: str, lease: float) -> None:
@@ -157,13 +157,18 @@ class SpoolRegistry(Registry):
 
     def read(self, key: str, channel: Channel, offset: int, limit: int = PAGE_BYTES) -> Piece:
         def read(row: Row) -> Piece:
+            if row.job.state is JobState.PENDING and not self._store.files(row).is_there():
+                return Piece(offset, b"")
             ends = Ends.of_job(row.job) if row.job.state.ended else None
             return self._store.files(row).read(channel, offset, limit, ends)
 
         return self._with_files(key, read)
 
     def times(self, key: str, offset: int = 0, limit: int = MOST_TIMES) -> tuple[tuple[int, int], ...]:
-        return self._with_files(key, lambda row: self._store.files(row).times(offset))[:limit]
+        def times(row: Row) -> tuple[tuple[int, int], ...]:
+            return () if row.job.state is JobState.PENDING else self._store.files(row).times(offset)
+
+        return self._with_files(key, times)[:limit]
 
     def open_body(self, key: str) -> int | None:
         def open_body(row: Row) -> int | None:
@@ -176,19 +181,25 @@ class SpoolRegistry(Registry):
     def wait(self, key: str, offset: int, timeout: float) -> Job:
         deadline = time.monotonic() + timeout
         row, job = self._look(key)
-        if job.output_end > offset or job.state.ended or timeout <= 0:
-            return job
-        with self._waking.watch(self._store.files(row).path) as wait_for_change:
-            while True:
-                job = self.get(key)
-                left = deadline - time.monotonic()
-                if job.output_end > offset or job.state.ended or left <= 0:
-                    return job
-                limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
-                if limit is not None:
-                    left = min(left, max(0.001, limit - self.clock()))
-                # A process may be killed between what it did and its waking us.
-                wait_for_change(min(left, _LOOK_EVERY))
+        while not (job.output_end > offset or job.state.ended or time.monotonic() >= deadline):
+            # A job that waits has no file yet: when it has one, that is watched.
+            files, is_there = self._store.files(row), row.job.state is not JobState.PENDING
+            if not is_there:
+                with storage_errors():
+                    files.make_directory()
+            with self._waking.watch(files.path, is_there=is_there) as wait_for_change:
+                row, job = self._look(key)
+                while (row.job.state is not JobState.PENDING) == is_there:
+                    left = deadline - time.monotonic()
+                    if job.output_end > offset or job.state.ended or left <= 0:
+                        break
+                    limit = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
+                    if limit is not None:
+                        left = min(left, max(0.001, limit - self.clock()))
+                    # A process may be killed between what it did and its waking us.
+                    wait_for_change(min(left, _LOOK_EVERY))
+                    row, job = self._look(key)
+        return job
 
     def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         if change.to.ended:
@@ -202,6 +213,9 @@ class SpoolRegistry(Registry):
             if change.to is JobState.RUNNING:
                 if job.groups and not changes.has_room(job.groups, table.running(store.database), now):
                     return False
+                # Within the transaction: no job runs without its file. A process that is killed just here leaves one
+                # that the next claim takes.
+                self._store.files(row).create(self.max_output)
                 store.store(row, changes.claimed(job, now, change))
             else:
                 self._end(store, row, changes.ended(job, now, change, ttl=self.ttl), change)
@@ -233,7 +247,9 @@ class SpoolRegistry(Registry):
             )
             if job is not None and any(news is not None for news in (lease, progress, title, steps)):
                 # Nobody is woken: who waits looks by himself when the lease that he knows of runs out.
-                table.store(change.database, row, job, self._store.files(row).kept())
+                is_there = job.state is not JobState.PENDING or self._store.files(row).is_there()
+                kept = self._store.files(row).kept() if is_there else 0
+                table.store(change.database, row, job, kept)
                 self._keep_max_bytes(change, row)
         if job is None:
             self._store.writers.close(key)
@@ -297,7 +313,28 @@ class SpoolRegistry(Registry):
         self._store.clean_up()
         return Evicted(lost, evicted)
 
+    def tidy(self) -> float | None:
+        with self._store.changing() as change:
+            table.forget_processes(change.database, self.clock())
+            done = self._evict(change, self.clock(), _EVICT_AT_ONCE)
+            jobs, _ = table.totals(change.database)
+        instant = time.monotonic()
+        left = self._clean_up_at - instant
+        if left <= 0:
+            self._store.clean_up()
+            self._clean_up_at = instant + max(_CLEAN_UP_EVERY, _REST * (time.monotonic() - instant))
+        if sum(done) >= _EVICT_AT_ONCE:
+            return 0.0
+        if jobs:
+            return self.tidy_every
+        return None if left <= 0 else left  # what the last one left in the log is taken away too
+
+    def is_empty(self) -> bool:
+        with self._store.reading() as database:
+            return table.totals(database)[0] == 0
+
     def close(self) -> None:
+        self.leave_house()
         self._waking.close()
         self._store.close()
 
@@ -336,7 +373,9 @@ class SpoolRegistry(Registry):
 
     def _as_read(self, row: Row, now: float) -> Job:
         # The state was read before the ends are: who sees an end sees everything.
-        job = row.job if row.job.state.ended else _with_ends(row.job, self._store.files(row).ends())
+        job = row.job
+        if job.state is JobState.RUNNING:
+            job = _with_ends(job, self._store.files(row).ends())
         return job.as_of(now)
 
     # Writing bytes.
@@ -356,6 +395,9 @@ class SpoolRegistry(Registry):
 
     def _append_request(self, key: str, offset: int, data: bytes) -> int:
         row = self._find_pending(key)
+        if not self._store.files(row).is_there():
+            with self._store.changing():  # nobody else makes it now
+                self._store.files(row).create(self.max_output)
         writer = Writer(self._store.files(row), "", self.busy_timeout)
         try:
             end = writer.append(Channel.REQUEST, offset, data)
@@ -415,15 +457,6 @@ class SpoolRegistry(Registry):
                 lost += 1
         return Evicted(lost, evicted)
 
-    def _evict_now_and_then(self, change: Change, now: float) -> None:
-        # By the monotonic clock: when the wall clock is set back, it would be long until the next time.
-        instant = time.monotonic()
-        is_full = table.totals(change.database)[0] >= self.max_jobs
-        if (is_full or instant - self._evicted_at >= _EVICT_EVERY) and (
-            sum(self._evict(change, now, _EVICT_AT_ONCE)) < _EVICT_AT_ONCE
-        ):
-            self._evicted_at = instant  # else there is more: the next one goes on
-
     def _free_disk(self) -> None:
         """Where the disk is full, forget what is due; ``RegistryError`` where that is not enough for a new job."""
         if self._store.is_full():
@@ -431,23 +464,21 @@ class SpoolRegistry(Registry):
             if self._store.is_full():
                 raise StorageFull(f"{self.directory}: {os.strerror(errno.ENOSPC)}")
 
-    def _clean_up_now_and_then(self) -> None:
-        instant = time.monotonic()
-        if instant - self._cleaned_up_at >= _CLEAN_UP_EVERY:
-            self._cleaned_up_at = instant
-            with contextlib.suppress(RegistryError):  # the job is stored, whatever comes of this
-                self._store.clean_up()
-
-    def _make_room(self, change: Change) -> None:
+    def _make_room(self, change: Change, now: float) -> None:
         """Forget ended jobs until there is room for one more; ``QueueFull`` where there are none left."""
+        may_evict = True
         while True:
             jobs, kept = table.totals(change.database)
             if jobs < self.max_jobs and kept < self.max_bytes:
                 return
-            if not self._forget_first_ended(change):
-                if jobs >= self.max_jobs:
-                    raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
-                raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
+            if self._forget_first_ended(change):
+                continue
+            if may_evict and any(self._evict(change, now, _EVICT_AT_ONCE)):  # those that were never started are lost
+                may_evict = False
+                continue
+            if jobs >= self.max_jobs:
+                raise QueueFull(f"{self.max_jobs} jobs are waiting or running")
+            raise QueueFull(f"the running jobs hold {self.max_bytes} bytes")
 
     def _keep_max_bytes(self, change: Change, grown: Row) -> None:
         """Forget jobs that ended before the one that has *grown*: what ends just now shall be seen."""

@@ -8,7 +8,7 @@ class Clock:
     the epoch. Any thread."""
 
     def __init__(self, now: float = 1_700_000_000.25) -> None:
-        self.now = now
+        self.now: float = now
 
     def __call__(self) -> float:
         return self.now

@@ -36,7 +36,7 @@ NAME = "bgmiddleware.testing.executor_site:app"
 VARIABLE = "BGMIDDLEWARE_TEST_APP"
 WAIT = 120.0  # never reached by a test that passes
 
-log = logging.getLogger("shop")  # to a file, as on a real site
+log: logging.Logger = logging.getLogger("shop")  # to a file, as on a real site
 log.propagate = False
 log.addHandler(logging.FileHandler(os.devnull, delay=True))
 
@@ -382,4 +382,4 @@ if VARIABLE in os.environ and "pytest" not in sys.modules:
     if config()["broken"]:
         raise RuntimeError("this app cannot be imported")
     shorten_lease(config()["lease"])
-    app = make()
+    app: BackgroundMiddleware = make()

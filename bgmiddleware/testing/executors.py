@@ -29,7 +29,7 @@ class Scene:
     def __init__(self, app: BackgroundMiddleware, stage: Stage) -> None:
         self.app = app
         self.stage = stage
-        self.client = InProcess(app)
+        self.client: InProcess = InProcess(app)
 
     def start(self, path: str, body: bytes = b"") -> str:
         """Start a job; return the target of its token."""

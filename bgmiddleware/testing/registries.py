@@ -156,8 +156,8 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "page": lambda registry, key: registry.page(key, 0),
     "follow": lambda registry, key: next(registry.follow(key)),
 }
-each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-each_end = pytest.mark.parametrize("state", ENDS)
+each_call: pytest.MarkDecorator = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+each_end: pytest.MarkDecorator = pytest.mark.parametrize("state", ENDS)
 
 
 class RegistryContract:
@@ -556,6 +556,20 @@ class RegistryContract:
         assert registry.append(KEY, channel, 5, b"two", runner=RUNNER) == 8
         assert registry.read(KEY, channel, 0) == (0, b"one\xff\0two")
         assert registry.read(KEY, channel, 5) == (5, b"two")
+
+    @pytest.mark.parametrize("size", [1, 65_536])
+    def test_a_short_request_is_added_with_its_job(self, registry: Registry, size: int) -> None:
+        body = bytes(range(256)) * (size // 256) or b"x"
+        assert registry.add_request(Job(KEY, "one"), body).state is JobState.PENDING
+        assert all_of(registry, KEY, Channel.REQUEST, 100_000) == body
+        assert registry.append(KEY, Channel.REQUEST, 0, body) == len(body)  # a repetition
+        assert registry.append(KEY, Channel.REQUEST, len(body), b"more") == len(body) + 4
+        with pytest.raises(JobExists):
+            registry.add_request(Job(KEY, "again"), b"another")
+        assert all_of(registry, KEY, Channel.REQUEST, 100_000) == body + b"more"
+        registry.claim(KEY, RUNNER)
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        assert registry.read(KEY, Channel.REQUEST, 0).data == b""
 
     def test_the_channels_are_separate(self, registry: Registry) -> None:
         added(registry)

@@ -35,7 +35,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # What is not of the standard library, and who may use it.
 FOREIGN = {
-    "webob": {"owners", "_serving", "_middleware"},
+    "webob": {"_ground"},
     "waitress": {"_commands"},
     "redis": {"registries", "executors"},
     "pytest": {"testing"},

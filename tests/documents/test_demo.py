@@ -148,7 +148,12 @@ def test_the_sources_are_shown_and_nothing_else_is(client: OverHTTP) -> None:
 
 
 def test_unknown_pages_are_404_and_a_missing_slash_is_added(client: OverHTTP) -> None:
-    assert client.request("GET", "/nothing").status == 404
+    for page, up in (("/nothing", "./"), ("/nothing/at/all", "../.././")):
+        reply = client.request("GET", page)
+        assert (reply.status, re.findall('href="([^"]+)"', reply.text)) == (404, [up])
+    for prefix in ("wsgi", "flask", "pyramid"):
+        reply = client.request("GET", f"/{prefix}/")
+        assert (reply.status, reply["Location"]) == (302, "../"), "there is nothing but what its card starts"
     reply = client.request("GET", "/upload")
     assert (reply.status, reply["Location"]) == (308, "upload/")
 
@@ -263,7 +268,7 @@ def test_plain_wsgi_marks_its_reports_by_path(client: OverHTTP) -> None:
     status = client.request("GET", at, accept="application/json").json
     assert status["progress"] == {"done": 12, "total": 12, "percent": 100.0, "message": "months"}
     assert status["title"] == "GET /wsgi/reports/2026"
-    assert client.request("GET", "/wsgi/").status == 404
+    assert client.request("GET", "/wsgi/nothing").status == 404
 
 
 @pytest.mark.parametrize("framework", ["flask", "pyramid"])

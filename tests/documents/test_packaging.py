@@ -5,6 +5,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -18,16 +19,20 @@ from tests.kit.documents import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "bgmiddleware"
+NAME = "bgmiddleware"
 # Where the wheel is made without the network: setuptools does it in a directory of its own.
 BUILD = """
 import sys
 from setuptools import build_meta
-print(build_meta.build_wheel(sys.argv[1]))
+target = sys.argv[1]  # the build changes it
+build_meta.build_sdist(target)
+build_meta.build_wheel(target)
 """
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with the two distributions."""
     import setuptools
 
     if int(setuptools.__version__.partition(".")[0]) < 77:
@@ -38,12 +43,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         (source / path).write_bytes((ROOT / path).read_bytes())
     done = subprocess.run([sys.executable, "-c", BUILD, str(target)], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (built,) = target.glob("*.whl")
-    return zipfile.ZipFile(built)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> zipfile.ZipFile:
+    (path,) = built.glob("*.whl")
+    return zipfile.ZipFile(path)
 
 
 def _tracked() -> list[str]:
-    """Return what a clone has, and what is about to be committed."""
+    """Return what a clone has, and what is about to be committed; or what a source distribution has."""
+    if not (ROOT / ".git").exists():
+        made = ("PKG-INFO", "setup.cfg")
+        listed = (ROOT / "bgmiddleware.egg-info" / "SOURCES.txt").read_text().splitlines()
+        return [name for name in listed if name not in made and ".egg-info/" not in name]
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
@@ -55,6 +69,52 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: zipfile.ZipFil
     assert in_wheel == ours
     assert "bgmiddleware/py.typed" in in_wheel
     assert any(name.endswith("/licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_the_source_distribution_has_all_of_the_clone(built: Path) -> None:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    made = {name for name in names if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
+    assert names - made == set(_tracked())
+
+
+def test_the_readme_needs_no_other_file_to_be_followed_on_an_index_page() -> None:
+    text = (ROOT / "README.rst").read_text()
+    assert not re.findall(r"<(?!https?://)[^<>`]+>`_", text)
+    for name in re.findall(r"``((?:docs/)?[a-z]+\.rst|[A-Z]+\.rst)``", text):
+        assert (ROOT / name).is_file() or (ROOT / "docs" / name).is_file(), name
+
+
+def test_the_command_has_a_script_and_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = [entry for entry in importlib.metadata.entry_points(group="console_scripts") if entry.name == NAME]
+    with pytest.raises(SystemExit) as end:
+        entry.load()(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"bgmiddleware {bgmiddleware.__version__}\n"
+
+
+def test_importing_the_package_warns_of_nothing() -> None:
+    for module in ("bgmiddleware", "bgmiddleware.__main__", "bgmiddleware.client", "bgmiddleware.testing"):
+        done = subprocess.run([sys.executable, "-W", "error", "-c", f"import {module}"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "extra", "library"),
+    [
+        ("registries.redis", "RedisRegistry", "redis", "redis"),
+        ("executors.rq", "RQExecutor", "rq", "rq"),
+        ("executors.celery", "CeleryExecutor", "celery", "celery"),
+    ],
+)
+def test_a_missing_extra_names_itself(module: str, name: str, extra: str, library: str) -> None:
+    code = f"import sys; sys.modules[{library!r}] = None; from bgmiddleware.{module} import {name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: {name} needs the extra {extra}: pip install 'bgmiddleware[{extra}]'"
+    )
+    assert extra in PROJECT["optional-dependencies"]
 
 
 def test_every_directory_with_modules_is_found_as_a_package() -> None:
@@ -85,7 +145,7 @@ def test_the_tests_have_what_all_other_extras_have() -> None:
 
 def test_the_changes_begin_with_this_version() -> None:
     titles = re.findall(r"^(\d+\.\d+\.\d+).*\n-+$", (ROOT / "CHANGES.rst").read_text(), re.MULTILINE)
-    assert titles[0] == PROJECT["version"]
+    assert titles[0] == bgmiddleware.__version__ == importlib.metadata.version("bgmiddleware")
 
 
 def test_the_licence_is_as_declared() -> None:

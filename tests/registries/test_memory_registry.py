@@ -485,22 +485,8 @@ def test_when_a_clock_goes_back_nothing_is_kept_for_longer_than_its_ttl_from_the
     for name in ("before", "after"):
         with pytest.raises(JobExpired):
             registry.get(key_of(name))
-    added(registry, "looks") if how == "adding" else registry.evict()
+    registry.tidy() if how == "adding" else registry.evict()
     assert {"before", "after"}.isdisjoint(registry._records[key].job.title for key in registry._records)
-
-
-def test_adding_a_job_evicts_what_is_due_but_not_more_often_than_every_second(make, clock):
-    registry = make(ttl=60.0)
-    ended(registry, "a")
-    clock.advance(59.5)
-    added(registry, "looks, and nothing is due")
-    clock.advance(0.99)
-    added(registry, "does not look")
-    assert registry.evict() == (0, 1)
-    ended(registry, "b")
-    clock.advance(60.0)
-    added(registry, "looks")
-    assert registry.evict() == (0, 0)
 
 
 def test_closing_wakes_who_waits(make):

@@ -580,8 +580,8 @@ def test_a_running_job_whose_file_was_removed_ends_all_the_same(make, directory,
 
 def test_a_list_leaves_out_a_job_whose_files_are_gone(make, directory):
     registry = make(directory)
-    added(registry, "a")
-    added(registry, "b")
+    running(registry, "a")
+    running(registry, "b")
     (file,) = [file for file in files_in(directory) if file.name.startswith(key_of("a"))]
     file.unlink()
     assert [job.title for job in registry.jobs()] == ["b"]
@@ -1174,7 +1174,7 @@ def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(director
     assert (said.stdout, said.stderr) == ("0 parent child parent\n", "")
 
 
-@pytest.mark.parametrize("by", ["evicting", "adding"])
+@pytest.mark.parametrize("by", ["evicting", "tidying"])
 def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory, monkeypatch, by):
     registry = make(directory)
     kept = [added(registry, f"job {number}") for number in range(5)]
@@ -1194,13 +1194,13 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
         stranger.write_bytes(b"not ours")
     (shard / f"{key_of('ended')}.98").mkdir()
     instant = time.monotonic()
-    for number in range(256):  # a part of the directory each
+    for _ in range(256):  # a part of the directory each
         if by == "evicting":
             registry.evict()
         else:
             instant += 10.0
             monkeypatch.setattr("bgmiddleware.registries.spool.time.monotonic", lambda instant=instant: instant)
-            added(registry, f"another {number}")
+            assert registry.tidy() == 10.0
     assert before | strangers <= set(files_in(directory))
     assert (shard / f"{key_of('ended')}.98").is_dir()
     assert not set(orphans) & set(files_in(directory))
@@ -1208,12 +1208,54 @@ def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, dir
 
 def test_a_job_that_could_not_be_added_leaves_no_file(make, directory, monkeypatch):
     registry = make(directory, max_jobs=1)
-    added(registry)
+    running(registry)
     with pytest.raises(QueueFull):
         added(registry, "two")
     with pytest.raises(RegistryError):
         registry.add(Job("x", "two"))
     assert len(files_in(directory)) == 1
+
+
+def test_a_job_has_a_file_from_the_first_byte_of_its_request_or_its_claim_on(make, directory):
+    registry = make(directory)
+    added(registry)
+    assert (files_in(directory), all_of(registry, KEY, Channel.REQUEST), all_of(registry, KEY)) == ([], b"", b"")
+    assert registry.renew(KEY, "", lease=LONG).ok
+    registry.append(added(registry, "two"), Channel.REQUEST, 0, b"request")
+    assert {file.name[:32] for file in files_in(directory)} == {key_of("two")}
+    for name in ("one", "two"):
+        assert registry.claim(key_of(name), RUNNER)
+    assert all_of(registry, key_of("two"), Channel.REQUEST) == b"request"
+    assert len(files_in(directory)) == 3
+    assert registry.request_cancel(added(registry, "three")) is JobState.CANCELLED
+    assert registry.discard(added(registry, "four"))
+    assert len(files_in(directory)) == 3
+
+
+def test_what_a_claim_left_that_was_killed_is_taken_by_the_next(make, directory):
+    registry = make(directory)
+    for name, left in (("a", b""), ("b", b"bgm-job"), ("c", None)):
+        key = added(registry, name)
+        files = _jobfiles.JobFiles(registry.directory, key, ord(name) - ord("a") + 1)
+        files.create(registry.max_output)
+        if left is not None:
+            Path(files.path).write_bytes(left)
+        assert registry.claim(key, RUNNER)
+        assert write(registry, key, b"output") == 6
+        assert all_of(registry, key) == b"output"
+
+
+def test_a_file_of_a_job_that_the_index_has_lost_is_not_taken_for_that_of_a_new_one(make, directory):
+    registry = make(directory)
+    running(registry)
+    write(registry, KEY, b"of the old one")
+    registry.close()
+    for file in directory.glob("index.db*"):
+        file.unlink()
+    registry = make(directory)
+    running(registry)
+    assert registry.get(KEY).output_end == 0
+    assert write(registry, KEY, b"new") == 3
 
 
 # What is stored.
@@ -1451,24 +1493,6 @@ def test_a_wait_goes_by_no_wall_clock(make, clock):
     blocked_on(waiting, registry, KEY, 0)
     clock.advance(-3600.0)
     assert done(waiting).state is JobState.RUNNING
-
-
-def test_adding_a_job_evicts_what_is_due_a_few_at_a_time(make, clock, monkeypatch):
-    registry = make(ttl=60.0)
-    instant = [1000.0]
-    monkeypatch.setattr("bgmiddleware.registries.spool.time.monotonic", lambda: instant[0])
-    for number in range(25):
-        ended(registry, f"job {number}")
-    clock.advance(60.0)
-    instant[0] += 0.99
-    added(registry, "too early")
-    assert _index_total(registry)[0] == 26
-    instant[0] += 0.01
-    counts = []
-    for number in range(4):
-        added(registry, f"looks {number}")
-        counts.append(_index_total(registry)[0])
-    assert counts == [17, 8, 4, 5]
 
 
 def test_a_key_that_expired_and_was_used_again_is_unknown_when_that_job_is_discarded_and_may_expire_again(make, clock):

@@ -1,6 +1,7 @@
 """One job from its claim to its end: the clauses of PEP 3333, what is written down, and how a job is stopped."""
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
@@ -299,6 +301,28 @@ def test_an_error_given_to_start_response_leaves_no_cycle(replay):
 
     replay(app)
     assert kept[0] == kept[1] <= 4
+
+
+def test_a_run_is_gone_when_it_has_ended_and_needs_no_collector(registry):
+    gc.disable()
+    try:
+        registry.add(Job(KEY, "a print"))
+        run = Run(KEY, "a print", registry, call_function(lambda: print("x")), copy_context())
+        run()
+        gone = weakref.ref(run)
+        del run
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_who_waits_for_the_end_of_a_run_hears_of_it_once(registry):
+    registry.add(Job(KEY, "nothing"))
+    run = Run(KEY, "nothing", registry, call_function(lambda: None), copy_context())
+    assert not run.ends_within(0.0)
+    run()
+    assert run.ends_within(0.0)
+    assert not run.ends_within(0.0)
 
 
 def test_hop_by_hop_headers_are_left_out_whatever_their_case(replay):

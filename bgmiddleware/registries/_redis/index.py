@@ -1,12 +1,13 @@
 """The index: which jobs there are, in which order, who runs of a group, and what is due. See ``lua/_index.lua``."""
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..._jobs import Job, JobState
 from ...errors import RegistryError
-from .link import Server
+from .link import Call, Server
 
 __all__ = ["LINGER", "Entered", "Index"]
 
@@ -38,13 +39,17 @@ class Index:
         self._keys = [f"{self._prefix}:{name}" for name in _NAMES]
         self._held_until: dict[str, float] = {}  # by process: as of the last look, never too late
 
-    def enter(self, job: Job, max_jobs: int, patience: float, lease: float, holder: str) -> Entered:
-        """Take a place for a new job, pending for *patience* seconds, and its name, which may hold *holder* now. The
-        process that it waits in, if it does, is there for *lease* seconds."""
+    def entering(self, job: Job, max_jobs: int, patience: float, lease: float, holder: str) -> Call:
+        """Return the call that takes a place for a new job, pending for *patience* seconds, and its name, which may
+        hold *holder* now. The process that it waits in, if it does, is there for *lease* seconds."""
         names = [self._name(job)] if job.name else []
         keys = [*self._keys, *names, *map(self._waits, job.groups)]
         arguments = (job.key, max_jobs, patience, job.priority.rank, holder, _milliseconds(patience + LINGER))
-        answer, now, *others = self._server.run("enter", keys, *arguments, job.process, lease, len(names))
+        return Call("enter", keys, (*arguments, job.process, lease, len(names)))
+
+    def entered(self, reply: Any) -> Entered:
+        """Return the answer to that call."""
+        answer, now, *others = self._server.checked(reply)
         keys = [other.decode() for other in others]
         if answer == b"named":
             return Entered(False, False, keys[0], float(now), [])
@@ -62,6 +67,10 @@ class Index:
         """Say that a process is there for *lease* seconds, in whose memory jobs wait."""
         self._held_until[process] = float(self._run("hold", [], process, lease)[1])
 
+    def is_held(self, process: str, until: float) -> None:
+        """Take note that a process is there until then, for sure."""
+        self._held_until[process] = max(until, self._held_until.get(process, 0.0))
+
     def held_until(self, process: str, now: float) -> float:
         """Return until when a process is there for sure, or was."""
         until = self._held_until.get(process, 0.0)
@@ -74,24 +83,39 @@ class Index:
 
     def file(self, job: Job, now: float, place: str, *, anew: bool = False) -> None:
         """Bring the index up to date with a job. Where that fails it is done when the job is due: the record counts."""
+        self.filed(job.key, self._server.run_all(self.filing(job, now, place, anew=anew))[0])
+
+    def filing(self, job: Job, now: float, place: str, *, anew: bool = False) -> Call:
+        """Return the call that does so."""
         at = job.expires_at
         if job.state is JobState.RUNNING:
             at = now + _LOOK_AGAIN if job.lease_expires_at is None else job.lease_expires_at
         where = "ended" if job.state.ended else job.state.value
         rank = str(job.priority.rank)
-        groups = [*map(self._group, job.groups), *map(self._waits, job.groups)]
-        self._file(job.key, groups, where, repr(at), "anew" if anew else "", place, _until(job), rank, job.process)
+        args = (job.key, where, repr(at), "anew" if anew else "", place, _until(job), rank, job.process)
+        return Call("file", [*self._keys, *map(self._group, job.groups), *map(self._waits, job.groups)], args)
+
+    def filed(self, key: str, reply: Any) -> None:
+        """Take note of the answer to that call."""
+        try:
+            self._server.checked(reply)
+        except RegistryError as error:
+            _log.warning("the job %s… is filed later: %s", key[:8], error)
 
     def drop(self, key: str) -> None:
         """Know nothing more of a job."""
-        self._file(key, [], "gone", "", "", "", "", "", "")
+        with contextlib.suppress(RegistryError):
+            self._run("file", [], key, "gone", "", "", "", "", "", "")
+
+    def reserving(self, job: Job, place: str) -> Call:
+        """Return the call that takes a place in each group of a job that is about to run, or in none. Where there is
+        room, the job is due when its lease runs out, whatever becomes of who claims it."""
+        args = (place, _until(job), *job.groups.values(), job.key)
+        return Call("reserve", [*self._keys, *map(self._group, job.groups)], args)
 
     def reserve(self, job: Job, place: str) -> bool:
-        """Take a place in each group of a job that is about to run, or in none; return whether there is room. Where
-        there is, the job is due when its lease runs out, whatever becomes of who claims it."""
-        if not job.groups and job.lease_expires_at is None:
-            return True
-        return bool(self._run("reserve", job.groups, place, _until(job), *job.groups.values(), job.key)[0] == b"ok")
+        """Do so; return whether there is room."""
+        return bool(self._server.checked(self._server.run_all(self.reserving(job, place))[0])[0] == b"ok")
 
     def leave(self, job: Job, place: str) -> None:
         """Give back what was reserved."""
@@ -109,6 +133,10 @@ class Index:
         among = {JobState.PENDING: self._keys[1], JobState.RUNNING: self._keys[2]}
         index = self._keys[0] if state is None else among.get(state, self._keys[0])
         return [key.decode() for key in self._server.link.command("ZREVRANGE", index, begin, begin + count - 1)]
+
+    def is_empty(self) -> bool:
+        """Whether there are no jobs."""
+        return not self._server.link.command("ZCARD", self._keys[0])
 
     def position(self, key: str) -> int:
         """Return the place of a pending job, from 1; 0 if it is not filed as one."""
@@ -130,12 +158,6 @@ class Index:
         if stored is None or len(stored) != len(new):
             raise RegistryError(f"{self._server.shown}: {name} is no secret of {len(new)} bytes")
         return bytes(stored)
-
-    def _file(self, key: str, groups: Iterable[str], *args: str) -> None:
-        try:
-            self._server.run("file", [*self._keys, *groups], key, *args)
-        except RegistryError as error:
-            _log.warning("the job %s… is filed later: %s", key[:8], error)
 
     def _run(self, script: str, groups: Iterable[str], *args: Any) -> list[Any]:
         return self._server.run(script, [*self._keys, *map(self._group, groups)], *args)

@@ -25,13 +25,14 @@ try:
 except ImportError as error:
     raise ImportError("RedisRegistry needs the extra redis: pip install 'bgmiddleware[redis]'") from error
 
-__all__ = ["Address", "Damaged", "Link", "Server"]
+__all__ = ["Address", "Call", "Damaged", "Link", "Server"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("bgmiddleware")
 
 _POLL_EVERY = 0.25
+_APART = 0.05
 _SENTINEL_PORT = 26379
 _NOT_HERE = (
     redis.exceptions.BusyLoadingError,
@@ -75,6 +76,14 @@ def _script(*parts: str) -> _Script:
 
 # By their names, each with what comes before it.
 _SCRIPTS = {name: _script(*parts, name) for name, parts in _PARTS.items()}
+
+
+class Call(NamedTuple):
+    """A script by its name, with its keys, which are of one slot, and its arguments behind the time."""
+
+    name: str
+    keys: Sequence[str]
+    args: Sequence[Any] = ()
 
 
 class Damaged(RegistryError):
@@ -190,14 +199,14 @@ class Link:
         reply: list[Any] = self._call(run)
         return reply
 
-    def run_each(self, name: str, keys: Sequence[Sequence[str]], *args: Any) -> list[Any]:
-        """Run a script once for each of *keys*, all in one go. An answer that is an error is returned as one."""
-        script = _SCRIPTS[name]
+    def run_all(self, now: str, calls: Sequence[Call]) -> list[Any]:
+        """Run scripts one after the other, all in one go. An answer that is an error is returned as one: see
+        :meth:`checked`."""
 
         def run() -> list[Any]:
             pipeline = self._commands.pipeline(transaction=False)
-            for each in keys:
-                pipeline.evalsha(script.sha, len(each), *each, *args)
+            for name, keys, args in calls:
+                pipeline.evalsha(_SCRIPTS[name].sha, len(keys), *keys, now, *args)
             replies = list(pipeline.execute(raise_on_error=False))
             for reply in replies:
                 if isinstance(reply, Exception) and _is_elsewhere(reply):
@@ -206,9 +215,17 @@ class Link:
 
         replies: list[Any] = self._call(run)
         if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
-            self.command("SCRIPT", "LOAD", script.source)
+            for name in {call.name for call in calls}:
+                self.command("SCRIPT", "LOAD", _SCRIPTS[name].source)
             replies = self._call(run)
         return replies
+
+    def checked(self, reply: Any) -> list[Any]:
+        """Return an answer, or raise what it is."""
+        if isinstance(reply, Exception):
+            raise self._error(reply) from reply
+        answer: list[Any] = reply
+        return answer
 
     def pause(self, stream: str, after: str, seconds: float) -> None:
         """Block until *stream* has an entry behind *after*, at most *seconds*; may return before.
@@ -334,9 +351,14 @@ class Server:
         """Run a script at this time."""
         return self.link.run(name, keys, self._now(), *args)
 
-    def run_each(self, name: str, keys: Sequence[Sequence[str]]) -> list[Any]:
-        """Run a script at this time for each of *keys*."""
-        return self.link.run_each(name, keys, self._now())
+    def run_all(self, *calls: Call) -> list[Any]:
+        """Run scripts at this time, one after the other, in one round trip. An answer that is an error is returned as
+        one: see :meth:`checked`. Of what breaks off in between, the first ones were done."""
+        return self.link.run_all(self._now(), calls)
+
+    def checked(self, reply: Any) -> list[Any]:
+        """Return an answer, or raise what it is."""
+        return self.link.checked(reply)
 
     def time(self) -> float:
         """Return the time, as of the last answer."""
@@ -352,7 +374,10 @@ class Server:
 
     def heard(self, now: float) -> None:
         """Take note of the time that an answer says."""
-        self._ahead = now - time.monotonic()
+        ahead = now - time.monotonic()
+        # The answer that was the fastest to arrive knows best, unless clocks went apart since.
+        if self._ahead is None or not self._ahead - _APART < ahead < self._ahead:
+            self._ahead = ahead
 
     def close(self) -> None:
         """Close the connections of this process; the next call opens new ones."""

@@ -13,7 +13,7 @@ from .. import _changes as changes
 from .._bounds import Bounds
 from .._times import ENTRY_BYTES, Head, times_after
 from ..base import Piece, Times
-from .link import Damaged, Server
+from .link import Call, Damaged, Server
 
 __all__ = ["Records", "Stored", "nonce"]
 
@@ -32,6 +32,8 @@ class Stored(NamedTuple):
     place: str = ""
     held_until: float | None = None
     """Until when the process is there in whose memory it waits; None: it does not wait in one."""
+    is_recalled: bool = False
+    """Whether it is what this process wrote, and not what was read just now."""
 
     @property
     def held(self) -> Job:
@@ -51,10 +53,19 @@ class Records:
         self._server = server
         self._prefix = prefix
 
-    def create(self, job: Job, max_output: int) -> bool:
-        """Store a new pending job; false where there is one that has not expired."""
-        args = (nonce(), repr(job.expires_at), _document(job), _json(dict(job.request)), max_output)
-        return bool(self._run("create", job.key, *args)[0] == b"ok")
+    def creating(self, job: Job, body: bytes, op: str, patience: float, max_output: int) -> Call:
+        """Return the call that stores a new pending job, which may wait for *patience* seconds, with the *body* of its
+        request; *op*: a nonce."""
+        args = (op, repr(patience), _document(job), _json(dict(job.request)), max_output, body)
+        return Call("create", self._keys(job.key), args)
+
+    def created(self, job: Job, op: str, patience: float, reply: Any) -> Stored | None:
+        """Return the record that was stored by that call; None where there is one that has not expired."""
+        answer, now = self._server.checked(reply)
+        if answer != b"ok":
+            return None
+        self._server.heard(at := float(now))
+        return Stored(job.changed(created_at=at, expires_at=at + patience), at, op)
 
     def look(self, key: str) -> Stored:
         """Return a record; the job in it is as it was written, not as it reads."""
@@ -65,7 +76,7 @@ class Records:
     def look_at_each(self, keys: list[str]) -> list[Stored]:
         """Return the records of *keys*, without those that are gone or damaged."""
         found = []
-        replies = self._server.run_each("look", [self._keys(key) for key in keys])
+        replies = self._server.run_all(*(Call("look", self._keys(key)) for key in keys))
         for key, reply in zip(keys, replies, strict=True):
             if isinstance(reply, Exception):
                 _log.warning("%s: the job %s… cannot be read: %s", self._server.shown, key[:8], reply)
@@ -74,13 +85,22 @@ class Records:
                     found.append(self._stored(key, reply))
         return found
 
-    def write(self, stored: Stored, new: Job, place: str, ttl: float) -> bool:
-        """Replace a record if it is still what was read. One that has ended is kept for *ttl* seconds, and what is
-        left of it is remembered for as long again."""
-        ends = (_milliseconds(ttl + _LINGER), _milliseconds(2 * ttl + _LINGER)) if new.state.ended else ()
-        until = "" if new.expires_at is None else repr(new.expires_at)
-        args = (stored.op, nonce(), new.state.value, until, _text(new.runner), place, _document(new), *ends)
-        return bool(self._run("write", new.key, *args)[0] == b"ok")
+    def writing(self, stored: Stored, new: Stored, ttl: float, least: tuple[int, int]) -> Call:
+        """Return the call that replaces a record if it is still what was read, and if its output and body have *least*
+        so many bytes. One that has ended is kept for *ttl* seconds, and what is left of it is remembered for as long
+        again."""
+        job = new.job
+        ends = (_milliseconds(ttl + _LINGER), _milliseconds(2 * ttl + _LINGER)) if job.state.ended else ()
+        until = "" if job.expires_at is None else repr(job.expires_at)
+        args = (stored.op, new.op, job.state.value, until, _text(job.runner), new.place, _document(job), *least, *ends)
+        return Call("write", self._keys(job.key), args)
+
+    def written(self, key: str, reply: Any) -> bool:
+        """Return whether that call replaced the record. Raises ``BadOffset`` where there are fewer bytes."""
+        answer, *end = self._answered(key, self._server.checked(reply))
+        if answer == b"short":
+            raise BadOffset(end[0])
+        return bool(answer == b"ok")
 
     def append(
         self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str, most: int, times: Times
@@ -131,14 +151,16 @@ class Records:
 
     def unremember(self, keys: list[str]) -> None:
         """Know no more that the jobs of *keys* were there and expired."""
-        self._server.run_each("unremember", [self._keys(key) for key in keys])
+        self._server.run_all(*(Call("unremember", self._keys(key)) for key in keys))
 
     def _keys(self, key: str) -> list[str]:
         record = f"{self._prefix}:{{{key}}}"
         return [record, *(f"{record}:{name}" for name in ("gone", "request", "output", "body", "wake", "times"))]
 
     def _run(self, script: str, key: str, *args: Any) -> list[Any]:
-        reply = self._server.run(script, self._keys(key), *args)
+        return self._answered(key, self._server.run(script, self._keys(key), *args))
+
+    def _answered(self, key: str, reply: list[Any]) -> list[Any]:
         match reply[0]:
             case b"missing":
                 raise JobNotFound(key)
@@ -149,9 +171,11 @@ class Records:
         return reply
 
     def _stored(self, key: str, reply: list[Any]) -> Stored:
-        _, now, op, document, environ, output, body, max_output, place, head, floor, lost = reply
+        _, now, op, document, environ, output, body, max_output, place, head, floor, lost, created, until = reply
         try:
             known = json.loads(document) | {"request": json.loads(environ or b"{}")}
+            if created is not None:  # nobody wrote it again since it came
+                known |= {"created_at": float(created), "expires_at": float(until)}
             known |= {"output_end": int(output or 0), "body_end": int(body or 0)}
             bounds = Bounds.of(int(max_output))
             if floor is not None:
@@ -171,8 +195,7 @@ def _document(job: Job) -> str:
     return _json({name: value for name, value in job.to_document().items() if name not in _APART})
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _text(text: str) -> bytes:

@@ -43,7 +43,11 @@ def look(path: str) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """The files of the job with *key* in *directory*; *number* tells it from an earlier one of the same key."""
+    """The files of the job with *key* in *directory*; *number* tells it from an earlier one of the same key.
+
+    A job that waits has none, unless its request has a body: where a disk is busy, to make a file takes longer than all
+    else that a start does.
+    """
 
     directory: str
     key: str
@@ -71,15 +75,37 @@ class JobFiles:
         return (ends or self.ends()).kept + times
 
     def create(self, max_output: int) -> None:
-        """Make the file that every job has; there is none, or the index has lost it."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(os.path.dirname(self.path), 0o700)
-        with opened(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as number:
+        """Make the file that every job has from its first byte or its claim on, if there is none. To be called while
+        nobody else does."""
+        try:
+            self._create(max_output)
+        except FileNotFoundError:
+            self.make_directory()
+            self._create(max_output)
+
+    def _create(self, max_output: int) -> None:
+        with opened(self.path, os.O_RDWR | os.O_CREAT) as number:
+            if os.fstat(number).st_size >= DATA_AT:
+                return  # else it is new, or who made it was killed just then
             try:
                 write_at(number, new_header(Bounds.of(max_output)), 0)
             except OSError:
                 self.remove()
                 raise
+
+    def is_there(self) -> bool:
+        """Whether it has a file."""
+        return os.path.lexists(self.path)
+
+    def make_directory(self) -> None:
+        """Make the directory of the file, which some jobs have in common, if there is none."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(self.path), 0o700)
+
+    def forget_earlier(self) -> None:
+        """Remove what is there of an earlier job of the same key and number, which the index has lost."""
+        if self.is_there():
+            self.remove()
 
     def ends(self) -> Ends:
         """Return how long the channels of a job are that has not ended."""
@@ -99,8 +125,14 @@ class JobFiles:
 
     def stamp(self) -> None:
         """Wake who waits for this job."""
-        with contextlib.suppress(OSError), opened(self.path, os.O_RDWR) as number:
-            os.pwrite(number, os.urandom(8), STAMP_AT)
+        try:
+            with opened(self.path, os.O_RDWR) as number:
+                os.pwrite(number, os.urandom(8), STAMP_AT)
+        except FileNotFoundError:
+            with contextlib.suppress(OSError):
+                os.utime(os.path.dirname(self.path))  # who waits for a job without a file watches this
+        except OSError:
+            pass
 
     def read(self, channel: Channel, offset: int, limit: int, ends: Ends | None) -> Piece:
         """Return a piece of a job that ended with *ends*, or (None) of one that has not ended."""

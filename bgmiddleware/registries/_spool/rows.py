@@ -21,6 +21,7 @@ __all__ = [
     "find",
     "first_ended",
     "forget",
+    "forget_processes",
     "has_expired",
     "hold",
     "insert",
@@ -91,11 +92,15 @@ def insert(database: sqlite3.Connection, job: Job) -> Row:
 
 
 def hold(database: sqlite3.Connection, process: str, until: float) -> None:
-    """Say until when a process is there in whose memory jobs wait; forget those that are gone, with their jobs."""
+    """Say until when a process is there in whose memory jobs wait."""
     database.execute("INSERT OR REPLACE INTO processes (name, until) VALUES (?, ?)", (process, until))
+
+
+def forget_processes(database: sqlite3.Connection, now: float) -> None:
+    """Forget the processes that are gone for long, with their jobs."""
     database.execute(
         "DELETE FROM processes WHERE until < ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE process = processes.name)",
-        (until - _PROCESSES_KEPT,),
+        (now - _PROCESSES_KEPT,),
     )
 
 

@@ -106,7 +106,10 @@ class Store:
         for row in change.changed:
             self.files(row).stamp()
         for gone in change.gone:
-            self.files(gone).remove()
+            files = self.files(gone)
+            files.remove()
+            if isinstance(gone, Row) and gone.job.state is JobState.PENDING:
+                files.stamp()  # it had no file that who waits for it could miss
 
     def free_what_expired(self, now: float, limit: int) -> None:
         """Remove the files of up to *limit* jobs that are to be forgotten, before that is written down: where there is

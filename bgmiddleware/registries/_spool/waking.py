@@ -32,17 +32,19 @@ class Waking:
         self._idle: list[tuple[int, int]] = []
 
     @contextlib.contextmanager
-    def watch(self, path: str) -> Iterator[Callable[[float], None]]:
+    def watch(self, path: str, *, is_there: bool = True) -> Iterator[Callable[[float], None]]:
         """Give a function that waits, at most so many seconds, for a change since it was given, or last returned.
 
-        It may return without one. Begin to watch, then look, then wait: so nothing is missed.
+        It may return without one. Begin to watch, then look, then wait: so nothing is missed. Where a file *is_there*
+        not yet, its directory is watched.
         """
         kernel = _inotify()
         instance = self._instance(kernel) if kernel is not None else -1
         if kernel is None or instance < 0:
-            yield _Looking(self._look, path).wait
+            yield _Looking(self._look, path).wait if is_there else _Pausing().wait
             return
-        watch = kernel.inotify_add_watch(instance, os.fsencode(path), _CHANGED)
+        watched = path if is_there else os.path.dirname(path)
+        watch = kernel.inotify_add_watch(instance, os.fsencode(watched), _CHANGED)
         try:
             # A file that is gone cannot be watched; who looks will see that.
             yield functools.partial(_wait_for_events, instance) if watch >= 0 else _Looking(self._look, path).wait
@@ -98,6 +100,17 @@ class _Looking:
             if self._seen != seen or self._seen is None:
                 return
             pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+class _Pausing:
+    """Waits a little, and then a little longer: who waits looks by himself."""
+
+    def __init__(self) -> None:
+        self._pause = _FIRST_PAUSE
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(min(self._pause, max(0.0, seconds)))
+        self._pause = min(self._pause * 1.5, _LONGEST_PAUSE)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 -- ARGV: now, key, max_jobs, how long it may be pending, the rank of its priority; for a job with a name: what that may
 -- hold now, and for how many milliseconds it is taken; the process that it waits in, and how long that is there for sure;
--- and how many names it has, 1 or 0. Behind the KEYS: the name, see name.lua, and who waits of each of its groups. Take a place for a new job. Return the time, and the jobs that made room.
+-- and how many names it has, 1 or 0. Behind the KEYS: the name, see name.lua, and who waits of each of its groups. Take a
+-- place for a new job. Return the time, and the jobs that made room.
 local now, key, most = string.format('%.17g', NOW), ARGV[2], tonumber(ARGV[3])
 local process = ARGV[8]
 if process ~= '' then

@@ -1,0 +1,135 @@
+"""What is due is evicted by time, whichever registry it is: in small steps, by a thread that holds no registry."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgmiddleware import Registry
+from bgmiddleware.registries import open_registry
+from bgmiddleware.registries._housekeeping import House, house
+from bgmiddleware.testing.clock import Clock
+from bgmiddleware.testing.registries import LONG, added, ended
+from tests.kit.redis_server import redis_server, redis_server_of_module
+
+__all__ = ["redis_server", "redis_server_of_module"]
+
+Make = Callable[..., Registry]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "spool", pytest.param("redis", marks=pytest.mark.everything)])
+def make(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> Iterator[Make]:
+    """Make a registry; there is one for a test."""
+    location = {"memory": "memory:", "spool": f"spool:{tmp_path / 'jobs'}"}.get(request.param, "")
+    if not location:
+        location = request.getfixturevalue("redis_server").url
+    with ExitStack() as stack:
+
+        def make(**settings: Any) -> Registry:
+            return stack.enter_context(open_registry(location, clock=clock, **settings))
+
+        yield make
+
+
+def test_what_is_due_is_forgotten_by_time_and_then_no_thread_is_left(
+    make: Make, clock: Clock, housekeeping: None
+) -> None:
+    registry = make(ttl=60.0)
+    registry.tidy_every = 0.01
+    tidied, tidy = threading.Event(), registry.tidy
+
+    def tells() -> float | None:
+        again = tidy()
+        tidied.set()
+        return again
+
+    registry.tidy = tells  # type: ignore[method-assign]
+    for name in "abc":
+        ended(registry, name, output=b"x")
+    added(registry, "waits")
+    thread = house()._thread
+    assert thread is not None
+    clock.advance(60.0)
+    while not registry.is_empty():  # what was never started is lost, and forgotten sixty seconds later
+        tidied.clear()
+        assert tidied.wait(LONG)
+        clock.advance(60.0)
+    thread.join(LONG)
+    assert not thread.is_alive()
+    assert registry.evict() == (0, 0)
+    ended(registry, "later")  # and again
+    clock.advance(60.0)
+    while not registry.is_empty():
+        tidied.clear()
+        assert tidied.wait(LONG)
+
+
+def test_of_much_that_is_due_a_few_are_forgotten_at_a_time_and_none_by_who_adds_a_job(make: Make, clock: Clock) -> None:
+    registry = make(ttl=60.0)
+    for number in range(230):
+        ended(registry, f"job {number}")
+    clock.advance(60.0)
+    added(registry)
+    again = []
+    while (seconds := registry.tidy()) == 0.0:
+        again.append(seconds)
+        assert len(again) < 100
+    assert len(again) >= 2
+    assert 0 < seconds <= registry.tidy_every <= 60.0
+    assert registry.evict() == (0, 0)
+    assert [job.title for job in registry.jobs()] == ["one"]
+
+
+def test_where_no_thread_could_tidy_who_adds_a_job_does(
+    make: Make, clock: Clock, housekeeping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(House, "_run", lambda house: None)
+    registry = make(ttl=60.0)
+    for number in range(15):
+        ended(registry, f"job {number}")
+    clock.advance(60.0)
+    added(registry, "in time")
+    monkeypatch.setattr(registry, "tidied_at", (os.getpid(), time.monotonic() - 31.0))
+    added(registry, "late")
+    assert registry.evict() == (0, 5)
+
+
+def test_making_a_registry_begins_no_thread_and_who_drops_or_closes_it_ends_it(make: Make, housekeeping: None) -> None:
+    before = threading.enumerate()
+    registry = make()
+    assert threading.enumerate() == before
+    added(registry)
+    thread = house()._thread
+    assert thread is not None
+    registry.close()
+    thread.join(LONG)
+    assert not thread.is_alive()
+
+
+def test_a_child_of_a_fork_keeps_house_itself(make: Make, housekeeping: None) -> None:
+    registry = make()
+    added(registry)
+    child = os.fork()
+    if not child:
+        try:
+            house_of_parent = registry.tidied_at[0]
+            registry.keep_house()
+            assert registry.tidied_at[0] == os.getpid() != house_of_parent
+            thread = house()._thread
+            assert thread is not None
+            assert thread.is_alive()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    registry.close()
