@@ -1,4 +1,4 @@
-"""``python -m bgmiddleware jobs``: look at the jobs of a registry that processes share, from the outside."""
+"""``python -m bgmiddleware jobs``: inspect the jobs of a shared registry from outside the server."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from .._jobs import Job, JobState, key_of
+from .._serving.timed import Came
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
 from ..registries import open_registry
 from ..registries.base import Registry
@@ -16,21 +17,21 @@ from ..registries.base import Registry
 __all__ = ["add_jobs_command", "count", "run_jobs_command"]
 
 EXIT_STATUS = {JobState.FINISHED: 0, JobState.FAILED: 1, JobState.CANCELLED: 3, JobState.LOST: 4}
-"""What ``follow`` ends with; 2 is for what cannot be done as asked."""
+"""The exit status of ``follow``; 2 means that the command line or the registry is wrong."""
 
 _TOKEN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SEARCHED = 10_000
 
 
 def count(text: str) -> int:
-    """Return an argument that says how many, at least one."""
+    """Return an argument as a whole number from 1. Raises ``ArgumentTypeError``."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1, not {text!r}")
     return int(text)
 
 
 def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``jobs`` and what it can do to the command line."""
+    """Add ``jobs`` and its actions to the command line."""
     parser = commands.add_parser("jobs", help="look at the jobs of a shared registry", description=__doc__)
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
 
@@ -45,18 +46,20 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     listing.add_argument("--state", choices=[state.value for state in JobState], help="only those in this state")
     listing.add_argument("--limit", type=count, default=50, help="how many at most (default: %(default)s)")
     listing.add_argument("--json", action="store_true", help="a JSON document per line")
-    add("show", "show all that is known of a job, as JSON")
-    add(
+    showing = add("show", "show a job as JSON")
+    showing.add_argument("--times", action="store_true", help="also when its output came: offsets, and seconds")
+    following = add(
         "follow",
         "print a job's output as it comes, and exit by how it ended (0 finished, 1 failed, 3 cancelled, 4 lost)",
     )
+    following.add_argument("--times", action="store_true", help="begin each line with the seconds since the job began")
     add("cancel", "ask a job to stop")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
 
 def run_jobs_command(options: argparse.Namespace) -> int:
-    """Do what the command line asks for; return the exit status."""
+    """Run an action of ``jobs``; return the exit status."""
     actions: dict[str, Callable[[Registry, argparse.Namespace], int]] = {
         "list": _list,
         "show": _show,
@@ -85,8 +88,8 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # who reads has enough: "… | head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+    except BrokenPipeError:  # the reader has enough, as in "… | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
         return 141
 
 
@@ -108,19 +111,43 @@ def _list(registry: Registry, options: argparse.Namespace) -> int:
 
 def _show(registry: Registry, options: argparse.Namespace) -> int:
     job = registry.get(_key(registry, options.job))
-    print(json.dumps(_document(job, registry.clock()), indent=2))
+    document = _document(job, registry.clock())
+    if options.times:
+        document["times"] = [[end, at / 1000] for end, at in registry.times(job.key)]
+    print(json.dumps(document, indent=2))
     return 0
 
 
 def _follow(registry: Registry, options: argparse.Namespace) -> int:
     key = _key(registry, options.job)
-    for data in _pieces(registry, key):
+    for data in _pieces_with_times(registry, key) if options.times else _pieces(registry, key):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     job = registry.get(key)
+    begin, end = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     if job.state is not JobState.FINISHED:
-        print(f"bgmiddleware: the job is {job.state}: {_printable(job.reason)}", file=sys.stderr)
+        print(f"bgmiddleware: the job is {begin}{job.state}{end}: {_printable(job.reason)}", file=sys.stderr)
+    elif end:
+        print(f"\x1b[32mfinished{end} after {job.elapsed(0.0):.1f} s", file=sys.stderr)
     return EXIT_STATUS[job.state]
+
+
+def _pieces_with_times(registry: Registry, key: str) -> Iterator[bytes]:
+    """Yield the output with seconds before each line: when the first of it came."""
+    came = Came(registry, key, 0)
+    offset = 0
+    begins_line = True
+    for piece in registry.follow(key):
+        if piece.offset > offset:
+            yield f"\n[… bytes {offset} to {piece.offset} were dropped …]\n".encode()
+            begins_line = True
+        offset = piece.offset
+        for line in re.findall(rb"[^\n]*\n|[^\n]+", piece.data):
+            if begins_line:
+                yield f"{came.at(offset) / 1000:9.2f} s  ".encode()
+            yield line
+            begins_line = line.endswith(b"\n")
+            offset += len(line)
 
 
 def _pieces(registry: Registry, key: str) -> Iterator[bytes]:
@@ -163,7 +190,7 @@ def _key(registry: Registry, name: str) -> str:
 
 
 def _document(job: Job, now: float) -> dict[str, object]:
-    """Return what an operator may see: no request and no response, which hold what only its owner should know."""
+    """Return a job as an operator may see it: without its request and response, which are its owner's."""
     document = job.to_document()
     for name in ("request", "response", "fingerprint", "name", "name_salt"):
         del document[name]
@@ -171,5 +198,5 @@ def _document(job: Job, now: float) -> dict[str, object]:
 
 
 def _printable(text: str | None) -> str:
-    """Return what somebody else wrote without anything that a terminal would obey."""
+    """Return a text of a client without control characters, which a terminal would obey."""
     return "".join(character if character.isprintable() else "�" for character in text or "")
