@@ -195,7 +195,7 @@ def _made() -> BackgroundMiddleware:
     if "SITE_THREADS" in os.environ:
         _refuse_threads(os.environ["SITE_THREADS"])
     if "SITE_SIGN" in os.environ:
-        log._SIGN_EVERY = log._SIGN_EVERY_TO_PROXY = float(os.environ["SITE_SIGN"])
+        log.SIGN_EVERY = log.SIGN_EVERY_TO_PROXY = float(os.environ["SITE_SIGN"])
         log.LOOK_EVERY = 0.1
     connections._BOUND = float(os.environ.get("SITE_BOUND", "25"))
     return BackgroundMiddleware(
