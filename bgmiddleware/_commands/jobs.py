@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from .._jobs import Job, JobState, key_of
+from .._serving.timed import Came
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
 from ..registries import open_registry
 from ..registries.base import Registry
@@ -45,11 +46,13 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     listing.add_argument("--state", choices=[state.value for state in JobState], help="only those in this state")
     listing.add_argument("--limit", type=count, default=50, help="how many at most (default: %(default)s)")
     listing.add_argument("--json", action="store_true", help="a JSON document per line")
-    add("show", "show all that is known of a job, as JSON")
-    add(
+    showing = add("show", "show all that is known of a job, as JSON")
+    showing.add_argument("--times", action="store_true", help="also when its output came: offsets, and seconds")
+    following = add(
         "follow",
         "print a job's output as it comes, and exit by how it ended (0 finished, 1 failed, 3 cancelled, 4 lost)",
     )
+    following.add_argument("--times", action="store_true", help="begin each line with the seconds since the job began")
     add("cancel", "ask a job to stop")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
@@ -108,19 +111,43 @@ def _list(registry: Registry, options: argparse.Namespace) -> int:
 
 def _show(registry: Registry, options: argparse.Namespace) -> int:
     job = registry.get(_key(registry, options.job))
-    print(json.dumps(_document(job, registry.clock()), indent=2))
+    document = _document(job, registry.clock())
+    if options.times:
+        document["times"] = [[end, at / 1000] for end, at in registry.times(job.key)]
+    print(json.dumps(document, indent=2))
     return 0
 
 
 def _follow(registry: Registry, options: argparse.Namespace) -> int:
     key = _key(registry, options.job)
-    for data in _pieces(registry, key):
+    for data in _pieces_with_times(registry, key) if options.times else _pieces(registry, key):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     job = registry.get(key)
+    begin, end = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     if job.state is not JobState.FINISHED:
-        print(f"bgmiddleware: the job is {job.state}: {_printable(job.reason)}", file=sys.stderr)
+        print(f"bgmiddleware: the job is {begin}{job.state}{end}: {_printable(job.reason)}", file=sys.stderr)
+    elif end:
+        print(f"\x1b[32mfinished{end} after {job.elapsed(0.0):.1f} s", file=sys.stderr)
     return EXIT_STATUS[job.state]
+
+
+def _pieces_with_times(registry: Registry, key: str) -> Iterator[bytes]:
+    """Yield the output with seconds before each line: when the first of it came."""
+    came = Came(registry, key, 0)
+    offset = 0
+    begins_line = True
+    for piece in registry.follow(key):
+        if piece.offset > offset:
+            yield f"\n[… bytes {offset} to {piece.offset} were dropped …]\n".encode()
+            begins_line = True
+        offset = piece.offset
+        for line in re.findall(rb"[^\n]*\n|[^\n]+", piece.data):
+            if begins_line:
+                yield f"{came.at(offset) / 1000:9.2f} s  ".encode()
+            yield line
+            begins_line = line.endswith(b"\n")
+            offset += len(line)
 
 
 def _pieces(registry: Registry, key: str) -> Iterator[bytes]:

@@ -109,7 +109,7 @@ class Run:
         self._work = work
         self._context = context
         self._preface = preface
-        self.title = title
+        self.title: str = title
         self._pid = os.getpid()
         self._takes_logging = takes_logging
         self._takes_children = takes_children

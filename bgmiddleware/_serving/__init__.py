@@ -10,11 +10,13 @@ from .._jobs import Job
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .asked import asks_with_other_credentials, kept_of
 from .cancel import answer_cancel
+from .cast import answer_cast
 from .connections import disconnection_of, threads_of
 from .dashboard import Authorize, answer_dashboard
 from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
+from .lines import answer_lines
 from .log import answer_log
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
 from .page import answer_page
@@ -61,6 +63,9 @@ _VIEWS = {
     View.STATUS: answer_status,
     View.PAGE: answer_page,
     View.EVENTS: answer_events,
+    View.LINES: answer_lines,
+    View.CAST: answer_cast,
+    View.CAST2: answer_cast,
     View.RESULT: answer_result,
     View.SCRIPT: answer_asset,
     View.STYLE: answer_asset,

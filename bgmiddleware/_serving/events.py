@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .._jobs import Job, JobState
+from .._jobs import Job, JobState, StepState
 from ..registries.base import Page
 from .problems import Answer
 from .status import status_document
@@ -95,6 +95,7 @@ def _blocks(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[byte
     ends_at = time.monotonic() + _LONGEST
     sent_at = time.monotonic()
     seen: tuple[object, ...] = ()
+    seen_steps: list[StepState] | None = None
     page: Page | None = first
     while True:
         job, piece = page or visit.registry.page(visit.key, offset)
@@ -104,7 +105,12 @@ def _blocks(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[byte
         if news != seen and not job.state.ended:
             seen = news
             sent_at = time.monotonic()
-            yield _event(status_document(visit, job), kind="status")
+            document = status_document(visit, job)
+            states = [step.state for step in job.steps.listed] if job.steps is not None else []
+            if states == seen_steps:  # there may be hundreds, and the progress of one changes ten times a second
+                del document["steps"]
+            seen_steps = states
+            yield _event(document, kind="status")
         goes_on = piece.end > offset  # also without a text: what was dropped, or the rest of a character
         offset = max(offset, piece.end)
         if piece.data:

@@ -14,11 +14,11 @@ from .problems import Answer, Headers
 from .stored import TOO_MANY, Asked, Missing, Stored, asked_range, conditional, entity_tag
 from .visit import LOOK_EVERY, Hold, Visit, about
 
-__all__ = ["answer_log"]
+__all__ = ["SIGN_EVERY", "SIGN_EVERY_TO_PROXY", "Held", "answer_log", "file_name", "gap", "whole_length"]
 
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
-_SIGN_EVERY = 20.0
-_SIGN_EVERY_TO_PROXY = 2.0
+SIGN_EVERY = 20.0
+SIGN_EVERY_TO_PROXY = 2.0
 _MORE = 4096
 
 
@@ -33,7 +33,7 @@ def answer_log(visit: Visit, job: Job) -> Answer:
     if asked is not None and job.output_dropped is None and "HTTP_IF_RANGE" not in visit.environ:
         return _answer_range(visit, job, asked)
     if visit.environ["REQUEST_METHOD"] == "HEAD":
-        return Answer("200 OK", (*_head(job), _length(_whole_length(job)), *visit.pace()))
+        return Answer("200 OK", (*_head(job), _length(whole_length(job)), *visit.pace()))
     held = visit.take_slot()
     if held is not None:
         # Not kept by proxies until it is whole.
@@ -43,28 +43,28 @@ def answer_log(visit: Visit, job: Job) -> Answer:
 
 def _answer_so_far(visit: Visit, job: Job) -> Answer:
     """Answer with what there is, so that nobody takes it for all: it says to be longer than it is, and breaks off."""
-    held = visit.take_slot_for_bytes(_whole_length(job))
+    held = visit.take_slot_for_bytes(whole_length(job))
     if held is None:
         return visit.refused(TOO_MANY)
     headers = (
         *_head(job),
-        _length(_whole_length(job) + _MORE),
+        _length(whole_length(job) + _MORE),
         ("Accept-Ranges", "none"),  # wget would take an empty rest for the end
         ("Job-Next-Offset", str(job.output_end)),
         *visit.pace(),
     )
-    return Answer("200 OK", headers, _Held(_begun(visit, job), held, visit.environ))
+    return Answer("200 OK", headers, Held(_begun(visit, job), held, visit.environ))
 
 
 def _head(job: Job) -> Headers:
-    return (_TEXT, ("Content-Disposition", f'inline; filename="{_file_name(job)}"'), *about(job))
+    return (_TEXT, ("Content-Disposition", f'inline; filename="{file_name(job)}"'), *about(job))
 
 
-def _file_name(job: Job) -> str:
+def file_name(job: Job, kind: str = "log") -> str:
     """Return a name to save the output under: ``reports-2026.log`` for ``GET /reports/2026``."""
     path = re.sub(r"^[A-Z]+ (?=/)", "", job.title).partition("?")[0]
     words = re.findall(r"[A-Za-z0-9_.-]+", path)
-    return ("-".join(words).strip(".-")[:80] or "output") + ".log"
+    return ("-".join(words).strip(".-")[:80] or "output") + f".{kind}"
 
 
 def _length(size: int) -> tuple[str, str]:
@@ -86,12 +86,12 @@ def _answer_page(visit: Visit, job: Job, offset: int) -> Answer:
 
 
 def _answer_whole(visit: Visit, job: Job) -> Answer:
-    headers = (*_head(job), _length(_whole_length(job)))
+    headers = (*_head(job), _length(whole_length(job)))
     if job.output_dropped is not None:
-        held = visit.take_slot_for_bytes(_whole_length(job))
+        held = visit.take_slot_for_bytes(whole_length(job))
         if held is None:
             return visit.refused(TOO_MANY)
-        return Answer("200 OK", headers, _Held(_begun(visit, job), held))  # offsets are not positions in this text
+        return Answer("200 OK", headers, Held(_begun(visit, job), held))  # offsets are not positions in this text
     headers += (("Accept-Ranges", "bytes"), ("ETag", entity_tag(job, Channel.OUTPUT)))
     content = Stored(visit.registry, job.key, Channel.OUTPUT, 0, job.output_end, _last_line(job))
     return conditional(visit.environ, headers, content) if content.is_held(visit) else visit.refused(TOO_MANY)
@@ -113,7 +113,7 @@ def _answer_range(visit: Visit, job: Job, asked: Asked) -> Answer:
     return Answer("206 Partial Content", (*_head(job), *placed, *visit.pace()), content.begun(visit.environ))
 
 
-def _gap(begin: int, end: int) -> bytes:
+def gap(begin: int, end: int) -> bytes:
     """Say to a person what is missing here."""
     return f"\n[… {end - begin} bytes of output were dropped here: {begin} to {end} …]\n".encode()
 
@@ -130,23 +130,23 @@ def _last_line(job: Job) -> bytes:
     return (("\n" if job.output_end else "") + line).encode("utf-8", "backslashreplace")
 
 
-def _whole_length(job: Job) -> int:
+def whole_length(job: Job) -> int:
     length = job.output_end + len(_last_line(job))
     if job.output_dropped is None:
         return length
     begin, end = job.output_dropped
-    return length - (end - begin) + len(_gap(begin, end))
+    return length - (end - begin) + len(gap(begin, end))
 
 
 def _whole(registry: Registry, job: Job) -> Iterator[bytes]:
-    """Yield the output as it was when *job* was read: ``_whole_length(job)`` bytes, if none is dropped since."""
+    """Yield the output as it was when *job* was read: ``whole_length(job)`` bytes, if none is dropped since."""
     offset = 0
     while offset < job.output_end:
         piece = registry.read(job.key, Channel.OUTPUT, offset, min(PAGE_BYTES, job.output_end - offset))
         if piece.end <= offset:
             raise Missing("the job's bytes are not there any more")  # breaks the connection: it is not whole
         if piece.offset > offset:
-            yield _gap(offset, piece.offset)
+            yield gap(offset, piece.offset)
         yield piece.data[: max(0, job.output_end - piece.offset)]
         offset = piece.end
     last_line = _last_line(job)
@@ -162,7 +162,7 @@ def _begun(visit: Visit, job: Job) -> Iterator[bytes]:
     return itertools.chain(list(itertools.islice(pieces, count)), pieces)
 
 
-class _Held:
+class Held:
     """Pieces to which a slot belongs, until they are read to their end, closed, or dropped. *breaks_off*: where they
     are not all there will be, whoever reads them is told so."""
 
@@ -202,7 +202,7 @@ class _Followed:
         self._offset = 0
         self._next: Piece | None = None
         self._ends_line = True
-        self._sign_every = _SIGN_EVERY_TO_PROXY if is_behind_proxy(visit.environ) else _SIGN_EVERY
+        self._sign_every = SIGN_EVERY_TO_PROXY if is_behind_proxy(visit.environ) else SIGN_EVERY
         self._sent_at = time.monotonic()
         self._is_over = False
         self._said_why = makes_ends_visible(visit.environ)
@@ -243,9 +243,9 @@ class _Followed:
                     return b"\r" if self._ends_line else "\u200b".encode()
         self._ends_line = piece.data.endswith((b"\n", b"\r"))
         if piece.offset > self._offset:
-            gap = _gap(self._offset, piece.offset)
+            note = gap(self._offset, piece.offset)
             self._offset, self._next = piece.offset, piece
-            return gap
+            return note
         self._offset = piece.end
         return piece.data
 

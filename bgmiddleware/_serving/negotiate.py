@@ -26,6 +26,15 @@ class View(StrEnum):
     EVENTS = "events"
     """Both as they change, as server-sent events."""
 
+    LINES = "lines"
+    """The output as JSON, a line for each of its lines."""
+
+    CAST = "cast"
+    """The output as a recording of a terminal. Never negotiated."""
+
+    CAST2 = "cast2"
+    """The same for older players."""
+
     RESULT = "result"
     """The app's own response: for who can use none of the others."""
 
@@ -45,6 +54,7 @@ _OFFERS = {
     "application/json": View.STATUS,
     "text/html": View.PAGE,
     "text/event-stream": View.EVENTS,
+    "application/x-ndjson": View.LINES,
 }
 # A page is a page in either. And what is said of errors, or of data as such, is no format to want a response in.
 _SAME = {"application/xhtml+xml": "text/html"}

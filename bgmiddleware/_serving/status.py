@@ -37,7 +37,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "receipt": _receipt(job, details=visit.site.details),
         "links": {
             "self": here,
-            **{view: f"{here}&_view={view}" for view in ("log", "events", "status", "result")},
+            **{view: f"{here}&_view={view}" for view in ("log", "lines", "events", "status", "cast", "result")},
             "cancel": here,
         },
     }
@@ -110,7 +110,20 @@ def _receipt(job: Job, *, details: bool) -> dict[str, Any] | None:
         "queue_wait": max(0.0, job.started_at - job.created_at),
         "run_time": job.elapsed(job.ended_at) if job.ended_at is not None else None,
         "cpu_time": job.receipt.get("cpu_time"),
+        "steps": _shares(job),
     }
+
+
+def _shares(job: Job) -> list[dict[str, Any]]:
+    """Return the outermost steps of a job that has ended, with their shares of its time."""
+    took = job.elapsed(0.0)
+    if not job.state.ended or job.steps is None or not took:
+        return []
+    outermost = [step for step in job.steps.within(job.state, int(1000 * took)).listed if step.parent is None]
+    return [
+        {"title": step.title, "share": round(min(1.0, ((step.ended or 0) - step.begun) / 1000 / took), 3)}
+        for step in outermost
+    ]
 
 
 def _estimate(visit: Visit, job: Job) -> dict[str, Any] | None:

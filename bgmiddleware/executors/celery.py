@@ -34,8 +34,8 @@ try:
     from click import ClickException
     from kombu.entity import Exchange, Queue
     from kombu.exceptions import KombuError
-except ImportError as error:
-    raise ImportError("CeleryExecutor needs the extra celery: pip install 'bgmiddleware[celery]'") from error
+except ImportError as _error:
+    raise ImportError("CeleryExecutor needs the extra celery: pip install 'bgmiddleware[celery]'") from _error
 
 __all__ = ["CeleryExecutor"]
 
@@ -70,7 +70,7 @@ class CeleryExecutor(EngineExecutor):
         self._outbox = _Outbox(self._queue, max_pending)
 
     @property
-    def celery(self) -> Celery:
+    def celery(self) -> Any:
         """The ``Celery`` that it uses."""
         if not isinstance(self._given, Celery):
             found = loaded("executor", self._given)

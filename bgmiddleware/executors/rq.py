@@ -29,8 +29,8 @@ try:
     from rq.executions import Execution
     from rq.job import Job as Message
     from rq.job import JobStatus
-except ImportError as error:
-    raise ImportError("RQExecutor needs the extra rq: pip install 'bgmiddleware[rq]'") from error
+except ImportError as _error:
+    raise ImportError("RQExecutor needs the extra rq: pip install 'bgmiddleware[rq]'") from _error
 
 __all__ = ["RQExecutor"]
 

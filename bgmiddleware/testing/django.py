@@ -8,18 +8,18 @@ from django.test import Client
 
 from .._middleware import WSGIApplication
 
-__all__ = ["DjangoClient"]
+__all__ = ["django_client"]
 
 
-class DjangoClient(Client):  # type: ignore[misc, unused-ignore]
-    """A ``django.test.Client`` for *application*, the one of ``wsgi.py``: Django's own calls the views without it.
+def django_client(application: WSGIApplication, **options: Any) -> Any:
+    """Return a ``django.test.Client`` for *application*, the one of ``wsgi.py``: Django's own calls the views without
+    it. *options* are those of Django's.
 
     It logs in as Django's does. An exception of a view is answered by 500, as on a server.
     """
-
-    def __init__(self, application: WSGIApplication, **options: Any) -> None:
-        super().__init__(raise_request_exception=False, **options)
-        self.handler: Any = _Handler(application)
+    client: Any = Client(raise_request_exception=False, **options)
+    client.handler = _Handler(application)
+    return client
 
 
 class _Handler:

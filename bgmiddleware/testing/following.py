@@ -31,8 +31,8 @@ class Followed:
 def follow(client: Any, response: Any, *, timeout: float = 30.0) -> Followed:
     """Follow the job that *response* of *client* leads to, until it ends.
 
-    *client* is a test client of Werkzeug, Flask or WebTest (for Bottle, Pyramid and others), or a
-    :class:`~bgmiddleware.testing.django.DjangoClient`. Cookies are the client's own. If no job started, the outcome has
+    *client* is a test client of Werkzeug, Flask or WebTest (for Bottle, Pyramid and others), or of
+    :func:`~bgmiddleware.testing.django.django_client`. Cookies are the client's own. If no job started, the outcome has
     *response* itself. Raises ``TimeoutError`` if the job runs for longer than *timeout* seconds.
     """
     location = response.headers.get("Location", "")

@@ -156,8 +156,8 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "page": lambda registry, key: registry.page(key, 0),
     "follow": lambda registry, key: next(registry.follow(key)),
 }
-each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-each_end = pytest.mark.parametrize("state", ENDS)
+each_call: pytest.MarkDecorator = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+each_end: pytest.MarkDecorator = pytest.mark.parametrize("state", ENDS)
 
 
 class RegistryContract:

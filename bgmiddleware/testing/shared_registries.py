@@ -46,7 +46,9 @@ class Child:
     def __init__(self, opener: str, location: str, function: str, arguments: dict[str, Any]) -> None:
         command = [sys.executable, "-m", registry_children.__name__, opener, location, function, json.dumps(arguments)]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+        self.process: subprocess.Popen[str] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+        )
         assert self.said() == "ready"
 
     def go(self) -> "Child":

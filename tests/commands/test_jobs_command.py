@@ -137,6 +137,34 @@ def test_following_says_what_was_dropped(jobs, url):
 
 
 @pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="began with Ctrl-C ignored, as by &")
+def test_following_can_print_when_each_line_came(registry, url, command):
+    token = new_token()
+    key = registry.add(Job(key_of(token), "GET /")).key
+    registry.claim(key, RUNNER)
+    registry.append(key, Channel.OUTPUT, 0, b"one\rtwo\nth", runner=RUNNER, times=[(8, 250), (10, 61_500)])
+    registry.append(key, Channel.OUTPUT, 10, b"ree\n\nend", runner=RUNNER, times=[(18, 75_000)])
+    registry.finish(key, RUNNER, JobState.FINISHED)
+    status, said, complained = command("follow", "--registry", url, "--times", token)
+    assert (status, complained) == (0, "")
+    assert said == "     0.25 s  one\rtwo\n    61.50 s  three\n    75.00 s  \n    75.00 s  end"
+    status, said, _ = command("show", "--registry", url, "--times", token)
+    assert json.loads(said)["times"] == [[8, 0.25], [10, 61.5], [18, 75.0]]
+    assert "times" not in json.loads(command("show", "--registry", url, token)[1])
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("finished", "\x1b[32mfinished\x1b[0m after "), ("failed", "the job is \x1b[31mfailed\x1b[0m: ")],
+)
+def test_on_a_terminal_the_end_has_a_colour(registry, url, command, monkeypatch, state, said):
+    token = new_token()
+    key = registry.add(Job(key_of(token), "GET /")).key
+    registry.claim(key, RUNNER)
+    registry.finish(key, RUNNER, JobState(state), reason="it raised")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert said in command("follow", "--registry", url, token)[2]
+
+
 def test_ctrl_c_ends_the_follower_and_not_the_job(registry, url):
     key = running(registry, new_token())
     write(registry, key, b"line\n")

@@ -20,6 +20,7 @@ from bgmiddleware import (
     ThreadExecutor,
     marks,
     progress,
+    step,
 )
 from bgmiddleware._jobs import key_of
 from tests.conftest import needs
@@ -829,6 +830,23 @@ def test_each_step_is_announced_once(stage: Stage) -> None:
     stage.play.answers()
     expect(badge(tab)).to_have_text("✓ finished")
     assert tab.page.evaluate("said") == ["25 %", "75 %", "finished"]
+
+
+def test_the_steps_of_a_job_are_among_its_details(stage: Stage) -> None:
+    stage.open()
+    target = stage.begun()
+    steps = contextlib.ExitStack()
+    stage.play.does(lambda: steps.enter_context(step("<b>Reading</b>")))
+    tab = stage.shown(target)
+    tab.page.locator("#job-details summary").click()
+    details = tab.page.locator("#job-details dl")
+    expect(details).to_contain_text(re.compile(r"▸ <b>Reading</b>[^▸]*…$"))
+    stage.play.does(lambda: progress(1, 2))
+    expect(tab.page.locator("#job-progress")).to_have_attribute("value", "50")
+    expect(details).to_contain_text(re.compile(r"▸ <b>Reading</b>[^▸]*…$"))
+    stage.play.does(steps.close)
+    expect(details).to_contain_text(re.compile(r"▸ <b>Reading</b>[^▸]*✓$"))
+    assert tab.wrong == []
 
 
 def test_details_and_icon_follow_the_state(stage: Stage) -> None:

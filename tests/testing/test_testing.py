@@ -284,7 +284,7 @@ def test_the_guide_tests_a_django_view_within_its_transaction(tmp_path: Path) ->
         from django.contrib.auth.models import User
 
         self.assertFalse(User.objects.exists())
-        client = DjangoClient(application)
+        client = django_client(application)
         with inline(application):
             follow(client, client.get("/reports/2026"))
         self.assertEqual(User.objects.get().username, "made by the job")

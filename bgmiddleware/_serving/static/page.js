@@ -270,7 +270,7 @@ const elapsed = () => job.elapsed + (over() || job.started_at === null ? 0 : (pe
 function show(news, read = bar) {
   const before = percent();
   if (news !== job) shownAt = performance.now();
-  [job, bar] = [news, read];
+  [job, bar] = [{steps: job.steps, ...news}, read];  // said again only when one began or ended
   const now = percent();
   // What begins anew, a second bar say, is estimated anew.
   if (now < before || before === null) base = job.progress ? {at: 0, percent: 0} : {at: elapsed(), percent: now};
@@ -370,6 +370,8 @@ function details() {
   };
   const text = (value) => (typeof value === "number" ? span(value) : `${value}`);
   const pairs = Object.entries(rows).filter(([, value]) => value != null);
+  for (const {title, state, begun, ended} of job.steps)
+    pairs.push([`▸ ${title}`, `${span((ended ?? elapsed()) - begun)} ${{failed: "✗", running: "…", cancelled: "–"}[state] ?? "✓"}`]);
   $.rows.replaceChildren(...pairs.flatMap(([name, value]) => [made("dt", words[name] ?? name), made("dd", text(value))]));
 }
 
