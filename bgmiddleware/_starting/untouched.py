@@ -1,4 +1,4 @@
-"""The answer to a request that was done in time: the app's own, as if nothing had been between."""
+"""The answer to a request that was done in time: the app's own response, as if the middleware were not there."""
 
 import codecs
 import logging
@@ -15,7 +15,7 @@ _log = logging.getLogger("bgmiddleware")
 
 
 def untouched(visit: Visit, job: Job) -> Answer:
-    """Answer with what the app answered in time, as if nothing had been between; the job leaves no trace."""
+    """Answer with the app's response, as if the middleware were not there, and delete the job."""
     registry = visit.site.registry
     _print_late(registry, job)
     response = job.response
@@ -35,13 +35,13 @@ def _has(headers: Headers, name: str) -> bool:
 
 
 def _print_late(registry: Registry, job: Job) -> None:
-    """Print what the job did where it would be if nobody had captured it."""
+    """Print the job's output where it would have gone without capture."""
     write = write_late("stdout")
     try:
         for text in _texts(registry, job):
             write(text)
-    except (OSError, ValueError) as error:  # a pipe that nobody reads, an encoding without a character of it
-        # The app is done: what is wrong with the console is not its client's business any more.
+    except (OSError, ValueError) as error:  # nobody reads the pipe, or the encoding lacks a character
+        # The app has answered: a fault of the console must not change the response.
         _log.warning("job %s: its output cannot be printed: %s", job.key[:8], error)
 
 
@@ -55,7 +55,7 @@ def _texts(registry: Registry, job: Job) -> Iterator[str]:
 
 
 class _ForgottenAfter:
-    """The body of a job that is forgotten when it was read, or nobody reads on."""
+    """The body of a job that is deleted when the body has been read or closed."""
 
     def __init__(self, visit: Visit, job: Job) -> None:
         self._registry = visit.registry
