@@ -2,16 +2,20 @@
 
 import codecs
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from .._capture import write_late
-from .._jobs import Channel, Job
-from .._serving import Answer, Headers, Stored, Visit, problem
+from .._jobs import Channel, Job, RecordedResponse
+from .._serving import Answer, Stored, Visit, conditional, is_for_us, problem
 from ..registries.base import PAGE_BYTES, Registry
 
 __all__ = ["untouched"]
 
 _log = logging.getLogger("bgmiddleware")
+
+_RANGES = {"HTTP_RANGE", "HTTP_IF_RANGE"}
+_CONDITIONS = {f"HTTP_IF_{name}" for name in ("MATCH", "NONE_MATCH", "MODIFIED_SINCE", "UNMODIFIED_SINCE")}
 
 
 def untouched(visit: Visit, job: Job) -> Answer:
@@ -22,16 +26,30 @@ def untouched(visit: Visit, job: Job) -> Answer:
     if response is None or not response.complete:
         registry.discard(job.key)
         return problem(visit.environ, 500, "failed", "The request failed.")
-    if job.body_end > PAGE_BYTES:
-        length = () if _has(response.headers, "content-length") else (("Content-Length", str(job.body_end)),)
-        return Answer(response.status, (*response.headers, *length), _ForgottenAfter(visit, job))
-    body = registry.read(job.key, Channel.BODY, 0).data
+    is_large = job.body_end > PAGE_BYTES
+    names = {name.lower() for name, _ in response.headers}
+    length = (("Content-Length", str(job.body_end)),) if is_large and "content-length" not in names else ()
+    content = Stored(registry, job.key, Channel.BODY, 0, job.body_end).begun(visit.environ)
+    answer = Answer(response.status, (*response.headers, *length), content)
+    if is_for_us(response):
+        answer = conditional(_heeded(visit.environ, response), answer.headers, content, response.status)
+    if is_large:
+        return Answer(answer.status, answer.headers, _ForgottenAfter(registry, job.key, answer.body))
+    body = b"".join(answer.body)
     registry.discard(job.key)
-    return Answer(response.status, response.headers, [body] if body else [])
+    return Answer(answer.status, answer.headers, [body] if body else [])
 
 
-def _has(headers: Headers, name: str) -> bool:
-    return any(key.lower() == name for key, _ in headers)
+def _heeded(environ: Mapping[str, Any], response: RecordedResponse) -> dict[str, Any]:
+    """Return a request with the conditions and the range that its app would have heeded, as its answer shows.
+
+    A job's app is never told of them: its answer may be for other readers, too.
+    """
+    headers = {name.lower(): value for name, value in response.headers}
+    dropped = set() if headers.get("accept-ranges", "").lower() == "bytes" else _RANGES
+    if headers.keys().isdisjoint(("etag", "last-modified")):
+        dropped = dropped | _CONDITIONS
+    return {name: value for name, value in environ.items() if name not in dropped}
 
 
 def _print_late(registry: Registry, job: Job) -> None:
@@ -57,10 +75,10 @@ def _texts(registry: Registry, job: Job) -> Iterator[str]:
 class _ForgottenAfter:
     """The body of a job that is deleted when the body has been read or closed."""
 
-    def __init__(self, visit: Visit, job: Job) -> None:
-        self._registry = visit.registry
-        self._key = job.key
-        self._chunks = iter(Stored(self._registry, job.key, Channel.BODY, 0, job.body_end).begun(visit.environ))
+    def __init__(self, registry: Registry, key: str, chunks: Iterable[bytes]) -> None:
+        self._registry = registry
+        self._key = key
+        self._chunks = iter(chunks)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
