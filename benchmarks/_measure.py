@@ -1,11 +1,16 @@
 """Time several things fairly on a machine that does other things too."""
 
 import gc
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 
-__all__ = ["compared", "verdict"]
+__all__ = ["ROWS", "compared", "header", "verdict"]
+
+ROWS = "BENCHMARK_ROWS"
+"""The variable with the file that rows of the common table are appended to."""
 
 
 def compared(candidates: Mapping[str, Callable[[int], None]], *, rounds: int, calls: int) -> dict[str, float]:
@@ -30,8 +35,16 @@ def compared(candidates: Mapping[str, Callable[[int], None]], *, rounds: int, ca
     return best
 
 
-def verdict(value: float, budget: float) -> str:
-    """Say whether *value* is within its *budget*."""
+def verdict(value: float, budget: float, what: str = "", floor: float | None = None) -> str:
+    """Say whether *value* is within its *budget*; both are negative where at least the budget is wanted.
+
+    Where all benchmarks are run together, *what* was measured is a row of their table, beside its *floor*.
+    """
+    rows = os.environ.get(ROWS)
+    if rows and what:
+        row = {"what": what, "value": abs(value), "budget": abs(budget), "least": budget < 0, "floor": floor}
+        with open(rows, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row | {"met": value <= budget}) + "\n")
     return "met" if value <= budget else "MISSED"
 
 

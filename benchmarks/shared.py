@@ -172,11 +172,14 @@ def _starts(locations: dict[str, str], options: argparse.Namespace) -> None:
     for name, app in apps.items():
         app.close()
         micros = 1e6 * (median(took[name]) - median(took["no-op"]))
-        print(f"a start, {name}: {micros:.0f} µs{_judged(name, micros, _MOST_START)}", flush=True)
+        judged = _judged(name, micros, _MOST_START, "start − no-op, in the process, µs")
+        print(f"a start, {name}: {micros:.0f} µs{judged}", flush=True)
 
 
-def _judged(name: str, value: float, budget: float) -> str:
-    return f" (budget {abs(budget):g}: {verdict(value, budget)})" if name in ("spool", "Redis") else ""
+def _judged(name: str, value: float, budget: float, what: str) -> str:
+    if name not in ("spool", "Redis"):
+        return ""
+    return f" (budget {abs(budget):g}: {verdict(value, budget, f'{what}, {name}')})"
 
 
 class _Clock:
@@ -198,7 +201,8 @@ def _due(locations: dict[str, str], options: argparse.Namespace) -> None:
             registry.tidy_every = 0.01  # from the next start on
             took = [_timed(registry.add, Job(key_of(f"{name} {number}"), "new")) for number in range(200)]
             middle, most = (1000 * seconds for seconds in (median(took), max(took)))
-            judged = _judged("spool", middle, _MOST_DUE)
+            row = f"{options.due:,} are due: each next start, ms, {name}"
+            judged = f" (budget {_MOST_DUE:g}: {verdict(middle, _MOST_DUE, row)})"
             print(f"the next 200 starts of {options.due:,} that are due, {name}: {middle:.2f} ms{judged}", end=", ")
             print(f"at most {most:.1f} ms", flush=True)
 
@@ -277,7 +281,7 @@ def _jobs(locations: dict[str, str], options: argparse.Namespace) -> None:
                     rates[name].append(options.jobs / (time.perf_counter() - begun))
     for name in locations:
         share = median(ours / floor for ours, floor in zip(rates[name], rates[_FLOOR], strict=True))
-        judged = _judged(name, -share, -_LEAST_JOBS)
+        judged = _judged(name, -share, -_LEAST_JOBS, "trivial jobs a second, × pool")
         print(f"jobs, {name}: {median(rates[name]):,.0f} a second, {share:.2f} × the floor{judged}", flush=True)
 
 
@@ -296,7 +300,7 @@ def _floods(locations: dict[str, str], options: argparse.Namespace) -> None:
             lines[name].append(said[0])
     for name in locations:
         middle, late = (1000 * sorted(took[name])[int(len(took[name]) * share)] for share in (0.5, 0.95))
-        judged = _judged(name, middle, _MOST_PING)
+        judged = _judged(name, middle, _MOST_PING, "an unrelated view under 8 print floods, p50 ms")
         print(f"a view under {_FLOODS} floods, {name}: {middle:.1f} ms{judged}, p95 {late:.1f} ms;", end=" ")
         print(f"they print {sorted(lines[name])[len(lines[name]) // 2]} lines a second", flush=True)
 

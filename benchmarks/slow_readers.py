@@ -58,10 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pings = _pings(port, target, options.readers, options.pings)
             p50, p99 = 1000 * statistics.median(pings), 1000 * sorted(pings)[int(len(pings) * 0.99)]
             ratio = speeds[name] / floor
+            # The file path itself is the floor, and no row.
+            row = "" if target == "/file" else f"a result of {options.megabytes} MB, {name}, × file path"
             print(
                 f"{name:28} ping with {options.readers} of them: p50 {p50:6.2f} ms, p99 {p99:6.2f} ms"
                 f" (budget ≤ {_MOST_PING_MS:.0f}: {verdict(p99, _MOST_PING_MS)});"
-                f" speed {ratio:4.2f} (budget ≥ {_LEAST_SPEED}: {verdict(-ratio, -_LEAST_SPEED)})"
+                f" speed {ratio:4.2f} (budget ≥ {_LEAST_SPEED}: {verdict(-ratio, -_LEAST_SPEED, row)})"
             )
     return 0
 

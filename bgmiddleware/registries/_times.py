@@ -56,7 +56,7 @@ class Head(NamedTuple):
             return self, self.length, b""
         if self.length > 1 and at - self.before_at < self.gap and end - self.before_end <= _LARGEST:
             entry = _packed(end - self.before_end, at - self.before_at)
-            return self._replace(end=end, at=at), self.length - 1, entry
+            return Head(self.gap, self.length, end, at, self.before_end, self.before_at), self.length - 1, entry
         entries, from_end, from_at = [], self.end, self.at
         while end - from_end > _LARGEST or at - from_at > _LARGEST:  # a step that one entry cannot say
             step = min(end - from_end, _LARGEST), min(at - from_at, _LARGEST)

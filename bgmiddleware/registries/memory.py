@@ -20,6 +20,7 @@ from ..errors import (
     RegistryFull,
 )
 from . import _changes as changes
+from ._memory.heap import give_back
 from ._memory.logs import Log, Spool
 from ._steady import SteadyClock
 from ._times import MOST as MOST_TIMES
@@ -29,6 +30,7 @@ from .base import END, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Source, Ti
 __all__ = ["MemoryRegistry"]
 
 _LOOK_EVERY = 0.25
+_MUCH = 4 * 1024 * 1024  # bytes of forgotten jobs, that are worth to be given back to the system
 _EVICT_AT_ONCE = 10  # each may be two files to remove, and the others wait
 
 
@@ -79,6 +81,7 @@ class MemoryRegistry(Registry):
         self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
         self._bytes = 0
+        self._freed = 0  # since memory was given back
         self._noticed_at = float("-inf")
 
     def add(self, job: Job, *, lease: float | None = None) -> Job:
@@ -282,7 +285,13 @@ class MemoryRegistry(Registry):
 
     def evict(self, limit: int = 1000) -> Evicted:
         with self._lock:
-            return self._evict(self._notice_the_time(), limit)
+            evicted = self._evict(self._notice_the_time(), limit)
+            is_much = self._freed >= _MUCH and evicted.evicted < limit
+            if is_much:
+                self._freed = 0
+        if is_much:
+            give_back()
+        return evicted
 
     def is_empty(self) -> bool:
         return not self._records
@@ -399,6 +408,7 @@ class MemoryRegistry(Registry):
             del self._names[record.job.name]
         for log in record.logs.values():
             self._bytes -= log.stored
+            self._freed += log.stored
             log.remove()
         if record.times is not None:
             self._bytes -= record.times.stored

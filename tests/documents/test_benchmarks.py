@@ -1,5 +1,6 @@
 """The benchmarks run; what they measure is not judged here."""
 
+import json
 import subprocess
 import sys
 
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.everything
         ("viewers --rounds 1 --viewers 6 --idle 0.1 --arrival 0.1 --seconds 1.2", "Starved viewers: 0"),
         ("slow_readers --rounds 1 --megabytes 2 --pings 5", "file path"),
         ("shared --rounds 1 --starts 2 --jobs 5 --pings 3 --due 20", "that are due"),
+        ("starting --rounds 1 --starts 5", "processor time a job"),
+        ("memory --rounds 1 --jobs 20", "when all are forgotten"),
         ("page --rounds 1 --lines 20000", "page without the output"),
         ("terminal --lines 500 --share 0.001", "The terminal"),
     ],
@@ -42,3 +45,25 @@ def test_a_benchmark_prints_its_table(command: str, said: str) -> None:
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
     assert "budget" in done.stdout
+
+
+def test_all_rows_are_one_table_with_the_budgets_beside(tmp_path):
+    needs("werkzeug")
+    file = tmp_path / "rows.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "memory", "--json", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    head, rule, *rows = done.stdout.splitlines()
+    assert head == "| what | floor | ours | budget | |"
+    assert set(rule) <= set("|-:")
+    written = json.loads(file.read_text())["rows"]
+    assert len(rows) == len(written) == 2
+    for row, values in zip(rows, written, strict=True):
+        assert values["what"] in row
+        assert f"≤ {values['budget']:g}" in row
+        assert ("**MISSED**" in row) is (values["value"] > values["budget"])

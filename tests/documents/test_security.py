@@ -9,7 +9,7 @@ STATEMENTS = re.findall(r"^\* (.*?)(?=\n\* |\n\n|\Z)", PAGE, re.M | re.S)
 
 
 def test_each_statement_names_its_test() -> None:
-    rooms = (ROOT / "tests", ROOT / "bgmiddleware" / "testing")
+    rooms = ROOT / "tests", ROOT / "bgmiddleware" / "testing"  # the contracts are for others, too
     sources = [path.read_text("utf-8") for room in rooms for path in room.rglob("*.py")]
     there = {name for source in sources for name in re.findall(r"^ *def (test_\w+)", source, re.M)}
     assert len(STATEMENTS) > 25

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.kit.documents import ROOT
@@ -19,12 +19,20 @@ SECONDS = 120.0
 
 class Worker:
     """A worker for the app that *name* names; *options* are those of its engine, those *before* the name are ours;
-    *ready* is what it says when it is.
+    *ready* is what it says when it is; *environ* is in its environment.
 
     Its output, and that of its children, is in ``said()``.
     """
 
-    def __init__(self, name: str, *options: str, ready: str, path: str = "", before: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        *options: str,
+        ready: str,
+        path: str = "",
+        before: Sequence[str] = (),
+        environ: Mapping[str, str] = {},
+    ) -> None:
         # All that it leaves behind when it is killed is in there too.
         self._directory = tempfile.TemporaryDirectory(prefix="bg-worker-", ignore_cleanup_errors=True)
         self._log = open(os.path.join(self._directory.name, "log"), "wb")  # noqa: SIM115  # closed with it
@@ -36,6 +44,7 @@ class Worker:
             cwd=self._directory.name,
             env={
                 **os.environ,
+                **environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, paths)),
                 "TMPDIR": self._directory.name,
             },

@@ -92,6 +92,16 @@ class Server(OverHTTP):
         """Wait until the job has printed *text*."""
         self.until(lambda reply: text in reply.text, "GET", f"{target}&_view=log&_offset=0&_wait=1", **headers)
 
+    def output(self, target: str) -> bytes:
+        """Return what the job of *target* printed, and nothing else, page by page."""
+        kept = b""
+        while True:
+            reply = self.until(lambda reply: reply.status != 503, "GET", f"{target}&_view=log&_offset={len(kept)}")
+            assert (reply.status, int(reply["Job-Offset"])) == (200, len(kept)), reply
+            if not reply.body:
+                return kept
+            kept += reply.body
+
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -117,16 +127,16 @@ class Server(OverHTTP):
         self.process.stdout.close()
 
 
-def gunicorn(directory: Path, *options: str, **environ: str) -> Server:
-    """Serve ``tests.kit.served_site`` on gunicorn with four workers; return when all of them are there."""
-    command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", "4", *options]
+def gunicorn(directory: Path, *options: str, workers: int = 4, **environ: str) -> Server:
+    """Serve ``tests.kit.served_site`` on gunicorn; return when all workers are there."""
+    command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", str(workers), *options]
     server = Server(
         [*command, "tests.kit.served_site:app"], r"Listening at: http://127\.0\.0\.1:(\d+)", directory, **environ
     )
     try:
         # Not before: a worker that was just forked does not hear of SIGTERM.
-        server.said("the app is there", 1 if "--preload" in options else 4)
-        server.said("Booting worker with pid", 4)
+        server.said("the app is there", 1 if "--preload" in options else workers)
+        server.said("Booting worker with pid", workers)
     except BaseException:
         server.kill()
         raise

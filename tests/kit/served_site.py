@@ -3,23 +3,28 @@
 ``SITE_REGISTRY``: where jobs are kept, as an ini file would say it; ``SITE_REGISTRY_OPTIONS``: more of it, as JSON.
 ``SITE_SETTINGS``: arguments of the middleware, as JSON. ``SITE_LEASE``: seconds of a lease. ``SITE_DRAIN``: seconds
 that jobs get at the end. ``SITE_BOUND``: seconds that a follower is held where there is a bound. ``SITE_SIGN``: seconds
-between two signs of life. ``SITE_WORKERS``: how many run at a time. A view that waits for something waits for a file in
-``SITE_DIRECTORY``. Each response says in ``Worker`` which process gave it.
+between two signs of life. ``SITE_WORKERS``: how many run at a time. ``SITE_EXECUTOR``: where they run, as an ini file
+would say it. ``SITE_THREADS``: none of ours begins while this file is there. A view that waits for something waits for
+a file in ``SITE_DIRECTORY``. Each response says in ``Worker`` which process gave it.
 """
 
 import gc
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bgmiddleware import BackgroundMiddleware, ThreadExecutor, background, marks, owners
+from bgmiddleware import BackgroundMiddleware, Executor, background, marks, owners
 from bgmiddleware._running import keeper, run, waiting
 from bgmiddleware._serving import connections, log
 from bgmiddleware._starting import starter
+from bgmiddleware.executors import open_executor
+from bgmiddleware.executors._engines import sites
+from bgmiddleware.executors._processes import watching
 from bgmiddleware.registries import open_registry
 
 FLOOD_LINE = "%010d " + "x" * 88 + "\n"  # where it is, so that each line says which bytes it is
@@ -87,6 +92,18 @@ def _large(query: str) -> str:
     return random.Random(query).randbytes(int(query.partition("&")[0])).hex()
 
 
+def _talk(query: str) -> str:
+    """Print a numbered line, again and again, until a file is there; say how many those are."""
+    lines = 0
+    until = time.monotonic() + WAIT
+    while not (_DIRECTORY / query.partition("&")[0]).exists():
+        assert time.monotonic() < until, "the test never made the file"
+        print(f"{lines:07d}")
+        lines += 1
+        time.sleep(0.01)
+    return f"{lines} lines"
+
+
 def _flood(query: str) -> str:
     """Print some lines, wait for ``full``, print 4 MB, say so by a file, wait for ``free``, print some more."""
     size = 0
@@ -121,6 +138,7 @@ _VIEWS = {
     "/x/wait": _wait,
     "/x/burn": _burn,
     "/x/stay": _stay,
+    "/x/talk": _talk,
 }
 
 
@@ -148,15 +166,36 @@ def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     return [f"{text}\n".encode(), body]
 
 
+def _executor(name: str) -> Executor:
+    if name not in ("thread", "process"):
+        return open_executor(name)
+    drain = float(os.environ.get("SITE_DRAIN", "10"))
+    app = {"app": "tests.kit.served_site:middleware"} if name == "process" else {}
+    return open_executor(name, drain=drain, max_workers=int(os.environ.get("SITE_WORKERS", "8")), **app)
+
+
+def _refuse_threads(name: str) -> None:
+    start = threading.Thread.start
+
+    def start_or_refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("bgmiddleware") and (_DIRECTORY / name).exists():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    threading.Thread.start = start_or_refuse  # type: ignore[method-assign]
+
+
 def _made() -> BackgroundMiddleware:
     lease = os.environ.get("SITE_LEASE")
     if lease is not None:
-        for module in (keeper, run, starter, waiting):
+        for module in (keeper, run, starter, waiting, sites, watching):
             for name, seconds in {"LEASE": float(lease), "RENEW_EVERY": float(lease) / 8}.items():
                 if hasattr(module, name):
                     setattr(module, name, seconds)
+    if "SITE_THREADS" in os.environ:
+        _refuse_threads(os.environ["SITE_THREADS"])
     if "SITE_SIGN" in os.environ:
-        log._SIGN_EVERY = log._SIGN_EVERY_TO_PROXY = float(os.environ["SITE_SIGN"])
+        log.SIGN_EVERY = log.SIGN_EVERY_TO_PROXY = float(os.environ["SITE_SIGN"])
         log.LOOK_EVERY = 0.1
     connections._BOUND = float(os.environ.get("SITE_BOUND", "25"))
     return BackgroundMiddleware(
@@ -165,9 +204,7 @@ def _made() -> BackgroundMiddleware:
         registry=open_registry(
             os.environ.get("SITE_REGISTRY", "memory:"), **json.loads(os.environ.get("SITE_REGISTRY_OPTIONS", "{}"))
         ),
-        executor=ThreadExecutor(
-            drain=float(os.environ.get("SITE_DRAIN", "10")), max_workers=int(os.environ.get("SITE_WORKERS", "8"))
-        ),
+        executor=_executor(os.environ.get("SITE_EXECUTOR", "thread")),
         owner=owners.header("X-User"),
         dashboard="/_jobs",
         authorize=lambda environ: environ.get("HTTP_X_USER") == "admin",

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -310,6 +311,34 @@ def test_a_forked_child_that_ends_leaves_the_parents_files(tmp_path):
 
 
 # All jobs together.
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library cannot be asked to give memory back")
+def test_what_forgotten_jobs_took_is_given_back_to_the_system():
+    program = """
+        import time
+        from bgmiddleware import Channel, Job, JobState, MemoryRegistry
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4096
+
+        later, pins, size = 0.0, [], 40_000
+        registry = MemoryRegistry(clock=lambda: time.time() + later, ttl=1000.0)
+        before = resident()
+        for number in range(1000):
+            key = registry.add(Job(f"{number:032}", "x")).key
+            registry.claim(key, "runner")
+            registry.append(key, Channel.OUTPUT, 0, bytes(size), runner="runner")
+            registry.finish(key, "runner", JobState.FINISHED)
+            pins.append(bytes(600))  # which keeps the C library from giving back what lies below
+        kept = resident() - before
+        later = 2000.0
+        assert registry.evict(2000).evicted == 1000
+        print((resident() - before) / kept)
+    """
+    left = subprocess.check_output([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, text=True)
+    assert float(left) < 0.5
 
 
 def test_ended_jobs_make_room_for_bytes_and_the_one_that_ended_first_goes_first(make):

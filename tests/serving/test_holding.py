@@ -285,7 +285,7 @@ def test_a_proxy_hears_of_a_quiet_job(
     printed: str,
     sign: str,
 ) -> None:
-    monkeypatch.setattr(log, "_SIGN_EVERY_TO_PROXY", 0.0)
+    monkeypatch.setattr(log, "SIGN_EVERY_TO_PROXY", 0.0)
     target = start(InProcess(site), "/")
     play.prints(printed)
     chunks = site(given(target, **proxy), lambda *head: None)
@@ -309,7 +309,7 @@ def until(chunks: Iterator[bytes], text: str) -> Iterator[bytes]:
 def test_without_a_proxy_a_quiet_job_is_quiet_for_long(
     site: BackgroundMiddleware, play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "_SIGN_EVERY_TO_PROXY", 0.0)
+    monkeypatch.setattr(log, "SIGN_EVERY_TO_PROXY", 0.0)
     looked: list[object] = []
     follow: Callable[..., Iterator[Any]] = site.registry.follow
 
@@ -330,7 +330,7 @@ def test_without_a_proxy_a_quiet_job_is_quiet_for_long(
 def test_what_is_read_by_offset_has_no_signs(
     site: BackgroundMiddleware, play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "_SIGN_EVERY_TO_PROXY", 0.0)
+    monkeypatch.setattr(log, "SIGN_EVERY_TO_PROXY", 0.0)
     client = InProcess(site)
     target = start(client, "/")
     play.prints("abc")

@@ -457,6 +457,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
     assert receipt.pop("run_time") == pytest.approx(document["ended_at"] - document["started_at"])
     assert receipt.pop("queue_wait") == pytest.approx(document["started_at"] - document["created_at"])
     assert receipt.pop("cpu_time") >= 0
+    assert receipt.pop("steps") == []
     assert receipt == {}
     for name in ("created_at", "started_at", "ended_at"):
         assert isinstance(document.pop(name), float)
@@ -468,6 +469,8 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "state": "finished",
         "reason": "",
         "progress": None,
+        "steps": [],
+        "steps_unlisted": 0,
         "cancel_requested_at": None,
         "stopping": None,
         "output": {"start": 0, "end": 7, "dropped": None},
@@ -477,8 +480,10 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "links": {
             "self": f"?1&_t={token}",
             "log": f"?1&_t={token}&_view=log",
+            "lines": f"?1&_t={token}&_view=lines",
             "events": f"?1&_t={token}&_view=events",
             "status": f"?1&_t={token}&_view=status",
+            "cast": f"?1&_t={token}&_view=cast",
             "result": f"?1&_t={token}&_view=result",
             "cancel": f"?1&_t={token}",
         },

@@ -120,8 +120,10 @@ class Log:
             self._bounds = Bounds(head, min(self._bounds.size - head, max(self.end - head, _LEAST_TAIL)))
 
     def seal(self) -> None:
-        """Keep no file open: there may be thousands of ended jobs."""
-        if self._path is not None and self._file is not None:
+        """Keep no file open, and no room for more: there may be thousands of ended jobs."""
+        if isinstance(self._file, io.BytesIO):
+            self._file.getvalue()  # which shares its bytes, and so makes them as long as they need be
+        elif self._path is not None and self._file is not None:
             self._file.close()
             self._file = None
 
