@@ -1,4 +1,4 @@
-"""``python -m bgmiddleware jobs``: look at the jobs of a registry that processes share, from the outside."""
+"""``python -m bgmiddleware jobs``: inspect the jobs of a shared registry from outside the server."""
 
 import argparse
 import json
@@ -17,21 +17,21 @@ from ..registries.base import Registry
 __all__ = ["add_jobs_command", "count", "run_jobs_command"]
 
 EXIT_STATUS = {JobState.FINISHED: 0, JobState.FAILED: 1, JobState.CANCELLED: 3, JobState.LOST: 4}
-"""What ``follow`` ends with; 2 is for what cannot be done as asked."""
+"""The exit status of ``follow``; 2 means that the command line or the registry is wrong."""
 
 _TOKEN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SEARCHED = 10_000
 
 
 def count(text: str) -> int:
-    """Return an argument that says how many, at least one."""
+    """Return an argument as a whole number from 1. Raises ``ArgumentTypeError``."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1, not {text!r}")
     return int(text)
 
 
 def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``jobs`` and what it can do to the command line."""
+    """Add ``jobs`` and its actions to the command line."""
     parser = commands.add_parser("jobs", help="look at the jobs of a shared registry", description=__doc__)
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
 
@@ -46,7 +46,7 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     listing.add_argument("--state", choices=[state.value for state in JobState], help="only those in this state")
     listing.add_argument("--limit", type=count, default=50, help="how many at most (default: %(default)s)")
     listing.add_argument("--json", action="store_true", help="a JSON document per line")
-    showing = add("show", "show all that is known of a job, as JSON")
+    showing = add("show", "show a job as JSON")
     showing.add_argument("--times", action="store_true", help="also when its output came: offsets, and seconds")
     following = add(
         "follow",
@@ -59,7 +59,7 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def run_jobs_command(options: argparse.Namespace) -> int:
-    """Do what the command line asks for; return the exit status."""
+    """Run an action of ``jobs``; return the exit status."""
     actions: dict[str, Callable[[Registry, argparse.Namespace], int]] = {
         "list": _list,
         "show": _show,
@@ -88,8 +88,8 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # who reads has enough: "… | head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+    except BrokenPipeError:  # the reader has enough, as in "… | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
         return 141
 
 
@@ -190,7 +190,7 @@ def _key(registry: Registry, name: str) -> str:
 
 
 def _document(job: Job, now: float) -> dict[str, object]:
-    """Return what an operator may see: no request and no response, which hold what only its owner should know."""
+    """Return a job as an operator may see it: without its request and response, which are its owner's."""
     document = job.to_document()
     for name in ("request", "response", "fingerprint", "name", "name_salt"):
         del document[name]
@@ -198,5 +198,5 @@ def _document(job: Job, now: float) -> dict[str, object]:
 
 
 def _printable(text: str | None) -> str:
-    """Return what somebody else wrote without anything that a terminal would obey."""
+    """Return a text of a client without control characters, which a terminal would obey."""
     return "".join(character if character.isprintable() else "�" for character in text or "")

@@ -31,15 +31,15 @@ OF_OUR_OWN = {"registry": "memory:", "workers": 8, "ttl": 3600.0, "drain": 10.0}
 
 
 class Served(Protocol):
-    """What can be served: a :class:`~bgmiddleware.BackgroundMiddleware`, or several of them behind a dispatcher."""
+    """An app that can be served: a :class:`~bgmiddleware.BackgroundMiddleware`, or several behind a dispatcher."""
 
     def __call__(self, environ: dict[str, Any], start_response: Any, /) -> Any: ...
 
     def shutdown(self, drain: float | None = None) -> None:
-        """Take no more jobs, and give those that run time to end."""
+        """Take no more jobs, and give running jobs time to end."""
 
     def close(self, drain: float | None = None) -> None:
-        """The same, and let go of all resources."""
+        """Call :meth:`shutdown` and close all resources."""
 
 
 def add_serve_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -175,14 +175,14 @@ def serve(
     trusted_proxy_count: int = 1,
     trusted_proxy_headers: Iterable[str] = PROXY_HEADERS,
 ) -> None:
-    """Serve *app* until Ctrl-C or SIGTERM, then let its jobs end as its executor is configured. Main thread only.
+    """Serve *app* until Ctrl-C or SIGTERM, then give its jobs the executor's *drain* seconds. Main thread only.
 
-    *trusted_proxy* and the two after it are waitress' own: the address of a proxy (``*``: of anybody), how many there
-    are in a row, and which of their headers are believed.
+    *trusted_proxy* and the two arguments after it are those of waitress: the address of a proxy (``*``: any), the
+    number of proxies in a row, and the headers of theirs that are trusted.
 
-    Prints the addresses, with the real port where *port* is 0. Until the jobs have ended their viewers are served, and
-    new jobs refused. A second signal does not wait for the jobs. Raises ``OSError`` where the address cannot be had,
-    ``ValueError`` where there is no such address.
+    Prints the addresses, with the real port if *port* is 0. While jobs end, their viewers are served and new jobs are
+    refused. A second signal does not wait for the jobs. Raises ``OSError`` if the address is not available, and
+    ``ValueError`` if it is not an address.
     """
     proxy: dict[str, Any] = {}
     if trusted_proxy is not None:
@@ -193,13 +193,13 @@ def serve(
         host=host,
         port=port,
         threads=threads,
-        # Lets a follower of a quiet job be told that its client has gone.
+        # So that a follower of a quiet job notices that its client has gone.
         channel_request_lookahead=1,
-        # By default a hundred, idle ones included: as many viewers would lock everybody else out.
+        # The default is 100, idle connections included: as many viewers would lock everybody else out.
         connection_limit=1000,
-        # select() raises at the 1024th descriptor, which ends the server, and every job with it.
+        # select() raises at the 1024th descriptor, which would end the server and every job.
         asyncore_use_poll=True,
-        # Whoever comes here from this machine may be a proxy. It changes nothing, but a cancel may be from its site.
+        # A client on this machine may be a proxy. Its headers then say whether a cancel comes from the same site.
         clear_untrusted_proxy_headers=trusted_proxy is not None or not _is_loopback(host),
         **proxy,
     )
@@ -211,7 +211,7 @@ def serve(
             print(f"Serving on http://{address}/ (Ctrl-C stops)", flush=True)
         server.run()  # returns at SystemExit, when its threads have ended
     except SystemExit:
-        pass  # it came before the server ran: the same wish
+        pass  # the signal came before the server ran
     finally:
         server.close()
         app.close(drain=0.0)
@@ -220,7 +220,7 @@ def serve(
 
 
 class _Stop:
-    """The signal handler. It stops the jobs first and the server then, so that viewers see how their jobs end."""
+    """The signal handler. It stops the jobs first, then the server, so that viewers see how their jobs end."""
 
     def __init__(self, app: Served) -> None:
         self._app = app
@@ -231,7 +231,7 @@ class _Stop:
         if self._stopped:
             raise SystemExit(0)
         self._asked += 1
-        # In a thread: the main one goes on serving.
+        # In a thread, because the main thread goes on serving.
         drain = None if self._asked == 1 else 0.0
         threading.Thread(target=self._stop, args=(drain,), name="bgmiddleware-stop", daemon=True).start()
 
@@ -240,7 +240,7 @@ class _Stop:
             print("Stopping: jobs get time to end …", file=sys.stderr, flush=True)
         self._app.shutdown(drain)
         self._stopped = True
-        # To the main thread, which waits for connections; the handler is called there, again.
+        # Wake the main thread, which waits for connections: it calls this handler again.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
@@ -252,6 +252,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def _addresses(server: Any) -> list[str]:
-    """Return ``host:port`` of each socket; a name may have several."""
+    """Return ``host:port`` of each socket; a host name may have several addresses."""
     pairs = getattr(server, "effective_listen", None) or [(server.effective_host, server.effective_port)]
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in pairs]

@@ -1,4 +1,4 @@
-"""``python -m bgmiddleware work``: run the jobs that the web processes of an app hand to an engine."""
+"""``python -m bgmiddleware work``: run the jobs that an app's web processes hand to RQ or Celery."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from ..registries.base import Registry
 
 __all__ = ["add_work_command", "run_work_command"]
 
-_WAIT = "Its jobs wait. To have them fail and say why, name where they are: --registry, --executor, --queue."
+_WAIT = "Its jobs wait. To let them fail with this traceback, give --registry, --executor and --queue."
 
 
 def add_work_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -24,12 +24,14 @@ def add_work_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser = commands.add_parser("work", help="run the jobs of an app, for RQ or Celery", description=__doc__)
     unloaded = parser.add_argument_group(
         "where the app cannot be loaded",
-        "By itself such a worker ends, and jobs wait for one that can load it. With these it begins, and each job fails"
-        " with the traceback as its output.",
+        "Without these options the worker ends, and jobs wait for a worker that can load the app. With them it starts,"
+        " and each job fails with the traceback as its output.",
     )
     unloaded.add_argument("--registry", metavar="URL", help="where the app keeps its jobs: spool:DIRECTORY, redis://…")
-    unloaded.add_argument("--executor", metavar="NAME", help="where they wait: rq, rq:REDIS-URL, celery:MODULE:NAME")
-    unloaded.add_argument("--queue", metavar="NAME", help="in which queue of it, if the app has named one")
+    unloaded.add_argument(
+        "--executor", metavar="NAME", help="the executor of the app: rq, rq:REDIS-URL, celery:MODULE:NAME"
+    )
+    unloaded.add_argument("--queue", metavar="NAME", help="the queue of the executor, if the app names one")
     parser.add_argument("app", metavar="MODULE:APP", help="the app that the web processes serve, or FILE.ini")
     parser.add_argument(
         "options", metavar="...", nargs=argparse.REMAINDER, help="options of the engine's own: try --help"
@@ -37,7 +39,7 @@ def add_work_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def run_work_command(options: argparse.Namespace) -> int:
-    """Be a worker until a signal says stop; return the exit status."""
+    """Run jobs until a signal stops the worker; return the exit status."""
     sys.path.insert(0, os.getcwd())
     print_beside_jobs()
     try:
@@ -57,7 +59,7 @@ def run_work_command(options: argparse.Namespace) -> int:
 
 
 def _fallback(options: argparse.Namespace) -> tuple[Registry, Executor] | None:
-    """Return where the jobs of an app are that cannot be loaded, if the command line says so."""
+    """Return the registry and executor that the command line names for an app that cannot be loaded, or None."""
     given = options.registry, options.executor, options.queue
     if given == (None, None, None):
         return None
@@ -70,7 +72,7 @@ def _fallback(options: argparse.Namespace) -> tuple[Registry, Executor] | None:
 
 
 def _loaded(app: str, fallback: tuple[Registry, Executor] | None) -> tuple[Site | Unloaded, object]:
-    """Return the app's site and executor, or where it cannot be loaded, what the command line has in their place."""
+    """Return the app's site and executor; or those of the command line, if the app cannot be loaded."""
     try:
         site = load_site(app)
         return site, getattr(site, "executor", None)

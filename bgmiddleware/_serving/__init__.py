@@ -22,9 +22,9 @@ from .negotiate import View, by_script, choose, means_result, names_json, saves,
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
-from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, refused_for_others
+from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, is_for_us, refused_for_others
 from .status import answer_status, status_answer
-from .stored import Stored
+from .stored import Stored, conditional
 from .viewers import Viewers
 from .visit import BadParameter, Site, Visit, about
 
@@ -44,7 +44,9 @@ __all__ = [
     "answer_dashboard",
     "answer_ended",
     "bad_query",
+    "conditional",
     "disconnection_of",
+    "is_for_us",
     "kept_of",
     "means_result",
     "names_json",

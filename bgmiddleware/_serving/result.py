@@ -11,7 +11,15 @@ from .status import status_answer
 from .stored import TOO_MANY, Stored, conditional, entity_tag
 from .visit import PATIENCE, Visit, about, job_headers
 
-__all__ = ["answer_download", "answer_ended", "answer_meant", "answer_result", "ask_anew", "refused_for_others"]
+__all__ = [
+    "answer_download",
+    "answer_ended",
+    "answer_meant",
+    "answer_result",
+    "ask_anew",
+    "is_for_us",
+    "refused_for_others",
+]
 
 _CHALLENGES = (401, 407)
 _BODYLESS = (204, 304)
@@ -99,7 +107,7 @@ def _replay(visit: Visit, job: Job, response: RecordedResponse, *added: tuple[st
     if response.code not in _BODYLESS and not content.is_held(visit):
         return visit.refused(TOO_MANY)
     headers = (*_headers(visit, job, response, content), *job_headers(job), *added)
-    if _is_for_us(response):
+    if is_for_us(response):
         return conditional(visit.environ, headers, content, response.status)
     return Answer(response.status, headers, () if response.code in _BODYLESS else content.begun(visit.environ))
 
@@ -123,7 +131,7 @@ def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored
         headers.append(("Content-Length", str(job.body_end)))
     if "cache-control" not in names:
         headers.append(("Cache-Control", "private, no-cache"))
-    if _is_for_us(response):
+    if is_for_us(response):
         if names.isdisjoint(_VALIDATORS):
             headers.append(("ETag", entity_tag(job, Channel.BODY)))
         if "accept-ranges" not in names:
@@ -131,7 +139,7 @@ def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored
     return tuple(headers)
 
 
-def _is_for_us(response: RecordedResponse) -> bool:
+def is_for_us(response: RecordedResponse) -> bool:
     """Whether conditions and ranges are ours to evaluate."""
     return response.code == 200 and _SENT_BY_PROXY.isdisjoint(name.lower() for name, _ in response.headers)
 

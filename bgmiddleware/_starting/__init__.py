@@ -1,8 +1,8 @@
 """A marked request becomes a job: it is recorded, joined or admitted, added to the registry, submitted and answered.
 
-``watching`` takes a request from the decorated view that it reached, and ``starter`` starts a job step by step.
-``joining`` finds the job of a repeated request, ``untouched`` answers without a job what was done within
-``promote_after``, and ``options`` checks what the site configured.
+``watching`` takes over a request from the decorated view that it reached, and ``starter`` starts a job step by step.
+``joining`` finds the job of a repeated request, ``untouched`` answers a request that was done within
+``promote_after``, and ``options`` checks the options of the middleware.
 """
 
 from .options import (

@@ -1,5 +1,5 @@
-"""What an app answers at once, before anybody could watch a job: a challenge, a redirect, a refusal. It belongs to the
-exchange with this client, who can do something about it only in the request that it has just sent."""
+"""Early answers: a challenge, a redirect or a refusal that the app gives at once, before anybody could watch a job.
+They are meant for the client that sent the request, which can react only to the response of that request."""
 
 import threading
 import time
@@ -13,13 +13,13 @@ from ..registries.base import END
 __all__ = ["Patience", "is_early_answer"]
 
 _GRACE = 0.2
-"""Seconds in which a job that says nothing may answer the client itself."""
+"""Seconds that the middleware waits for a job that prints nothing, so that its answer goes to the client directly."""
 
 _QUEUED = 0.05
-"""Seconds that a job may wait in a queue before that is given up."""
+"""Seconds that the middleware waits for a job to leave the queue."""
 
 _LINGER = 0.005
-"""Seconds that are left when a job begins to print: what a framework logs about a refusal comes just before it."""
+"""Seconds that the middleware waits on once a job prints: a framework logs a refusal just before it answers."""
 
 _AT_ONCE = 0.002
 _LOOK_EVERY = 1.0
@@ -28,22 +28,25 @@ _NOT_MODIFIED = 304
 
 
 def is_early_answer(response: RecordedResponse | None) -> bool:
-    """Whether a response is for the client that asked and nobody else: 3xx and 4xx."""
+    """Whether a response is meant for this client only: 3xx and 4xx."""
     return response is not None and response.complete and 300 <= response.code < 500 and response.code != _NOT_MODIFIED
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long clients that have just started a job wait for it. Any thread.
+    """How long a client that has just started a job waits for its answer. Any thread.
 
-    They have slots of their own: without a middleware, too, a request holds its thread until it is answered.
+    These waits have slots of their own: without the middleware, too, a request would hold its thread until it is
+    answered.
     """
 
     slots: Viewers = field(default_factory=lambda: Viewers(_MOST))
 
     def hold(self, visit: Visit, job: Job, promote_after: float, run: Run | None = None) -> Job:
-        """Return the job when it has ended, after at most *promote_after* seconds, or a moment where that is 0. *run*:
-        the job's, where it is at hand."""
+        """Wait for the end of the job, at most *promote_after* seconds, or a moment if that is 0. Return the job.
+
+        *run*: the job's run, if it is at hand.
+        """
         if promote_after <= 0 and _has_greenlets():
             return job
         threads = threads_of(visit.environ)
@@ -65,9 +68,9 @@ class Patience:
 
 
 def _has_greenlets() -> bool:
-    """Whether gevent or eventlet has put greenlets in the place of threads.
+    """Whether gevent or eventlet has replaced threads by greenlets.
 
-    A job that computes lets no other greenlet run, so a client that waits for it would hear nothing before its end.
+    A job that computes lets no other greenlet run, so a client that waited would hear nothing before the job's end.
     """
     return threading.Lock.__module__ != "_thread"
 

@@ -1,7 +1,7 @@
-"""Which requests are the same, so that one joins the job of another.
+"""Decides which requests are the same, so that one joins the job of another.
 
-Nobody is given what is for another. So whose a request is has to be known: an ``owner`` says so, or the request agrees
-with the other one in all that a job sees of it, but for what is no sign of who asks.
+No client may get what is meant for another. So two requests must come from the same user: ``owner`` says so, or they
+agree in everything that the app can see, except in what says nothing about the user.
 """
 
 import hashlib
@@ -26,26 +26,26 @@ _log = logging.getLogger("bgmiddleware")
 
 _URL = ("wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")
 _ASKED = ("REQUEST_METHOD", *_URL, "CONTENT_TYPE")
-# Those of a range of the app's own unit, and those that guard a change, as far as they reach the job.
+# Ranges in the app's own unit, and conditions of a change, as far as they reach the job.
 _CONDITIONS = (
     *("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"),
     *("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE"),
 )
 _NEGOTIATED = ("HTTP_ACCEPT", "HTTP_ACCEPT_LANGUAGE", *_CONDITIONS)
 
-# What is no sign of who asks. All else is one, whatever it is called.
+# Keys that say nothing about the user. All other keys may, whatever they are called.
 _NO_SIGN = frozenset(
     (
-        # 1. What is asked for, and in which form. The fingerprint has that, and what is negotiated.
+        # 1. What the request asks for, and in which form: part of the fingerprint or of what is negotiated.
         *_ASKED,
         *_NEGOTIATED,
         *"""CONTENT_LENGTH REQUEST_URI RAW_URI SCRIPT_URI SCRIPT_URL SCRIPT_FILENAME PATH_TRANSLATED
         HTTP_IDEMPOTENCY_KEY HTTP_PREFER HTTP_ACCEPT_ENCODING HTTP_TE HTTP_EXPECT HTTP_CONNECTION HTTP_KEEP_ALIVE
         HTTP_CONTENT_LENGTH HTTP_CONTENT_TYPE""".split(),
-        # 2. What a browser or a program says anew each time: how it came here, what it has already, when it asks.
+        # 2. What a client says differently each time: how it came here, what it has cached, when it asks.
         *"""HTTP_CACHE_CONTROL HTTP_PRAGMA HTTP_REFERER HTTP_SEC_FETCH_DEST HTTP_SEC_FETCH_MODE HTTP_SEC_FETCH_SITE
         HTTP_SEC_FETCH_USER HTTP_DATE HTTP_PRIORITY""".split(),
-        # 3. The connection, and the names that servers, proxies and tracing give to one try.
+        # 3. The connection, and the ids that servers, proxies and tracing give to one request.
         *"""REMOTE_PORT SSL_SESSION_ID SSL_SESSION_RESUMED SSL_CLIENT_V_REMAIN UNIQUE_ID REQUEST_TIME
         HTTP_X_REQUEST_ID HTTP_X_CORRELATION_ID HTTP_REQUEST_ID HTTP_TRACEPARENT HTTP_TRACESTATE HTTP_BAGGAGE
         HTTP_X_B3_TRACEID HTTP_X_B3_SPANID HTTP_X_B3_PARENTSPANID HTTP_X_B3_SAMPLED HTTP_B3 HTTP_UBER_TRACE_ID
@@ -55,16 +55,16 @@ _NO_SIGN = frozenset(
 )
 
 
-# Of a middleware that is made with webob.dec, the attributes of the request; one of them is a response to fill in.
+# The request attributes of middlewares made with webob.dec; one of them is a response to fill in.
 _WEBOB = "webob.adhoc_attrs"
 
 
 class _NotComparable(Exception):
-    """A value is an object of which nobody knows when it is the same as another."""
+    """A value is an object that cannot be compared with another."""
 
 
 class Beginnings:
-    """What the requests of one middleware that may join each other have in common. Any thread."""
+    """The shared state of the requests of one middleware that may join each other. Any thread."""
 
     def __init__(self, most: int = 100) -> None:
         self._most = most
@@ -74,29 +74,29 @@ class Beginnings:
 
     @property
     def beginning(self) -> threading.Lock:
-        """A lock that is held from adding a job that others may join until it is submitted."""
-        # Made by its first use in a process. Where gunicorn loads the app before it forks (--preload), gevent comes
-        # after that: who waited for a lock of before would stop all greenlets, the one that holds it too.
+        """A lock, held from adding a job that others may join until the job is submitted."""
+        # Made at its first use in a process. If gunicorn loads the app before it forks (--preload), it loads gevent
+        # after that: waiting for an earlier lock would stop all greenlets, including the one that holds it.
         return self._beginning.setdefault(os.getpid(), threading.Lock())
 
     def tell(self, keys: Iterable[str]) -> None:
-        """Warn, once for each set of *keys* in the environ, that they keep requests from being joined."""
+        """Warn, once for each set of *keys* of the environ, that they prevent joining."""
         names = tuple(sorted(keys))
         with self._lock:
             if names in self._told or len(self._told) >= self._most:
                 return
             self._told.add(names)
         _log.warning(
-            "requests are not joined, neither by Idempotency-Key nor by single_flight: nothing says whether %s in the"
-            " environ is the same for two of them; owner= would say who asks",
+            "requests are not joined by Idempotency-Key or single_flight, because the values of %s in the environ"
+            " cannot be compared: set owner= to say who the user is",
             ", ".join(names),
         )
 
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks: the *owner* of the job, and the *cookie* that makes its client the owner; and, where the request may be
-    joined, the *name* by which its job is found again, and the *fingerprint* of what it asks for."""
+    """Who sends a request: the *owner* of its job, and the *cookie* that makes the client the owner. If the request may
+    be joined, also the *name* by which its job is found again, and the *fingerprint* of what it asks for."""
 
     owner: str | None
     cookie: Headers = ()
@@ -105,13 +105,13 @@ class Asking:
     secret: bytes = field(default=b"", repr=False)
 
     def token(self, salt: str) -> str:
-        """Return the token of the job of this name that has this salt."""
+        """Return the token of the job with this name and *salt*."""
         digest = hmac.digest(self.secret, _json("token", self.name, salt), "sha256")
         return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
 def asking(owns: Owner | None, environ: Mapping[str, Any]) -> Asking:
-    """Return who sends a request that is not to be joined."""
+    """Return who sends a request that cannot be joined."""
     owner = None if owns is None else owns(environ)
     if owner is None and isinstance(owns, CookieOwner):
         return Asking(*owns.issue(environ))
@@ -121,7 +121,7 @@ def asking(owns: Owner | None, environ: Mapping[str, Any]) -> Asking:
 def asking_again(
     owns: Owner | None, environ: Mapping[str, Any], request: RecordedRequest, secret: bytes, beginnings: Beginnings
 ) -> Asking:
-    """Return who sends a request that may be a repetition of another one. Of the names nobody else can make any."""
+    """Return who sends a request that may repeat an earlier one. Nobody without *secret* can make its name."""
     fingerprint = fingerprint_of(environ, request)
     key = environ.get("HTTP_IDEMPOTENCY_KEY")
     asked = ["key", key] if key is not None else ["the same", fingerprint, negotiated_in(request.environ)]
@@ -137,23 +137,23 @@ def asking_again(
     proofs = owns.proofs(environ)
     request = replace(request, environ={**request.environ, "HTTP_COOKIE": owns.others(environ)})
     name = _name_of_nobody(request, beginnings, found_by)
-    if name and any(proof.job == name for proof in proofs):  # it asked before, and had no cookie then
+    if name and any(proof.job == name for proof in proofs):  # it sent this request before, without a cookie
         return Asking(guest(name), (), name, fingerprint, secret)
     if proofs:
         owner = proofs[0].owner
         return Asking(owner, (), found_by("owner", owner), fingerprint, secret)
-    # A client without a cookie is given one of its own. That proves two things: who it is from now on, and that the one
-    # job of this name is its own. For others may share that, whom nothing tells apart from it.
+    # A client without a cookie gets one. The cookie proves who the client is from now on, and that the one job of this
+    # name is its own. Other clients that look the same may share that job.
     owner, cookie = owns.issue(environ, name)
     if not name:
         return Asking(owner, cookie)
-    if owner is None:  # nor is it given one: it could not see a job that it shared with those that are
+    if owner is None:  # it gets no cookie, so it could not see a job that it shared with clients that have one
         return Asking(None, (), found_by("no cookie", name), fingerprint, secret)
     return Asking(guest(name), cookie, name, fingerprint, secret)
 
 
 def _name_of_nobody(request: RecordedRequest, beginnings: Beginnings, found_by: Callable[..., str]) -> str:
-    """Return the name of a job for which only the request itself says who asks; empty where it does not say enough."""
+    """Return the name of a job whose user only the request itself identifies; empty if it does not say enough."""
     told, unknown = asker_of(request)
     if unknown:
         beginnings.tell(unknown)
@@ -162,10 +162,10 @@ def _name_of_nobody(request: RecordedRequest, beginnings: Beginnings, found_by: 
 
 
 def asker_of(request: RecordedRequest) -> tuple[list[list[Any]], list[str]]:
-    """Return by what the app may tell apart who sends a request, where no owner does; and the keys of values that
-    cannot be compared: where there is one, nobody knows who asks."""
+    """Return the values by which the app may tell users apart, for requests without an owner; and the keys of values
+    that cannot be compared. If there are such keys, the user is unknown."""
     absent = object()
-    # Some servers put all of os.environ in.
+    # Some servers put all of os.environ into the environ.
     kept = {name: value for name, value in request.kept.items() if os.environ.get(name, absent) != value}
     seen = {**kept, **request.environ}
     attributes = seen.get(_WEBOB)
@@ -185,7 +185,7 @@ def _json(*parts: object) -> bytes:
 
 
 def _comparable(value: Any) -> Any:
-    """Return a value as JSON that is the same for equal ones only. Raises ``_NotComparable``."""
+    """Return a value as JSON that is equal only for equal values. Raises ``_NotComparable``."""
     if value is None or isinstance(value, str | bool | int | float):
         return value if type(value) in (str, bool, int, float, type(None)) else [type(value).__name__, repr(value)]
     if isinstance(value, bytes | bytearray):
@@ -201,14 +201,14 @@ def _comparable(value: Any) -> Any:
 
 
 def negotiated_in(environ: Mapping[str, Any]) -> list[str]:
-    """Return by what the app may choose between representations: who asks for CSV must not get the PDF of another.
-    A key of the client's own says by itself that the request is the same."""
+    """Return the headers by which the app may choose a representation: a client that asks for CSV must not join a job
+    that makes a PDF. An ``Idempotency-Key`` by itself says that the request is the same."""
     return [environ.get(name) or "" for name in _NEGOTIATED]
 
 
 def fingerprint_of(environ: Mapping[str, Any], request: RecordedRequest | None) -> str:
-    """Return a digest of method, URL and body, and of the body's type: what must be the same for a request to be a
-    repetition. A body of several parts is what its parts are."""
+    """Return a digest of the method, the URL, the body and its type, which are the same for repeated requests. Of a
+    multipart body it covers the parts, not the boundary."""
     content_type, boundary = split_boundary(environ.get("CONTENT_TYPE") or "")
     parts = digest_of_parts(request.chunks(), boundary) if boundary and request is not None else None
     if parts is None:

@@ -1,4 +1,4 @@
-"""What the middleware's options may be. Each check raises ``ConfigurationError``, which names the option."""
+"""Checks the middleware's options. Each check raises ``ConfigurationError``, which names the option."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ _OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
 
 
 def check_numbers(*, deadline: object, promote_after: object, stream_slots: object, **whole: object) -> None:
-    """Check the numbers: all are from 0, and a deadline is above. No end of time is said by None or 0, not by inf."""
+    """Check the numbers: all are from 0, and *deadline* is above 0. Infinity is refused: None or 0 means no limit."""
     if not (is_finite(promote_after) and promote_after >= 0):
         raise ConfigurationError.of_setting("promote_after", promote_after, "a number from 0")
     if deadline is not None and not (is_finite(deadline) and deadline > 0):
@@ -75,7 +75,7 @@ _EXAMPLES = {
 
 
 def check_switches(**switches: object) -> None:
-    """Check what is on or off: ``"no"`` would be on."""
+    """Check the switches, which must be bool: the text ``"no"`` would count as true."""
     for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise ConfigurationError.of_setting(name, switch, "True or False")
@@ -92,7 +92,7 @@ def foreground_is_asked_for() -> bool:
 
 
 def check_pair(dashboard: object, authorize: object) -> None:
-    """Check that the list of all jobs is not for everybody."""
+    """Check that a dashboard has a function that says who may see it."""
     if (dashboard is None) != (authorize is None):
         given, missing = ("authorize", "dashboard") if dashboard is None else ("dashboard", "authorize")
         remedy = {
@@ -103,7 +103,7 @@ def check_pair(dashboard: object, authorize: object) -> None:
 
 
 def check_places(registry: object, executor: object) -> None:
-    """Check where jobs are kept and where they run: objects, while an ini file has their names."""
+    """Check the registry and the executor: objects, not the names that an ini file has."""
     if not isinstance(registry, Registry):
         if isinstance(registry, str):  # a URL may contain a password
             registry = registry.partition(":")[0]
@@ -134,7 +134,7 @@ def check_texts(*, token_name: object, secret: object, dashboard: object, assets
 
 
 def limits_of(per_owner: object, per_mark: object) -> Limits:
-    """Return how many jobs may run at a time of those that each mark is true for: its name, itself, the number."""
+    """Return for each limit its name, its mark, and how many of the marked jobs may run at a time."""
     if per_owner is not None:
         check_count("limit_per_owner", per_owner, 1)
     per_mark = {} if per_mark is None else per_mark
@@ -146,7 +146,7 @@ def limits_of(per_owner: object, per_mark: object) -> Limits:
 
 
 def priorities_of(per_mark: object) -> Priorities:
-    """Return the priority of the jobs that each mark is true for."""
+    """Return each mark with the priority of the jobs that it marks."""
     per_mark = {} if per_mark is None else per_mark
     words = [priority.value for priority in Priority]
     if not isinstance(per_mark, Mapping) or not all(

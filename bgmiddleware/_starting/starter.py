@@ -1,4 +1,4 @@
-"""What a marked request gets: it is recorded and started as a job, or joins one, or is refused; nothing in between."""
+"""Answers a marked request: records it and starts a job, joins it to a running job, or refuses it."""
 
 import contextlib
 import io
@@ -59,12 +59,12 @@ _log = logging.getLogger("bgmiddleware")
 _OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")
 _PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_MOZ")
 _SPECULATIVE = re.compile(r"\bpre(?:fetch|render)\b", re.IGNORECASE)
-_LONGEST_WAIT = 5.0  # of a client that can use nothing but the response; then it waits at the job's URL
+_LONGEST_WAIT = 5.0  # for a client that can use only the response; then it waits at the job's URL
 _LONGEST_IDEMPOTENCY_KEY = 255
 
 
-_ADMISSION = 60.0  # seconds that it may take to store a request and to submit it
-_PATIENCE = 5.0  # with another process that stores the same one
+_ADMISSION = 60.0  # seconds that storing and submitting a request may take
+_PATIENCE = 5.0  # seconds to wait for another process that stores the same request
 _LOOK_EVERY = 0.02
 
 
@@ -88,13 +88,12 @@ class Starter:
     version: str
     limit_per_owner: int | None
     limits: Limits
-    """How many jobs may run at a time of those that a mark is true for: name, mark and number of each."""
+    """The name of each limit, its mark, and how many of the marked jobs may run at a time."""
     priorities: Priorities
+    """The mark of each priority; the first mark that is true counts."""
     title: Callable[[dict[str, Any]], str] | None
-    """Which of the jobs that wait is taken first: mark and priority; the first mark that is true counts."""
     secret: bytes | None = field(repr=False)
-    """From which the names and tokens of jobs that can be joined are made, so that nobody else can make them; None: the
-    registry has one."""
+    """The secret from which the names and tokens of jobs that can be joined are derived. None: the registry's own."""
     waiting: Waiting
     patience: Patience = field(default_factory=Patience, repr=False)
     beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
@@ -108,8 +107,8 @@ class Starter:
             return self._misconfigured(environ, error)
 
     def _misconfigured(self, environ: dict[str, Any], error: ConfigurationError) -> Answer:
-        """Answer that the site cannot start jobs as it is configured. Raised through a server, it would be no answer:
-        some close the connection, and some leave the client waiting."""
+        """Answer that the site's configuration does not allow jobs. Do not raise the error: some servers would close
+        the connection, and some would leave the client waiting."""
         _log.error("no job can be started: %s", error)
         detail = f"{error}." if self.site.details else "This site cannot start jobs now. Its log says why."
         return problem(environ, 500, "misconfigured", detail)
@@ -138,7 +137,7 @@ class Starter:
             return self._start(environ, request, run, self.promote_after)
 
     def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
-        """Start what a decorator asked for. *environ*: the request as it was before *app* saw it."""
+        """Start the job that a decorator asked for. *environ* is the request as it was before *app* saw it."""
         if wish.function is not None:
             try:
                 return self._start_function(wish.function, environ, wish)
@@ -148,11 +147,11 @@ class Starter:
             environ = {**environ, "wsgi.input": rewound(environ.get("wsgi.input"))}
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
-        # Not in the view's own context: what its framework keeps there belongs to the request in the foreground.
+        # Not in the view's own context: its framework keeps data of the foreground request there.
         return self.start_replay(app, environ, copy_context())
 
     def _start_function(self, function: Callable[[], Any], environ: dict[str, Any], wish: Wish) -> Answer:
-        """Start a ``@background`` function as a job, whose output begins with what was printed before."""
+        """Start a ``@background`` function as a job. Its output begins with what the request has printed."""
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -166,12 +165,12 @@ class Starter:
         if not may_join and not wish.around:
             return self._start(environ, None, self._runs_function(function, wish, None), None)
         try:
-            # Again: the app may have read it.
+            # Rewind the body: the app may have read it.
             request = self._recorded({**environ, "wsgi.input": rewound(environ.get("wsgi.input"))})
         except BadRequestBody as error:
             if may_join:
                 return problem(environ, error.status, "bad-request-body", f"{error}.")
-            # The function has in its arguments what it needs of the body, which the view has read.
+            # The view has read the body; the function has what it needs of it in its arguments.
             unread = {key: value for key, value in environ.items() if key not in _OF_A_BODY}
             request = self._recorded({**unread, "wsgi.input": io.BytesIO()})
         with request.body:
@@ -189,13 +188,13 @@ class Starter:
         return run
 
     def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
-        """Record a request as it may be kept. Raises ``BadRequestBody``."""
+        """Record a request, without tokens. Raises ``BadRequestBody``."""
         request = record_request(environ, self.max_body)
         cleaned = self.site.without_tokens(request.environ)
         return RecordedRequest(cleaned, request.kept, request.body, request.size)
 
     def _may_join(self, environ: Mapping[str, Any]) -> bool:
-        """Whether this request could be a repetition of another one."""
+        """Whether this request may join the job of an earlier one."""
         return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
 
     def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, outlet: Outlet | None = None) -> Run:
@@ -218,26 +217,26 @@ class Starter:
         )
 
     def stored_run(self, app: WSGIApplication, key: str, outlet: Outlet | None) -> Run:
-        """Return the run of a job that any process of the site has recorded."""
+        """Return the run of a job that some process of the site has recorded."""
         registry = self.site.registry
         job = registry.get(key)
         work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
         return self._run(job, work, Context(), outlet=outlet)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
-        """Return the groups that a request's job belongs to, of which only so many run at a time."""
+        """Return the groups of a request's job, with how many jobs of each may run at a time."""
         groups = {f"mark {name}": most for name, mark, most in self.limits if mark(environ)}
         if self.limit_per_owner is not None and owner is not None:
             groups[f"owner {owner}"] = self.limit_per_owner
         return groups
 
     def _title(self, environ: dict[str, Any]) -> str:
-        """Return what a request's job is called."""
+        """Return the title of a request's job."""
         if self.title is None:
             return title_of(environ)
         try:
             return plain_title(str(self.title(environ))) or title_of(environ)
-        except Exception:  # a name is no reason to refuse the work
+        except Exception:  # a bad title is no reason to refuse the job
             _log.exception("the title of a job could not be made")
             return title_of(environ)
 
@@ -246,7 +245,7 @@ class Starter:
         return next((priority for mark, priority in self.priorities if mark(environ)), Priority.NORMAL)
 
     def _refuse(self, environ: dict[str, Any]) -> Answer | None:
-        """Return the answer for a request that must start nothing, whatever its mark."""
+        """Return the answer to a request that must not start a job; None if it may."""
         registry = self.site.registry
         if self._is_inside_another():
             raise ConfigurationError(
@@ -262,7 +261,7 @@ class Starter:
                 " threads (python -m bgmiddleware serve)"
             )
         if any(_SPECULATIVE.search(environ[name]) for name in _PURPOSES if name in environ):
-            # A browser drops this and asks again when the person really follows the link.
+            # The browser discards this answer, and asks again when the user follows the link.
             return problem(environ, 503, "speculative", "A job is only started by a real request.", retry_after(1.0))
         if not 1 <= len(environ.get("HTTP_IDEMPOTENCY_KEY", "-")) <= _LONGEST_IDEMPOTENCY_KEY:
             detail = f"An Idempotency-Key has 1 to {_LONGEST_IDEMPOTENCY_KEY} characters."
@@ -272,7 +271,7 @@ class Starter:
         return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
-        # Looked for on the stack, once for each start: so it costs the requests that start nothing, nothing.
+        # Look on the stack, at each start only: requests that start no job pay nothing.
         frame = sys._getframe()
         while (caller := frame.f_back) is not None:
             frame = caller
@@ -289,9 +288,9 @@ class Starter:
         run: Callable[[Job], Run],
         promote_after: float | None,
     ) -> Answer:
-        """Start a job, or join one that does the same, and say where it is or what it answered.
+        """Start a job, or join one that does the same. Answer with its place or with its response.
 
-        *promote_after*: seconds that its client may wait for the answer; None: it is not waited for.
+        *promote_after*: seconds that the client waits for the response; None: it does not wait.
         """
         is_joined, begun = False, None
         try:
@@ -313,7 +312,7 @@ class Starter:
                 admitted=not who.name,
             )
             if who.name:
-                promote_after = None if promote_after is None else 0.0  # who joins a job needs it to stay
+                promote_after = None if promote_after is None else 0.0  # a job that others may join must stay
                 token, job, is_joined = self._begin_or_join(environ, who, job, request, run)
             else:
                 job, begun = self._begin(job, request, run)
@@ -329,10 +328,10 @@ class Starter:
             return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
         try:
             return self._answer_begun(environ, token, job, begun, who.cookie, promote_after, is_joined=is_joined)
-        except (JobExpired, JobNotFound):  # it ended, and its place was needed before this client was told
-            if is_joined:  # or it answered at once whom it was begun for
+        except (JobExpired, JobNotFound):  # it ended, and was evicted before this client got its answer
+            if is_joined:  # or it answered the client that started it at once, and was deleted
                 return self._start(environ, request, run, promote_after)
-            return problem(environ, 410, "expired", "The job ended, and is forgotten already.")
+            return problem(environ, 410, "expired", "The job has ended and is already deleted.")
         except RegistryError as error:
             _log.error("a job could not be read: %s", error)
             return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
@@ -348,7 +347,7 @@ class Starter:
         *,
         is_joined: bool,
     ) -> Answer:
-        """Say where the job is, or what it answered in time."""
+        """Answer with the job's response if it came in time, else with the job's place."""
         visit = self.site.started_visit(environ, token, job.key)
         if promote_after and visit.preferred_wait is None:
             job = self.patience.hold(visit, job, promote_after)
@@ -362,7 +361,7 @@ class Starter:
         return visit.linked(self._answered(visit, job, *cookie))
 
     def _asking(self, environ: dict[str, Any], request: RecordedRequest | None) -> Asking:
-        """Return whose job it will be, and by what it is found again if it can be joined."""
+        """Return the owner of the new job, and its name if it can be joined."""
         owns, registry = self.site.owner, self.site.registry
         if request is None or not self._may_join(environ):
             return asking(owns, environ)
@@ -370,7 +369,7 @@ class Starter:
         return asking_again(owns, environ, request, secret, self.beginnings)
 
     def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> tuple[Job, Run]:
-        """Add the job with its request, and submit it. Raises ``QueueFull`` and ``RegistryFull``, keeping nothing."""
+        """Add the job with its request, and submit it. Keeps nothing if it raises ``QueueFull`` or ``RegistryFull``."""
         registry = self.site.registry
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
@@ -396,7 +395,7 @@ class Starter:
                 self.waiting.let_go(job.key)
             raise
         if not job.admitted:
-            # Where it began already, or cannot be told of now, it is admitted by its claim.
+            # If this fails, or the job has already started, its claim admits it.
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
                 registry.renew(job.key, "", lease=LEASE if must_hold else registry.pending_ttl)
         return job, begun
@@ -409,17 +408,16 @@ class Starter:
         request: RecordedRequest | None,
         run: Callable[[Job], Run],
     ) -> tuple[str, Job, bool]:
-        """Begin the job unless another one holds its name; return the token, the job that it is, and whether it is
-        another one.
+        """Start the job, unless another job has its name. Return the token, the job, and whether it is the other one.
 
-        Adding the job tells whether there is one: atomically, and without the registry knowing any token.
+        Adding the job finds out, atomically, and the registry learns no token.
         """
         until = time.monotonic() + _PATIENCE
         while True:
             salt = secrets.token_hex(16)
             token = who.token(salt)
             try:
-                # One at a time: whom this turns away by JobExists finds a job that was submitted, or none.
+                # One at a time: after JobExists there is either a submitted job or none.
                 with self.beginnings.beginning:
                     asked = self._kept_of(environ, token)
                     job = job.changed(key=key_of(token), name_salt=salt, asked=asked)
@@ -427,7 +425,7 @@ class Starter:
             except JobExists as error:
                 there = self._admitted(error.key, until)
             if there is None:
-                continue  # gone this moment: the next round begins it
+                continue  # it has just gone: the next round starts a new one
             if there.fingerprint != job.fingerprint:
                 raise _OtherRequest
             return who.token(there.name_salt), there, True
@@ -436,25 +434,25 @@ class Starter:
         return kept_of(environ, token, self.site.cut_off(environ.get("QUERY_STRING") or ""))
 
     def _admitted(self, key: str, until: float) -> Job | None:
-        """Return a job that can be joined, None where there is none now; wait while a process has yet to take it.
+        """Return a job that can be joined; None if there is none. Wait while another process is still submitting it.
 
-        Until then it may be taken back, for a queue that is full say: nobody shall be told of what there never was.
+        Until it is submitted it may be taken back, for example if the queue is full. No client must learn of it before.
         """
         registry = self.site.registry
         with contextlib.suppress(JobNotFound, JobExpired):
             job = registry.get(key)
             while not job.admitted and not job.state.ended:
                 if time.monotonic() >= until:
-                    raise QueueFull("the same request is just being stored")
+                    raise QueueFull("the same request is being stored")
                 job = registry.wait(key, END, _LOOK_EVERY)
-            # What ended since this request came is what it asked for; what was asked to stop is not.
+            # A job that ended since this request came can be joined; one that was asked to stop cannot.
             was_stopped = job.cancel_requested_at is not None or job.state is JobState.CANCELLED
             if job.admitted and (job.keeps_name or not was_stopped):
                 return job
         return None
 
     def _answered(self, visit: Visit, job: Job, *cookie: tuple[str, str]) -> Answer:
-        """Answer with the response if the client would wait for it and it came in time (RFC 7240 §4.3)."""
+        """Answer with the response if the client waits for it and it came in time (RFC 7240 §4.3)."""
         job, applied = visit.wait_as_preferred(job)
         if not applied and means_result(visit.environ):
             job = visit.hold(job, END, _LONGEST_WAIT)
@@ -466,7 +464,7 @@ class Starter:
         return self._started(visit, job, *cookie, applied=applied)
 
     def _started(self, visit: Visit, job: Job, *cookie: tuple[str, str], applied: str = "") -> Answer:
-        """Say where the job is: by a redirect, or to scripts by its state."""
+        """Answer with the job's place: a redirect, or for scripts its state."""
         environ = visit.environ
         location = ("Location", self.site.place(environ.get("QUERY_STRING") or "", visit.token))
         vary = "Accept, Prefer"

@@ -1,47 +1,65 @@
-"""The answer to a request that was done in time: the app's own, as if nothing had been between."""
+"""The answer to a request that was done in time: the app's own response, as if the middleware were not there."""
 
 import codecs
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from .._capture import write_late
-from .._jobs import Channel, Job
-from .._serving import Answer, Headers, Stored, Visit, problem
+from .._jobs import Channel, Job, RecordedResponse
+from .._serving import Answer, Stored, Visit, conditional, is_for_us, problem
 from ..registries.base import PAGE_BYTES, Registry
 
 __all__ = ["untouched"]
 
 _log = logging.getLogger("bgmiddleware")
 
+_RANGES = {"HTTP_RANGE", "HTTP_IF_RANGE"}
+_CONDITIONS = {f"HTTP_IF_{name}" for name in ("MATCH", "NONE_MATCH", "MODIFIED_SINCE", "UNMODIFIED_SINCE")}
+
 
 def untouched(visit: Visit, job: Job) -> Answer:
-    """Answer with what the app answered in time, as if nothing had been between; the job leaves no trace."""
+    """Answer with the app's response, as if the middleware were not there, and delete the job."""
     registry = visit.site.registry
     _print_late(registry, job)
     response = job.response
     if response is None or not response.complete:
         registry.discard(job.key)
         return problem(visit.environ, 500, "failed", "The request failed.")
-    if job.body_end > PAGE_BYTES:
-        length = () if _has(response.headers, "content-length") else (("Content-Length", str(job.body_end)),)
-        return Answer(response.status, (*response.headers, *length), _ForgottenAfter(visit, job))
-    body = registry.read(job.key, Channel.BODY, 0).data
+    is_large = job.body_end > PAGE_BYTES
+    names = {name.lower() for name, _ in response.headers}
+    length = (("Content-Length", str(job.body_end)),) if is_large and "content-length" not in names else ()
+    content = Stored(registry, job.key, Channel.BODY, 0, job.body_end).begun(visit.environ)
+    answer = Answer(response.status, (*response.headers, *length), content)
+    if is_for_us(response):
+        answer = conditional(_heeded(visit.environ, response), answer.headers, content, response.status)
+    if is_large:
+        return Answer(answer.status, answer.headers, _ForgottenAfter(registry, job.key, answer.body))
+    body = b"".join(answer.body)
     registry.discard(job.key)
-    return Answer(response.status, response.headers, [body] if body else [])
+    return Answer(answer.status, answer.headers, [body] if body else [])
 
 
-def _has(headers: Headers, name: str) -> bool:
-    return any(key.lower() == name for key, _ in headers)
+def _heeded(environ: Mapping[str, Any], response: RecordedResponse) -> dict[str, Any]:
+    """Return a request with the conditions and the range that its app would have heeded, as its answer shows.
+
+    A job's app is never told of them: its answer may be for other readers, too.
+    """
+    headers = {name.lower(): value for name, value in response.headers}
+    dropped = set() if headers.get("accept-ranges", "").lower() == "bytes" else _RANGES
+    if headers.keys().isdisjoint(("etag", "last-modified")):
+        dropped = dropped | _CONDITIONS
+    return {name: value for name, value in environ.items() if name not in dropped}
 
 
 def _print_late(registry: Registry, job: Job) -> None:
-    """Print what the job did where it would be if nobody had captured it."""
+    """Print the job's output where it would have gone without capture."""
     write = write_late("stdout")
     try:
         for text in _texts(registry, job):
             write(text)
-    except (OSError, ValueError) as error:  # a pipe that nobody reads, an encoding without a character of it
-        # The app is done: what is wrong with the console is not its client's business any more.
+    except (OSError, ValueError) as error:  # nobody reads the pipe, or the encoding lacks a character
+        # The app has answered: a fault of the console must not change the response.
         _log.warning("job %s: its output cannot be printed: %s", job.key[:8], error)
 
 
@@ -55,12 +73,12 @@ def _texts(registry: Registry, job: Job) -> Iterator[str]:
 
 
 class _ForgottenAfter:
-    """The body of a job that is forgotten when it was read, or nobody reads on."""
+    """The body of a job that is deleted when the body has been read or closed."""
 
-    def __init__(self, visit: Visit, job: Job) -> None:
-        self._registry = visit.registry
-        self._key = job.key
-        self._chunks = iter(Stored(self._registry, job.key, Channel.BODY, 0, job.body_end).begun(visit.environ))
+    def __init__(self, registry: Registry, key: str, chunks: Iterable[bytes]) -> None:
+        self._registry = registry
+        self._key = key
+        self._chunks = iter(chunks)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks

@@ -1,5 +1,5 @@
-"""A request in the foreground that may yet leave for the background: by the call of the app, or when what the app
-returned is first asked for."""
+"""A foreground request in which a decorated view may still ask for the background: while the app is called, or when
+the server takes the first piece of its response."""
 
 import itertools
 import logging
@@ -22,7 +22,7 @@ _MOST_DROPPED = 1000
 
 
 class _InnerOutput(ForegroundOutput):
-    """What one request prints that is answered within another's call, or where something else was current."""
+    """The output of a request that is answered inside the call of another one, or where another output was current."""
 
     def __init__(self, outer: Output | None) -> None:
         super().__init__(write_late("stdout"), write_late("stderr"))
@@ -35,12 +35,12 @@ class _InnerOutput(ForegroundOutput):
 
 
 def foreground_of(output: Output | None) -> ForegroundOutput:
-    """Return the output of a request that begins where *output* is the current one, with the stand-ins in place."""
+    """Return the output of a new request, where *output* is the current one. Put the stand-ins in place."""
     if type(output) is ForegroundOutput and output.request is None:
         foreground = output
     elif output is None:
         foreground = ForegroundOutput(write_late("stdout"), write_late("stderr"))
-        current.set(foreground)  # for good: the next requests of this thread find it
+        current.set(foreground)  # for good: the thread's next requests use it again
     else:
         foreground = _InnerOutput(output)
     install()
@@ -49,12 +49,12 @@ def foreground_of(output: Output | None) -> ForegroundOutput:
 
 
 def taken(error: BaseException, foreground: ForegroundOutput) -> Iterable[bytes]:
-    """Take the *error* that came out of an app for its answer, where it is what became of a wish; else raise it."""
+    """Return an empty response for an *error* of the app that stems from a view's wish; raise any other error."""
     if isinstance(error, BackgroundRequested):
-        if foreground.wish is None:  # somebody kept it, and raises it again
+        if foreground.wish is None:  # the app kept the exception of an earlier wish and raised it again
             foreground.ask(error.wish)
         return ()
-    # A wish is kept, whatever a clean-up on the way made of the exception. What ends the server does so nevertheless.
+    # The wish counts, even if clean-up code replaced the exception. But what ends the server must still end it.
     if foreground.wish is None or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         forget_body(foreground.request or {})
         foreground.end()
@@ -64,7 +64,7 @@ def taken(error: BaseException, foreground: ForegroundOutput) -> Iterable[bytes]
 
 
 def end_of(foreground: ForegroundOutput, answered: Iterable[bytes]) -> Wish | None:
-    """End the request of *foreground*; where a view made a wish, drop what was *answered* and return the wish."""
+    """End the request of *foreground*. If a view made a wish, drop what the app *answered* and return the wish."""
     wish: Wish | None = foreground.wish
     try:
         if wish is not None:
@@ -75,8 +75,8 @@ def end_of(foreground: ForegroundOutput, answered: Iterable[bytes]) -> Wish | No
 
 
 def may_be_lazy(iterable: Any, environ: Mapping[str, Any]) -> bool:
-    """Whether what an app returned may have work left, and is nothing that servers look at more closely: a sequence of
-    known length, or a file that they send by themselves."""
+    """Whether the app's response may still have work to do. It has none if it is a sequence of known length, or a file
+    that servers send by themselves; these must reach the server as they are."""
     if hasattr(iterable, "__len__") or hasattr(iterable, "filelike") or hasattr(iterable, "read"):
         return False
     wrapper = environ.get("wsgi.file_wrapper")
@@ -84,11 +84,11 @@ def may_be_lazy(iterable: Any, environ: Mapping[str, Any]) -> bool:
 
 
 def settle(wish: Wish, answered: Iterable[bytes]) -> None:
-    """End the foreground part of a request that goes on in the background, as a server ends a response: what the app
-    *answered* in spite of the wish is taken to its end, closed and dropped."""
+    """End the foreground part of a request that goes on in the background, as a server ends a response: read what the
+    app *answered* in spite of the wish, close it and drop it."""
     try:
         try:
-            # To the end, since there is clean-up that happens there; but not for ever.
+            # To the end, because clean-up code may run there; but not for ever.
             for _ in itertools.islice(answered, _MOST_DROPPED):
                 pass
         finally:
@@ -98,19 +98,19 @@ def settle(wish: Wish, answered: Iterable[bytes]) -> None:
     except (Exception, BackgroundRequested) as error:
         _log.info("a view left for the background, and what was answered instead of it raised %r", error)
     unwind(wish.error.__traceback__)
-    # Its frames hold the request, and what the view had made of it.
+    # The frames would keep the request and the view's data alive.
     wish.error.__traceback__ = None
 
 
 def may_begin_twice(start_response: StartResponse) -> StartResponse:
-    """Return a *start_response* for our own answer: the app may have begun one before it asked for the background."""
+    """Return a *start_response* for our own answer, for an app that may have started a response before its wish."""
 
     def begin(status: str, headers: list[tuple[str, str]]) -> Any:
         try:
             return start_response(status, headers)
         except Exception:
-            # PEP 3333 has servers refuse a second call without exc_info. With one they raise it where the client has
-            # got the first head already: so it is no BackgroundRequested, which could end a server.
+            # PEP 3333: servers refuse a second call without exc_info. With it, they raise it if the client already has
+            # the first head. So it is not BackgroundRequested, which could end a server.
             late = RuntimeError("a view asked for the background when its response was on its way to the client")
             return start_response(status, headers, (RuntimeError, late, None))
 
@@ -118,9 +118,9 @@ def may_begin_twice(start_response: StartResponse) -> StartResponse:
 
 
 class LazyResponse:
-    """What an app returned that may not have begun its work yet, as a generator: it is watched until its first bytes.
+    """A response whose work may not have begun yet, such as a generator. It is watched until its first bytes.
 
-    *answer* gives the response that takes its place, for the wish that a view makes meanwhile.
+    If a view makes a wish meanwhile, *answer* returns the response that replaces this one.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class LazyResponse:
             yield from self._chunks
 
     def _first(self) -> bytes:
-        """Return the next chunk while none was sent."""
+        """Return the next chunk, as long as none was sent."""
         foreground = foreground_of(current.get())
         foreground.request = self._recorded
         chunk: bytes = _END

@@ -1,4 +1,4 @@
-"""Where jobs run: the contract in ``base``, one module for each kind of executor, and an executor by its name."""
+"""Where jobs run: the contract is in ``base``, and each kind of executor in a module of its own."""
 
 import inspect
 from typing import Any
@@ -13,10 +13,10 @@ EXECUTORS = "thread, process, rq, rq:REDIS-URL, celery:MODULE:NAME"
 
 
 def open_executor(name: str, **options: Any) -> Executor:
-    """Return the executor that *name* names, with *options* of its class. Begins nothing yet.
+    """Return the executor that *name* names, constructed with *options*. Starts nothing.
 
-    Raises ``ConfigurationError`` for any other name, for an option that it lacks or does not have, and where the
-    library that it needs is not installed.
+    Raises ``ConfigurationError`` for an unknown name, for a missing or unknown option, and if the library that the
+    executor needs is not installed.
     """
     word, _, rest = name.partition(":")
     kind = _kind(word, name)

@@ -1,7 +1,7 @@
-"""What the executors of one process have in common: threads of it, each of which sees to one job at a time."""
+"""The queue and the threads that executors of this process share. Each thread takes care of one job at a time."""
 
 import atexit
-import concurrent.futures.thread  # noqa: F401  # at the end of a process it is left after us, for jobs that use pools
+import concurrent.futures.thread  # noqa: F401  # imported first, so it ends after us: jobs may use pools
 import contextlib
 import itertools
 import os
@@ -25,18 +25,18 @@ __all__ = ["SHUT_DOWN", "LocalExecutor"]
 SHUT_DOWN = "server shut down"
 _GRACE = 1.0
 _LOOK_EVERY = 1.0
-_LOOK_AGAIN = 60.0  # whether the executor is there still; nobody waits for this
-_Entry = tuple[int, int, Run]  # by its priority's rank, then in the order of coming
+_LOOK_AGAIN = 60.0  # how often an idle thread checks that its executor still exists
+_Entry = tuple[int, int, Run]  # sorted by the rank of the priority, then by arrival
 _forked = threading.Lock()  # guards the first use of an executor in a forked child
 
 
 class LocalExecutor(Executor):
-    """Sees to up to *max_workers* jobs at a time, each in a thread of this process named ``bgmiddleware-N``.
+    """Runs up to *max_workers* jobs at a time, each in a thread of this process named ``bgmiddleware-N``.
 
-    The threads begin when jobs need them, and again after a fork. Up to *max_pending* jobs wait, those of a higher
-    priority before the others; then ``submit`` raises ``QueueFull``. A job that waits because as many of its group are
-    there as may run takes none of these places: of each group as many more may wait. At the end of the process running
-    jobs get *drain* seconds.
+    The threads start when jobs need them, and again after a fork. Up to *max_pending* jobs wait, higher priorities
+    first; beyond that ``submit`` raises ``QueueFull``. A job that waits for its group, because as many jobs of the
+    group are queued or running as may run, takes none of these places; each group has places of its own. When the
+    process ends, running jobs get *drain* seconds.
     """
 
     keeps_queue = True
@@ -52,22 +52,24 @@ class LocalExecutor(Executor):
 
     @abstractmethod
     def _worker(self) -> AbstractContextManager[Callable[[Run], bool]]:
-        """Return what one thread has jobs run with, entered in that thread and left at its end: a function that runs a
-        job and returns whether it must wait."""
+        """Return the context manager of one thread. The thread enters it when it starts and leaves it when it ends; it
+        gives a function that runs a job and returns whether the job must wait."""
 
     def _abandon(self, run: Run) -> None:
-        """Write down that a job is lost, since the server was shut down, and interrupt it if it runs."""
+        """Record that a job is lost because the server shut down, and interrupt it if it runs."""
         run.abandon(SHUT_DOWN)
 
     def _reset(self) -> None:
-        # Guards all of these. Its owner may come again: an executor that nobody holds is collected in any thread.
+        # Guards everything below. Reentrant: the garbage collector may finalize an executor in a thread that holds it.
         self._lock = threading.RLock()
-        self._work = threading.Condition(self._lock)  # there is a run to take, or the end
-        self._idle = threading.Condition(self._lock)  # nothing runs and nothing waits
+        self._work = threading.Condition(self._lock)  # notified when there is a run to take, and at shutdown
+        self._idle = threading.Condition(self._lock)  # notified when nothing runs and nothing waits
         self._pending: list[_Entry] = []  # a heap
-        self._parked: list[_Entry] = []  # their groups were full when they were tried: of jobs of other processes
-        self._held: dict[str, list[_Entry]] = {}  # by a group of which as many are in the others as may run: heaps
-        self._entered: Counter[str] = Counter()  # how many those are, of each group
+        self._parked: list[
+            _Entry
+        ] = []  # their groups were full when they were tried, because of jobs of other processes
+        self._held: dict[str, list[_Entry]] = {}  # heaps of the runs that wait for a full group, by group
+        self._entered: Counter[str] = Counter()  # how many runs of each group are pending, parked or running
         self._submitted = 0
         self._running: dict[str, Run] = {}
         self._abandoned: set[str] = set()
@@ -75,7 +77,7 @@ class LocalExecutor(Executor):
         self._waiting = 0
         self._closed = False
         weakref.finalize(self, _wake, self._work).atexit = False
-        self._pid = os.getpid()  # the last: it says that the others are this process's
+        self._pid = os.getpid()  # assigned last: it says that all of the above belongs to this process
 
     def submit(self, run: Run) -> None:
         if self._pid != os.getpid():
@@ -101,17 +103,16 @@ class LocalExecutor(Executor):
                 self._begin(entry)
 
     def _begin(self, entry: _Entry) -> None:
-        """Begin a thread more, since an entry came. Called with the lock held: of two that come at once, each knows of
-        the threads that there are."""
+        """Start another thread for a new entry. Called with the lock held, so the number of threads is exact."""
         name, arguments = f"bgmiddleware-{self._workers + 1}", (weakref.ref(self), self._work)
         thread = threading.Thread(target=_run_jobs, args=arguments, name=name, daemon=True)
         try:
-            # In an empty context: a worker inherits nothing of the request that happened to need it.
+            # In an empty context: a worker must inherit nothing from the request that happened to start it.
             Context().run(thread.start)
         except RuntimeError:
             if self._workers:
-                return  # they take it
-            self._pending.remove(entry)  # nobody is there to take it, ever
+                return  # the existing threads will take it
+            self._pending.remove(entry)  # no thread would ever take it
             heapify(self._pending)
             self._leave(entry)
             raise QueueFull("the system has no room for another thread") from None
@@ -134,16 +135,16 @@ class LocalExecutor(Executor):
             self._idle.notify_all()
 
     def _unpark(self) -> None:
-        """Try again those whose groups were full. Called with the lock held."""
+        """Queue the parked runs again: their groups may have room now. Called with the lock held."""
         self._work.notify(len(self._parked))
         for entry in self._parked:
             heappush(self._pending, entry)
         self._parked.clear()
 
-    # All of these are called with the lock held.
+    # The following methods are called with the lock held.
 
     def _take(self) -> _Entry | float | None:
-        """Return a run that is to be run now; or for how many seconds to wait for one; or None: it is the end."""
+        """Return the run to run now, or the number of seconds to wait for one, or None if the thread must end."""
         if self._pending:
             taken = heappop(self._pending)
             self._running[taken[-1].key] = taken[-1]
@@ -153,7 +154,7 @@ class LocalExecutor(Executor):
         if self._closed and not self._parked:
             return None
         self._waiting += 1
-        # Jobs of other processes end without a word.
+        # Nothing tells us when jobs of other processes end.
         return _LOOK_EVERY if self._parked else _LOOK_AGAIN
 
     def _has_waited(self, in_time: bool) -> None:
@@ -162,12 +163,12 @@ class LocalExecutor(Executor):
             self._unpark()
 
     def _full_group(self, entry: _Entry) -> str | None:
-        """Return a group of a run of which as many are there already as may run at a time."""
+        """Return a full group of a run: one with as many pending or running jobs as may run. None if there is none."""
         return next((group for group, most in entry[-1].groups.items() if self._entered[group] >= most), None)
 
     def _hold(self, entry: _Entry) -> bool:
-        """Let a run wait for one of its groups, in a place of that group's own; false where none is full. Raises
-        ``QueueFull`` where too many wait there."""
+        """Let a run wait for a full group, in a place of that group. Return false if none of its groups is full. Raises
+        ``QueueFull`` if too many wait for the group."""
         group = self._full_group(entry)
         if group is None:
             return False
@@ -178,12 +179,12 @@ class LocalExecutor(Executor):
         return True
 
     def _enter(self, entry: _Entry) -> None:
-        """Let a run wait for a thread."""
+        """Queue a run for the next free thread."""
         self._entered.update(entry[-1].groups.keys())
         heappush(self._pending, entry)
 
     def _leave(self, entry: _Entry) -> None:
-        """Give the places of a run in its groups to those that wait for them."""
+        """Free the places that a run had in its groups, and queue the runs that waited for them."""
         groups = entry[-1].groups
         for group in groups:
             self._entered[group] -= 1
@@ -221,7 +222,7 @@ class LocalExecutor(Executor):
             return
         with self._lock:
             self._closed = True
-            # What was given up before is not waited for again, at the end of the process say.
+            # Do not wait again for jobs that an earlier shutdown abandoned, for example at process exit.
             timeout = min(self.drain if drain is None else drain, threading.TIMEOUT_MAX)
             self._idle.wait_for(self._is_drained, timeout)
             held = itertools.chain.from_iterable(self._held.values())
@@ -232,10 +233,10 @@ class LocalExecutor(Executor):
             self._parked.clear()
             self._held.clear()
             self._work.notify_all()
-            self._idle.notify_all()  # who shuts down besides us has nothing to wait for any more
+            self._idle.notify_all()  # wake other threads that wait in shutdown()
         for run in left:
             self._abandon(run)
-        with self._lock:  # what is interrupted may clean up
+        with self._lock:  # interrupted jobs may clean up
             self._idle.wait_for(lambda: not self._running, min(timeout, _GRACE) if left else 0.0)
 
     def _is_drained(self) -> bool:
@@ -243,13 +244,16 @@ class LocalExecutor(Executor):
 
 
 def _run_jobs(reference: "weakref.ref[LocalExecutor]", work: threading.Condition) -> None:
-    """Run in a thread of an executor. That is not held while there is nothing to do: one that nobody else holds any
-    more is gone, and lets go of its threads."""
+    """Run jobs in a thread of an executor.
+
+    An idle thread holds no reference to its executor. So an executor that is no longer used can be collected, and its
+    threads end.
+    """
     executor = reference()
     if executor is None:
         return
     seat = executor._worker()
-    held = [executor]  # as long as there may be something to do
+    held = [executor]  # cleared while the thread is idle
     del executor
     with seat as perform:
         while (found := _next(reference, work, held)) is not None:
@@ -260,7 +264,7 @@ def _run_jobs(reference: "weakref.ref[LocalExecutor]", work: threading.Condition
             finally:
                 executor._put_back(taken, must_wait)
             held.append(executor)
-            del executor, taken, found  # the request and what it holds are not needed while waiting for the next
+            del executor, taken, found  # an idle thread must not keep a request alive
     executor = reference()
     if executor is not None:
         executor._has_left()
@@ -269,7 +273,7 @@ def _run_jobs(reference: "weakref.ref[LocalExecutor]", work: threading.Condition
 def _next(
     reference: "weakref.ref[LocalExecutor]", work: threading.Condition, held: list[LocalExecutor]
 ) -> tuple[LocalExecutor, _Entry] | None:
-    """Wait for a run that is to be run now, and hold the executor no longer than there is one; None at the end."""
+    """Wait for a run. Hold no reference to the executor meanwhile. Return None when the thread must end."""
     with work:
         while (executor := reference()) is not None:
             taken = executor._take()
@@ -300,26 +304,29 @@ def _at_exit(executor: LocalExecutor) -> None:
         if alive is not None:
             alive.shutdown()
 
-    # Daemon threads, so that no job can keep a process from ending; and so they need somebody who gives them time.
-    # The private hook runs before other threads are joined, while all still works; atexit runs only after that.
+    # The threads are daemons, so that no job keeps the process from ending. So we must give them time here.
+    # The private hook runs before Python joins other threads, while everything still works; atexit runs later.
     register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
     try:
         register(shutdown)
     except RuntimeError:
-        atexit.register(shutdown)  # the process ends already
+        atexit.register(shutdown)  # the process is already ending
     if "uwsgi" in sys.modules:
         _at_exit_of_uwsgi(shutdown)
 
 
-_callbacks: list[object] = []  # of C, which holds no reference
+_callbacks: list[object] = []  # C code calls them and holds no reference
 
 
 def _at_exit_of_uwsgi(shutdown: Callable[[], None]) -> None:
-    """Call *shutdown* at the end of a worker of uWSGI. It calls Python's hooks only where no request is being answered,
-    so not where somebody watches a job; those of C always, in the thread that ends the process."""
+    """Call *shutdown* when a uWSGI worker ends.
+
+    uWSGI calls Python's exit hooks only if no request is being answered, so not while somebody watches a job. It always
+    calls those of C, in the thread that ends the process.
+    """
     import ctypes
 
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: shutdown())
     _callbacks.append(callback)
-    with contextlib.suppress(AttributeError):  # a system without it
+    with contextlib.suppress(AttributeError):  # this system has no __cxa_atexit
         ctypes.CDLL(None).__cxa_atexit(callback, None, None)

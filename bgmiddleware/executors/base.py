@@ -13,29 +13,29 @@ class Executor(ABC):
     """Runs jobs. Constructing one starts nothing; all methods may be called from any thread."""
 
     in_process: ClassVar[bool] = False
-    """Whether it calls the run in this process; one that does not carries the run's key and nothing else."""
+    """Whether the executor calls the ``Run`` in this process. If not, it passes on only the run's key."""
 
     keeps_queue: ClassVar[bool] = False
-    """Whether jobs wait in the memory of this process, and are lost with it."""
+    """Whether waiting jobs are in the memory of this process, and are lost with it."""
 
     needs_workers: ClassVar[bool] = False
     """Whether jobs wait for workers that somebody starts by hand, and that may not be there."""
 
     @abstractmethod
     def submit(self, run: Run) -> None:
-        """Run it, soon and at most once; again where it says that it must wait.
+        """Run *run* soon and at most once. If a call says that the job must wait, call it again later.
 
-        Raises ``QueueFull`` where it would have to wait behind too many, and then has not taken it.
+        Raises ``QueueFull`` if too many jobs wait already; then the executor has not taken the run.
         """
 
     @abstractmethod
     def stop(self, key: str) -> None:
-        """Stop a job as well as this executor can; its registry knows already that it shall. Best effort."""
+        """Stop a job as well as this executor can. The registry already has the cancel request. Best effort."""
 
     @abstractmethod
     def shutdown(self, drain: float | None = None) -> None:
-        """Take no more jobs, wait up to *drain* seconds (None: as configured) for those it has, and write down the
-        rest as ``lost: server shut down``. Idempotent."""
+        """Take no more jobs, wait up to *drain* seconds (None: as configured) for those it has, and record the rest as
+        ``lost: server shut down``. Idempotent."""
 
 
 def full_group(group: str, most: int, waiting: int) -> QueueFull:

@@ -1,7 +1,7 @@
-"""Jobs in workers of Celery, by whatever broker it has: the extra ``celery``.
+"""Jobs in workers of Celery, with any broker that it supports: the extra ``celery``.
 
-The web processes send messages that are named by a job's key and hold nothing; workers, begun by
-``python -m bgmiddleware work``, run them in Celery's pool of processes. All else about a job is in the registry.
+The web processes send empty messages whose id is the job's key. Workers, started by ``python -m bgmiddleware work``,
+run the jobs in Celery's pool of processes. Everything else about a job is in the registry.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _TASK = "bgmiddleware.run"
 _LOOK_EVERY = 1.0
 _DAY = 86_400
 _CONNECTIONS = 8
-_OLDEST = (5, 6)  # the first that can do without prefetching
+_OLDEST = (5, 6)  # the first version that can switch off prefetching
 
 
 class CeleryExecutor(EngineExecutor):
@@ -71,7 +71,7 @@ class CeleryExecutor(EngineExecutor):
 
     @property
     def celery(self) -> Any:
-        """The ``Celery`` that it uses."""
+        """The ``Celery`` app that it uses."""
         if not isinstance(self._given, Celery):
             found = loaded("executor", self._given)
             if not isinstance(found, Celery):
@@ -90,13 +90,13 @@ class CeleryExecutor(EngineExecutor):
         self._outbox.send(self.celery, key, priority)
 
     def stop(self, key: str) -> None:
-        """Do nothing: the worker that runs it looks at the registry, and who takes out a cancelled one leaves it."""
+        """Do nothing: the worker that runs the job watches the registry, and no worker runs a cancelled message."""
 
     def _disconnect(self) -> None:
         self._outbox.close()
 
     def work(self, site: Site | Unloaded, options: Sequence[str]) -> None:
-        """Be a worker, with *options* of Celery's own, until a signal says stop."""
+        """Run jobs as a worker, with *options* of Celery's own, until a signal stops it."""
         app = self.celery
         _force(app.conf, self._queue)
         self._outbox.check(app)
@@ -106,7 +106,7 @@ class CeleryExecutor(EngineExecutor):
             base=_Task,
             bind=True,
             shared=False,
-            acks_late=False,  # a broker that waits for hours delivers again
+            acks_late=False,  # a broker would deliver a job of hours again
             reject_on_worker_lost=False,
             ignore_result=True,
             track_started=False,
@@ -125,14 +125,14 @@ class CeleryExecutor(EngineExecutor):
 
 
 class _Outbox:
-    """Connections to the broker that give up soon, to send messages by. Any thread may send."""
+    """Sends messages, over connections to the broker with short time-outs. Any thread may send."""
 
     def __init__(self, queue: Queue, max_pending: int) -> None:
         self._queue = queue
         self._max_pending = max_pending
-        self._pools: dict[int, Any] = {}  # one after a fork is not the one before
-        self._unseen = 0  # how many may be sent without a look at the queue,
-        self._look_at = 0.0  # and until when
+        self._pools: dict[int, Any] = {}  # by process: a forked child needs connections of its own
+        self._unseen = 0  # how many messages may be sent before the next look at the queue
+        self._look_at = 0.0  # when that look is due at the latest
 
     def send(self, app: Celery, key: str, priority: Priority) -> None:
         """Send the message of the job *key*. Raises ``QueueFull``."""
@@ -142,12 +142,12 @@ class _Outbox:
             self._send(app, connection, key, numbers[priority])
 
     def send_again(self, app: Celery, key: str, priority: int | None) -> None:
-        """Send a message that came with this *priority*, even where too many wait. Raises ``QueueFull``."""
+        """Send a message again with the *priority* that it had, even if too many wait. Raises ``QueueFull``."""
         with self._connected(app) as connection:
             self._send(app, connection, key, priority)
 
     def check(self, app: Celery) -> None:
-        """Raise ``ConfigurationError`` where the broker has a queue of another kind, not where it is away."""
+        """Raise ``ConfigurationError`` if the broker has a queue of another kind. Ignore a broker that is away."""
         with contextlib.suppress(QueueFull), self._connected(app) as connection:
             self._declare(connection)
 
@@ -173,7 +173,7 @@ class _Outbox:
             raise no_answer(error) from error
 
     def _check_room(self, connection: Any) -> None:
-        # Where there is much room, only now and then: each look costs as much as the message.
+        # If there is much room, look only now and then: a look costs as much as a message.
         self._unseen -= 1
         now = time.monotonic()
         if self._unseen > 0 and now < self._look_at:
@@ -184,7 +184,7 @@ class _Outbox:
         self._unseen, self._look_at = (self._max_pending - waiting) // 10, now + _LOOK_EVERY
 
     def _declare(self, connection: Any) -> int:
-        """Make the queue, if there is none; return how many messages wait in it."""
+        """Create the queue if there is none. Return how many messages wait in it."""
         declare: Any = self._queue(connection.default_channel).queue_declare
         waiting: int = declare().message_count
         return waiting
@@ -198,15 +198,15 @@ class _Outbox:
             serializer="json",
             ignore_result=True,
             connection=connection,
-            retry=True,  # it may have been idle too long; what comes twice runs once
+            retry=True,  # the connection may have been idle too long; a message that comes twice runs once
             retry_policy=_ONCE_MORE,
         )
 
 
 _ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
 _PATIENCE = 5.0
-_PRECONDITION_FAILED = 406  # of AMQP
-# Redis takes the lowest number first, and tells those of kombu's steps apart: 0, 3, 6, 9. AMQP takes the highest first.
+_PRECONDITION_FAILED = 406  # a reply code of AMQP
+# With Redis the lowest number comes first, in kombu's steps: 0, 3, 6, 9. With AMQP the highest comes first.
 _OF_REDIS = {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 6}
 _OF_AMQP = {Priority.HIGH: 2, Priority.NORMAL: 1, Priority.LOW: 0}
 
@@ -220,14 +220,14 @@ def _pool(app: Celery) -> Any:
     if _is_redis(connection):
         limits = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
     else:
-        # Confirmed: else what is sent to a broker that is gone would not be missed.
+        # Ask for confirmation: otherwise nobody would notice that the broker is gone.
         limits = {"read_timeout": _PATIENCE, "write_timeout": _PATIENCE, "confirm_publish": True}
     options = {**limits, **_ONCE_MORE}
     return app.connection_for_write(transport_options=options, connect_timeout=_PATIENCE).Pool(limit=_CONNECTIONS)
 
 
 def _force(conf: Any, queue: Queue) -> None:
-    """Set what jobs need in a worker that does nothing else; refuse what others would have to set."""
+    """Set what jobs need in this worker. Refuse settings that other processes would have to change, too."""
     options = dict(conf.broker_transport_options or {})
     if not options.setdefault("visibility_timeout", _DAY) >= _DAY:
         raise ConfigurationError(
@@ -236,21 +236,21 @@ def _force(conf: Any, queue: Queue) -> None:
         )
     conf.update(
         task_queues=[queue],
-        task_queue_max_priority=None,  # the queue has its own
+        task_queue_max_priority=None,  # our queue has its own
         broker_transport_options=options,
         accept_content=["json"],
         worker_pool="prefork",
         worker_disable_prefetch=True,
-        worker_prefetch_multiplier=1,  # where the broker is not Redis, and that cannot be had
+        worker_prefetch_multiplier=1,  # for brokers other than Redis, which always prefetch
         worker_redirect_stdouts=False,
         task_time_limit=None,  # the deadline is the job's own
         task_soft_time_limit=None,
-        worker_lost_wait=0.1,  # for a result, and there is none
+        worker_lost_wait=0.1,  # how long to wait for a result; ours have none
     )
 
 
 def _run(task: "_Task") -> None:
-    """Run in a process of the pool."""
+    """Run one job, in a process of the pool."""
     path = task.output_path(task.request.id, os.getpid())
     outlet = Outlet.make_at(path)
     try:
@@ -259,11 +259,11 @@ def _run(task: "_Task") -> None:
         outlet.end(write_late("stdout"))
         Outlet.remove_at(path)
     if must_wait:
-        raise Ignore("it must wait")  # what is returned does not reach the pool's parent
+        raise Ignore("it must wait")  # a return value would not reach the pool's parent
 
 
 class _Request(Request):  # type: ignore[misc]
-    """One message, as the pool's parent sees it."""
+    """One message, in the pool's parent."""
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)
@@ -280,12 +280,12 @@ class _Request(Request):  # type: ignore[misc]
         self.end(_how(error))
 
     def end(self, how: str) -> None:
-        """Write down its end, unless its process did so."""
+        """Record how the job ended, unless its process did so."""
         self.task.end(self.id, self.worker_pid, how)
 
 
 def _how(error: BaseException) -> str:
-    """Return in words how a process ended: Celery has a sentence with its status in it."""
+    """Return in words how a process ended. Celery's own sentence contains the status."""
     if found := re.search(r"(signal|exitcode) (\d+)", str(error)):
         return how_it_ended(int(found[2]) * (-1 if found[1] == "signal" else 1))
     return f"its process failed: {error}"
@@ -297,36 +297,36 @@ class _Task(Task):  # type: ignore[misc]
     grace: float
     outbox: _Outbox
     waiting: deque[tuple[str, int | None]]
-    """Jobs whose groups were full when their message came, with its priority."""
+    """The jobs whose groups were full when their message came, with the message's priority."""
     directory: str
-    """For the files that the output of jobs goes through."""
+    """The directory of the files that the output of jobs passes through."""
     outlets: dict[str, Outlet]
-    """Those of the jobs that run, by their paths."""
+    """The outlets of running jobs, by path."""
 
     def output_path(self, key: str, pid: int) -> str:
-        """Return the path of the file for the output of a job that a process runs."""
+        """Return the path of the output file of a job that process *pid* runs."""
         return os.path.join(self.directory, f"{key}-{pid}")
 
     def end(self, key: str, pid: int, how: str) -> None:
-        """Write down the end of a job that a process ran, unless that did so."""
+        """Record how a job ended that process *pid* ran, unless the process did so."""
         path = self.output_path(key, pid)
         outlet = self.outlets.pop(path, None)
         if outlet is None:
-            with contextlib.suppress(FileNotFoundError):  # it came not so far
+            with contextlib.suppress(FileNotFoundError):  # the process had not created it yet
                 outlet = Outlet.find_at(path)
         Outlet.remove_at(path)
         with contextlib.closing(Remains(outlet)) as remains:
             remains.end_if_left(self.site.registry, key, pid, how)
 
     def hold(self, key: str, pid: int) -> None:
-        """Have the outlet of a job open, if it is there, so that what its process leaves in the pipe is kept."""
+        """Open the outlet of a job, if it exists, so that output which its process leaves in the pipe is kept."""
         path = self.output_path(key, pid)
         if path not in self.outlets:
-            with contextlib.suppress(FileNotFoundError):  # not yet, or no longer
+            with contextlib.suppress(FileNotFoundError):  # it does not exist yet, or no longer
                 self.outlets[path] = Outlet.find_at(path)
 
     def look_into(self, running: Collection[tuple[str, int]]) -> None:
-        """Relieve the processes that run these jobs and do not read what their own C code prints; let go of others."""
+        """Read the pipes of these jobs, whose processes may be busy in C code that prints; close all other outlets."""
         paths = {self.output_path(key, pid) for key, pid in running}
         for key, pid in running:
             self.hold(key, pid)
@@ -336,7 +336,7 @@ class _Task(Task):  # type: ignore[misc]
             outlet.relieve()
 
     def end_all(self, pids: Collection[int], how: str) -> None:
-        """The same of all jobs that these processes ran, also where Celery was not told yet that they do."""
+        """Call :meth:`end` for all jobs that these processes ran, including those that Celery does not know of yet."""
         for name in os.listdir(self.directory):
             key, _, pid = name.rpartition("-")
             if not Outlet.is_pipe(name) and int(pid) in pids:
@@ -344,7 +344,7 @@ class _Task(Task):  # type: ignore[misc]
 
 
 class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Looks each second after the jobs that the pool runs, in its parent."""
+    """Watches the jobs that the pool runs, once a second, in the pool's parent."""
 
     requires = ("celery.worker.components:Pool", "celery.worker.components:Timer")
 
@@ -364,7 +364,7 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         self._deliver_again(worker.app.tasks[_TASK])
 
     def terminate(self, worker: Any) -> None:
-        """Kill what runs, since the worker shall not wait for it."""
+        """Kill the running jobs: the worker must not wait for them."""
         self.stop(worker)
         pids = worker.pool.info["processes"]
         for pid in pids:
@@ -384,11 +384,11 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             if due is not None:
                 signal_group(running[key].worker_pid, due)
             if due is signal.SIGKILL:
-                running[key].terminate(worker.pool, "SIGKILL")  # it is dead; now Celery knows why
+                running[key].terminate(worker.pool, "SIGKILL")  # the process is dead; this tells Celery why
                 running[key].end("its process was killed")
 
     def _deliver_again(self, task: _Task) -> None:
-        # Not by Celery's countdown: then this worker would keep it, behind what runs here, where others may be idle.
+        # Not by Celery's countdown: this worker would keep the job behind its own, though other workers may be idle.
         with contextlib.suppress(QueueFull):
             while task.waiting:
                 task.outbox.send_again(task.app, *task.waiting[0])
@@ -396,7 +396,8 @@ class _Watch(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def _set_up_logging(loglevel: int, logfile: str | None, format: str, **named: Any) -> None:  # noqa: A002  # Celery's name
-    """Let Celery log beside the jobs, and only itself: its own way takes the app's logging over, and the console."""
+    """Let only Celery's own logger write beside the jobs. By default Celery takes over the app's logging and the
+    console."""
     handler = logging.FileHandler(logfile) if logfile else logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(format))
     logger = logging.getLogger("celery")
@@ -406,5 +407,5 @@ def _set_up_logging(loglevel: int, logfile: str | None, format: str, **named: An
 
 
 def _lead_group(**named: Any) -> None:
-    """Make a process of the pool the leader of a group, so that it can be killed with all its children."""
+    """Make a pool process the leader of a process group, so that it can be killed with all its children."""
     os.setpgid(0, 0)

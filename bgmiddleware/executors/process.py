@@ -1,4 +1,4 @@
-"""Jobs in child processes of this process, which load the app by its name and can be killed."""
+"""Jobs in child processes, which load the app by its name and can be killed."""
 
 import contextlib
 import logging
@@ -70,12 +70,12 @@ class ProcessExecutor(LocalExecutor):
 
     @property
     def how(self) -> dict[str, Any]:
-        """What a child is told with each job."""
+        """What each message to a child contains, beside the job's key."""
         return {"app": self.app, "max_memory": self.max_memory}
 
     def _reset(self) -> None:
         super()._reset()
-        self._seats: dict[str, _Seat] = {}  # by the keys of their jobs
+        self._seats: dict[str, _Seat] = {}  # those that run a job, by its key
 
     def _worker(self) -> contextlib.AbstractContextManager[Callable[[Run], bool]]:
         return _taken(_Seat(self.how, self.grace, self.max_jobs_per_child, self._seats))
@@ -98,8 +98,11 @@ class ProcessExecutor(LocalExecutor):
 
 
 class _Seat:
-    """A place for one child, which is replaced when it died or has run enough jobs. Of one thread, except for
-    :meth:`abandon` and :meth:`kill`. Those that have a job are in *seats*, by its key."""
+    """A place for one child process, which is replaced when it has died or has run enough jobs.
+
+    One thread uses it; other threads call only :meth:`abandon` and :meth:`kill`. While it runs a job it is in *seats*,
+    under the job's key.
+    """
 
     def __init__(self, how: dict[str, Any], grace: float, max_jobs_per_child: int, seats: "dict[str, _Seat]") -> None:
         self._how = how
@@ -109,11 +112,11 @@ class _Seat:
         self._child: Child | None = None
 
     def run(self, run: Run) -> bool:
-        """Let the child run a job; return whether the job must wait. Raises nothing."""
+        """Let the child run a job. Return whether the job must wait. Raises nothing."""
         try:
             must_wait = self._run(run)
         except (JobNotFound, JobExpired):
-            must_wait = False  # it is gone meanwhile
+            must_wait = False  # the job was deleted meanwhile
         except RegistryError as error:
             _log.warning("job %s waits for its registry: %s", run.key[:8], error)
             return True
@@ -138,7 +141,7 @@ class _Seat:
             self.close()
             return fail_unloaded(Unloaded(run.registry, answer["unloaded"]), run.key) or run.still_waits()
         if self._watcher.asked:
-            child.end(patience=0.0)  # with what the job leaves running
+            child.end(patience=0.0)  # and kill what the job left running
         must_wait = answer.get("must_wait")
         child.jobs += not must_wait
         if must_wait is None or not child.is_alive or child.jobs >= self._max_jobs_per_child:
@@ -153,7 +156,7 @@ class _Seat:
         return self._child
 
     def _hand_over(self, child: Child, run: Run) -> dict[str, Any]:
-        """Give a job to the child and look after it; write down how it ended if the child cannot. Return its answer."""
+        """Give a job to the child, watch it, and return its answer. If the child dies, record how the job ended."""
         child.give({**self._how, "key": run.key}, self._remains.outlet)
         self._remains.hand_over()
         flood = False
@@ -167,7 +170,7 @@ class _Seat:
                 child.signal(due)
         else:
             how = child.end()
-            # It was killed while it was idle: the job did not begin, and is for the next one.
+            # The child was killed while it was idle: the job has not started, and the next child runs it.
             if child.jobs and run.registry.get(run.key).state is JobState.PENDING:
                 return {"must_wait": True}
             answer = {}
@@ -177,20 +180,20 @@ class _Seat:
         return answer
 
     def abandon(self, run: Run) -> None:
-        """Write down that the job *run* is lost, and interrupt it."""
-        with contextlib.suppress(OSError):  # the file is closed: the job has just ended
+        """Record that the job *run* is lost, and interrupt it."""
+        with contextlib.suppress(OSError):  # the file is closed because the job has just ended
             self._remains.end(run.registry, run.key, SHUT_DOWN)
         self._watcher.stop()
         if self._child is not None:
             self._child.signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the child, at once."""
+        """Kill the child at once."""
         if self._child is not None:
             self._child.signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Let the child end, if there is one."""
+        """End the child, if there is one."""
         child, self._child = self._child, None
         if child is not None:
             child.close()

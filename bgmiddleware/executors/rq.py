@@ -1,7 +1,7 @@
 """Jobs in the workers of RQ, on this machine and on others: the extra ``rq``.
 
-The web processes push the keys of jobs into a queue of Redis; workers, begun by ``python -m bgmiddleware work``, take
-them out and fork a process for each. All else about a job is in the registry.
+The web processes push the keys of jobs into a queue in Redis. Workers, started by ``python -m bgmiddleware work``, take
+them out and fork a process for each job. Everything else about a job is in the registry.
 """
 
 import argparse
@@ -20,22 +20,26 @@ from ._engines.worker import run_message
 from ._processes.watching import Remains, Watcher, how_it_ended, signal_group
 
 try:
-    from redis import Redis
+    from redis import Connection, ConnectionPool, Redis
     from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError
+    from redis.connection import parse_url
+    from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.exceptions import RedisError, ResponseError
     from redis.retry import Retry
     from rq import Queue, Worker
     from rq.exceptions import NoSuchJobError
     from rq.executions import Execution
     from rq.job import Job as Message
     from rq.job import JobStatus
+
+    from ..registries._redis.link import is_elsewhere
 except ImportError as _error:
     raise ImportError("RQExecutor needs the extra rq: pip install 'bgmiddleware[rq]'") from _error
 
 __all__ = ["RQExecutor"]
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
-_LOOK_EVERY = 1  # for what must be killed, and what waits for a place in its group; whole seconds: RQ sets an alarm
+_LOOK_EVERY = 1  # seconds between two looks for jobs to kill or to deliver again; whole, because RQ sets an alarm
 _DELIVERED_AT_ONCE = 10
 _NO_LIMIT = -1
 _FAILURE_TTL = 3600
@@ -65,8 +69,8 @@ class RQExecutor(EngineExecutor):
             raise ConfigurationError.of_setting("url", shown, f"a URL that begins with one of {', '.join(_SCHEMES)}")
         super().__init__(queue=queue, max_pending=max_pending, grace=grace)
         self._url = url
-        # Silent retries push twice, and no client shall wait for a Redis that hangs.
-        self._client = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+        # No retries: they would push a job twice. And no client must wait for a Redis that hangs.
+        self._client = _client(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
         self._queues = {priority: self._queue(priority) for priority in Priority}
 
     def _queue(self, priority: Priority) -> Queue:
@@ -76,7 +80,7 @@ class RQExecutor(EngineExecutor):
     def _send(self, key: str, priority: Priority) -> None:
         queue = self._queues[priority]
         try:
-            # All at once, since each call that Redis answers costs as much as all the rest.
+            # In one pipeline, because each round trip costs as much as everything else here.
             with self._client.pipeline() as pipeline:
                 queue.enqueue_call(
                     "bgmiddleware.executors.rq.refuse",
@@ -89,21 +93,21 @@ class RQExecutor(EngineExecutor):
                 )
                 for each in self._queues.values():
                     pipeline.llen(each.key)
-                waiting = sum(pipeline.execute()[-len(self._queues) :])  # itself included
+                waiting = sum(pipeline.execute()[-len(self._queues) :])  # this job included
             if waiting > self.max_pending and self._take_back(queue, key):
                 raise too_many(self.max_pending)
         except RedisError as error:
             raise no_answer(error) from error
 
     def _take_back(self, queue: Queue, key: str) -> bool:
-        """Remove a message that was just sent, unless a worker has it already; return whether it was there."""
+        """Remove a message that was just sent. Return false if a worker has already taken it."""
         if not self._client.lrem(queue.key, -1, key):
             return False
         self._client.delete(Message.key_for(key))
         return True
 
     def stop(self, key: str) -> None:
-        # What runs is stopped by its worker, which looks at the registry: that works too when this process is gone.
+        # The worker stops a running job, because it watches the registry. That works even if this process is gone.
         with contextlib.suppress(RedisError, NoSuchJobError):
             message = Message.fetch(key, self._client, "json")
             if message.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.SCHEDULED):
@@ -113,15 +117,15 @@ class RQExecutor(EngineExecutor):
         self._client.close()
 
     def work(self, site: Site | Unloaded, options: Sequence[str]) -> None:
-        """Be a worker: run the jobs of the queue until a signal says stop, each in a fork of this process."""
+        """Run the jobs of the queue, each in a fork of this process, until a signal stops the worker."""
         parser = argparse.ArgumentParser(prog="python -m bgmiddleware work MODULE:APP", description="Run RQ's jobs.")
         parser.add_argument("--burst", action="store_true", help="end when no job is left")
         parser.add_argument("--name", help="the worker's name, unique; default: a random one")
         chosen = parser.parse_args(options)
         worker = _Worker(
-            [queue.name for queue in self._queues.values()],  # it takes from them in this order
+            [queue.name for queue in self._queues.values()],  # the worker takes from them in this order
             chosen.name,
-            connection=Redis.from_url(self._url),
+            connection=_client(self._url),
             serializer="json",
             job_monitoring_interval=_LOOK_EVERY,
             log_job_description=False,
@@ -131,20 +135,42 @@ class RQExecutor(EngineExecutor):
         worker.work(burst=chosen.burst)
 
 
+def _client(url: str, **options: Any) -> Redis:
+    """Return a client that leaves a server which is no primary any more.
+
+    After a fail-over behind one address, the connections that are open lead to the old primary, now a replica: it
+    answers, and refuses to write. For RQ's worker that would be the end, while it survives a broken connection.
+    """
+    options = {**parse_url(url), **options}  # type: ignore[no-untyped-call]
+    kind: Any = options.pop("connection_class", Connection)
+
+    class ToPrimary(kind):  # type: ignore[misc]
+        def read_response(self, *arguments: Any, **named: Any) -> Any:
+            try:
+                return super().read_response(*arguments, **named)
+            except ResponseError as error:
+                if not is_elsewhere(error):
+                    raise
+                self.disconnect()
+                raise RedisConnectionError(str(error).rstrip(".")) from error
+
+    return Redis(connection_pool=ConnectionPool(ToPrimary, **options))
+
+
 def refuse() -> None:
-    """Say what is wrong: the function that messages name, which only a worker of another kind would call."""
-    raise RuntimeError("this queue is for workers begun by: python -m bgmiddleware work MODULE:APP")
+    """Say what is wrong. Messages name this function, and only workers of another kind would call it."""
+    raise RuntimeError("this queue is for workers that are started by: python -m bgmiddleware work MODULE:APP")
 
 
 class _KeyOnly(Message):
-    """A message of which only the key is believed: nothing that Redis may name is imported or called."""
+    """A message of which only the key is used: nothing else that is stored in Redis is imported or called."""
 
     site: Site | Unloaded
     outlet: Outlet
     success_callback = failure_callback = stopped_callback = None
 
     def perform(self) -> None:
-        if run_message(self.site, self.id, self.outlet):  # then RQ has it scheduled
+        if run_message(self.site, self.id, self.outlet):  # must wait: let RQ schedule it
             self.repeats_left, self.repeat_intervals = 1, [1]
 
     def send_webhooks(self, *arguments: Any, **named: Any) -> None:
@@ -152,7 +178,7 @@ class _KeyOnly(Message):
 
 
 class _Worker(Worker):
-    """Takes keys out of the queue, and looks after the process that runs one."""
+    """Takes keys out of the queue, and watches the process that runs the job."""
 
     job_class = _KeyOnly
     dequeue_timeout = _LOOK_EVERY
@@ -163,7 +189,7 @@ class _Worker(Worker):
     _status = 0
 
     def execute_job(self, job: Message, queue: Queue) -> None:
-        with contextlib.closing(Remains()) as self._remains:  # the forked process has it too
+        with contextlib.closing(Remains()) as self._remains:  # the forked process inherits it
             super().execute_job(job, queue)
 
     def perform_job(self, job: Message, queue: Queue, execution: Execution) -> bool:
@@ -182,11 +208,11 @@ class _Worker(Worker):
         self._remains.hand_over()
         try:
             super().monitor_work_horse(job, queue, execution)
-        except SystemExit:  # at the second signal to end RQ has killed it
+        except SystemExit:  # at the second signal RQ has killed the process
             self._remains.end_if_left(registry, job.id, pid, "its worker was shut down")
             raise
         if self._status:
-            signal_group(pid, signal.SIGKILL)  # children that it left behind
+            signal_group(pid, signal.SIGKILL)  # the children that it left behind
         self._remains.end_if_left(registry, job.id, pid, how_it_ended(self._status), regular=not self._status)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
@@ -195,22 +221,24 @@ class _Worker(Worker):
         return pid, status, usage
 
     def maintain_heartbeats(self, job: Message, execution: Execution) -> None:
-        # Called each second while the job runs. Of an error RQ would leave the process that runs it alone.
+        # RQ calls this each second while the job runs. If it raised, RQ would abandon the process that runs the job.
         with contextlib.suppress(RedisError):
             super().maintain_heartbeats(job, execution)
             self._deliver_again()
         self._remains.outlet.relieve()
         due = self._watcher.look()
         if due is not None:
-            self._stopped_job_id = job.id  # in RQ's books it did not fail
+            self._stopped_job_id = job.id  # so that RQ does not count it as failed
             signal_group(self.horse_pid, due)
 
     def _deliver_again(self) -> None:
-        """Put jobs that waited for a place in their group back into the queue: what RQ's scheduler does, without its
-        process. Where two workers do so at once the job comes twice, and runs once."""
+        """Put jobs that waited for their group back into the queue. RQ's scheduler would do it in a process of its own.
+
+        If two workers do so at once, the job is delivered twice and runs once.
+        """
         for queue in self.queues:
             waiting = queue.scheduled_job_registry
-            # A few at a time: each costs a fork to find out whether there is a place now.
+            # A few at a time: each needs a fork to find out whether its group has room now.
             for key in waiting.get_jobs_to_schedule(chunk_size=_DELIVERED_AT_ONCE):
                 message = queue.fetch_job(key)
                 with queue.connection.pipeline() as pipeline:

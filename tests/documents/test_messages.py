@@ -24,6 +24,7 @@ REMEDY = re.compile(
     re.IGNORECASE,
 )
 PASSED_ON = {
+    "f'executor = {word}: {error}'",
     "f'registry = {kind}: {error}'",
     "f'celery worker: {error.format_message()}'",
     "f'{setting} = {name!r}: {error}'",

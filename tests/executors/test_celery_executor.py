@@ -3,8 +3,12 @@
 import base64
 import importlib
 import json
+import shutil
 import signal
-from collections.abc import Iterator, Mapping
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,9 @@ from tests.executors.engine_contract import (
     site_over,
     tells_of_missing_workers,
 )
-from tests.executors.engine_worker import Worker
-from tests.kit.clients import InProcess, start
+from tests.executors.engine_worker import Worker, working
+from tests.kit.clients import InProcess, ended, start
+from tests.kit.processes import LONG
 from tests.kit.rabbitmq_server import RabbitMQServer, rabbitmq_server  # noqa: F401  # a fixture
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
@@ -32,6 +37,8 @@ needs("redis")
 from celery import Celery  # noqa: E402
 from kombu import Connection, Exchange, Queue  # noqa: E402
 from redis import Redis  # noqa: E402
+from redis.backoff import ConstantBackoff  # noqa: E402
+from redis.retry import Retry  # noqa: E402
 
 from bgmiddleware.executors.celery import CeleryExecutor, _force  # noqa: E402
 
@@ -300,3 +307,75 @@ def test_a_job_without_any_worker_says_so(
     clock = StandingClock()
     with site_over(CeleryExecutor(Celery("shop", broker=redis_server.url)), redis_server.url, clock=clock) as app:
         tells_of_missing_workers(app, clock, caplog)
+
+
+BY_SENTINEL = """
+import os
+from pathlib import Path
+from bgmiddleware import BackgroundMiddleware, marks
+from bgmiddleware.executors.celery import CeleryExecutor
+from bgmiddleware.registries.spool import SpoolRegistry
+from celery import Celery
+
+def view(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"done"]
+
+here = os.path.dirname(__file__)
+celery = Celery("shop", broker=Path(here, "url").read_text())
+celery.conf.broker_transport_options = {"master_name": "jobs"}
+registry = SpoolRegistry(os.path.join(here, "jobs"))
+app = BackgroundMiddleware(view, when=marks.always, registry=registry, executor=CeleryExecutor(celery))
+"""
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path) -> Iterator[tuple[int, RedisServer]]:
+    """The port of a sentinel, and the primary that it watches, which has a replica."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("needs the redis-server of the system: it is a sentinel too")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with RedisServer() as first, RedisServer("--replicaof", "127.0.0.1", str(first.port)):
+        with Redis.from_url(first.url) as client:
+            _until(lambda: client.info("replication")["connected_slaves"] == 1)
+        (tmp_path / "sentinel.conf").write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor jobs 127.0.0.1 {first.port} 1\n"
+            "sentinel down-after-milliseconds jobs 1000\nsentinel failover-timeout jobs 3000\n"
+        )
+        command = [program, str(tmp_path / "sentinel.conf"), "--sentinel"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            with Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as client:
+                _until(lambda: client.execute_command("SENTINEL", "REPLICAS", "jobs"))
+            yield port, first
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_a_worker_and_a_site_follow_sentinels_to_another_server(
+    sentinel: tuple[int, RedisServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, first = sentinel
+    (tmp_path / "watched.py").write_text(BY_SENTINEL)
+    (tmp_path / "url").write_text(f"sentinel://127.0.0.1:{port}/0")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
+    with (
+        working("watched:app", *OPTIONS, ready=TestCeleryExecutor.ready, path=str(tmp_path)),
+        importlib.import_module("watched").app as app,
+    ):
+        site = InProcess(app)
+        assert ended(app, start(site, "/")).state is JobState.FINISHED
+        first.kill()
+        _until(lambda: site.request("POST", "/").status == 303)
+        assert ended(app, start(site, "/"), LONG).state is JobState.FINISHED
+
+
+def _until(is_so: Callable[[], object]) -> None:
+    until = time.monotonic() + LONG
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.05)  # between two looks, as there is nothing to wait for

@@ -218,3 +218,44 @@ def test_a_job_without_any_worker_says_so(
     clock = StandingClock()
     with site_over(RQExecutor(redis_server.url), redis_server.url, clock=clock) as app:
         tells_of_missing_workers(app, clock, caplog)
+
+
+OUTSIDE = """
+import os
+from pathlib import Path
+from bgmiddleware import BackgroundMiddleware, marks
+from bgmiddleware.executors.rq import RQExecutor
+from bgmiddleware.registries.spool import SpoolRegistry
+
+def view(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getppid()).encode()]
+
+here = os.path.dirname(__file__)
+url = Path(here, "url").read_text()
+app = BackgroundMiddleware(
+    view, when=marks.always, registry=SpoolRegistry(os.path.join(here, "jobs")), executor=RQExecutor(url)
+)
+"""
+
+
+def test_a_worker_and_a_site_outlive_a_fail_over_that_keeps_connections(tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    with RedisServer() as server, RedisServer() as other, Redis.from_url(server.url) as control:
+        (tmp_path / "url").write_text(server.url)
+        with working("outside:app", ready=READY, path=str(tmp_path)) as (worker,):
+            executor = RQExecutor(server.url)
+            with site_over(executor, f"spool:{tmp_path}/jobs") as app:
+                assert result(app, start(InProcess(app), "/")) == str(worker.pid)
+                control.execute_command("REPLICAOF", "127.0.0.1", str(other.port))
+                refused = InProcess(app).request("POST", "/")
+                assert (refused.status, "read only replica" in refused.text) == (503, True)
+                control.execute_command("REPLICAOF", "NO", "ONE")
+                assert result(app, start(InProcess(app), "/")) == str(worker.pid)
+                assert worker.process.poll() is None
+
+
+def test_a_url_of_sentinels_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigurationError, match="sentinel") as caught:
+        RQExecutor("redis+sentinel://127.0.0.1/jobs")
+    assert "expected a URL that begins with one of redis://, rediss://, unix://" in str(caught.value)

@@ -91,13 +91,17 @@ LogLevel info
 LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
 LoadModule wsgi_module {modules}/mod_wsgi.so
-WSGIDaemonProcess site processes=2 threads=8 python-path={directory}/python
-WSGIScriptAlias / {directory}/python/tests/kit/served_site.py process-group=site application-group=%{{GLOBAL}}
+{wsgi}
 WSGICallableObject app
 <Directory />
 Require all granted
 </Directory>
 """
+SCRIPT = "WSGIScriptAlias / {directory}/python/tests/kit/served_site.py application-group=%{{GLOBAL}}"
+DAEMON = f"WSGIDaemonProcess site processes=2 threads=8 python-path={{directory}}/python\n{SCRIPT} process-group=site"
+# In the processes of Apache itself.
+_TWO = "StartServers 2\nServerLimit 2\nThreadsPerChild 8\nMaxRequestWorkers 16"
+EMBEDDED = f"{_TWO}\nWSGIPythonPath {{directory}}/python\n{SCRIPT}"
 MODULES = Path("/usr/lib/apache2/modules")
 
 
@@ -110,7 +114,7 @@ def has_mod_wsgi() -> bool:
     return _apache() is not None and (MODULES / "mod_wsgi.so-3.11").exists() and not os.geteuid()
 
 
-def mod_wsgi(directory: Path, **site: str) -> Server:
+def mod_wsgi(directory: Path, *, embedded: bool = False, **site: str) -> Server:
     command = _apache()
     if command is None or not has_mod_wsgi():
         pytest.skip("needs root, and apache2 with libapache2-mod-wsgi-py3 for Python 3.11, as Debian 12 has it")
@@ -126,6 +130,7 @@ def mod_wsgi(directory: Path, **site: str) -> Server:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     configuration = directory / f"apache-{port}.conf"
-    configuration.write_text(APACHE.format(directory=directory, port=port, modules=MODULES))
+    wsgi = (EMBEDDED if embedded else DAEMON).format(directory=directory)
+    configuration.write_text(APACHE.format(directory=directory, port=port, modules=MODULES, wsgi=wsgi))
     command_line = [command, "-f", str(configuration), "-DFOREGROUND"]
     return Server(command_line, r"Command line: .*apache-(\d+)\.conf", directory, **site)

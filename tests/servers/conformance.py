@@ -349,11 +349,12 @@ def ended_by_sigterm(candidate: Candidate, server: Server, *, watched: bool) -> 
         _until_it_stops(server)
         opened(server, "sigterm")
         server.wait()
-    if candidate.registry:
-        raise Limit("jobs in memory")
     if candidate.of_system:  # whose spool is another user's
         with running_site(candidate, server.directory) as again:
-            assert again.ended(target)["state"] == "finished"
+            state = again.ended(target)
+        if state["reason"] == "its runner vanished":
+            raise Limit("ends at once")
+        assert state["state"] == "finished", state
         return
     with SpoolRegistry(server.directory / "jobs") as registry:
         job = registry.get(key_of(token_of(target)))
@@ -368,6 +369,7 @@ _HEARD = (
     "Handling signal: term",
     "Stopping: jobs",
     "Stopping process 'site'",
+    "Destroying interpreters",
     "Shutting down",
 )
 

@@ -49,8 +49,6 @@ class Candidate:
     setting: str = ""
     """What a site has to say to it."""
     limits: Mapping[str, str] = field(default_factory=dict)
-    registry: str = ""
-    """Where jobs are kept, else in a spool."""
     of_system: bool = False
     """Whether it is one of the system, which Python's packages do not know."""
 
@@ -80,10 +78,15 @@ class Candidate:
 
     def start(self, directory: Path, **site: str) -> Server:
         """Start it in *directory*; it need not answer yet."""
-        registry = self.registry or f"spool:{directory}/jobs"
-        environ = {"SITE_REGISTRY": registry, "SITE_DRAIN": "20", "SITE_SIGN": "0.2", "SITE_BOUND": "3", **site}
+        environ = {
+            "SITE_REGISTRY": f"spool:{directory}/jobs",
+            "SITE_DRAIN": "20",
+            "SITE_SIGN": "0.2",
+            "SITE_BOUND": "3",
+            **site,
+        }
         if self.of_system:
-            return mod_wsgi(directory, **{**environ, "SITE_DRAIN": "2"})
+            return mod_wsgi(directory, embedded="embedded" in self.name, **{**environ, "SITE_DRAIN": "2"})
         port = _free_port()
         argv = [part.replace("PORT", str(port)) for part in self.command]
         if argv:
@@ -128,9 +131,29 @@ server = make_server("127.0.0.1", PORT, app)
 signal.signal(signal.SIGTERM, stop)
 server.serve_forever()
 """
+# A SystemExit would come out in whatever green thread runs just then.
+_EVENTLET = """
+import signal
+from eventlet import wsgi
+from tests.kit.served_site import middleware
+
+def stop(*_):
+    print("heard SIGTERM", flush=True)
+    eventlet.spawn(end)
+
+def end():
+    middleware.close()
+    server.kill()
+
+signal.signal(signal.SIGTERM, stop)
+server = eventlet.spawn(wsgi.server, eventlet.listen(("127.0.0.1", PORT)), app)
+try:
+    server.wait()
+except eventlet.greenlet.GreenletExit:
+    pass
+"""
 _UVICORN = "import uvicorn\nuvicorn.run(Bridge(app), host='127.0.0.1', port=PORT)\n"
 _OF_UWSGI = "``--master --die-on-term --threads 8``"
-_IN_MEMORY = "jobs in memory only, which end with it"
 _JOINS = {"idempotency": "joined only with an ``owner``"}
 _REASON = {"result": "a standard reason phrase"}
 _SAYS_SEVERAL = "a spool or Redis: it says that it runs several processes"
@@ -170,6 +193,12 @@ LINEUP: tuple[Candidate, ...] = (
     Candidate("uWSGI http", "pyuwsgi", _uwsgi("--http"), setting=_OF_UWSGI),
     Candidate("uWSGI http-socket", "pyuwsgi", _uwsgi("--http-socket"), setting=_OF_UWSGI),
     Candidate("mod_wsgi daemon", "mod_wsgi", of_system=True, setting="``threads=8``, ``drain = 2``"),
+    Candidate(
+        "mod_wsgi embedded",
+        "mod_wsgi",
+        of_system=True,
+        setting="``application-group=%{GLOBAL}``, ``drain = 2``",
+    ),
     Candidate(
         "cheroot",
         "cheroot",
@@ -213,11 +242,8 @@ LINEUP: tuple[Candidate, ...] = (
     Candidate(
         "eventlet",
         "eventlet",
-        script="import eventlet\neventlet.monkey_patch()\n" + _EXIT + _SITE + "from eventlet import wsgi\n"
-        "wsgi.server(eventlet.listen(('127.0.0.1', PORT)), app)\n",
-        setting="``monkey_patch()``, jobs in memory",
-        limits={"sigterm": _IN_MEMORY, "watched": _IN_MEMORY},
-        registry="memory:",
+        script="import eventlet\neventlet.monkey_patch()\n" + _SITE + _EVENTLET,
+        setting="``monkey_patch()``, SIGTERM as below",
     ),
     Candidate(
         "uvicorn + a2wsgi",

@@ -1,22 +1,19 @@
 """Behind nginx: under a sub-path, over HTTP/1.0 and kept connections, compressed, and over HTTP/2."""
 
 import contextlib
-import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import PROMISED
-from tests.kit.processes import LONG, TRIES, Server
+from tests.kit.processes import LONG, Server
 from tests.kit.servers import open_directory
-from tests.servers import conformance
-from tests.servers.conformance import opened, running_site, waiting
+from tests.servers.behind import ROWS, Behind, free_port, is_up, outlives_patience
+from tests.servers.conformance import running_site
 from tests.servers.lineup import LINEUP, Candidate
 
 pytestmark = pytest.mark.everything
@@ -53,22 +50,6 @@ LOCATIONS = "".join(
 )
 
 
-class Behind(Server):
-    """A server that is asked through a proxy, under a prefix."""
-
-    def __init__(self, server: Server, port: int, prefix: str, port_of_http_2: int) -> None:
-        self.__dict__.update(server.__dict__)
-        self.port, self.prefix, self.port_of_http_2 = port, prefix, port_of_http_2
-
-    def stream(self, method: str, target: str, body: bytes = b"", **headers: str) -> Any:
-        return super().stream(method, self.prefix + target, body, **headers)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @contextlib.contextmanager
 def _nginx(directory: Path, upstream: int) -> Iterator[tuple[int, int]]:
     command = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -76,17 +57,13 @@ def _nginx(directory: Path, upstream: int) -> Iterator[tuple[int, int]]:
         assert not PROMISED, "CI=true promises nginx"
         pytest.skip("needs nginx")
     directory.chmod(0o777)
-    port, port_of_http_2 = _free_port(), _free_port()
+    port, port_of_http_2 = free_port(), free_port()
     configuration = directory / "nginx.conf"
     given = {"directory": directory, "upstream": upstream, "port": port, "port_of_http_2": port_of_http_2}
     configuration.write_text(NGINX.format(locations=LOCATIONS, **given))
     process = subprocess.Popen([command, "-c", str(configuration), "-e", str(directory / "error.log")])
     try:
-        for _ in range(TRIES):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port_of_http_2), LONG):
-                break
-            assert process.poll() is None, (directory / "error.log").read_text()
-            os.sched_yield()
+        is_up(port_of_http_2, process, directory / "error.log")
         yield port, port_of_http_2
     finally:
         process.terminate()
@@ -119,36 +96,13 @@ def hasty(site: Behind) -> Behind:
     return Behind(site, site.port, f"/hasty-{site.prefix[1:]}", site.port_of_http_2)
 
 
-ROWS = (
-    conformance.start,
-    conformance.live,
-    conformance.events,
-    conformance.offsets,
-    conformance.result,
-    conformance.head,
-    conformance.large,
-    conformance.followers,
-    conformance.refusal,
-    conformance.cancel,
-)
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
 def test_a_row_of_the_kit_passes_behind_nginx(site: Behind, row: Callable[[Server], None]) -> None:
     row(site)
 
 
 def test_a_quiet_job_outlives_the_patience_of_the_proxy(hasty: Behind) -> None:
-    name = f"quiet{hasty.prefix[1:]}"
-    target = waiting(hasty, name)
-    text = ""
-    with hasty.stream("GET", target) as (status, _, chunks):
-        assert status == 200
-        for chunk in chunks:
-            text += chunk.decode()
-            if text.count("\r") >= 14:  # one in 0.2 seconds
-                opened(hasty, name)
-    assert text.replace("\r", "") == "begun\nended\n"
+    outlives_patience(hasty, f"quiet{hasty.prefix[1:]}")
 
 
 def _curl(*arguments: str) -> "subprocess.CompletedProcess[bytes]":

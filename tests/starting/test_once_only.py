@@ -824,7 +824,7 @@ def test_who_waits_too_long_for_another_process_is_told_to_come_again(
         assert slow.asked.wait(WAIT)
         reply = InProcess(other).request("POST", "/report", b"10", **KEY)
         assert (reply.status, reply["Retry-After"]) == (503, "5")
-        assert "just being stored" in reply.text
+        assert "is being stored" in reply.text
         slow.may_answer.set()
         assert first.result(WAIT).status == 303
 

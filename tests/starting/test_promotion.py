@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from webob import Response
 
 from bgmiddleware import (
     BackgroundMiddleware,
@@ -81,7 +82,6 @@ COOKIES = [
     ("Set-Cookie", "a=1; Path=/"),
     ("Set-Cookie", "b=2"),
     ("X-Odd", "\xfcber"),
-    ("ETag", '"e"'),
     ("x-lower", "1"),
 ]
 APPS: dict[str, Any] = {
@@ -129,6 +129,46 @@ def test_in_time_the_response_is_the_apps_byte_for_byte(name: str) -> None:
             expected = without_date(exchanged(bare.port, request))
             assert without_date(exchanged(ours.port, request)) == expected
         assert site.registry.jobs() == [], "and no job is left"
+
+
+def with_conditions(size: int) -> Callable[..., Any]:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        response = Response(body=LARGE[:size], content_type="text/plain", conditional_response=True, etag="tag")
+        response.accept_ranges = "bytes"
+        return response(environ, start_response)
+
+    return app
+
+
+@pytest.mark.parametrize("size", [1000, len(LARGE)])
+@pytest.mark.parametrize(
+    "asks",
+    [
+        {"range": "bytes=10-19"},
+        {"range": "bytes=-5", "if_range": '"tag"'},
+        {"range": "bytes=-5", "if_range": '"other"'},
+        {"range": "bytes=99999999-"},
+        {"if_none_match": '"tag"'},
+        {"if_none_match": '"other"'},
+    ],
+)
+def test_in_time_the_conditions_and_the_range_of_the_client_hold(
+    opens: Opener, asks: dict[str, str], size: int
+) -> None:
+    app = with_conditions(size)
+    site, client = opens(app, promote_after=WAIT)
+    reply, expected = client.request("GET", "/", **asks), InProcess(app).request("GET", "/", **asks)
+    assert (reply.status, reply.body) == (expected.status, expected.body if expected.status != 416 else b"")
+    if expected.status != 416:
+        assert reply["ETag"] == expected["ETag"]
+    assert ("Content-Range" in reply) is ("Content-Range" in expected)
+    assert site.registry.jobs() == []
+
+
+def test_in_time_an_app_that_knows_no_ranges_is_not_cut_into_parts(opens: Opener) -> None:
+    _, client = opens(answering(b"0123456789"), promote_after=WAIT)
+    reply = client.request("GET", "/", range="bytes=0-1", if_none_match="*")
+    assert (reply.status, reply.body) == (200, b"0123456789")
 
 
 def test_in_time_a_stream_of_pieces_is_the_same_but_for_the_servers_framing() -> None:

@@ -1,4 +1,4 @@
-"""What the executors have in common whose jobs run in workers of an engine, begun apart from the web processes."""
+"""The common part of executors that hand jobs to an engine, whose workers are started apart from the web processes."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,12 +16,11 @@ _OF_ONE_GROUP = 10  # so many of them have room in the queue
 
 
 class EngineExecutor(Executor):
-    """Sends the keys of jobs into *queue*, for workers begun by ``python -m bgmiddleware work``.
+    """Sends the keys of jobs to *queue*, for workers that ``python -m bgmiddleware work`` starts.
 
-    Up to *max_pending* jobs wait in it; then, and while it does not answer, ``submit`` raises ``QueueFull``. It does so
-    too where a tenth as many wait of one group, beside as many as may run of it: the others shall find places. A job
-    that was asked to stop, or is over its deadline, gets *grace* seconds to end by itself before its processes are
-    killed.
+    Up to *max_pending* jobs wait in the queue; beyond that, and while the broker does not answer, ``submit`` raises
+    ``QueueFull``. Of one group a tenth of that may wait, beside as many as may run, so that other jobs find places. A
+    job that was asked to stop, or is over its deadline, gets *grace* seconds to end before its processes are killed.
     """
 
     needs_workers = True
@@ -45,28 +44,28 @@ class EngineExecutor(Executor):
         self._send(run.key, run.priority)
 
     def shutdown(self, drain: float | None = None) -> None:
-        """Take no more jobs; those that were taken are the workers'."""
+        """Take no more jobs. Workers run those that were submitted."""
         self._closed = True
         self._disconnect()
 
     @abstractmethod
     def _send(self, key: str, priority: Priority) -> None:
-        """Send the message of a job. Raises ``QueueFull``, and then none was sent."""
+        """Send the message of a job. Raises ``QueueFull`` if it was not sent."""
 
     @abstractmethod
     def _disconnect(self) -> None:
-        """Let go of all connections. Idempotent."""
+        """Close all connections. Idempotent."""
 
     @abstractmethod
     def work(self, site: Site | Unloaded, options: Sequence[str]) -> None:
-        """Be a worker, with *options* of the engine's own, until a signal says stop."""
+        """Run jobs as a worker, with *options* of the engine's own, until a signal stops it."""
 
 
 def too_many(most: int) -> QueueFull:
-    """Return what says that *most* jobs wait."""
+    """Return the error for a queue in which *most* jobs wait."""
     return QueueFull(f"{most} jobs are waiting")
 
 
 def no_answer(error: Exception) -> QueueFull:
-    """Return what says that the broker is away."""
+    """Return the error for a broker that does not answer."""
     return QueueFull(f"the queue of jobs does not answer: {error}")

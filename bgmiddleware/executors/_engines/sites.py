@@ -1,4 +1,4 @@
-"""The app of a process that runs jobs for others: loaded by its name, with the ``BackgroundMiddleware`` in it."""
+"""Loads the app in a process that runs jobs of other processes, and finds the ``BackgroundMiddleware`` in it."""
 
 import importlib
 import os
@@ -21,7 +21,7 @@ _DEEPEST = 8
 
 
 class Site(Protocol):
-    """A ``BackgroundMiddleware``, which is above all executors and cannot be imported by them."""
+    """A ``BackgroundMiddleware``. Executors cannot import the class, which is in a higher layer."""
 
     @property
     def registry(self) -> Registry: ...
@@ -33,8 +33,8 @@ def load_site(app: str) -> Site:
     """Load the app that ``module:attribute`` names, or the ini file ``path.ini`` or ``path.ini#name``, and return the
     ``BackgroundMiddleware`` in it.
 
-    It is the object itself, the ``wsgi_app`` of a Flask app, or inside a few wrappers. Raises ``ConfigurationError``
-    where there is none, and whatever importing the app raises.
+    The middleware is the object itself, the ``wsgi_app`` of a Flask app, or inside a few wrappers. Raises
+    ``ConfigurationError`` if there is none, and whatever importing the app raises.
     """
     found = _from_ini(app) if is_ini(app) else loaded("app", app, "MODULE:APP")
     for candidate in _inside(found):
@@ -48,7 +48,7 @@ def load_site(app: str) -> Site:
 
 
 def is_ini(app: str) -> bool:
-    """Whether *app* names a file for PasteDeploy."""
+    """Whether *app* is the name of an ini file for PasteDeploy."""
     return app.partition("#")[0].endswith(".ini")
 
 
@@ -63,7 +63,7 @@ def _from_ini(app: str) -> Any:
 
 
 def _inside(app: Any) -> Iterator[Any]:
-    """Yield *app* and what it wraps, the outermost first."""
+    """Yield *app* and the apps inside it, outermost first."""
     left = deque([(app, 0)])
     while left:
         candidate, depth = left.popleft()
@@ -74,16 +74,16 @@ def _inside(app: Any) -> Iterator[Any]:
 
 
 class Unloaded(NamedTuple):
-    """In the place of a site whose app cannot be loaded: its jobs, in *registry*, fail, with the *traceback*."""
+    """Stands for a site whose app cannot be loaded. Its jobs, in *registry*, fail with the *traceback*."""
 
     registry: Registry
     traceback: str
 
 
 def fail_unloaded(site: Unloaded, key: str) -> bool:
-    """Write down that the job *key* failed because the app could not be loaded: the traceback is its output.
+    """Record that the job *key* failed because the app could not be loaded; the traceback becomes its output.
 
-    Return whether it must wait before that, as for :func:`run_stored`. Does nothing for a job that is not pending.
+    Return whether the job must wait first, as :func:`run_stored` does. Does nothing for a job that is not pending.
     Raises ``JobNotFound``, ``JobExpired`` and ``RegistryError``.
     """
     registry = site.registry

@@ -1,4 +1,4 @@
-"""In the process that runs a job, which another process recorded: how it is run, and how signals reach it."""
+"""Runs a job that another process recorded, and handles the signals that reach the job's process."""
 
 import contextlib
 import logging
@@ -19,13 +19,13 @@ _log = logging.getLogger("bgmiddleware")
 
 
 def run_stored(site: Site, key: str, outlet: Outlet, *, has_watcher: bool = False) -> bool:
-    """Run the job *key* in this process, which does nothing else meanwhile; return whether it must wait.
+    """Run the job *key* in this process, which does nothing else meanwhile. Return whether the job must wait.
 
-    It must where one of its groups is full: then it is still pending, and is to be tried again when a job has ended, or
-    a second later. Does nothing for a job that somebody else runs, or that has ended. *outlet*, an empty one, is where
-    its output goes first: see :class:`Remains`. *has_watcher*: whether the parent of this process has a
-    :class:`Watcher` at work in a thread that nothing else can hold up. Raises ``JobNotFound``, ``JobExpired``, and
-    ``RegistryError`` where the registry cannot be asked.
+    A job must wait if one of its groups is full. Then it is still pending: try it again when a job has ended, or a
+    second later. Does nothing for a job that another process runs or that has ended. *outlet* must be empty; the job's
+    output goes through it, see :class:`Remains`. *has_watcher*: whether the parent of this process runs a
+    :class:`Watcher` in a thread that nothing else blocks. Raises ``JobNotFound``, ``JobExpired``, and ``RegistryError``
+    if the registry does not answer.
     """
     run = _stored_run(site, key, outlet)
     if has_watcher:
@@ -34,10 +34,10 @@ def run_stored(site: Site, key: str, outlet: Outlet, *, has_watcher: bool = Fals
 
 
 def run_message(site: Site | Unloaded, key: str, outlet: Outlet) -> bool:
-    """The same for a message of an engine: return whether it is to be delivered again a second later.
+    """Run the job of an engine's message. Return whether the engine must deliver it again a second later.
 
-    That is so where the registry cannot be asked, too. What a job that was stopped leaves running is killed. Called in
-    the main thread of a process that leads a group. Raises nothing of these.
+    It must also if the registry does not answer. If the job was stopped, kill what it left running. Call it in the main
+    thread of a process that leads a process group. Raises none of the errors of :func:`run_stored`.
     """
     try:
         if isinstance(site, Unloaded):
@@ -61,29 +61,32 @@ def _stored_run(site: Site, key: str, outlet: Outlet) -> Run:
 
 
 def _kill_rest_of_group() -> None:
-    """Kill all of the group that this process leads, except itself: it steps out of it meanwhile."""
+    """Kill the group that this process leads, except this process, which leaves the group meanwhile."""
     led = os.getpid()
     os.setpgid(0, os.getpgid(os.getppid()))
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # there is nobody
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
         os.killpg(led, signal.SIGKILL)
     os.setpgid(0, 0)
 
 
 def print_beside_jobs() -> None:
-    """Let what is printed outside of the job go to where this process prints now, while a job has its file descriptors
-    1 and 2. To be called before anybody keeps ``sys.stdout`` or ``sys.stderr``."""
+    """Keep the current destination for what is printed outside of jobs; a job gets the file descriptors 1 and 2.
+
+    Call it before any code keeps a reference to ``sys.stdout`` or ``sys.stderr``.
+    """
     for name, number in (("stdout", 1), ("stderr", 2)):
         with contextlib.suppress(OSError):  # there is none
             stream = os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
             setattr(sys, name, stream)
-    install()  # what the app takes when it is imported is a stand-in then
+    install()  # so that the app finds the stand-ins when it is imported
 
 
 @contextlib.contextmanager
 def interrupted_by(number: signal.Signals) -> Iterator[None]:
-    """Let signal *number* interrupt the job that runs in the main thread: as always, at its next print. If it comes
-    once more, ``JobCancelled`` is raised wherever the app is just then, in a loop or a sleep, too; not while our own
-    code runs, which must not be torn. To be called in the main thread.
+    """Let signal *number* interrupt the job that runs in the main thread, at the job's next print.
+
+    A second signal raises ``JobCancelled`` wherever the app is at that moment, for example in a loop or a sleep, but
+    never in our own code, which must not be torn. Call it in the main thread.
     """
     before = signal.signal(number, _interrupt)
     try:
@@ -94,8 +97,11 @@ def interrupted_by(number: signal.Signals) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unheard(number: signal.Signals) -> Iterator[None]:
-    """Let signal *number* do nothing to this process. Not ignored: its children would inherit that. A forked one ends
-    of it, as it would elsewhere: so pools of processes end their workers."""
+    """Make signal *number* do nothing in this process.
+
+    It is not ignored (``SIG_IGN``), because children would inherit that. A forked child ends at the signal as usual, so
+    process pools can end their workers.
+    """
     pid = os.getpid()
 
     def hear(number: int, frame: FrameType | None) -> None:
@@ -115,7 +121,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if isinstance(output, JobOutput):
         if output.is_interrupted and _is_in_app(frame):
             output.check()
-        output.interrupt("cancelled on request")  # the registry knows better why
+        output.interrupt("cancelled on request")  # the registry has the real reason
 
 
 _PACKAGE = __name__.partition(".")[0]
@@ -124,10 +130,10 @@ _DECORATORS = f"{_PACKAGE}._context"
 
 
 def _is_in_app(frame: FrameType | None) -> bool:
-    """Whether *frame* is the app's code, or code that it called, with none of ours in between."""
+    """Whether *frame* is code of the app, or code that the app called, with none of our frames in between."""
     while frame is not None:
         name: str = frame.f_globals.get("__name__", "")
-        if name.startswith(f"{_PACKAGE}.") and name != _DECORATORS:  # these are around views
+        if name.startswith(f"{_PACKAGE}.") and name != _DECORATORS:  # our decorators are around views
             return name == _EXCHANGE
         frame = frame.f_back
     return False

@@ -1,8 +1,8 @@
 """The main program of the processes that run jobs for a ``ProcessExecutor``.
 
-It talks to its parent over a socket, in lines of JSON: each says which job to run and how, comes with the outlet of the
-job's output, and is answered when the job has ended. The app is loaded for the first of them. The process ends
-when its parent closes the socket, or is no more; a job that runs then is run to its end.
+The parent sends lines of JSON over a socket. Each says which job to run and how, and carries the outlet for the job's
+output; the child answers when the job has ended. The first message loads the app. The process ends when the parent
+closes the socket or dies; a job that is running then runs to its end.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ _LAST_SECONDS = 5.0
 
 
 def main() -> None:
-    """Run jobs until the parent has no more."""
+    """Run jobs until the parent closes the socket."""
     number = int(sys.argv[2])
-    del sys.argv[1:]  # they are not the app's
-    os.set_inheritable(number, False)  # else the children of jobs would keep it open
+    del sys.argv[1:]  # the app must not see our arguments
+    os.set_inheritable(number, False)  # otherwise children of jobs would keep it open
     print_beside_jobs()
-    # SIGINT is for a job: it may come when that has just ended.
+    # SIGINT is meant for a job, and may arrive when the job has just ended.
     with socket.socket(fileno=number) as parent, unheard(signal.SIGINT):
         _serve(parent)
-    # Threads that the app began may never end.
+    # Threads of the app may never end.
     last = threading.Timer(_LAST_SECONDS, os._exit, (0,))
     last.daemon = True
     last.start()
@@ -48,12 +48,12 @@ def _serve(parent: socket.socket) -> None:
         outlet.close()
         try:
             parent.sendall(json.dumps(answer).encode() + b"\n")
-        except OSError:  # it is gone; the job is written down all the same
+        except OSError:  # the parent is gone; the end of the job is recorded anyway
             return
 
 
 def _load(asked: dict[str, Any]) -> tuple[Site | None, str]:
-    """Return the site, or None and the traceback of what is wrong with it."""
+    """Return the site; or None and the traceback, if the app cannot be loaded."""
     try:
         return load_site(asked["app"]), ""
     except BaseException:  # a module may exit when it is imported, too
@@ -61,7 +61,7 @@ def _load(asked: dict[str, Any]) -> tuple[Site | None, str]:
 
 
 def _receive(parent: socket.socket) -> tuple[dict[str, Any], Outlet] | None:
-    """Return the next message and the outlet that came with it; None at the end."""
+    """Return the next message and its outlet, or None when the parent has closed the socket."""
     line, numbers = b"", [-1, -1, -1]
     while not line.endswith(b"\n"):
         data, received, _, _ = socket.recv_fds(parent, 65536, 3)
@@ -76,8 +76,8 @@ def _receive(parent: socket.socket) -> tuple[dict[str, Any], Outlet] | None:
 
 def _run(site: Site, asked: dict[str, Any], outlet: Outlet) -> dict[str, Any]:
     try:
-        # SIGTERM is for the children of the job, and what a service manager sends to all processes of a service at its
-        # end: there the parent, which has it too, decides how long jobs go on.
+        # SIGTERM is meant for the children of the job. A service manager sends it to all processes of a service; then
+        # the parent, which gets it too, decides how long jobs may run on.
         with _limited(asked["max_memory"]), interrupted_by(signal.SIGINT), unheard(signal.SIGTERM):
             return {"must_wait": run_stored(site, asked["key"], outlet, has_watcher=True)}
     except Exception as error:
@@ -86,13 +86,13 @@ def _run(site: Site, asked: dict[str, Any], outlet: Outlet) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _limited(max_memory: int | None) -> Iterator[None]:
-    """Let this process, and each of its children, have *max_memory* bytes."""
+    """Limit the memory of this process, and of each of its children, to *max_memory* bytes."""
     if max_memory is None:
         yield
         return
     import resource
 
-    # What a process may write to, on Linux; elsewhere all of its addresses.
+    # On Linux the writable memory; elsewhere the whole address space.
     kind = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
     soft, hard = resource.getrlimit(kind)
     most = max_memory if hard == resource.RLIM_INFINITY else min(max_memory, hard)

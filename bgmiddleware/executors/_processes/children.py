@@ -1,4 +1,4 @@
-"""The child processes of a ``ProcessExecutor``, as their parent sees them. What they do themselves is in ``child``."""
+"""The parent's side of the child processes of a ``ProcessExecutor``. Their own side is in ``child``."""
 
 import contextlib
 import functools
@@ -19,11 +19,11 @@ from .watching import how_it_ended, signal_group
 __all__ = ["LAST_SECONDS", "Child"]
 
 LAST_SECONDS = 6.0
-"""How long a child may take to end: more than it waits for the threads of its app."""
+"""Seconds that a child may take to end: longer than it waits for the threads of its app."""
 
 
 class Child:
-    """A process that runs jobs, one at a time, and the socket to talk to it."""
+    """A process that runs one job at a time, and the socket to it."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -33,8 +33,8 @@ class Child:
         _connections.add(self._socket)
         _close_in_forks()
         try:
-            # Not a fork of this process, which has threads, but a new one. In a session of its own, so that it can be
-            # killed with all its children, and Ctrl-C at a terminal is not its business.
+            # A new process, not a fork, because this one has threads. It gets a session of its own, so that it can be
+            # killed with all its children, and Ctrl-C at a terminal does not reach it.
             self._process = subprocess.Popen(  # noqa: S603  # our own module, with nothing that a request said
                 [*_python(), "-u", "-c", _MAIN, json.dumps(sys.path), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -53,31 +53,31 @@ class Child:
 
     @property
     def _has_ended(self) -> bool:
-        # It is not waited for: then its number might be given to another process, which would be killed in its place.
+        # Do not reap it yet: the system could reuse its pid, and we would kill another process.
         if self._process.returncode is not None:
             return True
         try:
             return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # somebody waits for all children of this process, or the system does
+        except ChildProcessError:  # other code, or the system, has reaped it
             return True
 
     def give(self, message: dict[str, Any], outlet: Outlet) -> None:
-        """Let it run a job."""
+        """Send it a job to run."""
         data = json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(OSError):  # it is dead: that is seen when it is asked for its answer
+        with contextlib.suppress(OSError):  # it is dead; answer() will notice
             self._socket.settimeout(None)
             sent = socket.send_fds(self._socket, [data], list(outlet.numbers))
             self._socket.sendall(data[sent:])
 
     def answer(self, timeout: float) -> dict[str, Any] | None:
-        """Wait up to *timeout* seconds for its answer."""
+        """Wait up to *timeout* seconds for its answer. Return None if there is none yet."""
         data = b""
         self._socket.settimeout(timeout)
         try:
             data = self._socket.recv(65536)
         except TimeoutError:
             return None
-        except OSError:  # what it did not read is lost with it
+        except OSError:  # it is dead
             pass
         self._hung_up = not data
         self._received += data
@@ -93,18 +93,17 @@ class Child:
         signal_group(self._process.pid, number)
 
     def end(self, patience: float = 0.5) -> str:
-        """Kill what is left of the process, which gets *patience* seconds if it is about to end, and of its children;
-        return how it ended."""
+        """Kill the process and its children, after *patience* seconds for it to end by itself. Return how it ended."""
         until = time.monotonic() + patience
         while (lives := not self._has_ended) and time.monotonic() < until:
-            time.sleep(0.01)  # the system has no wait that leaves the process there and takes a time-out
+            time.sleep(0.01)  # no system call waits with a time-out and does not reap the process
         if self._process.returncode is None:
-            self.signal(signal.SIGKILL)  # before it is waited for: then its number may be another's
+            self.signal(signal.SIGKILL)  # before it is reaped, while its pid is its own
         status = self._process.wait()
         return "its process does not answer any more" if lives else how_it_ended(status)
 
     def close(self) -> None:
-        """Let the process end by itself, and wait for that."""
+        """Let the process end by itself, and wait for it."""
         self._socket.close()
         if self._process.returncode is None:
             try:
@@ -113,7 +112,7 @@ class Child:
                 self.end(0.0)
 
 
-# With the module path of this process, from the first import on.
+# The child gets the module path of this process before its first import.
 _MAIN = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from bgmiddleware.executors._processes import child; child.main()"
@@ -121,7 +120,8 @@ _MAIN = (
 
 
 def _python() -> list[str]:
-    """Return the command of this Python, with its options. Servers that have it built in name themselves."""
+    """Return the command of this Python, with its options. In a server with Python built in, ``sys.executable`` is the
+    server."""
     executable = sys.executable or ""
     if not os.path.basename(executable).startswith(("python", "pypy")):
         executable = os.path.join(sys.prefix, "bin", "python3")
@@ -134,8 +134,8 @@ _connections: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
 
 @functools.cache
 def _close_in_forks() -> None:
-    """From now on close the connections to children in a fork of this process: its copies would keep the children from
-    seeing that their parent is gone."""
+    """Close the connections to children in future forks of this process. Their copies would keep the children from
+    noticing that the parent is gone."""
 
     def close() -> None:
         for connection in list(_connections):

@@ -1,4 +1,4 @@
-"""Beside the process that runs a job: somebody looks after it, and writes down how the job ended if it dies."""
+"""The parent's side of a process that runs a job: watch it, and record how the job ended if the process dies."""
 
 import contextlib
 import logging
@@ -22,12 +22,12 @@ _COMPARED = 64
 
 
 class Watcher:
-    """Looks after one running job from outside of its process, which may be unable to: C code need never let a thread
-    of ours run.
+    """Watches one running job from outside its process. The process itself may be unable to: C code may hold the
+    interpreter lock for ever.
 
-    It renews the claim while that process is alive, and says which signal is due where the job was asked to stop or is
-    over its deadline: ``SIGINT`` at once, for :func:`interrupted_by`; ``SIGTERM`` a second later, when that is not
-    enough, and ``SIGINT`` again and again, since the system may give it to a thread that does not wake the job's; and
+    The watcher renews the claim while the process lives. If the job was asked to stop or is over its deadline, it says
+    which signal is due: ``SIGINT`` at once, for :func:`interrupted_by`; ``SIGTERM`` a second later if that was not
+    enough, and ``SIGINT`` repeatedly, because the system may deliver it to a thread that does not wake the job's;
     ``SIGKILL`` *grace* seconds after the first.
     """
 
@@ -41,17 +41,20 @@ class Watcher:
 
     @property
     def asked(self) -> bool:
-        """Whether the job was asked to stop, as far as the last look knows."""
+        """Whether the job had been asked to stop at the last look."""
         return self._asked_at is not None
 
     def stop(self) -> None:
-        """Count the job as asked to stop, whatever its registry says."""
+        """Treat the job as asked to stop, whatever the registry says."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
 
     def look(self) -> signal.Signals | None:
-        """Look at the job; return the signal that is due, if any. To be called about once a second while the process is
-        alive. Raises nothing: where the registry is away, the next look tells."""
+        """Look at the job. Return the signal that is due, if any.
+
+        Call it about once a second while the process is alive. Raises nothing: if the registry is away, the next look
+        will find out.
+        """
         try:
             self._look()
         except (JobNotFound, JobExpired):
@@ -75,7 +78,7 @@ class Watcher:
     def _look(self) -> None:
         job = self._registry.get(self._key)
         if job.started_at is None:
-            if job.state.ended:  # cancelled, or given up, before its process was ready for it
+            if job.state.ended:  # it was cancelled or lost before its process was ready for it
                 self.stop()
             return
         if job.cancel_requested_at is not None:
@@ -90,38 +93,38 @@ class Watcher:
 
 
 class Remains:
-    """What a job's process leaves behind when it dies: *outlet*, through which all that the job printed went first.
+    """What a job's process leaves behind when it dies: *outlet*, which all output of the job passes through.
 
-    Made before, by who looks after that process, and to be closed by them.
+    The parent creates it before the process, and must close it.
     """
 
     def __init__(self, outlet: Outlet | None = None) -> None:
         self.outlet = Outlet.open() if outlet is None else outlet
 
     def hand_over(self) -> None:
-        """Take note that the process has the outlet now."""
+        """Close our writing end: the process has the outlet now."""
         self.outlet = self.outlet.without_writer()
 
     def end(self, registry: Registry, key: str, reason: str) -> None:
-        """Write down the rest of the output of job *key* and how it ended: now, not when its lease has run out.
+        """Record the rest of the output of job *key*, and how the job ended, without waiting for its lease to expire.
 
-        It is ``cancelled`` where that was asked for, else ``lost`` for *reason*. Does nothing where the end is written
-        down already. Raises nothing: where the registry is away for long, the lease tells.
+        The job is ``cancelled`` if somebody asked for that, else ``lost`` with *reason*. Does nothing if its end is
+        recorded already. Raises nothing: if the registry stays away, the expired lease makes the job read as lost.
         """
         try:
             patiently(registry, lambda: self._end(registry, key, reason), but=(OSError,))
         except (JobNotFound, JobExpired):
-            _log.info("job %s was gone before its end was written down", key[:8])
+            _log.info("job %s was deleted before its end was recorded", key[:8])
         except RegistryError as error:
-            _log.warning("job %s: its end could not be written down: %s", key[:8], error)
+            _log.warning("job %s: its end could not be recorded: %s", key[:8], error)
 
     def end_if_left(self, registry: Registry, key: str, pid: int, how: str, *, regular: bool = False) -> None:
-        """Do so if the process *pid* of this host left the job undone when it ended; *how* is the reason.
+        """Call :meth:`end` if process *pid* of this host ended without ending the job; *how* is the reason.
 
-        *regular*: whether it meant to end, so that a job that is still pending waits for a place in its group. Does
-        nothing for a job that another process runs: messages may come twice.
+        *regular*: whether the process ended normally; then a job that is still pending waits for its group. Does
+        nothing for a job that another process runs, because messages may be delivered twice.
         """
-        with contextlib.suppress(JobNotFound, JobExpired, RegistryError):  # its lease will tell
+        with contextlib.suppress(JobNotFound, JobExpired, RegistryError):  # the expired lease will tell
             job = patiently(registry, lambda: registry.get(key))
             ours = job.receipt.get("runner") == f"{socket.gethostname()}:{pid}"
             if ours if job.state is JobState.RUNNING else not regular:
@@ -135,14 +138,14 @@ class Remains:
         if job.started_at is None:
             registry.transition(key, {JobState.PENDING}, Transition(state, reason=reason))
             return
-        with contextlib.suppress(BadOffset, Fenced):  # it lives and prints, or has ended
+        with contextlib.suppress(BadOffset, Fenced):  # the job lives and prints, or has ended
             self._store_rest(registry, job)
         if registry.finish(key, job.runner, state, reason=reason) and state is JobState.LOST:
             _log.error("job %s is lost: %s: %s", key[:8], one_line(job.title), reason)
 
     def _store_rest(self, registry: Registry, job: Job) -> None:
         end = job.output_end
-        # Where something was dropped on the way, offsets are not those of the file.
+        # If output was dropped on the way, offsets differ from those in the file.
         begin = max(0, end - _COMPARED)
         self.outlet.move()
         if registry.read(job.key, Channel.OUTPUT, begin, end - begin).data != os.pread(
@@ -153,23 +156,23 @@ class Remains:
             end = registry.append(job.key, Channel.OUTPUT, end, data, runner=job.runner)
 
     def close(self) -> None:
-        """Let go of it. What children that the job left behind print goes to where this process prints."""
+        """Close the outlet. What the job's surviving children print goes to this process's own output."""
         self.hand_over()
         self.outlet.end(write_late("stdout"))
 
 
 def how_it_ended(status: int) -> str:
-    """Return in words how a process ended, by its *status* as ``subprocess`` gives it."""
+    """Return in words how a process ended. *status* is that of ``subprocess``."""
     if status >= 0:
         return f"its process exited with status {status}"
     return f"its process was killed by {signal.Signals(-status).name}"
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Have the process *pid*, which leads a group, interrupt its job (``SIGINT``), end all its children (``SIGTERM``),
-    or kill it and them (``SIGKILL``). Does nothing where they are gone."""
+    """Signal process *pid*, which leads a process group: interrupt its job (``SIGINT``), end all its children
+    (``SIGTERM``), or kill it with its children (``SIGKILL``). Does nothing if they are gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        # SIGTERM is for its children, see unheard(); and it has the job raise by another SIGINT.
+        # SIGTERM ends only its children, see unheard(). Another SIGINT makes the job raise.
         if number in (signal.SIGINT, signal.SIGTERM):
             os.kill(pid, signal.SIGINT)
         if number is not signal.SIGINT:

@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("RedisRegistry needs the extra redis: pip install 'bgmiddleware[redis]'") from error
 
-__all__ = ["Address", "Call", "Damaged", "Link", "Server"]
+__all__ = ["Address", "Call", "Damaged", "Link", "Server", "is_elsewhere"]
 
 T = TypeVar("T")
 
@@ -209,7 +209,7 @@ class Link:
                 pipeline.evalsha(_SCRIPTS[name].sha, len(keys), *keys, now, *args)
             replies = list(pipeline.execute(raise_on_error=False))
             for reply in replies:
-                if isinstance(reply, Exception) and _is_elsewhere(reply):
+                if isinstance(reply, Exception) and is_elsewhere(reply):
                     raise reply
             return replies
 
@@ -239,7 +239,7 @@ class Link:
             milliseconds = math.ceil(1000 * max(0.001, min(seconds, self._block)))
             _execute(self._waiting, "XREAD", "BLOCK", milliseconds, "STREAMS", stream, after)
         except Exception as error:
-            if not isinstance(error, (redis.ConnectionError, redis.TimeoutError)) and not _is_elsewhere(error):
+            if not isinstance(error, (redis.ConnectionError, redis.TimeoutError)) and not is_elsewhere(error):
                 raise self._error(error) from error
             if isinstance(error, redis.TimeoutError):
                 self._breaker.open()
@@ -265,7 +265,7 @@ class Link:
                 # Once more, for the server may have closed a connection that nobody used for a while, or be no primary
                 # any more. After a time-out never: the next one would take as long.
                 is_cut = isinstance(error, redis.ConnectionError) and time.monotonic() - begun < self._timeout
-                if not is_cut and not _is_elsewhere(error):
+                if not is_cut and not is_elsewhere(error):
                     raise
                 self._let_go()
                 return self._checked_call(call)
@@ -389,7 +389,7 @@ class Server:
         return "" if self._clock is None else repr(self._clock())
 
 
-def _is_elsewhere(error: Exception) -> bool:
+def is_elsewhere(error: Exception) -> bool:
     """Whether an answer says that the server is not the one that takes calls now."""
     return isinstance(error, _NOT_HERE) or (
         isinstance(error, redis.ResponseError) and _SAID_NOT_HERE.search(str(error)) is not None

@@ -80,9 +80,9 @@ def _wait_for_events(instance: int, seconds: float) -> None:
 
 
 def _drain(instance: int) -> None:
-    with contextlib.suppress(BlockingIOError):
-        while os.read(instance, 4096):
-            pass
+    # Not until it would block: eventlet's os.read waits then, though the descriptor is not to block.
+    while is_readable(instance, 0.0):
+        os.read(instance, 4096)
 
 
 class _Looking:
