@@ -184,4 +184,4 @@ class CookieOwner:
         try:
             return Proof(*self._serializer.loads(value.encode()))
         except (TypeError, ValueError):
-            return str(current_user.get_id()) if current_user.is_authenticated else None
+            return None
