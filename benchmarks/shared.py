@@ -193,7 +193,7 @@ def _due(locations: dict[str, str], options: argparse.Namespace) -> None:
     del locations[_FLOOR]
     for name, location in locations.items():
         _Clock.later = 0.0
-        with _open(location, max_jobs=2 * options.due, ttl=_HOUR, clock=_Clock()) as registry:
+        with _open(location, max_jobs=options.due + 1000, ttl=_HOUR, clock=_Clock()) as registry:
             for number in range(options.due):
                 registry.request_cancel(registry.add(Job(key_of(f"{name} old {number}"), "old")).key)
             _Clock.later = 2 * _HOUR

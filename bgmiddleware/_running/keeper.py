@@ -32,7 +32,7 @@ _TICK = 0.1
 _EVER = float("inf")
 _COLLECT_EVERY = 0.25  # what ends no line
 _GATHER = 0.02
-_ENOUGH = 64 * 1024
+_ENOUGH = 256 * 1024
 _CHUNK = 256 * 1024
 _ROOM = 1024 * 1024
 _PATIENCE = 30.0
@@ -86,7 +86,7 @@ class Keeper:
 
     Where the registry reads the live output itself (``Registry.attach``), what is stored goes there at once, in the
     thread that stores, and at least ten times a second: so it is known when it came. Elsewhere the process has one
-    thread for all jobs (``keeping``), which gathers it for 20 ms or 64 KiB, and sends it: a print never waits for a
+    thread for all jobs (``keeping``), which gathers it for 20 ms or 256 KiB, and sends it: a print never waits for a
     network, unless the job prints faster than the registry takes it. A job that ends sooner sends what it printed
     itself. What the registry cannot take because it is away is kept, up to 1 MiB, and sent again; what has no room then
     is dropped, and the output says which bytes. Whatever a registry raises, that thread goes on; and it renews and

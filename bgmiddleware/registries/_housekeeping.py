@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
 from contextvars import Context
 from typing import Protocol
+
+from ._steady import since_start
 
 __all__ = ["House", "Tidied", "house"]
 
@@ -16,6 +19,8 @@ _log = logging.getLogger("bgmiddleware")
 _SHARE = 0.2  # of the time, at most, for the steps of what is due at once: requests need the same locks
 _SHORTEST_PAUSE = 0.002
 _AFTER_TROUBLE = 30.0
+_STOOD_STILL = 3.0  # seconds too late: the process was stopped, or the host slept
+_AFTER_STANDSTILL = 10.0  # then those who live need a moment to say so, before they are taken for lost
 
 
 class Tidied(Protocol):
@@ -39,7 +44,9 @@ class House:
         self.pid = os.getpid()
         # Guards what follows. Its owner may come again: a registry that nobody holds is collected in any thread.
         self._changed = threading.Condition(threading.RLock())
-        self._due: dict[weakref.ref[Tidied], float] = {}  # by the monotonic clock
+        self._due: dict[
+            weakref.ref[Tidied], tuple[float, float]
+        ] = {}  # by the monotonic clock, and one that never stops
         self._busy: weakref.ref[Tidied] | None = None
         self._thread: threading.Thread | None = None
 
@@ -65,7 +72,7 @@ class House:
 
     def _plan(self, reference: "weakref.ref[Tidied]", registry: Tidied, seconds: float) -> None:
         at = time.monotonic() + seconds
-        self._due[reference] = at
+        self._due[reference] = at, _instant() + seconds
         registry.tidied_at = self.pid, at
 
     def _let_go(self, reference: "weakref.ref[Tidied]", registry: Tidied) -> None:
@@ -85,8 +92,13 @@ class House:
         """Wait until a registry is due; None: there are none any more."""
         with self._changed:
             while self._due:
-                reference, at = min(self._due.items(), key=lambda item: item[1])
+                reference, (at, instant) = min(self._due.items(), key=lambda item: item[1])
                 left = at - time.monotonic()
+                registry = reference()
+                if registry is not None and _instant() - instant > _STOOD_STILL:
+                    self._plan(reference, registry, _AFTER_STANDSTILL)
+                    continue
+                del registry
                 if left <= 0:
                     self._busy = reference
                     return reference
@@ -116,6 +128,10 @@ class House:
         with contextlib.suppress(Exception):
             if not registry.is_empty():  # a job came between the look and here
                 self.take(registry, registry.tidy_every)
+
+
+def _instant() -> float:
+    return since_start() if sys.platform == "linux" else time.monotonic()
 
 
 _houses: dict[int, House] = {}

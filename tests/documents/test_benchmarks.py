@@ -8,7 +8,9 @@ import pytest
 
 from tests.conftest import needs
 from tests.kit.documents import ROOT
-from tests.kit.redis_server import needs_server
+from tests.kit.redis_server import RedisServer, needs_server, redis_server, redis_server_of_module
+
+__all__ = ["redis_server", "redis_server_of_module"]
 
 pytestmark = pytest.mark.everything
 
@@ -44,6 +46,15 @@ def test_a_benchmark_prints_its_table(command: str, said: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+    assert "budget" in done.stdout
+
+
+def test_the_run_of_many_viewers_is_compared_with_its_model(redis_server: RedisServer) -> None:
+    command = "--calls 20 --processes 1 --jobs 2 --viewers 8 --seconds 0.5 --redis"
+    arguments = [sys.executable, "-m", "benchmarks.scale", *command.split(), redis_server.url]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "the constants say" in done.stdout
     assert "budget" in done.stdout
 
 

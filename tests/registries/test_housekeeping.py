@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import Registry
-from bgmiddleware.registries import open_registry
+from bgmiddleware import Job, JobState, Registry
+from bgmiddleware.registries import _housekeeping, open_registry
 from bgmiddleware.registries._housekeeping import House, house
 from bgmiddleware.testing.clock import Clock
-from bgmiddleware.testing.registries import LONG, added, ended
+from bgmiddleware.testing.registries import KEY, LONG, added, ended
 from tests.kit.redis_server import redis_server, redis_server_of_module
 
 __all__ = ["redis_server", "redis_server_of_module"]
@@ -102,6 +102,43 @@ def test_where_no_thread_could_tidy_who_adds_a_job_does(
     monkeypatch.setattr(registry, "tidied_at", (os.getpid(), time.monotonic() - 31.0))
     added(registry, "late")
     assert registry.evict() == (0, 5)
+
+
+def test_after_a_standstill_those_who_live_can_say_so_before_they_are_taken_for_lost(
+    make: Make, clock: Clock, housekeeping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = make(ttl=60.0)
+    registry.tidy_every = 0.01
+    tidied, go = threading.Event(), threading.Event()
+    tidy = registry.tidy
+
+    def stops() -> float | None:
+        again = tidy()
+        tidied.set()
+        assert go.wait(LONG)
+        return again
+
+    registry.tidy = stops  # type: ignore[method-assign]
+    registry.add(Job(KEY, "waits", process="p"), lease=15.0)
+    assert tidied.wait(LONG)
+    # The host sleeps for twenty seconds: by the clock that goes on meanwhile, the next step is that much too late.
+    clock.advance(20.0)
+    slept = [0.0]
+    monkeypatch.setattr(_housekeeping, "_instant", lambda real=_housekeeping._instant: real() + slept[0])
+    plan, planned = House._plan, threading.Event()
+
+    def sleeps(house: House, reference: Any, each: Any, seconds: float) -> None:
+        plan(house, reference, each, seconds)
+        if seconds == 10.0:
+            planned.set()
+        slept[0] = 20.0
+
+    monkeypatch.setattr(House, "_plan", sleeps)
+    go.set()
+    assert planned.wait(LONG)
+    registry.hold("p", 15.0)
+    assert registry.get(KEY).state is JobState.PENDING
+    registry.close()
 
 
 def test_making_a_registry_begins_no_thread_and_who_drops_or_closes_it_ends_it(make: Make, housekeeping: None) -> None:
