@@ -14,7 +14,18 @@ from typing import Any, NamedTuple
 from ._ground.webob import BaseRequest, SignedSerializer, make_cookie
 from .errors import ConfigurationError
 
-__all__ = ["CookieOwner", "Owner", "Proof", "cookie", "guest", "header", "remote_user"]
+__all__ = [
+    "CookieOwner",
+    "Owner",
+    "Proof",
+    "cookie",
+    "django_user",
+    "flask_login",
+    "guest",
+    "header",
+    "pyramid",
+    "remote_user",
+]
 
 Owner = Callable[[Mapping[str, Any]], str | None]
 
@@ -34,6 +45,61 @@ def header(name: str) -> Owner:
     """
     key = "HTTP_" + name.upper().replace("-", "_")
     return lambda environ: environ.get(key) or None
+
+
+def flask_login(app: Any) -> Owner:
+    """Return a function that gives the user whom Flask-Login knows: ``current_user.get_id()`` if authenticated.
+
+    *app* is the Flask app. Flask-Login reads the session or its remember cookie, and calls the site's ``user_loader``,
+    so a user that is gone or disabled owns nothing. The request's hooks do not run, and the session is not saved.
+    """
+
+    def owner(environ: Mapping[str, Any]) -> str | None:
+        from flask_login import current_user
+
+        with app.request_context(dict(environ)):
+            return str(current_user.get_id()) if current_user.is_authenticated else None
+
+    return owner
+
+
+def django_user(environ: Mapping[str, Any]) -> str | None:
+    """Return the primary key of the user who is logged in to Django, None for others.
+
+    Django itself reads the session and checks it as ``request.user`` does, so a changed password ends it here too. That
+    is one query for the user, and one for the session if it is stored in the database; without a session cookie it is
+    none.
+    """
+    from importlib import import_module
+
+    from django.conf import settings
+    from django.contrib.auth import get_user
+    from django.core.handlers.wsgi import WSGIRequest
+    from django.db import close_old_connections
+
+    request: Any = WSGIRequest(dict(environ))
+    cookie = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+    if cookie is None:
+        return None
+    close_old_connections()  # as at the beginning and the end of a request
+    try:
+        request.session = import_module(settings.SESSION_ENGINE).SessionStore(cookie)
+        user = get_user(request)
+        return str(user.pk) if user.is_authenticated else None
+    finally:
+        close_old_connections()
+
+
+def pyramid(app: Any) -> Owner:
+    """Return a function that gives ``request.authenticated_userid``, by the security policy of *app*, which is what
+    ``config.make_wsgi_app()`` returns."""
+
+    def owner(environ: Mapping[str, Any]) -> str | None:
+        with app.request_context(dict(environ)) as request:
+            user = request.authenticated_userid
+            return None if user is None else str(user)
+
+    return owner
 
 
 def cookie(secret: str, *, name: str | None = None) -> "CookieOwner":

@@ -53,5 +53,8 @@ def _kind(word: str, name: str) -> type[Executor]:
 
                 return CeleryExecutor
     except ImportError as error:
-        raise ConfigurationError(f"executor = {word}: {error}") from error
+        why = error.__cause__ or error
+        raise ConfigurationError(
+            f"executor = {word} needs its extra, pip install 'bgmiddleware[{word}]': {why}"
+        ) from error
     raise ConfigurationError.of_setting("executor", word if "@" in name else name, EXECUTORS)

@@ -39,10 +39,11 @@ FOREIGN = {
     "waitress": {"_commands"},
     "redis": {"registries", "executors"},
     "pytest": {"testing"},
+    "flask_login": {"owners"},
     **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
     # Where an app has imported them already.
     **{
-        name: {"_frameworks", "testing"} if name == "django" else {"_frameworks"}
+        name: {"_frameworks", "owners", "testing"} if name == "django" else {"_frameworks"}
         for name in (
             "bottle",
             "cherrypy",

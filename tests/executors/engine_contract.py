@@ -256,6 +256,6 @@ class EngineContract(ProcessContract):
         assert worker.close() == 1
         assert "Traceback (most recent call last):" in said
         assert said.endswith(
-            "RuntimeError: it is broken\nIts jobs wait. To have them fail and say why, name where they are: --registry,"
-            " --executor, --queue.\n"
+            "RuntimeError: it is broken\n"
+            "Its jobs wait. To let them fail with this traceback, give --registry, --executor and --queue.\n"
         )
