@@ -283,7 +283,7 @@ def test_all_keys_of_a_job_are_in_one_slot_and_those_of_the_index_in_another(
 
 def test_a_script_touches_no_key_that_it_does_not_declare() -> None:
     names = "RECORD|GONE|REQUEST|OUTPUT|BODY|WAKE|BYTES|JOBS|PENDING|RUNNING|DUE|ENDED|LAST|QUEUE|NAME|PROCESSES|HELD"
-    names += "|EXPIRED"
+    names += "|EXPIRED|TIMES|WAITS"
     declared = rf"({names}|KEYS\[(?:group|waits)\]|key(?=, ARGV\[11\])|where == 'pending' and PENDING or RUNNING)[,)]"
     scripts = list((ROOT / "bgmiddleware" / "registries" / "_redis" / "lua").glob("*.lua"))
     assert len(scripts) > 10
