@@ -158,9 +158,9 @@ class Registry(ABC):
         self.max_result = max_result
         self.clock = clock
         self._secret = secrets.token_bytes(32)
-        self.tidy_every = min(60.0, max(1.0, min(ttl, pending_ttl) / 10))
+        self.tidy_every: float = min(60.0, max(1.0, min(ttl, pending_ttl) / 10))
         """Seconds from one :meth:`tidy` to the next."""
-        self.tidied_at = 0, 0.0
+        self.tidied_at: tuple[int, float] = 0, 0.0
         """In which process :meth:`tidy` will be called, and when, by the monotonic clock; process 0: in none."""
 
     # The primitives.

@@ -91,7 +91,7 @@ class SpoolRegistry(Registry):
         )
         for name, value in {"max_bytes": max_bytes, "busy_timeout": busy_timeout}.items():
             check_positive(name, value)
-        self.tidy_every = min(self.tidy_every, _CLEAN_UP_EVERY)
+        self.tidy_every: float = min(self.tidy_every, _CLEAN_UP_EVERY)
         self.max_bytes = max_bytes
         self.busy_timeout = busy_timeout
         self._waking = Waking(look)
