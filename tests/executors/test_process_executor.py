@@ -70,9 +70,9 @@ def await_end(pid: int) -> None:
 
 
 def test_constructing_starts_nothing() -> None:
-    before = threading.enumerate()
+    before = set(threading.enumerate())
     ProcessExecutor("nosuchmodule:app")
-    assert threading.enumerate() == before
+    assert set(threading.enumerate()) <= before  # those of other tests may end
 
 
 @pytest.mark.parametrize(

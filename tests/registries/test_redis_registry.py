@@ -162,9 +162,9 @@ def record_of(key: str) -> str:
 
 
 def test_constructing_opens_nothing() -> None:
-    threads = threading.enumerate()
+    threads = set(threading.enumerate())
     with RedisRegistry("redis://nowhere.invalid:1/0") as registry:
-        assert threading.enumerate() == threads
+        assert set(threading.enumerate()) <= threads  # those of other tests may end
         assert registry.shared
 
 
