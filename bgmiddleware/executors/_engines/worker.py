@@ -127,13 +127,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 _PACKAGE = __name__.partition(".")[0]
 _EXCHANGE = Exchange.__module__
 _DECORATORS = f"{_PACKAGE}._context"
+_TESTING = f"{_PACKAGE}.testing."
 
 
 def _is_in_app(frame: FrameType | None) -> bool:
     """Whether *frame* is code of the app, or code that the app called, with none of our frames in between."""
     while frame is not None:
         name: str = frame.f_globals.get("__name__", "")
-        if name.startswith(f"{_PACKAGE}.") and name != _DECORATORS:  # our decorators are around views
+        # Our decorators are around views, and our contracts bring an app of their own.
+        if name.startswith(f"{_PACKAGE}.") and name != _DECORATORS and not name.startswith(_TESTING):
             return name == _EXCHANGE
         frame = frame.f_back
     return False
