@@ -38,7 +38,7 @@ def end_of(serve: Serve, directory: Path, target: str) -> tuple[str, str, str]:
     """Start the server again; return state, reason and output of a job."""
     with running(serve(directory, SITE_REGISTRY=f"spool:{directory}/jobs")) as server:
         state = server.ended(target)
-        return state["state"], state["reason"], server.request("GET", f"{target}&_view=log").text
+        return state["state"], state["reason"], server.request("GET", f"{target}&_view=log&_offset=0").text
 
 
 @every_server
