@@ -80,6 +80,8 @@ class House:
         registry.tidied_at = 0, 0.0
 
     def _gone(self, reference: "weakref.ref[Tidied]") -> None:
+        if self.pid != os.getpid():  # in a forked child nobody gives the lock back, if the thread had it
+            return
         with self._changed:
             self._due.pop(reference, None)
             self._changed.notify_all()

@@ -1,6 +1,9 @@
 """What is due is evicted by time, whichever registry it is: in small steps, by a thread that holds no registry."""
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -171,3 +174,30 @@ def test_a_child_of_a_fork_keeps_house_itself(make: Make, housekeeping: None) ->
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     registry.close()
+
+
+def test_a_child_of_a_fork_drops_a_registry_though_the_thread_had_the_lock() -> None:
+    script = f"""
+        import os, signal, threading
+        from bgmiddleware import Job, MemoryRegistry
+        from bgmiddleware.registries._housekeeping import house
+        registry, held = MemoryRegistry(), threading.Event()
+        registry.add(Job("key", "title"))
+
+        def hold():
+            with house()._changed:
+                held.set()
+                threading.Event().wait()
+
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+        pid = os.fork()
+        if not pid:
+            signal.alarm({LONG:.0f})
+            del registry
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        os._exit(0)
+    """
+    arguments = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=False).stdout == "0\n"
