@@ -101,8 +101,13 @@ class Starter:
 
     def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
         """Record a marked request of *app* and start it as a job."""
+        return self._start_recorded(app, environ, context, self.promote_after)
+
+    def _start_recorded(
+        self, app: WSGIApplication, environ: dict[str, Any], context: Context, promote_after: float | None
+    ) -> Answer:
         try:
-            return self._start_replay(app, environ, context)
+            return self._start_replay(app, environ, context, promote_after)
         except ConfigurationError as error:
             return self._misconfigured(environ, error)
 
@@ -113,7 +118,9 @@ class Starter:
         detail = f"{error}." if self.site.details else "This site cannot start jobs now. Its log says why."
         return problem(environ, 500, "misconfigured", detail)
 
-    def _start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
+    def _start_replay(
+        self, app: WSGIApplication, environ: dict[str, Any], context: Context, promote_after: float | None
+    ) -> Answer:
         refused = self._refuse(environ)
         if refused is not None:
             return refused
@@ -134,7 +141,7 @@ class Starter:
             return self._run(job, work, context)
 
         with request.body:
-            return self._start(environ, request, run, self.promote_after)
+            return self._start(environ, request, run, promote_after)
 
     def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
         """Start the job that a decorator asked for. *environ* is the request as it was before *app* saw it."""
@@ -147,8 +154,9 @@ class Starter:
             environ = {**environ, "wsgi.input": rewound(environ.get("wsgi.input"))}
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
-        # Not in the view's own context: its framework keeps data of the foreground request there.
-        return self.start_replay(app, environ, copy_context())
+        # Not in the view's own context: its framework keeps data of the foreground request there. The view waits for no
+        # early answer: logins and redirects of the framework come before it, and its own are results.
+        return self._start_recorded(app, environ, copy_context(), self.promote_after or None)
 
     def _start_function(self, function: Callable[[], Any], environ: dict[str, Any], wish: Wish) -> Answer:
         """Start a ``@background`` function as a job. Its output begins with what the request has printed."""

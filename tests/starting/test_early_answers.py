@@ -86,10 +86,12 @@ def test_what_it_printed_is_where_it_would_be(opens: Opener, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_view_that_is_decorated_can_refuse_too(opens: Opener) -> None:
-    site, client = opens(backgrounder(answering(b"no", status="403 Forbidden")), when=marks.never)
-    assert client.request("POST", "/", b"x").status == 403
-    assert site.registry.jobs() == []
+@pytest.mark.parametrize("status", ["303 See Other", "403 Forbidden"])
+def test_what_a_decorated_view_answers_is_a_result(opens: Opener, status: str) -> None:
+    site, client = opens(backgrounder(answering(b"no", status=status)), when=marks.never)
+    target = start(client, "/")
+    ended(site, target)
+    assert client.request("GET", f"{target}&_view=result").status == int(status[:3])
 
 
 @pytest.mark.usefixtures("patient")
