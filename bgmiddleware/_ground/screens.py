@@ -1,6 +1,7 @@
-"""Screens: what nearly all requests fail that a mark is not true for, as tests that the middleware does by itself.
+"""Screens: quick tests by which the middleware rules most requests out without calling the mark.
 
-Every request of a site meets its mark, and to call a function costs more than all else that such a request pays.
+Every request of a site meets the mark, and a function call costs more than everything else that an unmarked request
+pays.
 """
 
 import re
