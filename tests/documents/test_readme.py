@@ -4,7 +4,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,8 @@ import pytest
 from bgmiddleware import paste
 from tests.conftest import needs
 from tests.kit.documents import ROOT, SHOP, blocks, get, run
-from tests.kit.processes import when_up
+from tests.kit.ports import free_port
+from tests.kit.processes import opened_when_up
 
 README = ROOT / "README.rst"
 
@@ -107,25 +107,15 @@ def test_each_example_is_served_by_the_command_that_is_named(
 @pytest.mark.everything
 def test_the_ini_file_is_served_by_pserve(tmp_path: Path) -> None:
     needs("plaster_pastedeploy")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (tmp_path / "shop.py").write_text(example("An ini file"))
     (tmp_path / "shop.ini").write_text(example("An ini file", "ini").replace(":8080", f":{port}"))
     assert "``PYTHONPATH=. pserve shop.ini``" in README.read_text()
-    server = subprocess.Popen(
-        [str(Path(sys.executable).parent / "pserve"), "shop.ini"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": f".:{ROOT}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        with when_up(server, f"http://127.0.0.1:{port}/reports/2026") as response:
-            assert "?_t=" in response.geturl()
-            assert response.read() == b"adding up /reports/2026\n"
-    finally:
-        server.terminate()
-        server.communicate(timeout=120)
+    command = [str(Path(sys.executable).parent / "pserve"), "shop.ini"]
+    url = f"http://127.0.0.1:{port}/reports/2026"
+    with opened_when_up(command, tmp_path, url, PYTHONPATH=f".:{ROOT}") as response:
+        assert "?_t=" in response.geturl()
+        assert response.read() == b"adding up /reports/2026\n"
 
 
 def test_the_ini_file_is_loaded_by_pastedeploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ import importlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from tests.executors.engine_contract import (
 )
 from tests.executors.engine_worker import Worker, working
 from tests.kit.clients import InProcess, ended, start
+from tests.kit.ports import free_port
 from tests.kit.processes import LONG
 from tests.kit.rabbitmq_server import RabbitMQServer, rabbitmq_server  # noqa: F401  # a fixture
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
@@ -335,8 +335,7 @@ def sentinel(tmp_path: Path) -> Iterator[tuple[int, RedisServer]]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("needs the redis-server of the system: it is a sentinel too")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with RedisServer() as first, RedisServer("--replicaof", "127.0.0.1", str(first.port)):
         with Redis.from_url(first.url) as client:
             _until(lambda: client.info("replication")["connected_slaves"] == 1)

@@ -23,6 +23,7 @@ import pytest
 from tests.conftest import PROMISED
 from tests.kit.apps import WAIT
 from tests.kit.browsing import chromium
+from tests.kit.ports import free_port
 
 ENGINES = ("chromium", "firefox", "webkit")
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # W3C WebDriver §11: the key of a reference to an element
@@ -151,8 +152,7 @@ class _WebKit(_Driven):
         if not browsers:
             _missing("MiniBrowser")
         home = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port: int = free.getsockname()[1]
+        self._port = free_port()
         environ = {**os.environ, "HOME": home, "XDG_RUNTIME_DIR": home, "LANGUAGE": "en_US", "LC_ALL": "C.UTF-8"}
         # As root it would want a sandbox that it cannot have.
         environ |= {"WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS": "1", "LIBGL_ALWAYS_SOFTWARE": "1"}

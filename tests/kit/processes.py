@@ -152,9 +152,20 @@ def running(server: Server) -> Iterator[Server]:
         server.kill()
 
 
-def when_up(server: subprocess.Popen[bytes], url: str) -> Any:
-    """Open *url* as soon as the server takes connections; it does not say when."""
-    deadline = time.monotonic() + 120
+@contextlib.contextmanager
+def opened_when_up(command: Sequence[str], cwd: Path, url: str, **environ: str) -> Iterator[Any]:
+    """Start a server that does not say when it is there, give the first response to *url*, and end the server."""
+    server = subprocess.Popen(command, cwd=cwd, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        with _when_up(server, url) as response:
+            yield response
+    finally:
+        server.terminate()
+        server.communicate(timeout=LONG)
+
+
+def _when_up(server: subprocess.Popen[bytes], url: str) -> Any:
+    deadline = time.monotonic() + LONG
     while True:
         try:
             return urlopen(url)

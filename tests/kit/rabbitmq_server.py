@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROMISED
+from tests.kit.ports import free_ports
 
 SECONDS = 120.0
 """How long it may take to start: some seconds on an idle machine."""
@@ -42,7 +43,7 @@ class RabbitMQServer:
         self._program = needs_rabbitmq_server()
         self._directory = tempfile.mkdtemp(prefix="bg-rabbitmq-")
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.port, self._dist_port, self._mapper_port = _free_ports(3)
+        self.port, self._dist_port, self._mapper_port = free_ports(3)
 
     @property
     def url(self) -> str:
@@ -106,12 +107,6 @@ class RabbitMQServer:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate(timeout=SECONDS)
         shutil.rmtree(self._directory, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listening.getsockname()[1] for listening in sockets]
 
 
 @pytest.fixture(scope="module")

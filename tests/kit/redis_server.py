@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROMISED
+from tests.kit.ports import free_port
 
 SECONDS = 120.0
 """How long a server may take to start; nothing takes that long."""
@@ -77,7 +78,7 @@ class RedisServer:
     def start(self) -> "RedisServer":
         """Start it, on the same port as before; return when it answers."""
         for _ in range(1 if self.port else 5):  # somebody may take a free port before we do
-            port = self.port or _free_port()
+            port = self.port or free_port()
             # Where there is setpriv, the server dies with the tests, however those end.
             guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
             command = [self.path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
@@ -132,13 +133,6 @@ class RedisServer:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import webob
 import bgmiddleware
 from tests.conftest import PROMISED, needs
 from tests.kit.documents import ROOT
+from tests.kit.ports import free_port
 from tests.kit.processes import Server, gunicorn
 
 
@@ -127,8 +127,7 @@ def mod_wsgi(directory: Path, *, embedded: bool = False, **site: str) -> Server:
             shutil.copytree(source, python / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         (python / "tests" / "kit").mkdir(parents=True)
         shutil.copy(ROOT / "tests" / "kit" / "served_site.py", python / "tests" / "kit")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     configuration = directory / f"apache-{port}.conf"
     wsgi = (EMBEDDED if embedded else DAEMON).format(directory=directory)
     configuration.write_text(APACHE.format(directory=directory, port=port, modules=MODULES, wsgi=wsgi))

@@ -4,14 +4,22 @@ import contextlib
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
 
 from tests.kit.processes import LONG, Server
+from tests.kit.servers import open_directory
 from tests.servers import conformance
-from tests.servers.conformance import opened, waiting
+from tests.servers.conformance import opened, running_site, waiting
+from tests.servers.lineup import Candidate
 
-__all__ = ["ROWS", "Behind", "free_port", "is_up", "outlives_patience"]
+__all__ = ["ROWS", "Behind", "behind", "is_up", "outlives_patience"]
+
+
+P = TypeVar("P")
 
 
 class Behind(Server):
@@ -23,11 +31,6 @@ class Behind(Server):
 
     def stream(self, method: str, target: str, body: bytes = b"", **headers: str) -> Any:
         return super().stream(method, self.prefix + target, body, **headers)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 ROWS = (
@@ -42,6 +45,23 @@ ROWS = (
     conformance.refusal,
     conformance.cancel,
 )
+
+
+@contextlib.contextmanager
+def behind(
+    candidate: Candidate, proxy: Callable[[Path, int], contextlib.AbstractContextManager[P]]
+) -> Iterator[tuple[Server, P]]:
+    """Serve the kit's site, and put a proxy before it: *proxy* takes a directory and the port of the server, and gives
+    its own ports."""
+    if missing := candidate.missing():
+        pytest.skip(missing)
+    with (
+        open_directory() as directory,
+        open_directory() as of_proxy,
+        running_site(candidate, directory) as server,
+        proxy(of_proxy, server.port) as ports,
+    ):
+        yield server, ports
 
 
 def is_up(port: int, process: "subprocess.Popen[Any]", log: Path) -> None:

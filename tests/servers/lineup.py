@@ -4,13 +4,13 @@
 """
 
 import importlib.metadata
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.kit.ports import free_port
 from tests.kit.processes import Server
 from tests.kit.servers import has_mod_wsgi, mod_wsgi
 
@@ -87,7 +87,7 @@ class Candidate:
         }
         if self.of_system:
             return mod_wsgi(directory, embedded="embedded" in self.name, **{**environ, "SITE_DRAIN": "2"})
-        port = _free_port()
+        port = free_port()
         argv = [part.replace("PORT", str(port)) for part in self.command]
         if argv:
             argv[0] = str(Path(sys.executable).parent / argv[0])
@@ -95,11 +95,6 @@ class Candidate:
             argv = [sys.executable, "-c", self.script.replace("PORT", str(port))]
         said = ["sh", "-c", f'echo "the port is {port}"; exec "$@"', "sh", *argv]
         return Server(said, r"the port is (\d+)", directory, **environ)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def _gunicorn(kind: str, *options: str) -> tuple[str, ...]:

@@ -5,14 +5,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.kit.ports import free_port
 from tests.kit.processes import Server
-from tests.kit.servers import open_directory
-from tests.servers.behind import ROWS, Behind, free_port, is_up, outlives_patience
-from tests.servers.conformance import running_site
+from tests.servers.behind import ROWS, Behind, behind, is_up, outlives_patience
 from tests.servers.lineup import LINEUP
 
 pytestmark = pytest.mark.everything
@@ -82,14 +82,7 @@ def _proxy(name: str, directory: Path, upstream: int) -> Iterator[int]:
 @pytest.fixture(scope="module", params=PROXIES)
 def site(request: pytest.FixtureRequest) -> Iterator[Behind]:
     (candidate,) = [candidate for candidate in LINEUP if candidate.name == "gunicorn gthread"]
-    if missing := candidate.missing():
-        pytest.skip(missing)
-    with (
-        open_directory() as directory,
-        open_directory() as of_proxy,
-        running_site(candidate, directory) as server,
-        _proxy(request.param, of_proxy, server.port) as port,
-    ):
+    with behind(candidate, partial(_proxy, request.param)) as (server, port):
         yield Behind(server, port, "/site")
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROMISED
+from tests.kit.ports import free_port
 from tests.kit.processes import LONG, Server
-from tests.kit.servers import open_directory
-from tests.servers.behind import ROWS, Behind, free_port, is_up, outlives_patience
-from tests.servers.conformance import running_site
-from tests.servers.lineup import LINEUP, Candidate
+from tests.servers.behind import ROWS, Behind, behind, is_up, outlives_patience
+from tests.servers.lineup import LINEUP
 
 pytestmark = pytest.mark.everything
 
@@ -72,16 +71,8 @@ def _nginx(directory: Path, upstream: int) -> Iterator[tuple[int, int]]:
 
 @pytest.fixture(scope="module", params=BEHIND, ids=lambda candidate: candidate.name)
 def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[Server, tuple[int, int]]]:
-    candidate: Candidate = request.param
-    if missing := candidate.missing():
-        pytest.skip(missing)
-    with (
-        open_directory() as directory,
-        open_directory() as of_nginx,
-        running_site(candidate, directory) as server,
-        _nginx(of_nginx, server.port) as ports,
-    ):
-        yield server, ports
+    with behind(request.param, _nginx) as server_and_ports:
+        yield server_and_ports
 
 
 @pytest.fixture(params=KINDS)

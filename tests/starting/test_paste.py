@@ -3,8 +3,6 @@
 import contextlib
 import os
 import re
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +24,8 @@ from bgmiddleware.paste import SETTINGS, filter_app_factory
 from tests.conftest import needs
 from tests.kit.clients import ended
 from tests.kit.documents import ROOT, SHOP, get
-from tests.kit.processes import when_up
+from tests.kit.ports import free_port
+from tests.kit.processes import opened_when_up
 
 needs("paste.deploy")
 
@@ -377,20 +376,10 @@ def test_pserve_serves_it(tmp_path: Path) -> None:
     needs("plaster_pastedeploy")
     (tmp_path / "shop.py").write_text(SHOP)
     # pserve does not tell the port where it is 0, so one is chosen that is free now.
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (tmp_path / "app.ini").write_text(FILTER + f"paths = /reports/*\n\n{APP}" + SERVER.format(port=port))
-    server = subprocess.Popen(
-        [sys.executable, "-m", "pyramid.scripts.pserve", "app.ini"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        with when_up(server, f"http://127.0.0.1:{port}/reports/2026") as response:
-            assert "?_t=" in response.geturl()
-            assert response.read() == b"adding up /reports/2026\n"
-    finally:
-        server.terminate()
-        server.communicate(timeout=120)
+    command = [sys.executable, "-m", "pyramid.scripts.pserve", "app.ini"]
+    url = f"http://127.0.0.1:{port}/reports/2026"
+    with opened_when_up(command, tmp_path, url, PYTHONPATH=f"{tmp_path}:{ROOT}") as response:
+        assert "?_t=" in response.geturl()
+        assert response.read() == b"adding up /reports/2026\n"
