@@ -99,13 +99,12 @@ class Starter:
     beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
     dropped: Dropped = field(default_factory=Dropped, repr=False)
 
-    def start_replay(self, app: WSGIApplication, environ: dict[str, Any], context: Context) -> Answer:
-        """Record a marked request of *app* and start it as a job."""
-        return self._start_recorded(app, environ, context, self.promote_after)
-
-    def _start_recorded(
-        self, app: WSGIApplication, environ: dict[str, Any], context: Context, promote_after: float | None
+    def start_replay(
+        self, app: WSGIApplication, environ: dict[str, Any], context: Context, *, decorated: bool = False
     ) -> Answer:
+        """Record a marked request of *app* and start it as a job. A client that asked a *decorated* view does not wait
+        for an early answer: logins and redirects of the framework come before the view, and its own are results."""
+        promote_after = None if decorated and not self.promote_after else self.promote_after
         try:
             return self._start_replay(app, environ, context, promote_after)
         except ConfigurationError as error:
@@ -154,9 +153,8 @@ class Starter:
             environ = {**environ, "wsgi.input": rewound(environ.get("wsgi.input"))}
         except BadRequestBody as error:
             return problem(environ, error.status, "bad-request-body", f"{error}.")
-        # Not in the view's own context: its framework keeps data of the foreground request there. The view waits for no
-        # early answer: logins and redirects of the framework come before it, and its own are results.
-        return self._start_recorded(app, environ, copy_context(), self.promote_after or None)
+        # Not in the view's own context: its framework keeps data of the foreground request there.
+        return self.start_replay(app, environ, copy_context(), decorated=True)
 
     def _start_function(self, function: Callable[[], Any], environ: dict[str, Any], wish: Wish) -> Answer:
         """Start a ``@background`` function as a job. Its output begins with what the request has printed."""
