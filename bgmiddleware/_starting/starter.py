@@ -382,14 +382,14 @@ class Starter:
         if must_hold:
             job = job.changed(process=self.waiting.process)
         leased = {} if lease is None else {"lease": lease}
-        is_short = request is not None and 0 < request.size <= SHORT
-        if request is not None and is_short:
-            job = registry.add_request(job, b"".join(request.chunks()), **leased)
+        chunks: Iterable[bytes] = () if request is None else request.chunks()
+        if request is not None and 0 < request.size <= SHORT:
+            job, chunks = registry.add_request(job, b"".join(chunks), **leased), ()
         else:
             job = registry.add(job, **leased)
         try:
             offset = 0
-            for chunk in request.chunks() if request and not is_short else ():
+            for chunk in chunks:
                 offset = registry.append(job.key, Channel.REQUEST, offset, chunk)
             begun = run(job)
             if must_hold:
