@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any, Self
 
 __all__ = [
+    "EXIT_STATUS",
     "Channel",
     "Job",
     "JobState",
@@ -53,6 +54,9 @@ class JobState(StrEnum):
 
 
 _LIVE = frozenset({JobState.PENDING, JobState.RUNNING})
+
+EXIT_STATUS = {JobState.FINISHED: 0, JobState.FAILED: 1, JobState.CANCELLED: 3, JobState.LOST: 4}
+"""What a program exits with that is told how a job ended; 2 is for a command line that is wrong."""
 
 
 class Channel(StrEnum):

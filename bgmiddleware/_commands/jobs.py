@@ -8,16 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from .._jobs import Job, JobState, key_of
+from .._jobs import EXIT_STATUS, Job, JobState, key_of
 from .._serving.timed import Came
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
 from ..registries import open_registry
 from ..registries.base import Registry
 
 __all__ = ["add_jobs_command", "count", "run_jobs_command"]
-
-EXIT_STATUS = {JobState.FINISHED: 0, JobState.FAILED: 1, JobState.CANCELLED: 3, JobState.LOST: 4}
-"""The exit status of ``follow``; 2 means that the command line or the registry is wrong."""
 
 _TOKEN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SEARCHED = 10_000

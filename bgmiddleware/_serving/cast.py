@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from .._jobs import Channel, Job, JobState
+from .._jobs import EXIT_STATUS, Channel, Job
 from ..registries.base import PAGE_BYTES
 from .log import Held, file_name, gap, whole_length
 from .negotiate import View
@@ -18,7 +18,6 @@ from .visit import Visit, about
 __all__ = ["answer_cast"]
 
 _COLUMNS, _ROWS = 120, 32
-_STATUS = {JobState.FINISHED: 0, JobState.FAILED: 1, JobState.CANCELLED: 3, JobState.LOST: 4}
 
 
 def answer_cast(visit: Visit, job: Job) -> Answer:
@@ -71,7 +70,7 @@ def _events(visit: Visit, job: Job) -> Iterator[tuple[int, str, str]]:
                 yield at, "o", _shown(text)
         offset = piece.end
     if job.state.ended:
-        yield int(1000 * job.elapsed(0.0)), "x", str(_STATUS[job.state])
+        yield int(1000 * job.elapsed(0.0)), "x", str(EXIT_STATUS[job.state])
 
 
 def _shown(text: str) -> str:

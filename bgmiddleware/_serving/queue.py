@@ -16,7 +16,6 @@ _UNSEEN = 30.0
 _LOOK_EVERY = 5.0
 _LOG_EVERY = 60.0
 _LOOKED_AT = 5
-_ENDED = (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.LOST)
 
 
 class Workers:
@@ -63,7 +62,7 @@ def _signs(registry: Registry, now: float) -> Iterator[float]:
     if registry.jobs(JobState.RUNNING, 1):
         yield now
         return
-    for state in _ENDED:
+    for state in (each for each in JobState if each.ended):
         for job in registry.jobs(state, _LOOKED_AT):
             if job.started_at is not None and job.ended_at is not None:
                 yield job.ended_at
