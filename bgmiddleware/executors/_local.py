@@ -16,6 +16,7 @@ from contextvars import Context
 from heapq import heapify, heappop, heappush
 
 from .._ground.numbers import check_count, check_seconds
+from .._ground.weakly import nudge
 from .._running import Run
 from ..errors import QueueFull
 from .base import Executor, full_group
@@ -76,7 +77,7 @@ class LocalExecutor(Executor):
         self._workers = 0
         self._waiting = 0
         self._closed = False
-        weakref.finalize(self, _wake, self._work).atexit = False
+        weakref.finalize(self, nudge, self._work).atexit = False
         self._pid = os.getpid()  # assigned last: it says that all of the above belongs to this process
 
     def submit(self, run: Run) -> None:
@@ -288,11 +289,6 @@ def _next(
             if executor is not None:
                 executor._has_waited(in_time)
     return None
-
-
-def _wake(work: threading.Condition) -> None:
-    with work:
-        work.notify_all()
 
 
 def _at_exit(executor: LocalExecutor) -> None:

@@ -10,6 +10,7 @@ import weakref
 from contextvars import Context
 from typing import Protocol
 
+from .._ground.weakly import nudge
 from ._steady import since_start
 
 __all__ = ["House", "Tidied", "house"]
@@ -79,12 +80,8 @@ class House:
         self._due.pop(reference, None)
         registry.tidied_at = 0, 0.0
 
-    def _gone(self, reference: "weakref.ref[Tidied]") -> None:
-        if self.pid != os.getpid():  # in a forked child nobody gives the lock back, if the thread had it
-            return
-        with self._changed:
-            self._due.pop(reference, None)
-            self._changed.notify_all()
+    def _gone(self, _: "weakref.ref[Tidied]") -> None:
+        nudge(self._changed)
 
     def _run(self) -> None:
         while (reference := self._next()) is not None:
@@ -93,7 +90,11 @@ class House:
     def _next(self) -> "weakref.ref[Tidied] | None":
         """Wait until a registry is due; None: there are none any more."""
         with self._changed:
-            while self._due:
+            while True:
+                for gone in [each for each in self._due if each() is None]:
+                    del self._due[gone]
+                if not self._due:
+                    break
                 reference, (at, instant) = min(self._due.items(), key=lambda item: item[1])
                 left = at - time.monotonic()
                 registry = reference()

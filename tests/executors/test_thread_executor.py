@@ -660,3 +660,29 @@ class TestThreadExecutor(ExecutorContract):
 
     def options(self, *, max_workers: int, max_pending: int, grace: float) -> dict[str, int]:
         return {"max_workers": max_workers, "max_pending": max_pending}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_of_a_fork_drops_an_executor_though_a_thread_had_its_lock() -> None:
+    script = """
+    import os, signal, threading
+    from bgmiddleware import ThreadExecutor
+    executor, held = ThreadExecutor(), threading.Event()
+
+    def hold(lock):
+        with lock:
+            held.set()
+            threading.Event().wait()
+
+    threading.Thread(target=hold, args=(executor._lock,), daemon=True).start()
+    held.wait()
+    pid = os.fork()
+    if not pid:
+        signal.alarm(120)
+        del executor
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    os._exit(0)
+    """
+    arguments = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=False).stdout == "0\n"

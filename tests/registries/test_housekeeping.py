@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import Job, JobState, Registry
+from bgmiddleware import Job, JobState, MemoryRegistry, Registry
 from bgmiddleware.registries import _housekeeping, open_registry, spool
 from bgmiddleware.registries._housekeeping import House, house
 from bgmiddleware.testing.clock import Clock
@@ -176,28 +177,59 @@ def test_a_child_of_a_fork_keeps_house_itself(make: Make, housekeeping: None) ->
     registry.close()
 
 
-def test_a_child_of_a_fork_drops_a_registry_though_the_thread_had_the_lock() -> None:
-    script = f"""
-        import os, signal, threading
-        from bgmiddleware import Job, MemoryRegistry
-        from bgmiddleware.registries._housekeeping import house
-        registry, held = MemoryRegistry(), threading.Event()
-        registry.add(Job("key", "title"))
+LOCKED = """
+    import os, signal, threading
+    from bgmiddleware import Job, MemoryRegistry
+    from bgmiddleware.registries._housekeeping import house
+    registry, held = MemoryRegistry(), threading.Event()
+    registry.add(Job("key", "title"))
 
-        def hold():
-            with house()._changed:
-                held.set()
-                threading.Event().wait()
+    def hold():
+        with house()._changed:
+            held.set()
+            threading.Event().wait()
 
-        threading.Thread(target=hold, daemon=True).start()
-        held.wait()
-        pid = os.fork()
-        if not pid:
-            signal.alarm({LONG:.0f})
-            del registry
-            os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-        os._exit(0)
-    """
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait()
+    print("held", flush=True)
+"""
+
+
+def said_by(script: str) -> tuple[int, str]:
+    """Run a program; return its exit status and what it printed."""
     arguments = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
-    assert subprocess.run(arguments, capture_output=True, text=True, check=False).stdout == "0\n"
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_a_child_of_a_fork_drops_a_registry_though_the_thread_had_the_lock() -> None:
+    child = f"""
+    pid = os.fork()
+    if not pid:
+        signal.alarm({LONG:.0f})
+        del registry
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    os._exit(0)
+    """
+    assert said_by(LOCKED + child) == (0, "held\n0\n")
+
+
+def test_a_process_ends_though_the_thread_had_the_lock() -> None:
+    assert said_by(LOCKED + f"    signal.alarm({LONG:.0f})\n") == (0, "held\n")
+
+
+def test_a_registry_that_is_dropped_while_the_lock_is_taken_is_let_go_later(housekeeping: None) -> None:
+    held = [MemoryRegistry()]
+    added(held[0])
+    thread, changed, reference = house()._thread, house()._changed, weakref.ref(held[0])
+    assert thread is not None
+    other = threading.Thread(target=held.clear)
+    with changed:
+        other.start()
+        other.join(LONG)
+        assert reference() is None
+    with MemoryRegistry() as another:
+        house().take(another, 0.0)  # the thread looks
+    thread.join(LONG)
+    assert not thread.is_alive()
