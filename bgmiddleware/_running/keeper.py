@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from .._capture import JobOutput, detached
@@ -48,8 +48,8 @@ def patiently(registry: Registry, call: Callable[[], _T], *, but: tuple[type[Exc
     What is tried again must be safe to repeat. Raises what *call* raised last, as a ``RegistryError``; at once
     what a registry answers, and *but*, which is not its trouble.
     """
-    begun = time.monotonic()
     answers: tuple[type[Exception], ...] = (*_GONE, RegistryFull, *but)
+    begun = time.monotonic()
     for last in _tries(registry):
         try:
             return call()
@@ -69,10 +69,14 @@ def as_trouble(error: Exception) -> RegistryError:
     return error if isinstance(error, RegistryError) else RegistryError(f"{type(error).__name__}: {error}")
 
 
-def _tries(registry: Registry) -> Iterator[bool]:
+def _tries(registry: Registry) -> Iterable[bool]:
     """Yield for half a minute, with pauses between that grow, whether this is the last time; once where a registry is
     of this process."""
-    until = time.monotonic() + (_PATIENCE if registry.shared else 0.0)
+    return _tries_of_shared() if registry.shared else (True,)
+
+
+def _tries_of_shared() -> Iterator[bool]:
+    until = time.monotonic() + _PATIENCE
     pause, longest = _BACK_OFF
     while time.monotonic() < until:
         yield False
