@@ -32,6 +32,7 @@ PATIENCE = 30.0
 
 # Registered ones: something that may be large; what to watch a resource by; what its status is (RFC 8631).
 _RELATIONS = (("result", "enclosure"), ("log", "monitor"), ("status", "status"))
+_LINKS = ", ".join(f'<{{0}}&_view={view}>; rel="{relation}"' for view, relation in _RELATIONS)
 LOOK_EVERY = 1.0
 """How often, in seconds, a held connection is looked at: has its client gone?"""
 
@@ -313,8 +314,7 @@ class Visit:
 
     def linked(self, answer: Answer) -> Answer:
         """Return an answer about the job with where its response, its output and its state are (RFC 8288)."""
-        here = self.site.place("", self.token)
-        links = ", ".join(f'<{here}&_view={view}>; rel="{relation}"' for view, relation in _RELATIONS)
+        links = _LINKS.format(self.site.place("", self.token))
         return Answer(answer.status, (*answer.headers, ("Link", links)), answer.body)
 
 
@@ -329,10 +329,11 @@ def _told(answer: Answer, seconds: float) -> Answer:
 
 def job_headers(job: Job) -> Headers:
     """Return what every answer says of its job, for scripts."""
-    headers = [("Job-State", job.state.value)]
-    if job.current_progress is not None and job.current_progress.percent is not None:
-        headers.append(("Job-Progress", f"{job.current_progress.percent:.1f}"))
-    return tuple(headers)
+    state = ("Job-State", job.state.value)
+    progress = job.current_progress
+    if progress is None or progress.percent is None:
+        return (state,)
+    return state, ("Job-Progress", f"{progress.percent:.1f}")
 
 
 def about(job: Job, vary: str = "Accept") -> Headers:
