@@ -79,7 +79,8 @@ class BackgroundMiddleware:
     returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's script and style in the page,
     ``external`` at their own URLs. *capture_logging*: whether a job's log records go to its output if no handler writes
     them to the console. *capture_children*: whether subprocesses without streams of the job print to its output too.
-    *tee*: whether the output of jobs is copied to the server's standard output. *details*: whether anyone who may see a
+    *tee*: whether the output of jobs is copied to the server's standard output. *answers*: whether readers answer what
+    a job reads by ``input()``; else its input is at its end. *details*: whether anyone who may see a
     job sees the traceback of its exception, and the host and process that ran it; else only the server's log has the
     traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *foreground*: whether
     no request starts a job, so that a debugger can stop in a view; the environment variable ``BGMIDDLEWARE_FOREGROUND``
@@ -116,6 +117,7 @@ class BackgroundMiddleware:
         capture_logging: bool = True,
         capture_children: bool = False,
         tee: bool = False,
+        answers: bool = False,
         details: bool = True,
         refuse_cross_site: bool = False,
         foreground: bool = False,
@@ -125,6 +127,7 @@ class BackgroundMiddleware:
         check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
+        check_switches(answers=answers)
         check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground)
         check_pair(dashboard, authorize)
         self.app: WSGIApplication = _unwrapped(app)
@@ -148,6 +151,7 @@ class BackgroundMiddleware:
             capture_logging=capture_logging,
             capture_children=capture_children,
             tee=tee,
+            answers=answers,
             refuse_cross_site=refuse_cross_site,
             promote_after=promote_after,
             single_flight=single_flight,

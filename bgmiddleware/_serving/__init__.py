@@ -1,15 +1,12 @@
 """What a request that bears a token gets. One room for each view of a job; ``serve`` is the door to all of them."""
 
-import io
 import logging
 from collections.abc import Iterable
-from typing import Any
 
-from .._ground.webob import Request
 from .._jobs import Job
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
+from .actions import action_of, answer_action, form_of
 from .asked import asks_with_other_credentials, kept_of
-from .cancel import answer_cancel
 from .cast import answer_cast
 from .connections import disconnection_of, threads_of
 from .dashboard import Authorize, answer_dashboard
@@ -74,8 +71,6 @@ _VIEWS = {
     View.ICON: answer_asset,
 }
 _PARTS = (View.SCRIPT, View.STYLE, View.ICON)  # of the page: the same for all jobs
-_MAX_FORM = 64 * 1024
-_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 def serve(visit: Visit, start_response: StartResponse) -> Iterable[bytes]:
@@ -90,11 +85,10 @@ def _answer(visit: Visit) -> Answer:
         return refused
     try:
         job = visit.job()
-        method = environ["REQUEST_METHOD"]
-        by_form = method == "POST" and _form_action(environ) == "cancel"
-        if by_form or method == "DELETE":
-            wants_page = by_form and choose(environ.get("HTTP_ACCEPT")) is View.PAGE
-            return visit.linked(answer_cancel(visit, job, by_form=wants_page))
+        form = form_of(environ) if environ["REQUEST_METHOD"] == "POST" else {}
+        action = action_of(environ, form)
+        if action is not None:
+            return visit.linked(answer_action(visit, job, action, form))
         answer = _view(visit, job)
         return answer if visit.parameters.get("_view") in _PARTS else visit.linked(answer)
     except JobExpired:
@@ -127,18 +121,3 @@ def _view(visit: Visit, job: Job) -> Answer:
     else:
         raise BadParameter(f"_view must be one of {', '.join(_VIEWS)}")
     return _VIEWS[view](visit, job)
-
-
-def _form_action(environ: Any) -> str | None:
-    """Return the ``_action`` of a form; any other body is read and dropped, since some servers need that."""
-    try:
-        request = Request(environ)
-        length = request.content_length or 0  # nothing said: none of our forms, and reading it might never end
-        if length > _MAX_FORM:
-            return None
-        body = environ["wsgi.input"].read(length)
-        form = Request({**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))})
-        action = form.POST.get("_action") if form.content_type in _FORMS else None
-    except Exception:  # WebOb raises what it likes for odd types, charsets and parts: DeprecationWarning, LookupError
-        return None
-    return action if isinstance(action, str) else None
