@@ -127,8 +127,9 @@ class BackgroundMiddleware:
         check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(answers=answers)
-        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground)
+        check_switches(
+            tee=tee, answers=answers, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground
+        )
         check_pair(dashboard, authorize)
         self.app: WSGIApplication = _unwrapped(app)
         self.registry: Registry = MemoryRegistry() if registry is None else registry
@@ -165,10 +166,14 @@ class BackgroundMiddleware:
             secret=None if secret is None else secret.encode(),
         )
         self._authorize = authorize
+        self._stays_in_foreground = foreground or foreground_is_asked_for()
+        self._look_for(when, dashboard, token_name)
+
+    def _look_for(self, when: marks.Mark, dashboard: str | None, token_name: str) -> None:
+        """Prepare the look at each request."""
         # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
         self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
         marked = when if dashboard is None else marks.any_of(self._is_dashboard, when)
-        self._stays_in_foreground = foreground or foreground_is_asked_for()
         self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
         self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="

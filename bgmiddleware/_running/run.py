@@ -459,7 +459,7 @@ class Run:
 
     def _ask(self, text: str, choices: Sequence[str], timeout: float) -> str:
         if self._questions is None or os.getpid() != self._pid:
-            raise ConfigurationError("ask() was called in a forked process: only the job's own process can ask")
+            raise ConfigurationError("ask() was called in a forked process: make the job's own process ask")
         return self._questions.ask(text, choices, timeout)
 
     def _read_line(self) -> str:

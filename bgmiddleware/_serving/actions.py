@@ -13,14 +13,14 @@ from .question import answer_answer
 from .same_site import is_from_another_site
 from .visit import Visit, job_headers
 
-__all__ = ["action_of", "answer_action", "form_of"]
+__all__ = ["ACTIONS", "action_of", "answer_action", "form_of"]
 
 _MAX_FORM = 64 * 1024
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 Form = Mapping[str, str]
 
-_ACTIONS: dict[str, Callable[[Visit, Job, Form], Answer]] = {
+ACTIONS: dict[str, Callable[[Visit, Job, Form], Answer]] = {
     "cancel": lambda visit, job, form: answer_cancel(visit, job),
     "answer": answer_answer,
 }
@@ -47,7 +47,7 @@ def action_of(environ: Mapping[str, Any], form: Form) -> str | None:
     if environ["REQUEST_METHOD"] == "DELETE":
         return "cancel"
     action = form.get("_action", "answer" if "_answer" in form else "")
-    return action if action in _ACTIONS else None
+    return action if action in ACTIONS else None
 
 
 def answer_action(visit: Visit, job: Job, action: str, form: Form) -> Answer:
@@ -55,7 +55,7 @@ def answer_action(visit: Visit, job: Job, action: str, form: Form) -> Answer:
     the job's state."""
     if is_from_another_site(visit.environ):
         return problem(visit.environ, 403, "cross-site", "A job can only be changed from its own site.")
-    answer = _ACTIONS[action](visit, job, form)
+    answer = ACTIONS[action](visit, job, form)
     by_person = visit.environ["REQUEST_METHOD"] == "POST" and choose(visit.environ.get("HTTP_ACCEPT")) is View.PAGE
     return _back(visit, job) if by_person and answer.status.startswith("2") else answer
 
