@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from typing import Any, TextIO
 
-from ._output import JobOutput, Output
+from ._output import JobOutput, Output, pass_on
 
 __all__ = [
     "LARGE",
@@ -21,6 +21,9 @@ __all__ = [
     "current_output",
     "detached",
     "job_output",
+    "printing",
+    "restore",
+    "route",
     "use_output",
 ]
 
@@ -28,6 +31,20 @@ LARGE = 4096
 """Characters of a write that is stored at once."""
 
 current: ContextVar[Output | None] = ContextVar("bgmiddleware_output", default=None)
+
+printing: ContextVar[Callable[[str], int]] = ContextVar("bgmiddleware_printing")
+"""What ``print`` calls; set wherever ``current`` is, so unset in contexts that never ran anything of ours."""
+
+
+def route(output: Output | None) -> tuple[Token[Any], Token[Any]]:
+    """Let what is written in this context go to *output*; return what :func:`restore` needs to undo it."""
+    return current.set(output), printing.set(pass_on if output is None else output.printer)
+
+
+def restore(before: tuple[Token[Any], Token[Any]]) -> None:
+    """Undo a :func:`route`."""
+    current.reset(before[0])
+    printing.reset(before[1])
 
 
 def current_output() -> Output | None:
@@ -44,11 +61,11 @@ def job_output() -> JobOutput | None:
 @contextlib.contextmanager
 def use_output(output: Output | None) -> Iterator[None]:
     """Route what is printed in this block, in this context, to *output*."""
-    token: Token[Output | None] = current.set(output)
+    before = route(output)
     try:
         yield
     finally:
-        current.reset(token)
+        restore(before)
 
 
 @contextlib.contextmanager
@@ -96,7 +113,7 @@ class StandIn(io.TextIOWrapper):
                 write = output.err
                 return write(text)
 
-        # The same as that of a front, but for one word: see there.
+        # With the job's list in it: a call more would be a fifth of a write.
         def write(text: str) -> int:
             output = get()
             if output is None:

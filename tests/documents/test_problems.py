@@ -10,10 +10,10 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, RegistryError, ThreadExecutor, ask, marks
 from tests.kit.clients import InProcess, Reply, ended, environ, start
-from tests.kit.documents import ROOT
+from tests.kit.documents import PAGES, ROOT
 from tests.kit.readers import BOTH, UNKNOWN, Client, Clock, Opener, Play, answering, opened
 
-PAGE = (ROOT / "docs" / "problems.rst").read_text("utf-8")
+PAGE = PAGES["problems.rst"].read_text("utf-8")
 ROW = re.compile(
     r"^   \* - ``([a-z-]+)``\n     - ([0-9, ]+)\n     - (\S[^*]*?)\n     - (\S.*?)(?=\n   \* -|\n\n|\Z)", re.M | re.S
 )
