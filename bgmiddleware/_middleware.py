@@ -43,6 +43,7 @@ from ._starting import (
     may_be_lazy,
     may_begin_twice,
     priorities_of,
+    run_again,
     settle,
     taken,
 )
@@ -71,7 +72,8 @@ class BackgroundMiddleware:
     that a marked request may take before the client is redirected; a faster one is answered directly. *registry* and
     *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see :mod:`bgmiddleware.owners`) names
     the owner of a job; default: anyone with the token. *single_flight*: whether a request joins an identical one of the
-    same client that still runs. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
+    same client that still runs. *keep_requests*: whether the request of a job is kept until the TTL, so that it can be
+    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
     connections of this process viewers may hold open; further viewers get the output so far and poll; default: half of
     the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, for users whom
     *authorize*, a function of the environ, admits. *title*: the name of a job, a function of the environ; default: its
@@ -101,6 +103,7 @@ class BackgroundMiddleware:
         executor: Executor | None = None,
         owner: Owner | None = None,
         single_flight: bool = False,
+        keep_requests: bool = False,
         max_body: int = MAX_BODY,
         stream_slots: int | None = None,
         dashboard: str | None = None,
@@ -127,9 +130,8 @@ class BackgroundMiddleware:
         check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(
-            tee=tee, answers=answers, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground
-        )
+        check_switches(refuse_cross_site=refuse_cross_site, foreground=foreground, keep_requests=keep_requests)
+        check_switches(tee=tee, answers=answers, details=details)
         check_pair(dashboard, authorize)
         self.app: WSGIApplication = _unwrapped(app)
         self.registry: Registry = MemoryRegistry() if registry is None else registry
@@ -145,6 +147,7 @@ class BackgroundMiddleware:
             own_page=page is not None,
             external_assets=assets == "external",
             details=details,
+            rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
         )
         self._starter = Starter(
             self._site,
@@ -156,6 +159,7 @@ class BackgroundMiddleware:
             refuse_cross_site=refuse_cross_site,
             promote_after=promote_after,
             single_flight=single_flight,
+            keep_requests=keep_requests,
             deadline=deadline,
             version=version,
             limit_per_owner=limit_per_owner,

@@ -14,6 +14,7 @@ from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
 from .lines import answer_lines
+from .links import sealed
 from .log import answer_log
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
 from .page import answer_page
@@ -50,6 +51,7 @@ __all__ = [
     "page_maker",
     "problem",
     "retry_after",
+    "sealed",
     "serve",
     "status_answer",
     "threads_of",
@@ -88,7 +90,8 @@ def _answer(visit: Visit) -> Answer:
         form = form_of(environ) if environ["REQUEST_METHOD"] == "POST" else {}
         action = action_of(environ, form)
         if action is not None:
-            return visit.linked(answer_action(visit, job, action, form))
+            answer = answer_action(visit, job, action, form)
+            return answer if "Link" in dict(answer.headers) else visit.linked(answer)
         answer = _view(visit, job)
         return answer if visit.parameters.get("_view") in _PARTS else visit.linked(answer)
     except JobExpired:
