@@ -134,7 +134,8 @@ def test_another_site_and_another_owner_cannot_run_it_again(opens: Stores) -> No
     assert len(site.registry.jobs()) == 1
 
 
-CREDENTIALS = {
+CREDENTIALS = {"cookie": "session=ada", "authorization": "Bearer ada", "x_api_key": "ada"}
+CREDENTIALS["accept"] = "text/plain, */*;q=0.3"
     "cookie": "session=ada",
     "authorization": "Bearer ada",
     "x_api_key": "ada",
