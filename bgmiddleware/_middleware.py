@@ -50,6 +50,7 @@ from .errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
 from .owners import Owner
+from .redact import Redaction, redaction_of
 from .registries.base import Registry
 from .registries.memory import MemoryRegistry
 
@@ -75,15 +76,17 @@ class BackgroundMiddleware:
     connections of this process viewers may hold open; further viewers get the output so far and poll; default: half of
     the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, for users whom
     *authorize*, a function of the environ, admits. *title*: the name of a job, a function of the environ; default: its
-    method, path and query. *page*: your own design of a job's page: a function of :class:`~bgmiddleware.PageParts` that
-    returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's script and style in the page,
-    ``external`` at their own URLs. *capture_logging*: whether a job's log records go to its output if no handler writes
-    them to the console. *capture_children*: whether subprocesses without streams of the job print to its output too.
-    *tee*: whether the output of jobs is copied to the server's standard output. *details*: whether anyone who may see a
-    job sees the traceback of its exception, and the host and process that ran it; else only the server's log has the
-    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *foreground*: whether
-    no request starts a job, so that a debugger can stop in a view; the environment variable ``BGMIDDLEWARE_FOREGROUND``
-    does the same. *token_name*: the query parameter with the token.
+    method, path and query. *redact*: secrets that are replaced by ``[redacted]`` before anything of a job is stored,
+    shown or logged, but not in its response: texts, compiled patterns, and what the functions of
+    :mod:`bgmiddleware.redact` return. *page*: your own design of a job's page: a function of
+    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's
+    script and style in the page, ``external`` at their own URLs. *capture_logging*: whether a job's log records go to
+    its output if no handler writes them to the console. *capture_children*: whether subprocesses without streams of the
+    job print to its output too. *tee*: whether the output of jobs is copied to the server's standard output. *details*:
+    whether anyone who may see a job sees the traceback of its exception, and the host and process that ran it; else
+    only the server's log has the traceback. *refuse_cross_site*: whether a marked request from a page of another site
+    gets 403. *foreground*: whether no request starts a job, so that a debugger can stop in a view; the environment
+    variable ``BGMIDDLEWARE_FOREGROUND`` does the same. *token_name*: the query parameter with the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -105,6 +108,7 @@ class BackgroundMiddleware:
         dashboard: str | None = None,
         authorize: Authorize | None = None,
         title: Callable[[dict[str, Any]], str] | None = None,
+        redact: Iterable[str | re.Pattern[str] | Redaction] = (),
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
@@ -131,6 +135,7 @@ class BackgroundMiddleware:
         self.registry: Registry = MemoryRegistry() if registry is None else registry
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
+        self.redaction: Redaction | None = redaction_of(redact)
         self._site = Site(
             self.registry,
             self.executor,
@@ -157,6 +162,7 @@ class BackgroundMiddleware:
             limits=limits_of(limit_per_owner, limit_per_mark),
             priorities=priorities_of(priority_per_mark),
             title=title,
+            redaction=self.redaction,
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )

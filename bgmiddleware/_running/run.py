@@ -26,6 +26,7 @@ from .._capture import (
     write_late,
 )
 from .._frameworks import Surroundings, run_within, unwind
+from .._ground.redaction import Redaction
 from .._ground.weakly import weakly
 from .._jobs import JobState, Priority, Progress, RecordedResponse, Steps, StepState
 from .._recording import RecordedRequest, plain_title, replay_environ
@@ -77,7 +78,8 @@ class Run:
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
     one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
     after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
-    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *outlet*: given by a
+    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *redaction*: what is replaced
+    in all that is stored or logged of it, but in its response. *outlet*: given by a
     process that does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too;
     who made it can read there what this process wrote before it died. The CPU time is that of the process and its
     children then.
@@ -96,6 +98,7 @@ class Run:
         takes_children: bool = False,
         tees: bool = False,
         tells_errors: bool = True,
+        redaction: Redaction | None = None,
         priority: Priority = Priority.NORMAL,
         groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
@@ -115,6 +118,7 @@ class Run:
         self._takes_children = takes_children
         self._tees = tees
         self._tells_errors = tells_errors
+        self.redaction = redaction
         self._deadline = deadline
         self._version = version
         self._outlet = outlet
@@ -166,9 +170,11 @@ class Run:
                 return True
             # First, since a log handler may raise; and in this process it has no lease: nobody else would ever end it.
             with contextlib.suppress(Exception):
-                change = Transition(JobState.FAILED, self._runner, reason=f"its runner failed: {_described(error)}")
+                reason = f"its runner failed: {self._described(error)}"
+                change = Transition(JobState.FAILED, self._runner, reason=reason)
                 self.registry.transition(self.key, {JobState.PENDING, JobState.RUNNING}, change)
-            _say("job %s could not be run or recorded: %s", self.key[:8], one_line(self.title), exc_info=True)
+            name, trace = one_line(self.title), self._trace(error)
+            _say("job %s could not be run or recorded: %s%s", self.key[:8], name, trace, exc_info=not trace)
         return False
 
     def wait_in(self, holder: Holder) -> None:
@@ -227,7 +233,7 @@ class Run:
                 return True
             output = self._output
             if output is not None:
-                output.drain(_LAST_DRAIN)
+                output.drain(_LAST_DRAIN, last=True)
                 self._keeper.flush()
             if self.registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
                 output.interrupt(reason)
@@ -257,6 +263,7 @@ class Run:
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
             tee=tee,
+            redaction=self.redaction,
         )
         output.begin()
         self._steps.belong()
@@ -273,7 +280,7 @@ class Run:
                 state, reason, error = self._outcome(output)
                 output.flush_assigned()
         except BaseException as failure:
-            state, reason = JobState.FAILED, f"its runner failed: {_described(failure)}"
+            state, reason = JobState.FAILED, f"its runner failed: {self._described(failure)}"
             raise
         finally:
             # In this order: who sees the end sees everything.
@@ -282,7 +289,7 @@ class Run:
             if state is JobState.FAILED and not reason.startswith("its runner failed"):
                 self._log_failed(reason, error)  # where this process writes again to what it wrote to before
             del error  # its frames would be kept for as long as the registry is away
-            reason = "; ".join(filter(None, (reason, keeper.missing)))
+            reason = self.redacted("; ".join(filter(None, (reason, keeper.missing))))
             receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
             self._finish(Transition(state, self._runner, None, reason, self._response, receipt))
 
@@ -352,13 +359,14 @@ class Run:
         """Say in the server's log that the job failed, where it would be if the request had run in the foreground."""
         raised = ""
         if error is not None:
-            reason = _described(error)
+            reason = self._described(error)
         else:  # a framework made the answer
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
                 page = self.registry.page(self.key, -_TAIL_BYTES)
                 raised = raised_in(page.piece.data.decode("utf-8", "replace"))
+        reason, trace = self.redacted(f"{reason}: {raised}" if raised else reason), self._trace(error)
         with detached():
-            log_failed(self.key, self.title, f"{reason}: {raised}" if raised else reason, error)
+            log_failed(self.key, self.title, reason, None if trace else error, trace=trace)
 
     def _outcome(self, output: JobOutput) -> tuple[JobState, str, BaseException | None]:
         """Do the work; return how it ended, why, and what it raised."""
@@ -388,7 +396,7 @@ class Run:
                 return JobState.FAILED, f"it raised an exception, see {self.key[:8]} in the server's log", error
             # Text, not the exception: its frames would be kept for a whole TTL.
             output.note("".join(traceback.format_exception(_without_our_frames(error))))
-            return JobState.FAILED, _described(error), error
+            return JobState.FAILED, self._described(error), error
         if self._response is not None and self._response.code >= 500:
             return JobState.FAILED, f"the app answered {self._response.status}", None
         if failure:
@@ -417,9 +425,28 @@ class Run:
         if self._output is not None:
             self._output.check()
 
+    def redacted(self, text: str) -> str:
+        """Return *text* as it may be stored, shown and logged."""
+        return text if self.redaction is None else self.redaction(text)
+
+    def _trace(self, error: BaseException | None) -> str:
+        """Return the traceback for the log, where no handler may format the exception as it is; else nothing."""
+        if self.redaction is None or error is None:
+            return ""
+        return "\n" + self.redacted("".join(traceback.format_exception(error)).rstrip())
+
+    def _described(self, error: BaseException) -> str:
+        """Return the last line of a traceback: what a person needs to know first. Bounded."""
+        lines = traceback.TracebackException(type(error), error, None)
+        lines.__notes__ = None  # they come after it
+        line = self.redacted(list(lines.format_exception_only())[-1].strip())
+        return line[:500].encode("utf-8", "backslashreplace").decode()
+
     def _report(self, progress: Progress) -> None:
         if self._output is None or os.getpid() != self._pid:
             return  # a forked child has a copy of the registry, which nobody looks at
+        if self.redaction is not None:
+            progress = replace(progress, message=self.redaction(progress.message))
         self._steps.report(progress)
 
     def _tell(self, progress: Progress | None, steps: Steps | None) -> None:
@@ -428,10 +455,13 @@ class Run:
             self._keeper.report(progress, steps=steps)
 
     def _begin_step(self, title: str) -> int | None:
-        output, title = self._output, plain_title(title)
+        output, title = self._output, plain_title(self.redacted(title))
         if output is None or os.getpid() != self._pid:
             return None
         output.drain(_LAST_DRAIN)
+        if output.holds_back:  # the beginning of a line, say
+            output.note("\n")
+            output.drain(_LAST_DRAIN)
         begin, is_new_line = self._keeper.given
         output.note(f"{'' if is_new_line else chr(10)}{'  ' * self._steps.depth}▸ {title}\n")
         return self._steps.begin(title, begin if is_new_line else begin + 1)
@@ -443,12 +473,12 @@ class Run:
         output.drain(_LAST_DRAIN)
         self._steps.end(number, state, self._keeper.given[0])
 
-    def _call_it(self, title: str) -> None:
-        self.title = title
-        if self._output is None or os.getpid() != self._pid:
-            return
-        with self._output.held():
-            self._keeper.report(title=title)
+    def _call_it(self, title: str) -> str:
+        self.title = title = plain_title(self.redacted(title))
+        if self._output is not None and os.getpid() == self._pid:
+            with self._output.held():
+                self._keeper.report(title=title)
+        return title
 
 
 def over_deadline(deadline: float) -> str:
@@ -476,13 +506,6 @@ def _without_our_frames(error: BaseException) -> BaseException:
     while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith(_OURS):
         frames = frames.tb_next
     return error if frames is None else error.with_traceback(frames)
-
-
-def _described(error: BaseException) -> str:
-    """Return the last line of a traceback: what a person needs to know first. Bounded."""
-    lines = traceback.TracebackException(type(error), error, None)
-    lines.__notes__ = None  # they come after it
-    return list(lines.format_exception_only())[-1].strip()[:500].encode("utf-8", "backslashreplace").decode()
 
 
 def replay_request(
@@ -521,7 +544,7 @@ def _unhandled(method: str, response: RecordedResponse) -> str:
     if method in ("GET", "HEAD") or response.code not in (307, 308):
         return ""
     where = next((value for name, value in response.headers if name.lower() == "location"), "")
-    return f"the app did not handle this {method} and redirects it to {where}: send it there again"[:500]
+    return f"the app did not handle this {method} and redirects it to {where}: send it there again"
 
 
 def call_function(function: Callable[[], Any]) -> Work:
