@@ -93,7 +93,7 @@ def _owner(text: str) -> owners.Owner:
     return _imported("owner", text)
 
 
-def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
+def _authorize(text: str) -> Callable[[Mapping[str, Any]], Any]:
     return _imported("authorize", text)
 
 

@@ -1,4 +1,4 @@
-"""Asking a job to stop."""
+"""Asking a job to stop, and having it forgotten."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from .problems import UNSTORED, Answer, problem
 from .status import status_answer
 from .visit import Visit, job_headers
 
-__all__ = ["answer_cancel"]
+__all__ = ["answer_cancel", "answer_discard", "is_cross_site"]
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _PORT = re.compile(r":[0-9]+\Z")
@@ -22,7 +22,7 @@ def answer_cancel(visit: Visit, job: Job, *, by_form: bool) -> Answer:
 
     Raises nothing where the job has ended: then nothing changes.
     """
-    if _from_another_site(visit.environ):
+    if is_cross_site(visit.environ):
         return problem(visit.environ, 403, "cross-site", "A job can only be cancelled from its own site.")
     visit.registry.request_cancel(visit.key)
     visit.site.executor.stop(visit.key)
@@ -38,7 +38,18 @@ def answer_cancel(visit: Visit, job: Job, *, by_form: bool) -> Answer:
     return status_answer(visit, visit.registry.get(visit.key), "200 OK" if ended else "202 Accepted")
 
 
-def _from_another_site(environ: Mapping[str, Any]) -> bool:
+def answer_discard(visit: Visit, job: Job) -> Answer:
+    """Have an operator's job forgotten, and lead him back to the list; 409 where it runs."""
+    if is_cross_site(visit.environ):
+        return problem(visit.environ, 403, "cross-site", "A job can only be discarded from its own site.")
+    if not job.state.ended or not visit.registry.discard(visit.key):
+        return problem(visit.environ, 409, "job-runs", "Only a job that has ended can be discarded. Cancel it first.")
+    body = b"See the others.\n"
+    content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
+    return Answer("303 See Other", (("Location", visit.site.path_to_list), *content, *UNSTORED), [body])
+
+
+def is_cross_site(environ: Mapping[str, Any]) -> bool:
     """Whether a browser says that a page of another origin caused this request; programs say nothing."""
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:

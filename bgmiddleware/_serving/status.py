@@ -9,6 +9,14 @@ from .visit import Visit, about
 
 __all__ = ["answer_status", "status_answer", "status_document"]
 
+_VIEWS = {
+    **dict.fromkeys(("log", "lines", "events"), "output"),
+    "status": "list",
+    "cast": "output",
+    "result": "result",
+}
+"""What is linked, with the right to it."""
+
 
 def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     """Return what scripts are told of a job: instants in seconds since the epoch, durations in seconds, bytes."""
@@ -16,7 +24,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     dropped = job.output_dropped
     here = visit.link()
     return {
-        "token": visit.token,
+        **({"key": job.key} if visit.is_operators else {"token": visit.token}),
         "title": job.title,
         "state": job.state.value,
         "reason": job.reason,
@@ -37,8 +45,8 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "receipt": _receipt(job, details=visit.site.details),
         "links": {
             "self": here,
-            **{view: f"{here}&_view={view}" for view in ("log", "lines", "events", "status", "cast", "result")},
-            "cancel": here,
+            **{view: f"{here}&_view={view}" for view, right in _VIEWS.items() if visit.may(right)},
+            **({"cancel": here} if visit.may("cancel") else {}),
         },
     }
 
