@@ -6,14 +6,13 @@ from typing import Any
 
 from .._jobs import Job
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
+from .actions import action_of, answer_action, form_of
 from .asked import asks_with_other_credentials, kept_of
-from .cancel import answer_cancel, answer_discard
 from .cast import answer_cast
 from .connections import disconnection_of, threads_of
 from .dashboard import answer_dashboard
 from .events import answer_events
 from .external import answer_asset
-from .forms import form_of
 from .fragment import answer_fragment
 from .lines import answer_lines
 from .log import answer_log
@@ -77,6 +76,7 @@ _REFUSED = {
     "list": "You are not allowed to list jobs.",
     "output": "You are not allowed to read what jobs print.",
     "result": "You are not allowed to read the results of jobs.",
+    "answer": "A job's question is for who started it.",
     "cancel": "You are not allowed to cancel jobs.",
     "discard": "You are not allowed to discard jobs.",
 }
@@ -106,15 +106,11 @@ def _answer(visit: Visit) -> Answer:
         return refused
     try:
         job = visit.job()
-        method = environ["REQUEST_METHOD"]
-        action = form_of(environ).get("_action", [""])[-1] if method == "POST" else ""
-        if visit.is_operators and action == "discard":
-            visit.need("discard")
-            return answer_discard(visit, job)
-        if action == "cancel" or method == "DELETE":
-            visit.need("cancel")
-            wants_page = action == "cancel" and choose(environ.get("HTTP_ACCEPT")) is View.PAGE
-            return visit.linked(answer_cancel(visit, job, by_form=wants_page))
+        form = form_of(environ) if environ["REQUEST_METHOD"] == "POST" else {}
+        action = action_of(environ, form)
+        if action is not None and (action != "discard" or visit.is_operators):
+            visit.need(action)
+            return visit.linked(answer_action(visit, job, action, form))
         answer = _view(visit, job)
         return answer if visit.parameters.get("_view") in _PARTS else visit.linked(answer)
     except JobExpired:

@@ -16,6 +16,7 @@ from .negotiate import View
 from .parts import PageParts
 from .policies import page_policy
 from .problems import Answer
+from .question import asked_of, question_form
 from .readable import readable
 from .status import status_document
 from .visit import Visit, about
@@ -74,9 +75,11 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         **words,
         "result": status["links"].get("result", ""),
         "log": status["links"].get("log", ""),
-        "denied": " ".join(right for right in ("cancel", "result") if not visit.may(right)),
+        "denied": " ".join(right for right in ("answer", "cancel", "result") if not visit.may(right)),
         "operator": _operator(visit, job, words),
-        "refresh": Markup(_REFRESH if live else ""),
+        # Nobody's half of an answer is to be taken away.
+        "refresh": Markup(_REFRESH if live and asked_of(job) is None else ""),
+        "question": question_form(job, said["page"]),
         "symbol": LOOKS[look][0],
         "title": readable(job.title),
         "head_title": readable(f"{told} · {job.title}" if look == "refused" else job.title),

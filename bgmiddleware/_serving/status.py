@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from .._jobs import Job, JobState, Progress, Steps
+from .._jobs import Job, JobState, Progress, Question, Steps
 from .problems import Answer
 from .visit import Visit, about
 
@@ -35,6 +35,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "ended_at": job.ended_at,
         "cancel_requested_at": job.cancel_requested_at,
         "stopping": _stopping(visit, job),
+        "waiting_for": _waiting_for(job.question) if job.state is JobState.RUNNING else None,
         "elapsed": job.elapsed(visit.registry.clock()),
         "priority": job.priority.value,
         "queue": _queue(visit, job),
@@ -84,6 +85,13 @@ def _stopping(visit: Visit, job: Job) -> float | None:
     if job.state.ended or job.cancel_requested_at is None:
         return None
     return max(0.0, visit.registry.clock() - job.cancel_requested_at)
+
+
+def _waiting_for(asked: Question | None) -> dict[str, Any] | None:
+    """Return what a job asks its readers; None where it asks nothing, or has its answer."""
+    if asked is None or asked.answer is not None:
+        return None
+    return {"question": asked.text, "choices": list(asked.choices), "until": asked.until, "id": asked.id}
 
 
 def _queue(visit: Visit, job: Job) -> dict[str, float] | None:

@@ -131,7 +131,7 @@ def test_the_page_offers_only_what_may_be_done(opens_one: Any) -> None:
     _, client, token = opens_one()
     path = f"/_jobs/{key_of(token)}"
     page = client.request("GET", path, **HTML, x_rights="output").text
-    assert 'data-denied="cancel result"' in page
+    assert 'data-denied="answer cancel result"' in page
     assert 'value="discard"' not in page
     assert "_view=result" not in page
     links = client.request("GET", path, accept="application/json", x_rights="list").json["links"]
@@ -221,3 +221,9 @@ def test_events_follow_a_job_by_its_key(opens: Opener) -> None:
     text = client.request("GET", f"{path}?_view=events", x_rights="output").text
     assert "hello" in text
     assert token_of(target) not in text
+
+
+def test_a_jobs_question_is_for_who_started_it(opens_one: Any) -> None:
+    _, client, token = opens_one()
+    for rights in ("all", "output,cancel"):
+        assert asks(client, f"/_jobs/{key_of(token)}", "POST", _action="answer", x_rights=rights).status == 403

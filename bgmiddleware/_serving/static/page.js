@@ -292,6 +292,10 @@ function show(news, read = bar) {
   else $.progress.value = part;
   $.nothing.hidden = job.output.end > 0;
   $.nothing.textContent = over() ? words.empty : words.nothing;
+  // The server makes its form.
+  const asked = job.waiting_for?.id;
+  if (asked && $.question?.dataset.id !== asked) location.reload();
+  else if ($.question) $.question.hidden = !asked;
   tick();
   details();
   const step = over() ? 100 : Math.min(75, Math.floor(now / 25) * 25);
