@@ -93,7 +93,7 @@ def _owner(text: str) -> owners.Owner:
     return _imported("owner", text)
 
 
-def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
+def _authorize(text: str) -> Callable[[Mapping[str, Any]], Any]:
     return _imported("authorize", text)
 
 
@@ -210,6 +210,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
     "tee": (_boolean, "true or false", "middleware"),
+    "answers": (_boolean, "true or false", "middleware"),
     "details": (_boolean, "true or false", "middleware"),
     "refuse_cross_site": (_boolean, "true or false", "middleware"),
     "foreground": (_boolean, "true or false", "middleware"),
@@ -251,7 +252,7 @@ def _meant(name: str) -> str:
     close = difflib.get_close_matches(name, SETTINGS, n=1)
     if close:
         return f"did you mean {close[0]}?"
-    return "expected one of the keys that docs/settings.rst lists, such as paths, when, registry, executor, ttl"
+    return "expected one of the keys in docs/reference/settings.rst, such as paths, when, registry, executor, ttl"
 
 
 def _when(paths: list[str] | None = None, when: list[marks.Mark] | None = None) -> marks.Mark:

@@ -1,4 +1,4 @@
-"""What is never stored or shown: ``redact=`` of the middleware. See ``docs/security.rst`` for what it reaches."""
+"""What is never stored or shown: ``redact=`` of the middleware, see ``docs/explanation/security.rst``."""
 
 import fnmatch
 import json

@@ -83,6 +83,7 @@ class Starter:
     capture_logging: bool
     capture_children: bool
     tee: bool
+    answers: bool
     refuse_cross_site: bool
     promote_after: float
     single_flight: bool
@@ -219,6 +220,7 @@ class Starter:
             tees=self.tee,
             tells_errors=self.site.details,
             redaction=self.redaction,
+            answers=self.answers,
             priority=job.priority,
             groups=job.groups,
             deadline=job.deadline,
