@@ -21,7 +21,7 @@ def pieces_of(batch: list[str | bytes]) -> Iterator[bytes]:
 
 
 def _encoded(part: str | bytes) -> bytes:
-    return part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
+    return part if isinstance(part, bytes) else str.encode(part, "utf-8", "backslashreplace")
 
 
 def decoded(write: Callable[[str], int]) -> Callable[[bytes], None]:
