@@ -12,6 +12,7 @@ from typing import Any, Self
 
 __all__ = [
     "EXIT_STATUS",
+    "KEY_LENGTH",
     "Channel",
     "Job",
     "JobState",
@@ -410,6 +411,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 """What JSON has of each field: a document may be damaged, and what is in it is compared and counted."""
 
 
+KEY_LENGTH = 32
+"""How many characters of 0123456789abcdef a key has."""
+
 _VERSION_4 = 0x4 << 76 | 0x2 << 62  # and the variant
 _NOT_VERSION = ~(0xF << 76 | 0x3 << 62)
 
@@ -423,4 +427,4 @@ def new_token() -> str:
 
 def key_of(token: str) -> str:
     """Return the key that names a token's job: a digest, so that who reads a registry cannot read jobs by HTTP."""
-    return hashlib.sha256(token.encode("ascii")).hexdigest()[:32]
+    return hashlib.sha256(token.encode("ascii")).hexdigest()[:KEY_LENGTH]

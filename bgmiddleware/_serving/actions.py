@@ -6,7 +6,7 @@ from typing import Any
 
 from .._ground.webob import Request
 from .._jobs import Job
-from .cancel import answer_cancel
+from .cancel import answer_cancel, answer_discard
 from .negotiate import View, choose
 from .problems import UNSTORED, Answer, problem
 from .question import answer_answer
@@ -14,7 +14,7 @@ from .rerun import answer_rerun
 from .same_site import is_from_another_site
 from .visit import Visit, job_headers
 
-__all__ = ["ACTIONS", "action_of", "answer_action", "form_of"]
+__all__ = ["ACTIONS", "action_of", "answer_action", "fields_of", "form_of"]
 
 _MAX_FORM = 64 * 1024
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
@@ -25,23 +25,28 @@ ACTIONS: dict[str, Callable[[Visit, Job, Form], Answer]] = {
     "cancel": lambda visit, job, form: answer_cancel(visit, job),
     "answer": answer_answer,
     "rerun": answer_rerun,
+    "discard": lambda visit, job, form: answer_discard(visit, job),
 }
 
 
 def form_of(environ: Mapping[str, Any]) -> Form:
-    """Return the texts of a form, of each name the last; any other body is read and dropped, since some servers need
-    that."""
+    """Return the texts of a form, of each name the last."""
+    return dict(fields_of(environ))
+
+
+def fields_of(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the texts of a form; any other body is read and dropped, since some servers need that."""
     try:
         request = Request(dict(environ))
         length = request.content_length or 0  # nothing said: none of our forms, and reading it might never end
         if length > _MAX_FORM:
-            return {}
+            return []
         body = environ["wsgi.input"].read(length)
         form = Request({**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))})
         fields = form.POST.items() if form.content_type in _FORMS else ()
-        return {name: value for name, value in fields if isinstance(value, str)}
+        return [(name, value) for name, value in fields if isinstance(value, str)]
     except Exception:  # WebOb raises what it likes for odd types, charsets and parts: DeprecationWarning, LookupError
-        return {}
+        return []
 
 
 def action_of(environ: Mapping[str, Any], form: Form) -> str | None:

@@ -1,11 +1,11 @@
-"""Asking a job to stop."""
+"""Asking a job to stop, and having it forgotten."""
 
 from .._jobs import Job
-from .problems import Answer
+from .problems import UNSTORED, Answer, problem
 from .status import status_answer
 from .visit import Visit
 
-__all__ = ["answer_cancel"]
+__all__ = ["answer_cancel", "answer_discard"]
 
 
 def answer_cancel(visit: Visit, job: Job) -> Answer:
@@ -14,3 +14,12 @@ def answer_cancel(visit: Visit, job: Job) -> Answer:
     visit.site.executor.stop(visit.key)
     ended = job.state.ended
     return status_answer(visit, visit.registry.get(visit.key), "200 OK" if ended else "202 Accepted")
+
+
+def answer_discard(visit: Visit, job: Job) -> Answer:
+    """Have an operator's job forgotten, and lead him back to the list; 409 where it has not ended."""
+    if not job.state.ended or not visit.registry.discard(visit.key):
+        return problem(visit.environ, 409, "job-runs", "Only a job that has ended can be discarded. Cancel it first.")
+    body = b"See the others.\n"
+    content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
+    return Answer("303 See Other", (("Location", visit.site.path_to_list), *content, *UNSTORED), [body])

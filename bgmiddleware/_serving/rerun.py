@@ -37,7 +37,7 @@ def rerun_form(visit: Visit, job: Job, said: Mapping[str, Any]) -> Markup:
     """Return the button that runs the job again, hidden until it has ended, and the links to its other runs."""
     links = {"earlier_run": link_to(visit, job.rerun_of), "later_run": link_to(visit, job.rerun_as)}
     html = [filled_in(_LINK, {"link": link, "word": said[word]}) for word, link in links.items() if link is not None]
-    if job.keeps_request:
+    if job.keeps_request and visit.may("rerun"):
         hidden = Markup("" if job.state.ended else " hidden")
         html.append(filled_in(_FORM, {"hidden": hidden, "word": said["rerun"]}))
     return Markup("".join(html))

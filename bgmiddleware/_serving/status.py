@@ -10,6 +10,14 @@ from .visit import Visit, about
 
 __all__ = ["answer_status", "status_answer", "status_document"]
 
+_VIEWS = {
+    **dict.fromkeys(("log", "lines", "events"), "output"),
+    "status": "list",
+    "cast": "output",
+    "result": "result",
+}
+"""What is linked, with the right to it."""
+
 
 def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     """Return what scripts are told of a job: instants in seconds since the epoch, durations in seconds, bytes."""
@@ -17,7 +25,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     dropped = job.output_dropped
     here = visit.link()
     return {
-        "token": visit.token,
+        **({"key": job.key} if visit.is_operators else {"token": visit.token}),
         "title": job.title,
         "state": job.state.value,
         "reason": job.reason,
@@ -41,9 +49,9 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "rerun_as": link_to(visit, job.rerun_as),
         "links": {
             "self": here,
-            **{view: f"{here}&_view={view}" for view in ("log", "lines", "events", "status", "cast", "result")},
-            "cancel": here,
-            "rerun": here if job.keeps_request and job.state.ended else None,
+            **{view: f"{here}&_view={view}" for view, right in _VIEWS.items() if visit.may(right)},
+            **({"cancel": here} if visit.may("cancel") else {}),
+            **({"rerun": here if job.keeps_request and job.state.ended else None} if visit.may("rerun") else {}),
         },
     }
 

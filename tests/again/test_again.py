@@ -136,11 +136,6 @@ def test_another_site_and_another_owner_cannot_run_it_again(opens: Stores) -> No
 
 CREDENTIALS = {"cookie": "session=ada", "authorization": "Bearer ada", "x_api_key": "ada"}
 CREDENTIALS["accept"] = "text/plain, */*;q=0.3"
-    "cookie": "session=ada",
-    "authorization": "Bearer ada",
-    "x_api_key": "ada",
-    "accept": "text/plain, */*;q=0.3",
-}
 
 
 def test_its_owner_sends_the_credentials_of_the_first_request_again(opens: Stores) -> None:

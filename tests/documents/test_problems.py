@@ -87,6 +87,13 @@ def _forbidden(opens: Opener, accept: str) -> Reply:
     return client.request("GET", "/_jobs", accept=accept)
 
 
+def _discard_running(opens: Opener, accept: str) -> Reply:
+    site, client = opens(Play(), dashboard="/_jobs", authorize=lambda environ: True)
+    start(client, "/")
+    form = {"content_type": "application/x-www-form-urlencoded", "accept": accept}
+    return client.request("POST", f"/_jobs/{site.registry.jobs()[0].key}", b"_action=discard", **form)
+
+
 def _bad_query(opens: Opener, accept: str) -> Reply:
     site, _ = opens(answering())
     return InProcess(site).request("POST", "/?q=\u2603", accept=accept)  # no client of HTTP sends that
@@ -206,6 +213,7 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "not-kept": _rerun,
     "still-running": _running(method="POST", body=b"_action=rerun", content_type="application/x-www-form-urlencoded"),
     "cross-site": _running(method="DELETE", sec_fetch_site="cross-site"),
+    "job-runs": _discard_running,
     "failed": _result_of(_raise),
     "cancelled": _result_of(_cancel),
     "lost": _result_of(_lose),
