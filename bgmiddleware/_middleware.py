@@ -143,13 +143,9 @@ class BackgroundMiddleware:
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
         self.redaction: Redaction | None = redaction_of(redact)
+        parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
-            self.registry,
-            self.executor,
-            Viewers(stream_slots),
-            token_name,
-            owner,
-            page_maker(page),
+            *parts,
             own_page=page is not None,
             external_assets=assets == "external",
             details=details,
