@@ -2,18 +2,23 @@
 
 import codecs
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from webob import Response
+from webob.acceptparse import AcceptEncodingValidHeader, create_accept_encoding_header
 
 from .._capture import write_late
 from .._jobs import Channel, Job, RecordedResponse
 from .._serving import Answer, Stored, Visit, conditional, is_for_us, problem
-from ..registries.base import PAGE_BYTES, Registry
+from ..registries.base import END, PAGE_BYTES, Registry
 
 __all__ = ["untouched"]
 
 _log = logging.getLogger("bgmiddleware")
 
+_LEAST_COMPRESSED = 200  # bytes: what is smaller becomes larger
 _RANGES = {"HTTP_RANGE", "HTTP_IF_RANGE"}
 _CONDITIONS = {f"HTTP_IF_{name}" for name in ("MATCH", "NONE_MATCH", "MODIFIED_SINCE", "UNMODIFIED_SINCE")}
 
@@ -33,11 +38,33 @@ def untouched(visit: Visit, job: Job) -> Answer:
     answer = Answer(response.status, (*response.headers, *length), content)
     if is_for_us(response):
         answer = conditional(_heeded(visit.environ, response), answer.headers, content, response.status)
+        if job.body_end >= _LEAST_COMPRESSED:
+            answer = _compressed(visit.environ, answer)
     if is_large:
         return Answer(answer.status, answer.headers, _ForgottenAfter(registry, job.key, answer.body))
     body = b"".join(answer.body)
     registry.discard(job.key)
     return Answer(answer.status, answer.headers, [body] if body else [])
+
+
+def _compressed(environ: Mapping[str, Any], answer: Answer) -> Answer:
+    """Return an answer as its app would have compressed it: one that says that it varies by what the client accepts.
+
+    A job's app is not told what its client accepts: its answer may be for other readers, too.
+    """
+    response = Response(status=answer.status, headerlist=list(answer.headers), app_iter=answer.body)
+    if "HTTP_ACCEPT_ENCODING" not in environ or response.status_int != 200 or response.content_encoding:
+        return answer
+    varies = "accept-encoding" in {name.lower() for name in response.vary or ()}
+    if not varies or response.cache_control.no_transform:
+        return answer
+    accepted = create_accept_encoding_header(environ["HTTP_ACCEPT_ENCODING"])
+    if not isinstance(accepted, AcceptEncodingValidHeader) or not accepted.acceptable_offers(["gzip"]):
+        return answer
+    response.encode_content(lazy=True)
+    if response.etag:
+        response.etag = response.etag, False  # the bytes differ now
+    return Answer(answer.status, tuple(response.headerlist), response.app_iter)
 
 
 def _heeded(environ: Mapping[str, Any], response: RecordedResponse) -> dict[str, Any]:
@@ -54,22 +81,37 @@ def _heeded(environ: Mapping[str, Any], response: RecordedResponse) -> dict[str,
 
 def _print_late(registry: Registry, job: Job) -> None:
     """Print the job's output where it would have gone without capture."""
-    write = write_late("stdout")
+    writes = write_late("stdout"), write_late("stderr")
     try:
-        for text in _texts(registry, job):
-            write(text)
+        for is_error, text in _texts(registry, job):
+            writes[is_error](text)
     except (OSError, ValueError) as error:  # nobody reads the pipe, or the encoding lacks a character
         # The app has answered: a fault of the console must not change the response.
         _log.warning("job %s: its output cannot be printed: %s", job.key[:8], error)
 
 
-def _texts(registry: Registry, job: Job) -> Iterator[str]:
-    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+def _texts(registry: Registry, job: Job) -> Iterator[tuple[bool, str]]:
+    """Yield the texts of the output in their order, and whether each of them came on stderr."""
+    decoders = [codecs.getincrementaldecoder("utf-8")("backslashreplace") for _ in range(2)]
+    for is_error, data in _parts(registry, job):
+        yield is_error, decoders[is_error].decode(data)
+    for is_error in (False, True):
+        yield is_error, decoders[is_error].decode(b"", True)
+
+
+def _parts(registry: Registry, job: Job) -> Iterator[tuple[bool, bytes]]:
+    ranges = deque(job.error_ranges)
     offset = 0
     while (piece := registry.read(job.key, Channel.OUTPUT, offset)).data:
-        offset = piece.end
-        yield decode(piece.data)
-    yield decode(b"", True)
+        offset, left = piece.offset, piece.data
+        while left:
+            while ranges and ranges[0][1] <= offset:
+                ranges.popleft()
+            begin, end = ranges[0] if ranges else (END, END)
+            is_error = begin <= offset
+            size = (end if is_error else begin) - offset
+            yield is_error, left[:size]
+            offset, left = offset + len(left[:size]), left[size:]
 
 
 class _ForgottenAfter:
