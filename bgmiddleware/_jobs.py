@@ -12,11 +12,13 @@ from typing import Any, Self
 
 __all__ = [
     "EXIT_STATUS",
+    "KEY_LENGTH",
     "Channel",
     "Job",
     "JobState",
     "Priority",
     "Progress",
+    "Question",
     "RecordedResponse",
     "Step",
     "StepState",
@@ -193,6 +195,28 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a running job asks its readers, by :func:`bgmiddleware.ask`.
+
+    *choices*: the answers that it takes; none: any line. *until*: the instant at which it waits no longer. *id*: names
+    the question, so that an answer to an earlier one is not taken for this. *answer*: None until there is one.
+    """
+
+    text: str
+    choices: tuple[str, ...] = ()
+    until: float = 0.0
+    id: str = ""
+    answer: str | None = None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the question that a part of a job's document holds. Skips what it does not know."""
+        known = {name: value for name, value in document.items() if name in cls.__dataclass_fields__}
+        known["choices"] = tuple(map(str, known.get("choices", ())))
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedResponse:
     """The head of the app's response: *status* line and *headers* as the app gave them, hop-by-hop ones left out.
 
@@ -269,6 +293,8 @@ class Job:
     progress: Progress | None = None
     """How far it says that it is, outside of its steps."""
     steps: Steps | None = None
+    question: Question | None = None
+    """What it asks its readers, and their answer until it has taken that."""
     output_end: int = 0
     output_dropped: tuple[int, int] | None = None
     """The range of output bytes that was dropped to stay within the registry's bounds, if any."""
@@ -338,7 +364,7 @@ class Job:
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
         document = {name: getattr(self, name) for name in _SETTERS}
-        for name in ("response", "progress", "steps"):
+        for name in ("response", "progress", "steps", "question"):
             if document[name] is not None:
                 document[name] = dataclasses.asdict(document[name])
         return document
@@ -359,6 +385,8 @@ class Job:
             known["progress"] = Progress.from_document(known["progress"])
         if known.get("steps") is not None:
             known["steps"] = Steps.from_document(known["steps"])
+        if known.get("question") is not None:
+            known["question"] = Question.from_document(known["question"])
         if known.get("output_dropped") is not None:
             begin, end = known["output_dropped"]
             known["output_dropped"] = int(begin), int(end)
@@ -377,7 +405,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
     **dict.fromkeys(("asked", "groups", "request", "receipt"), (dict,)),
-    **dict.fromkeys(("response", "progress", "steps"), (dict, NoneType)),
+    **dict.fromkeys(("response", "progress", "steps", "question"), (dict, NoneType)),
     **dict.fromkeys(("output_end", "body_end"), (int,)),
     "created_at": (int, float),
     "owner": (str, NoneType),
@@ -385,6 +413,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 """What JSON has of each field: a document may be damaged, and what is in it is compared and counted."""
 
+
+KEY_LENGTH = 32
+"""How many characters of 0123456789abcdef a key has."""
 
 _VERSION_4 = 0x4 << 76 | 0x2 << 62  # and the variant
 _NOT_VERSION = ~(0xF << 76 | 0x3 << 62)
@@ -399,4 +430,4 @@ def new_token() -> str:
 
 def key_of(token: str) -> str:
     """Return the key that names a token's job: a digest, so that who reads a registry cannot read jobs by HTTP."""
-    return hashlib.sha256(token.encode("ascii")).hexdigest()[:32]
+    return hashlib.sha256(token.encode("ascii")).hexdigest()[:KEY_LENGTH]

@@ -93,7 +93,7 @@ def _owner(text: str) -> owners.Owner:
     return _imported("owner", text)
 
 
-def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
+def _authorize(text: str) -> Callable[[Mapping[str, Any]], Any]:
     return _imported("authorize", text)
 
 
@@ -193,6 +193,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
     "tee": (_boolean, "true or false", "middleware"),
+    "answers": (_boolean, "true or false", "middleware"),
     "details": (_boolean, "true or false", "middleware"),
     "refuse_cross_site": (_boolean, "true or false", "middleware"),
     "foreground": (_boolean, "true or false", "middleware"),

@@ -74,7 +74,8 @@ class JobOutput:
     A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
     *late_err*. *takes_children*: children of the job that were given no streams get this one. *tee* is given all that
-    is stored too, soon after it is written.
+    is stored too, soon after it is written. *read_line* gives what the job reads from ``sys.stdin``; None: that is at
+    its end.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class JobOutput:
         takes_logging: bool = True,
         takes_children: bool = False,
         tee: Callable[[bytes], None] | None = None,
+        read_line: Callable[[], str] | None = None,
     ) -> None:
         self.job: Any = job
+        self.read_line = read_line
         self.takes_logging = takes_logging
         self.takes_children = takes_children
         self._store = store if tee is None else both(store, tee)

@@ -284,7 +284,8 @@ class _RawStandIn(io.RawIOBase):
 
 
 class StdinStandIn(io.TextIOBase):
-    """``sys.stdin``: at its end inside a job, which must not read what is typed at the server; else the original."""
+    """``sys.stdin``: inside a job, which must not read what is typed at the server, it has the lines that readers
+    answer, or is at its end; else the original."""
 
     def __init__(self, original: Any) -> None:
         self.original = original
@@ -297,7 +298,13 @@ class StdinStandIn(io.TextIOBase):
         return str(self._source().read(-1 if size is None else size))
 
     def readline(self, size: int = -1) -> str:  # type: ignore[override]
+        output = current.get()
+        if isinstance(output, JobOutput) and output.job is not None and output.read_line is not None:
+            return output.read_line()
         return str(self._source().readline(size))
+
+    def __next__(self) -> str:  # type: ignore[override]
+        return str(next(self._source()))  # who reads to the end asks nobody
 
     def fileno(self) -> int:
         return int(self._source().fileno())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from .._jobs import EXIT_STATUS, Job, JobState, key_of
+from .._running import taken_answer
 from .._serving.timed import Came
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
 from ..registries import open_registry
@@ -51,6 +52,8 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     following.add_argument("--times", action="store_true", help="begin each line with the seconds since the job began")
     add("cancel", "ask a job to stop")
+    answering = add("answer", "answer what a job asks")
+    answering.add_argument("answer", metavar="ANSWER", help="one of the choices, or a line")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
@@ -62,6 +65,7 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         "show": _show,
         "follow": _follow,
         "cancel": _cancel,
+        "answer": _answer,
         "evict": _evict,
     }
     try:
@@ -162,6 +166,17 @@ def _cancel(registry: Registry, options: argparse.Namespace) -> int:
     state = registry.request_cancel(key)
     print("it is asked to stop" if state is JobState.RUNNING else f"it is {state}" + (" already" * before.ended))
     return 0
+
+
+def _answer(registry: Registry, options: argparse.Namespace) -> int:
+    key = _key(registry, options.job)
+    now = registry.clock()
+    if registry.amend(key, lambda job: taken_answer(job, options.answer, now)) is not None:
+        return 0
+    asked = registry.get(key).question
+    if asked is None or asked.answer is not None:
+        raise BackgroundError("the job does not wait for an answer")
+    raise ConfigurationError.of_setting("answer", options.answer, f"one of {', '.join(asked.choices)}")
 
 
 def _evict(registry: Registry, options: argparse.Namespace) -> int:

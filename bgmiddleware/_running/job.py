@@ -1,6 +1,6 @@
 """What a job sees of itself while it runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .._jobs import Progress, StepState
 from .._recording import plain_title
@@ -23,6 +23,7 @@ class RunningJob:
         rename: Callable[[str], None],
         begin_step: Callable[[str], int | None],
         end_step: Callable[[int, StepState], None],
+        ask: Callable[[str, Sequence[str], float], str],
     ) -> None:
         self.key = key
         self._title = title
@@ -31,6 +32,7 @@ class RunningJob:
         self._rename = rename
         self._begin_step = begin_step
         self._end_step = end_step
+        self._ask = ask
 
     @property
     def title(self) -> str:
@@ -56,6 +58,11 @@ class RunningJob:
     def end_step(self, number: int, state: StepState) -> None:
         """End a step. After the end of the job it does nothing."""
         self._end_step(number, state)
+
+    def ask(self, question: str, choices: Sequence[str], timeout: float) -> str:
+        """Wait for an answer: see :func:`bgmiddleware.ask`. A cancellation point for as long as it waits."""
+        self.check()
+        return self._ask(question, choices, timeout)
 
     def check(self) -> None:
         """Raise :class:`~bgmiddleware.JobCancelled` if the job was asked to stop; call it now and then in a loop that

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ from .._frameworks import Surroundings, run_within, unwind
 from .._ground.weakly import weakly
 from .._jobs import JobState, Priority, Progress, RecordedResponse, Steps, StepState
 from .._recording import RecordedRequest, plain_title, replay_environ
-from ..errors import BadOffset, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
+from ..errors import BadOffset, ConfigurationError, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore, open_request_body
 from .exchange import Exchange
@@ -37,6 +37,7 @@ from .failures import log_failed, one_line, raised_in
 from .job import RunningJob
 from .keeper import LEASE, Keeper, patiently
 from .naming import new_runner, where
+from .questions import Questions
 from .steps import RunningSteps
 from .tee import open_tee
 
@@ -77,7 +78,8 @@ class Run:
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
     one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
     after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
-    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *outlet*: given by a
+    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *answers*:
+    whether readers answer its ``input()``. *outlet*: given by a
     process that does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too;
     who made it can read there what this process wrote before it died. The CPU time is that of the process and its
     children then.
@@ -96,6 +98,7 @@ class Run:
         takes_children: bool = False,
         tees: bool = False,
         tells_errors: bool = True,
+        answers: bool = False,
         priority: Priority = Priority.NORMAL,
         groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
@@ -115,6 +118,7 @@ class Run:
         self._takes_children = takes_children
         self._tees = tees
         self._tells_errors = tells_errors
+        self._answers = answers
         self._deadline = deadline
         self._version = version
         self._outlet = outlet
@@ -123,6 +127,7 @@ class Run:
         self._keeper = Keeper(registry, key, self._runner, weakly(self._reclaim))
         self._steps = RunningSteps(key, self._keeper.now, weakly(self._tell))
         self._output: JobOutput | None = None  # from the claim on
+        self._questions: Questions | None = None
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
         self._abandoned = False
@@ -252,13 +257,22 @@ class Run:
             write_late("stdout"),
             write_late("stderr"),
             job=RunningJob(
-                self.key, self.title, self._check, self._report, self._call_it, self._begin_step, self._end_step
+                self.key,
+                self.title,
+                self._check,
+                self._report,
+                self._call_it,
+                self._begin_step,
+                self._end_step,
+                self._ask,
             ),
+            read_line=self._read_line if self._answers else None,
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
             tee=tee,
         )
         output.begin()
+        self._questions = Questions(self.registry, self.key, self._runner, output, keeper.flush)
         self._steps.belong()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
@@ -444,6 +458,15 @@ class Run:
             return
         output.drain(_LAST_DRAIN)
         self._steps.end(number, state, self._keeper.given[0])
+
+    def _ask(self, text: str, choices: Sequence[str], timeout: float) -> str:
+        if self._questions is None or os.getpid() != self._pid:
+            raise ConfigurationError("ask() was called in a forked process: make the job's own process ask")
+        return self._questions.ask(text, choices, timeout)
+
+    def _read_line(self) -> str:
+        # A forked child has a copy of the registry, which nobody looks at: its input is at its end.
+        return "" if self._questions is None or os.getpid() != self._pid else self._questions.read_line()
 
     def _call_it(self, title: str) -> None:
         self.title = title

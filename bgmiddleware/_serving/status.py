@@ -3,11 +3,19 @@
 import json
 from typing import Any
 
-from .._jobs import Job, JobState, Progress, Steps
+from .._jobs import Job, JobState, Progress, Question, Steps
 from .problems import Answer
 from .visit import Visit, about
 
 __all__ = ["answer_status", "status_answer", "status_document"]
+
+_VIEWS = {
+    **dict.fromkeys(("log", "lines", "events"), "output"),
+    "status": "list",
+    "cast": "output",
+    "result": "result",
+}
+"""What is linked, with the right to it."""
 
 
 def status_document(visit: Visit, job: Job) -> dict[str, Any]:
@@ -16,7 +24,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     dropped = job.output_dropped
     here = visit.link()
     return {
-        "token": visit.token,
+        **({"key": job.key} if visit.is_operators else {"token": visit.token}),
         "title": job.title,
         "state": job.state.value,
         "reason": job.reason,
@@ -27,6 +35,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "ended_at": job.ended_at,
         "cancel_requested_at": job.cancel_requested_at,
         "stopping": _stopping(visit, job),
+        "waiting_for": _waiting_for(job.question) if job.state is JobState.RUNNING else None,
         "elapsed": job.elapsed(visit.registry.clock()),
         "priority": job.priority.value,
         "queue": _queue(visit, job),
@@ -37,8 +46,8 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "receipt": _receipt(job, details=visit.site.details),
         "links": {
             "self": here,
-            **{view: f"{here}&_view={view}" for view in ("log", "lines", "events", "status", "cast", "result")},
-            "cancel": here,
+            **{view: f"{here}&_view={view}" for view, right in _VIEWS.items() if visit.may(right)},
+            **({"cancel": here} if visit.may("cancel") else {}),
         },
     }
 
@@ -76,6 +85,13 @@ def _stopping(visit: Visit, job: Job) -> float | None:
     if job.state.ended or job.cancel_requested_at is None:
         return None
     return max(0.0, visit.registry.clock() - job.cancel_requested_at)
+
+
+def _waiting_for(asked: Question | None) -> dict[str, Any] | None:
+    """Return what a job asks its readers; None where it asks nothing, or has its answer."""
+    if asked is None or asked.answer is not None:
+        return None
+    return {"question": asked.text, "choices": list(asked.choices), "until": asked.until, "id": asked.id}
 
 
 def _queue(visit: Visit, job: Job) -> dict[str, float] | None:

@@ -81,6 +81,7 @@ class Starter:
     capture_logging: bool
     capture_children: bool
     tee: bool
+    answers: bool
     refuse_cross_site: bool
     promote_after: float
     single_flight: bool
@@ -215,6 +216,7 @@ class Starter:
             takes_children=self.capture_children,
             tees=self.tee,
             tells_errors=self.site.details,
+            answers=self.answers,
             priority=job.priority,
             groups=job.groups,
             deadline=job.deadline,

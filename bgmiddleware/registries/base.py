@@ -279,6 +279,15 @@ class Registry(ABC):
         """
 
     @abstractmethod
+    def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
+        """Replace a job by what *change* makes of it, in one atomic step, and return the new one. Where that is None,
+        nothing changes, and None is returned.
+
+        *change* is given the job as it reads. It may be called several times and from within a transaction, so it only
+        computes. Of what it returns, only the fields ``question`` counts: all else is the registry's own.
+        """
+
+    @abstractmethod
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         """Ask that a job stop; return its state. Pending: cancelled at once, for *reason*. Running: its runner is told,
         and ``cancel_requested_at`` and ``reason`` are set, by the first who asks. Ended: nothing changes."""

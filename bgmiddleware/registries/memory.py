@@ -238,6 +238,15 @@ class MemoryRegistry(Registry):
                 record.job = changes.held(job, self._held_until[job.process]) if waits_here else job
             return Renewal(job is not None, cancel)
 
+    def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
+        with self._lock:
+            record = self._find(key)
+            job = record.snapshot()
+            new = changes.amended(job, job.as_of(self.clock()), change)
+            if new is not None:
+                record.job = new
+            return new
+
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._lock:
             record = self._find(key)

@@ -219,6 +219,10 @@ class RedisRegistry(Registry):
         job, ok = self._change(key, renewed)
         return Renewal(ok, job.cancel_requested_at is not None)
 
+    def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
+        job, done = self._change(key, lambda stored: changes.amended(stored.job, stored.seen, change))
+        return job if done else None
+
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         def asked(stored: Stored) -> Job | None:
             return changes.asked_to_stop(stored.held, stored.now, ttl=self.ttl, reason=reason)

@@ -255,6 +255,14 @@ class SpoolRegistry(Registry):
             self._store.writers.close(key)
         return Renewal(job is not None, cancel)
 
+    def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
+        with self._store.changing() as store:
+            row = self._find(store.database, key)
+            job = changes.amended(row.job, row.job.as_of(self.clock()), change)
+            if job is not None:
+                store.store(row, job)
+        return job
+
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._store.changing() as change:
             now = self.clock()

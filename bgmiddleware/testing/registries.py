@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 
-from .._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse, Step, Steps, StepState, key_of
+from .._jobs import (
+    Channel,
+    Job,
+    JobState,
+    Priority,
+    Progress,
+    Question,
+    RecordedResponse,
+    Step,
+    Steps,
+    StepState,
+    key_of,
+)
 from ..errors import (
     BadOffset,
     ConfigurationError,
@@ -151,6 +163,7 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "finish": lambda registry, key: registry.finish(key, RUNNER, JobState.FINISHED),
     "renew": lambda registry, key: registry.renew(key, RUNNER),
     "request_cancel": lambda registry, key: registry.request_cancel(key),
+    "amend": lambda registry, key: registry.amend(key, lambda job: job),
     "position": lambda registry, key: registry.position(key),
     "take_cookies": lambda registry, key: registry.take_cookies(key),
     "page": lambda registry, key: registry.page(key, 0),
@@ -240,6 +253,41 @@ class RegistryContract:
         added(registry, "another")
         with pytest.raises(JobNotFound):
             call(registry, KEY)
+
+    def test_what_is_amended_of_a_job_stays_and_nothing_else_changes(self, registry: Registry, clock: Clock) -> None:
+        asked = Question("Go on?", ("yes", "no"), 7.0, "an id")
+        key = running(registry)
+        write(registry, key, b"text")
+        before = registry.get(key)
+        amended = registry.amend(key, lambda job: job.changed(question=asked, title="other", owner="eve"))
+        assert registry.get(key) == before.changed(question=asked)
+        assert amended is not None
+        assert (amended.question, amended.title) == (asked, "one")
+        assert registry.amend(key, lambda job: None) is None
+        assert registry.get(key).question == asked
+        assert registry.renew(key, RUNNER).ok
+        assert write(registry, key, b" and more") == 13
+        assert registry.finish(key, RUNNER, JobState.FINISHED)
+        job = registry.get(key)
+        assert job.question is None, "nobody waits for an answer any more"
+        registry.amend(key, lambda job: job.changed(question=asked))
+        assert registry.get(key) == job.changed(question=asked), "its TTL goes on"
+        clock.advance(60.0)
+        with pytest.raises(JobExpired):
+            registry.amend(key, lambda job: job)
+
+    def test_of_many_who_amend_at_once_none_is_missed(self, registry: Registry) -> None:
+        key = running(registry)
+
+        def counts(job: Job) -> Job:
+            asked = job.question or Question("0")
+            return job.changed(question=replace(asked, text=str(int(asked.text) + 1)))
+
+        for future in [begun(registry.amend, key, counts) for _ in range(8)]:
+            done(future)
+        asked = registry.get(key).question
+        assert asked is not None
+        assert asked.text == "8"
 
     def test_discarding_an_unknown_key_does_nothing(self, registry: Registry) -> None:
         assert registry.discard(KEY) is False

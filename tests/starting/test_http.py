@@ -473,6 +473,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "steps_unlisted": 0,
         "cancel_requested_at": None,
         "stopping": None,
+        "waiting_for": None,
         "output": {"start": 0, "end": 7, "dropped": None},
         "estimate": None,
         "status_code": 201,

@@ -26,6 +26,8 @@ if ARGV[11] then
     redis.call('PEXPIRE', key, ARGV[11])
   end
   redis.call('SET', GONE, '', 'PX', ARGV[12])
-  wake_for_good()
+  if state == 'pending' or state == 'running' then -- else it has ended before, and all are awake
+    wake_for_good()
+  end
 end
 return {'ok'}
