@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from .._ground.redaction import Redaction, Redactor
 from ..errors import JobCancelled
 from ._files import Outlet, OutputFile
 from ._pieces import ErrorRanges, ErrorText, both, decoded, pieces_of, runs_of
@@ -75,7 +76,7 @@ class JobOutput:
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
     *late_err*. *takes_children*: children of the job that were given no streams get this one. *tee* is given all that
     is stored too, soon after it is written. *read_line* gives what the job reads from ``sys.stdin``; None: that is at
-    its end.
+    its end. *redaction*: what neither *store* nor *tee* is given.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class JobOutput:
         takes_logging: bool = True,
         takes_children: bool = False,
         tee: Callable[[bytes], None] | None = None,
+        redaction: Redaction | None = None,
         read_line: Callable[[], str] | None = None,
     ) -> None:
         self.job: Any = job
@@ -97,9 +99,13 @@ class JobOutput:
         self._store = store if tee is None else both(store, tee)
         self._stored = 0  # bytes
         self.errors = ErrorRanges()
-        """Which bytes came on stderr, of those that this process wrote."""
+        """Which bytes came on stderr, of those that this process wrote; none where redaction shifts them."""
         self._marking = threading.RLock()  # guards the next, and a text of stderr until it is pending
         self._has_errors = False  # among what is pending
+        self._redactor: Redactor | None = None
+        if redaction is not None:
+            self._redactor = redaction.stream(self._store)
+            self._store = self._redactor.store
         self._late = late_out, late_err
         # Guards the order in which things are stored, and the file. Its owner may come again, by a signal handler or a
         # __del__ in the midst of storing: _busy tells it so.
@@ -291,7 +297,7 @@ class JobOutput:
             for data in pieces_of(run):
                 self._put(data, file, pipe)
                 end = self._stored if file is None else file.end
-                if is_error and not self._is_forked:
+                if is_error and not self._is_forked and self._redactor is None:
                     self.errors.add(end - len(data), end)
 
     def _keep(self, data: bytes) -> None:
@@ -381,11 +387,19 @@ class JobOutput:
         self.drain()
         return pipe.moved - before
 
-    def drain(self, patience: float = 0.0) -> None:
-        """Store all that was written so far. Waits *patience* seconds for a drain under way, and leaves it to that."""
+    @property
+    def holds_back(self) -> bool:
+        """Whether something is not stored yet since it may be the beginning of what must not be."""
+        return self._redactor is not None and self._redactor.holds
+
+    def drain(self, patience: float = 0.0, *, last: bool = False) -> None:
+        """Store all that was written so far. Waits *patience* seconds for a drain under way, and leaves it to that.
+        *last*: what is held back too."""
         if self._lock.acquire(timeout=patience):
             try:
                 self._drain()
+                if last and self._redactor is not None:
+                    self._redactor.end()
             finally:
                 self._lock.release()
             self._look_again()
@@ -475,6 +489,8 @@ class JobOutput:
             try:
                 self._drain()
                 self._close_pipe()
+                if self._redactor is not None:
+                    self._redactor.end()
             finally:
                 self._file = self._pipe = None
                 self._store = decoded(self._late[0])

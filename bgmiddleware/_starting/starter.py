@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from traceback import format_exception
 from typing import Any
 
 from .. import marks
 from .._capture import Outlet
 from .._context import Wish, entrances
+from .._ground.redaction import Redaction
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, plain_title, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
@@ -93,6 +95,7 @@ class Starter:
     priorities: Priorities
     """The mark of each priority; the first mark that is true counts."""
     title: Callable[[dict[str, Any]], str] | None
+    redaction: Redaction | None
     secret: bytes | None = field(repr=False)
     """The secret from which the names and tokens of jobs that can be joined are derived. None: the registry's own."""
     waiting: Waiting
@@ -216,6 +219,7 @@ class Starter:
             takes_children=self.capture_children,
             tees=self.tee,
             tells_errors=self.site.details,
+            redaction=self.redaction,
             answers=self.answers,
             priority=job.priority,
             groups=job.groups,
@@ -240,13 +244,13 @@ class Starter:
 
     def _title(self, environ: dict[str, Any]) -> str:
         """Return the title of a request's job."""
-        if self.title is None:
-            return title_of(environ)
+        redacted = str if self.redaction is None else self.redaction
         try:
-            return plain_title(str(self.title(environ))) or title_of(environ)
-        except Exception:  # a bad title is no reason to refuse the job
-            _log.exception("the title of a job could not be made")
-            return title_of(environ)
+            title = "" if self.title is None else str(self.title(environ))
+        except Exception as error:  # a bad title is no reason to refuse the job
+            _log.error("the title of a job could not be made\n%s", redacted("".join(format_exception(error)).rstrip()))
+            title = ""
+        return plain_title(redacted(title)) or plain_title(redacted(title_of(environ)))
 
     def _priority(self, environ: dict[str, Any]) -> Priority:
         """Return the priority of a request's job."""

@@ -6,12 +6,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from webob import Response
-from webob.acceptparse import AcceptEncodingValidHeader, create_accept_encoding_header
-
 from .._capture import write_late
 from .._jobs import Channel, Job, RecordedResponse
-from .._serving import Answer, Stored, Visit, conditional, is_for_us, problem
+from .._serving import Answer, Stored, Visit, compressed, conditional, is_for_us, problem
 from ..registries.base import END, PAGE_BYTES, Registry
 
 __all__ = ["untouched"]
@@ -39,32 +36,12 @@ def untouched(visit: Visit, job: Job) -> Answer:
     if is_for_us(response):
         answer = conditional(_heeded(visit.environ, response), answer.headers, content, response.status)
         if job.body_end >= _LEAST_COMPRESSED:
-            answer = _compressed(visit.environ, answer)
+            answer = compressed(visit.environ, answer)
     if is_large:
         return Answer(answer.status, answer.headers, _ForgottenAfter(registry, job.key, answer.body))
     body = b"".join(answer.body)
     registry.discard(job.key)
     return Answer(answer.status, answer.headers, [body] if body else [])
-
-
-def _compressed(environ: Mapping[str, Any], answer: Answer) -> Answer:
-    """Return an answer as its app would have compressed it: one that says that it varies by what the client accepts.
-
-    A job's app is not told what its client accepts: its answer may be for other readers, too.
-    """
-    response = Response(status=answer.status, headerlist=list(answer.headers), app_iter=answer.body)
-    if "HTTP_ACCEPT_ENCODING" not in environ or response.status_int != 200 or response.content_encoding:
-        return answer
-    varies = "accept-encoding" in {name.lower() for name in response.vary or ()}
-    if not varies or response.cache_control.no_transform:
-        return answer
-    accepted = create_accept_encoding_header(environ["HTTP_ACCEPT_ENCODING"])
-    if not isinstance(accepted, AcceptEncodingValidHeader) or not accepted.acceptable_offers(["gzip"]):
-        return answer
-    response.encode_content(lazy=True)
-    if response.etag:
-        response.etag = response.etag, False  # the bytes differ now
-    return Answer(answer.status, tuple(response.headerlist), response.app_iter)
 
 
 def _heeded(environ: Mapping[str, Any], response: RecordedResponse) -> dict[str, Any]:
