@@ -221,7 +221,6 @@ def test_a_link_in_a_referer_is_not_recorded(opens: Stores) -> None:
     target = start(client, "/")
     ended(site, target)
     reply = client.request("POST", target, b"_action=share", **FORM)
-    seen: list[str] = []
     link = "http://x/" + reply["Location"]
     cleaned = site._site.without_tokens({"HTTP_REFERER": link})
     assert "share." in link
