@@ -36,7 +36,7 @@ def example(page: str, section: str, language: str = "python", begins: str = "")
     return block.text
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", set(DOCUMENTS) - {PAGES["api.rst"]}, ids=lambda path: path.name)  # that is for Sphinx
 def test_docutils_has_nothing_to_complain_of(path: Path) -> None:
     complaints = io.StringIO()
     parsed(path, complaints)
