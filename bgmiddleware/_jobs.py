@@ -285,8 +285,8 @@ class Job:
     admitted: bool = True
     """Whether an executor took it: only then others may be told of it."""
     asked: Mapping[str, str] = field(default_factory=dict)
-    """What is kept of the request: its ``method``, its ``query`` where that is too long for a redirect, and digests of
-    the credentials and cookies that it bore."""
+    """What is kept of the request: its ``method``, the pattern of its ``path``, its ``query`` where it is too long for
+    a redirect, and digests of the credentials and cookies that it bore."""
     request: Mapping[str, str] = field(default_factory=dict)
     """The recorded environ; empty when the job has ended, unless it *keeps_request*."""
     keeps_request: bool = False
