@@ -1,4 +1,4 @@
-"""What one Redis has to do for web processes, jobs and viewers: the constants of docs/scale.rst, and a run.
+"""What one Redis has to do for web processes, jobs and viewers: the constants of docs/explanation/scale.rst, and a run.
 
 ``python -m benchmarks.scale --redis redis://…``. The server must do nothing else: its time of a processor is counted. A
 budget: the run takes at most 1.5 × what the constants say.
@@ -168,7 +168,7 @@ async def _run(options: argparse.Namespace, costs: dict[str, tuple[float, float]
 
 
 def _model(costs: dict[str, tuple[float, float]], jobs: int, streams: int, polls: float) -> float:
-    """Return how much of a processor Redis needs: the formula of docs/scale.rst."""
+    """Return how much of a processor Redis needs: the formula of docs/explanation/scale.rst."""
     micros = {name: of_server for name, (of_server, _) in costs.items()}
     running = _LINES * micros["batch of output"] + micros["look"] + micros["renewal"] / 5
     stream = _LINES * (micros["look"] + micros["read"])

@@ -1,4 +1,4 @@
-"""The table of docs/capture.rst: what scripts and libraries do with their streams, in threads and in processes."""
+"""The table of docs/explanation/capture.rst: what scripts and libraries do with their streams, wherever jobs run."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs
-from tests.kit.documents import ROOT
+from tests.kit.documents import PAGES, ROOT
 from tests.kit.idioms import IDIOMS, LIBRARIES, table
 
 LONG = 120.0
@@ -58,4 +58,4 @@ def test_nothing_of_it_is_left_behind(found: Any) -> None:
 
 def test_the_table_of_the_documentation_is_what_was_found(found: Any) -> None:
     """``python -m tests.kit.idioms threads FILE``, and ``processes``, then ``table``, prints it anew."""
-    assert table(found) in (ROOT / "docs" / "capture.rst").read_text()
+    assert table(found) in PAGES["capture.rst"].read_text()

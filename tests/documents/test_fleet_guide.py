@@ -1,4 +1,4 @@
-"""docs/fleet.rst: each of its configurations is set up and used as it says, with its own commands."""
+"""docs/how-to/fleet.rst: each of its configurations is set up and used as it says, with its own commands."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ import pytest
 
 from tests.conftest import PROMISED, needs
 from tests.executors.engine_worker import SECONDS
-from tests.kit.documents import ROOT, Block, blocks
+from tests.kit.documents import PAGES, ROOT, Block, blocks
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.everything
 
 needs("docutils")
 
-GUIDE = ROOT / "docs" / "fleet.rst"
+GUIDE = PAGES["fleet.rst"]
 REDIS = "redis://localhost:6379/0"
 READY = {"serve": "Serving on http://127.0.0.1:", "work": r"Listening on|@\S+ ready\."}
 

@@ -128,7 +128,7 @@ SAID: dict[str, tuple[Callable[[], object], str]] = {
     "a key of an ini file with a slip": (ini(path="/x"), "unknown setting 'path': did you mean paths?"),
     "a key of an ini file that is none": (
         ini(qwertz="1"),
-        "unknown setting 'qwertz': expected one of the keys that docs/settings.rst lists, such as paths, when,"
+        "unknown setting 'qwertz': expected one of the keys in docs/reference/settings.rst, such as paths, when,"
         " registry, executor, ttl",
     ),
     "a setting of another registry": (

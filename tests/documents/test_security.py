@@ -1,10 +1,10 @@
-"""Each statement of docs/security.rst names a test that there is."""
+"""Each statement of docs/explanation/security.rst names a test that there is."""
 
 import re
 
-from tests.kit.documents import ROOT
+from tests.kit.documents import PAGES, ROOT
 
-PAGE = (ROOT / "docs" / "security.rst").read_text("utf-8")
+PAGE = PAGES["security.rst"].read_text("utf-8")
 STATEMENTS = re.findall(r"^\* (.*?)(?=\n\* |\n\n|\Z)", PAGE, re.M | re.S)
 
 

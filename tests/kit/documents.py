@@ -15,7 +15,10 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = [ROOT / "README.rst", ROOT / "CHANGES.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+DOCS = ROOT / "docs"
+PAGES = {path.name: path for path in sorted(DOCS.rglob("*.rst"))}
+"""The documentation by the names of its pages, which are unique: a test need not say of which kind a page is."""
+DOCUMENTS = [ROOT / "README.rst", ROOT / "CHANGES.rst", *PAGES.values()]
 
 # Warnings are errors, but for those that WebOb and Pyramid cause by what they import.
 _HARMLESS = ("'cgi' is deprecated", "pkg_resources is deprecated", "Deprecated call to `pkg_resources")

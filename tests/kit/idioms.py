@@ -1,4 +1,4 @@
-"""What scripts and libraries do with their stdout and stderr, each as a view of a job: the table of docs/capture.rst.
+"""What scripts and libraries do with their streams, each as a view of a job: the table of docs/explanation/capture.rst.
 
 ``python -m tests.kit.idioms threads FILE``, or ``processes``, runs them all, and writes down where each printed.
 ``python -m tests.kit.idioms table FILE-OF-THREADS FILE-OF-PROCESSES`` prints the table.

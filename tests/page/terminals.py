@@ -37,14 +37,20 @@ def installed() -> bool:
         return program.is_dir() or subprocess.run(command, cwd=HERE, capture_output=True, timeout=300).returncode == 0
 
 
-def node(request: Any, *, reference: bool = True) -> Any:
-    """Return the answer of compare.cjs."""
+def node_program() -> str:
+    """Return where node is."""
     program = shutil.which("node")
     if program is None:
         missing("node")
+    assert program is not None
+    return program
+
+
+def node(request: Any, *, reference: bool = True) -> Any:
+    """Return the answer of compare.cjs."""
+    program = node_program()
     if reference and not installed():
         missing("@xterm/headless, from npm")
-    assert program is not None
     done = subprocess.run(
         [program, "compare.cjs"], cwd=HERE, input=json.dumps(request), capture_output=True, text=True, timeout=300
     )

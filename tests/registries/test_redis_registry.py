@@ -52,7 +52,7 @@ from bgmiddleware.testing.registries import (
 )
 from bgmiddleware.testing.shared_registries import SharedRegistryContract
 from tests.conftest import needs
-from tests.kit.documents import ROOT
+from tests.kit.documents import PAGES, ROOT
 from tests.kit.redis_server import RedisServer, needs_server, redis_server, redis_server_of_module
 
 redis: Any = needs("redis")
@@ -981,7 +981,7 @@ def test_a_newer_version_may_have_written_more_into_a_record(registry: RedisRegi
 
 
 def test_the_documents_name_every_key(registry: RedisRegistry, server: Any) -> None:
-    text = (ROOT / "docs" / "registries.rst").read_text()
+    text = PAGES["registries.rst"].read_text()
     registry.add(Job(KEY, "one", groups={"reindex": 1}))
     registry.append(KEY, Channel.REQUEST, 0, b"x")
     registry.claim(KEY, RUNNER, lease=15.0)

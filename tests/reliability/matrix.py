@@ -1,8 +1,8 @@
 """Break things while jobs run, and see what becomes of them: each registry, each executor, each fault.
 
-``python -m tests.reliability.matrix`` runs every cell with real processes and writes the table of docs/reliability.rst;
-it ends with a status other than 0 where a cell is other than promised. Names of columns or faults as arguments run
-only those, and write nothing.
+``python -m tests.reliability.matrix`` runs every cell with real processes and writes the table of
+docs/explanation/reliability.rst; it ends with a status other than 0 where a cell is other than promised. Names of
+columns or faults as arguments run only those, and write nothing.
 
 A cell: a job prints numbered lines without pause; something breaks, while clients go on asking; it is mended; the job
 ends. Then it is seen what is known of that job, and whether a new job runs.
@@ -31,14 +31,14 @@ from bgmiddleware.registries.base import END as END_OF_JOB
 from tests.executors.engine_worker import Worker
 from tests.kit.clients import Reply
 from tests.kit.disks import mounted
-from tests.kit.documents import ROOT
+from tests.kit.documents import PAGES
 from tests.kit.processes import LONG, Server, gunicorn, running
 from tests.kit.redis_server import RedisServer
 from tests.kit.wall_clock import WallClock
 
 __all__ = ["BEGIN", "COLUMNS", "DOCUMENT", "END", "FAULTS", "Column", "Fault", "Scene", "promise", "seen", "table"]
 
-DOCUMENT = ROOT / "docs" / "reliability.rst"
+DOCUMENT = PAGES["reliability.rst"]
 BEGIN = ".. The table is written by python -m tests.reliability.matrix.\n"
 END = ".. End of the table.\n"
 

@@ -1,4 +1,4 @@
-"""Each cell of the matrix does what is promised, and docs/reliability.rst says so.
+"""Each cell of the matrix does what is promised, and docs/explanation/reliability.rst says so.
 
 Cells of columns that take long are run by ``python -m tests.reliability.matrix`` only, which writes that table.
 """

@@ -1,6 +1,6 @@
 """The servers that the kit runs on: how each is started, and what it cannot do.
 
-``python -m tests.servers.table`` makes the table in docs/deployment.rst of this and of what the kit sees.
+``python -m tests.servers.table`` makes the table in docs/how-to/deployment.rst of this and of what the kit sees.
 """
 
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Run the kit on every server that installs here, and write the table of docs/deployment.rst.
+"""Run the kit on every server that installs here, and write the table of docs/how-to/deployment.rst.
 
 ``python -m tests.servers.table``: ends with a status other than 0 where a row is wrong, or other than ``lineup`` says.
 A server that does not install here keeps the line that it has.
@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from tests.kit.documents import ROOT
+from tests.kit.documents import PAGES
 from tests.kit.servers import open_directory
 from tests.servers.conformance import ENDINGS, ROWS, Limit, ended_by_sigterm, running_site
 from tests.servers.lineup import LINEUP, Candidate
 
 __all__ = ["BEGIN", "DOCUMENT", "END", "documented_limits"]
 
-DOCUMENT = ROOT / "docs" / "deployment.rst"
+DOCUMENT = PAGES["deployment.rst"]
 BEGIN = ".. The table is written by python -m tests.servers.table.\n"
 END = ".. End of the table.\n"
 _HEAD = """

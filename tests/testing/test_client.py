@@ -14,7 +14,7 @@ import pytest
 from bgmiddleware import BackgroundMiddleware, current_job, marks, progress
 from bgmiddleware.client import JobClient, NoJob
 from tests.kit.clients import served
-from tests.kit.documents import ROOT, blocks
+from tests.kit.documents import PAGES, blocks
 
 GO = threading.Event()
 
@@ -197,7 +197,7 @@ def test_patience_ends(site: str) -> None:
 
 
 def test_the_example_of_the_protocol_works(site: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = [block for block in blocks(ROOT / "docs/protocol.rst", "python") if block.section == "A client"]
+    (example,) = [block for block in blocks(PAGES["protocol.rst"], "python") if block.section == "A client"]
     exec(example.text.replace("http://127.0.0.1:8080/wsgi/reports/2026", f"{site}/floods"), {})
     output = capsys.readouterr().out
     assert output.startswith("line 0\nline 1\n")

@@ -1,4 +1,4 @@
-"""Sites test themselves by the tools of ``bgmiddleware.testing``, as docs/testing.rst shows."""
+"""Sites test themselves by the tools of ``bgmiddleware.testing``, as docs/how-to/testing.rst shows."""
 
 import os
 import subprocess
@@ -14,12 +14,12 @@ from bgmiddleware.registries.spool import SpoolRegistry
 from bgmiddleware.testing import Clock, InlineExecutor, follow, inline, plugin
 from bgmiddleware.testing.clients import InProcess, start
 from tests.conftest import needs
-from tests.kit.documents import ROOT, SHOP, STRICT, blocks
+from tests.kit.documents import PAGES, ROOT, SHOP, STRICT, blocks
 
 webtest = needs("webtest")
 werkzeug_test = needs("werkzeug.test")
 
-GUIDE = ROOT / "docs" / "testing.rst"
+GUIDE = PAGES["testing.rst"]
 
 FLASK_SITE = """
 from flask import Flask
