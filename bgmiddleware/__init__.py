@@ -4,7 +4,7 @@
 imported by their own paths.
 """
 
-from . import marks, owners
+from . import marks, owners, redact
 from ._capture import detached
 from ._context import ask, background, backgrounder, current_job, progress, step, track
 from ._ground import version as _version
@@ -76,6 +76,7 @@ __all__ = [
     "marks",
     "owners",
     "progress",
+    "redact",
     "step",
     "track",
 ]

@@ -43,6 +43,7 @@ from ._starting import (
     may_be_lazy,
     may_begin_twice,
     priorities_of,
+    run_again,
     settle,
     taken,
 )
@@ -50,6 +51,7 @@ from .errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
 from .owners import Owner
+from .redact import Redaction, redaction_of
 from .registries.base import Registry
 from .registries.memory import MemoryRegistry
 
@@ -71,12 +73,15 @@ class BackgroundMiddleware:
     that a marked request may take before the client is redirected; a faster one is answered directly. *registry* and
     *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see :mod:`bgmiddleware.owners`) names
     the owner of a job; default: anyone with the token. *single_flight*: whether a request joins an identical one of the
-    same client that still runs. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
+    same client that still runs. *keep_requests*: whether the request of a job is kept until the TTL, so that it can be
+    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
     connections of this process viewers may hold open; further viewers get the output so far and poll; default: half of
     the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are
     opened below it, for users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a
     set of ``list``, ``output``, ``result``, ``cancel`` and ``discard``. *title*: the name of a job, a function of the
-    environ; default: its method, path and query. *page*: your own design of a job's page: a function of
+    environ; default: its method, path and query. *redact*: secrets that are replaced by ``[redacted]`` before anything
+    of a job is stored, shown or logged, but not in its response: texts, compiled patterns, and what the functions of
+    :mod:`bgmiddleware.redact` return. *page*: your own design of a job's page: a function of
     :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's
     script and style in the page, ``external`` at their own URLs. *capture_logging*: whether a job's log records go to
     its output if no handler writes them to the console. *capture_children*: whether subprocesses without streams of the
@@ -102,11 +107,13 @@ class BackgroundMiddleware:
         executor: Executor | None = None,
         owner: Owner | None = None,
         single_flight: bool = False,
+        keep_requests: bool = False,
         max_body: int = MAX_BODY,
         stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
         title: Callable[[dict[str, Any]], str] | None = None,
+        redact: Iterable[str | re.Pattern[str] | Redaction] = (),
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
@@ -128,24 +135,21 @@ class BackgroundMiddleware:
         check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
         check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
         check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(
-            tee=tee, answers=answers, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground
-        )
+        check_switches(refuse_cross_site=refuse_cross_site, foreground=foreground, keep_requests=keep_requests)
+        check_switches(tee=tee, answers=answers, details=details)
         check_pair(dashboard, authorize)
         self.app: WSGIApplication = _unwrapped(app)
         self.registry: Registry = MemoryRegistry() if registry is None else registry
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
+        self.redaction: Redaction | None = redaction_of(redact)
+        parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
-            self.registry,
-            self.executor,
-            Viewers(stream_slots),
-            token_name,
-            owner,
-            page_maker(page),
+            *parts,
             own_page=page is not None,
             external_assets=assets == "external",
             details=details,
+            rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
             dashboard=dashboard or "",
         )
         self._starter = Starter(
@@ -158,12 +162,14 @@ class BackgroundMiddleware:
             refuse_cross_site=refuse_cross_site,
             promote_after=promote_after,
             single_flight=single_flight,
+            keep_requests=keep_requests,
             deadline=deadline,
             version=version,
             limit_per_owner=limit_per_owner,
             limits=limits_of(limit_per_owner, limit_per_mark),
             priorities=priorities_of(priority_per_mark),
             title=title,
+            redaction=self.redaction,
             waiting=Waiting(self.registry),
             secret=None if secret is None else secret.encode(),
         )

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from .._jobs import Progress, StepState
-from .._recording import plain_title
 
 __all__ = ["RunningJob"]
 
@@ -20,7 +19,7 @@ class RunningJob:
         title: str,
         check: Callable[[], None],
         report: Callable[[Progress], None],
-        rename: Callable[[str], None],
+        rename: Callable[[str], str],
         begin_step: Callable[[str], int | None],
         end_step: Callable[[int, StepState], None],
         ask: Callable[[str, Sequence[str], float], str],
@@ -41,8 +40,7 @@ class RunningJob:
 
     @title.setter
     def title(self, title: object) -> None:
-        self._title = plain_title(str(title))
-        self._rename(self._title)
+        self._title = self._rename(str(title))
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far the job is: *done* of *total*, and what it is doing. A cancellation point, as :meth:`check`."""

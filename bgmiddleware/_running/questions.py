@@ -57,7 +57,7 @@ class Questions:
         return f"{answer}\n"
 
     def _prompt(self) -> str:
-        self._output.drain(1.0)
+        self._output.drain(1.0, last=True)  # what is held back may be the prompt
         self._flush()
         with self._output.held(), contextlib.suppress(RegistryError):
             data = self._registry.page(self._key, -_PROMPT_BYTES).piece.data

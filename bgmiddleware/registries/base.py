@@ -255,8 +255,8 @@ class Registry(ABC):
 
         Refused if the state is none of *expect*, if the job has ended, or if it runs and ``change.runner`` is not who
         claimed it. A claim is refused too while as many jobs of one of the job's ``groups`` run as that may be, not
-        counting those whose lease ran out. At an end all channels are sealed, the request is forgotten, and the TTL
-        begins.
+        counting those whose lease ran out. At an end all channels are sealed, the request is forgotten unless the job
+        keeps it, and the TTL begins.
         """
 
     @abstractmethod
@@ -284,7 +284,7 @@ class Registry(ABC):
         nothing changes, and None is returned.
 
         *change* is given the job as it reads. It may be called several times and from within a transaction, so it only
-        computes. Of what it returns, only the fields ``question`` counts: all else is the registry's own.
+        computes. Of what it returns, only ``question`` and ``rerun_as`` count: all else is the registry's own.
         """
 
     @abstractmethod

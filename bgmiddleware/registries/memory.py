@@ -398,7 +398,7 @@ class MemoryRegistry(Registry):
         """Write down that a job has ended, as *job* says."""
         record.job = job
         record.source = None
-        request = record.logs.pop(Channel.REQUEST, None)
+        request = None if job.keeps_request else record.logs.pop(Channel.REQUEST, None)
         if request is not None:
             self._bytes -= request.stored
             request.remove()

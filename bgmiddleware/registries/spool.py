@@ -159,7 +159,8 @@ class SpoolRegistry(Registry):
         def read(row: Row) -> Piece:
             if row.job.state is JobState.PENDING and not self._store.files(row).is_there():
                 return Piece(offset, b"")
-            ends = Ends.of_job(row.job) if row.job.state.ended else None
+            is_sealed = row.job.state.ended and not (channel is Channel.REQUEST and row.job.keeps_request)
+            ends = Ends.of_job(row.job) if is_sealed else None
             return self._store.files(row).read(channel, offset, limit, ends)
 
         return self._with_files(key, read)
@@ -443,7 +444,8 @@ class SpoolRegistry(Registry):
     def _end(self, change: Change, row: Row, job: Job, transition: Transition | None = None) -> None:
         """Write down that a job has ended, as *job* says."""
         try:
-            ends = self._store.files(row).seal()._replace(request=0)
+            ends = self._store.files(row).seal()
+            ends = ends if job.keeps_request else ends._replace(request=0)
         except FileNotFoundError:  # somebody removed it: then nothing is kept, and yet the job must end
             ends = Ends()
         job = _with_ends(job, ends)
