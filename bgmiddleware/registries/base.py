@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 from .._ground.numbers import check_count, check_positive
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
 from ..errors import RegistryError
+from ._history import History, Level, Minute, Spread
 from ._housekeeping import house
 from ._times import MOST as MOST_TIMES
 
@@ -24,11 +25,15 @@ __all__ = [
     "PAGE_BYTES",
     "SHORT",
     "Evicted",
+    "History",
+    "Level",
+    "Minute",
     "Page",
     "Piece",
     "Registry",
     "Renewal",
     "Source",
+    "Spread",
     "Times",
     "Transition",
 ]
@@ -284,7 +289,8 @@ class Registry(ABC):
         nothing changes, and None is returned.
 
         *change* is given the job as it reads. It may be called several times and from within a transaction, so it only
-        computes. Of what it returns, only ``question`` and ``rerun_as`` count: all else is the registry's own.
+        computes. Of what it returns, only ``question``, ``rerun_as`` and ``shares`` count: all else is the registry's
+        own.
         """
 
     @abstractmethod
@@ -312,6 +318,15 @@ class Registry(ABC):
     @abstractmethod
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         """Return up to *limit* jobs, newest first, all or those in one state, without the first *skip* of them."""
+
+    @abstractmethod
+    def history(self, since: float) -> History:
+        """Return what was counted from the minute of *since* on, at most a day: what started and ended, and how long it
+        took, by path; and how many jobs waited and ran, as of each ``tidy`` and now.
+
+        A job counts under ``asked["path"]``; at most 200 paths are told apart, the rest is ``other``. A change of state
+        counts once, in the minute in which it is written down; only what is repeated after an outage may count twice.
+        """
 
     @abstractmethod
     def evict(self, limit: int = 1000) -> Evicted:

@@ -39,6 +39,7 @@ from ..errors import (
 )
 from ..registries.base import END, Piece, Registry, Transition
 from .clock import Clock
+from .history import HistoryContract
 
 LONG = 120.0
 """A timeout that no test may reach."""
@@ -173,7 +174,7 @@ each_call: pytest.MarkDecorator = pytest.mark.parametrize("call", CALLS.values()
 each_end: pytest.MarkDecorator = pytest.mark.parametrize("state", ENDS)
 
 
-class RegistryContract:
+class RegistryContract(HistoryContract):
     @pytest.fixture
     def clock(self) -> Clock:
         return Clock()
