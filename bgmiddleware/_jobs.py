@@ -300,7 +300,7 @@ class Job:
     """The range of output bytes that was dropped to stay within the registry's bounds, if any."""
     body_end: int = 0
     receipt: Mapping[str, str | float] = field(default_factory=dict)
-    """What its runner says of the run: who it was, how much time of a processor it took."""
+    """What its runner says of the run: who it was, how much time of a processor it took, what came on stderr."""
 
     def changed(self, **fields: Any) -> Self:
         """Return the job with other values in some *fields*.
@@ -339,6 +339,15 @@ class Job:
                 if step.state is StepState.RUNNING and step.progress is not None:
                     return step.progress
         return self.progress
+
+    @property
+    def error_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Which bytes of its output came on stderr, from a begin up to an end: the first 500 ranges. Known when it has
+        ended; what its child processes wrote is not told apart."""
+        ranges = str(self.receipt.get("stderr", ""))
+        return tuple(
+            (int(begin), int(end)) for begin, _, end in (part.partition("-") for part in ranges.split(",") if part)
+        )
 
     def has_expired(self, now: float) -> bool:
         """Whether it ended more than its TTL before *now*."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from .._ground.redaction import Redaction, Redactor
 from ..errors import JobCancelled
 from ._files import Outlet, OutputFile
-from ._pieces import both, decoded, pieces_of
+from ._pieces import ErrorRanges, ErrorText, both, decoded, pieces_of, runs_of
 from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
 __all__ = ["JobOutput", "Output", "pass_on"]
@@ -97,6 +97,11 @@ class JobOutput:
         self.takes_logging = takes_logging
         self.takes_children = takes_children
         self._store = store if tee is None else both(store, tee)
+        self._stored = 0  # bytes
+        self.errors = ErrorRanges()
+        """Which bytes came on stderr, of those that this process wrote; none where redaction shifts them."""
+        self._marking = threading.RLock()  # guards the next, and a text of stderr until it is pending
+        self._has_errors = False  # among what is pending
         self._redactor: Redactor | None = None
         if redaction is not None:
             self._redactor = redaction.stream(self._store)
@@ -135,12 +140,13 @@ class JobOutput:
                 self._adapt(pass_on, sys.maxsize, _do_nothing)
                 return
             if self._reason:
-                self.out = self.err = self._write_or_raise
+                self.out = self._write_or_raise
             elif self._pipe is not None and self._file is None:
-                self.out = self.err = self._write_in_order
+                self.out = self._write_in_order
             else:
-                self.out = self.err = self._write
+                self.out = self._write
                 self.pending = self._pending
+            self.err = self._write_error
             if "stdout" in self.assigned:
                 self._adapt(pass_on, sys.maxsize, _do_nothing)
             elif self.pending is None:
@@ -170,11 +176,19 @@ class JobOutput:
     def _write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        self._pending.append(text)
+        if text.__class__ is ErrorText:
+            with self._marking:
+                self._has_errors = True
+                self._pending.append(text)
+        else:
+            self._pending.append(text)
         size = len(text)
         if size > _LARGE or len(self._pending) >= self.batch:
             self.drain_soon()
         return size
+
+    def _write_error(self, text: str) -> int:
+        return self.out(ErrorText(text) if isinstance(text, str) else text)
 
     def write_bytes(self, data: bytes, original: Callable[[bytes], int]) -> int:
         """Add bytes in order with the text; they need not be UTF-8."""
@@ -258,20 +272,37 @@ class JobOutput:
         self._busy = True
         try:
             file, pipe = self._file, self._pipe  # taken once: whoever interrupts us here may ask for one
-            batch = self._pending[:]
-            if batch:
+            with self._marking:
+                has_errors, self._has_errors = self._has_errors, False
+                batch = self._pending[:]
                 del self._pending[: len(batch)]
+            if batch:
                 self._missed = 0
-                for data in pieces_of(batch):
-                    self._put(data, file, pipe)
+                if has_errors:
+                    self._put_runs(batch, file, pipe)
+                else:
+                    for data in pieces_of(batch):
+                        self._put(data, file, pipe)
             if self._is_forked:
                 return
             if pipe is not None and file is None:
-                pipe.collect(self._store)  # a print looks before, so that all of this came after what was pending
+                pipe.collect(self._keep)  # a print looks before, so that all of this came after what was pending
             elif file is not None and collecting:
-                file.collect(self._store)
+                file.collect(self._keep)
         finally:
             self._busy = False
+
+    def _put_runs(self, batch: list[str | bytes], file: OutputFile | None, pipe: ChildPipe | None) -> None:
+        for is_error, run in runs_of(batch):
+            for data in pieces_of(run):
+                self._put(data, file, pipe)
+                end = self._stored if file is None else file.end
+                if is_error and not self._is_forked and self._redactor is None:
+                    self.errors.add(end - len(data), end)
+
+    def _keep(self, data: bytes) -> None:
+        self._stored += len(data)
+        self._store(data)
 
     def _put(self, data: bytes, file: OutputFile | None, pipe: ChildPipe | None) -> None:
         if self._is_forked and self._has_own_stdout():
@@ -280,13 +311,13 @@ class JobOutput:
         elif self._is_forked and pipe is not None:
             pipe.append(data)
         elif file is None:
-            self._store(data)
+            self._keep(data)
         else:
             rest = file.append(data)  # behind what children wrote so far
             if (rest or file.backlog > _BACKLOG) and not self._is_forked:
-                file.collect(self._store)
+                file.collect(self._keep)
             if rest:  # the system had no room for it
-                self._store(rest)
+                self._keep(rest)
 
     def _look_again(self) -> None:
         """To be called by who held the lock: a writer that came meanwhile could not store."""
@@ -425,9 +456,9 @@ class JobOutput:
                 with contextlib.suppress(Exception):  # of a subclass of Popen, too: a cancel goes on
                     child.terminate()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, is_error: bool = False) -> None:
         """Write on behalf of the runner: a pending interrupt is not delivered here."""
-        self._write(text)
+        self._write(ErrorText(text) if is_error else text)
 
     def check(self) -> None:
         """Raise ``JobCancelled`` if the job was interrupted, and this is its own thread; not while it stops."""
@@ -478,7 +509,7 @@ class JobOutput:
         """In a forked child: put each write into the pipe at once, since nobody will drain this copy. Where it lets its
         file 1 be another one than *stdout*, the parent's, such as a terminal, that is its stdout."""
         self._stdout = stdout
-        self._lock, self._choosing = threading.RLock(), threading.RLock()
+        self._lock, self._choosing, self._marking = (threading.RLock() for _ in range(3))
         self._busy = self._due = False
         self._is_forked = True
         self._pending.clear()  # it is the parent's, which still has it

@@ -101,32 +101,31 @@ class StandIn(io.TextIOWrapper):
         buffer: Any = self._bytes
         super().__init__(buffer, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
 
-        # A function of the instance: no bound method is made for a print, and a copy that somebody keeps stays right.
+        # Functions of the instance: no bound method is made for a write, and a copy that somebody keeps stays right.
         if name == "stdout":
-
-            def write_slowly(output: Output, text: str) -> int:
-                write = output.out
-                return write(text)
+            # With the job's list in it: a call more would be a fifth of a write.
+            def write(text: str) -> int:
+                output = get()
+                if output is None:
+                    return write_original(text)
+                if text.__class__ is str:
+                    pending = output.pending
+                    if pending is not None:
+                        pending.append(text)
+                        if (size := len(text)) < LARGE and len(pending) < output.batch:
+                            return size
+                        output.drain_soon()
+                        return size
+                write_slowly = output.out
+                return write_slowly(text)
         else:
 
-            def write_slowly(output: Output, text: str) -> int:
-                write = output.err
-                return write(text)
-
-        # With the job's list in it: a call more would be a fifth of a write.
-        def write(text: str) -> int:
-            output = get()
-            if output is None:
-                return write_original(text)
-            if text.__class__ is str:
-                pending = output.pending
-                if pending is not None:
-                    pending.append(text)
-                    if (size := len(text)) < LARGE and len(pending) < output.batch:
-                        return size
-                    output.drain_soon()
-                    return size
-            return write_slowly(output, text)
+            def write(text: str) -> int:
+                output = get()
+                if output is None:
+                    return write_original(text)
+                write_slowly = output.err
+                return write_slowly(text)
 
         self.__dict__["write"] = write
         self.write_original = write_original

@@ -289,7 +289,9 @@ class Run:
                 self._log_failed(reason, error)  # where this process writes again to what it wrote to before
             del error  # its frames would be kept for as long as the registry is away
             reason = self.redacted("; ".join(filter(None, (reason, keeper.missing))))
-            receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
+            receipt: dict[str, str | float] = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
+            if errors := str(output.errors):
+                receipt["stderr"] = errors
             self._finish(Transition(state, self._runner, None, reason, self._response, receipt))
 
     def _finish(self, change: Transition) -> None:
@@ -394,7 +396,7 @@ class Run:
             if not self._tells_errors:
                 return JobState.FAILED, f"it raised an exception, see {self.key[:8]} in the server's log", error
             # Text, not the exception: its frames would be kept for a whole TTL.
-            output.note("".join(traceback.format_exception(_without_our_frames(error))))
+            output.note("".join(traceback.format_exception(_without_our_frames(error))), is_error=True)
             return JobState.FAILED, self._described(error), error
         if self._response is not None and self._response.code >= 500:
             return JobState.FAILED, f"the app answered {self._response.status}", None

@@ -23,7 +23,7 @@ from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, probl
 from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, is_for_us, refused_for_others
 from .rights import Authorize, rights_of
 from .status import answer_status, status_answer
-from .stored import Stored, conditional
+from .stored import Stored, compressed, conditional
 from .viewers import Viewers
 from .visit import BadParameter, Forbidden, Site, Visit, about
 
@@ -43,6 +43,7 @@ __all__ = [
     "answer_ended",
     "answer_operator",
     "bad_query",
+    "compressed",
     "conditional",
     "disconnection_of",
     "is_for_us",
