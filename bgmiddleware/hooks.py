@@ -55,14 +55,12 @@ class Webhook:
         return post(self._url, data, headers, allow_private=self._allow_private)
 
 
-def webhook(
-    url: str, secret: str, *, events: Collection[str] = _ENDS, allow_private: bool = False
-) -> Webhook:
+def webhook(url: str, secret: str, *, events: Collection[str] = _ENDS, allow_private: bool = False) -> Webhook:
     """Return a hook that posts the end of a job to *url*, signed with *secret* as Standard Webhooks says.
 
-    *secret*: 24 to 64 bytes in Base64, with or without ``whsec_`` before it. *events*: the states whose jobs are told of.
-    *allow_private*: whether the host may have a private address, and the URL may begin with ``http://``. Raises
-    ``ConfigurationError``, which shows neither the secret nor the path of the URL.
+    *secret*: 24 to 64 bytes in Base64, with or without ``whsec_`` before it. *events*: the states of the jobs that it
+    tells of. *allow_private*: whether the host may have a private address, and the URL may begin with ``http://``.
+    Raises ``ConfigurationError``, which shows neither the secret nor the path of the URL.
     """
     try:
         shown = checked_url(url, allow_private=allow_private)

@@ -28,9 +28,9 @@ from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, Que
 from . import _changes as changes
 from ._redis.index import LINGER, Entered, Index
 from ._redis.link import Address, Call, Damaged, Server
+from ._redis.outbox import RedisOutbox
 from ._redis.records import Records, Stored, nonce
 from ._times import MOST as MOST_TIMES
-from ._redis.outbox import RedisOutbox
 from .base import END, FILLED, PAGE_BYTES, Evicted, Outbox, Piece, Registry, Renewal, Times, Transition
 
 __all__ = ["RedisRegistry"]

@@ -28,12 +28,12 @@ from ._spool import rows as table
 from ._spool.clock import HostClock
 from ._spool.jobfiles import look
 from ._spool.layout import Ends, open_file
+from ._spool.outbox import SpoolOutbox
 from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
 from ._spool.writer import Sealed, Writer
 from ._times import MOST as MOST_TIMES
-from ._spool.outbox import SpoolOutbox
 from .base import PAGE_BYTES, Evicted, Outbox, Piece, Registry, Renewal, StorageFull, Times, Transition
 
 __all__ = ["SpoolRegistry"]

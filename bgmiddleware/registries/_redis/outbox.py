@@ -10,7 +10,8 @@ __all__ = ["RedisOutbox"]
 _LONGEST = 2 * 86_400_000  # milliseconds after which what nobody looks after is forgotten
 
 _PUT = """
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) == false and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
+local is_new = redis.call('ZSCORE', KEYS[1], ARGV[1]) == false
+if is_new and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
