@@ -65,7 +65,7 @@ class Channel(StrEnum):
     """The three append-only byte logs of a job, read by offset."""
 
     REQUEST = "request"
-    """The body of the recorded request. Forgotten when the job ends: nothing is ever re-run."""
+    """The body of the recorded request. Forgotten when the job ends, unless the job keeps it."""
 
     OUTPUT = "output"
     """What the job printed."""
@@ -285,10 +285,16 @@ class Job:
     admitted: bool = True
     """Whether an executor took it: only then others may be told of it."""
     asked: Mapping[str, str] = field(default_factory=dict)
-    """What is kept of the request: its ``method``, its ``query`` where that is too long for a redirect, and digests of
-    the credentials and cookies that it bore."""
+    """What is kept of the request: its ``method``, the pattern of its ``path``, its ``query`` where it is too long for
+    a redirect, and digests of the credentials and cookies that it bore."""
     request: Mapping[str, str] = field(default_factory=dict)
-    """The recorded environ; empty when the job has ended."""
+    """The recorded environ; empty when the job has ended, unless it *keeps_request*."""
+    keeps_request: bool = False
+    """Whether its request is kept until its TTL, so that it can be run again."""
+    rerun_of: str = ""
+    """Where the job is that it repeats: a link that only this job's token opens; empty: it repeats none."""
+    rerun_as: str = ""
+    """Where the last job is that repeats it: a link of the same kind."""
     response: RecordedResponse | None = None
     progress: Progress | None = None
     """How far it says that it is, outside of its steps."""
@@ -400,8 +406,8 @@ _SETTERS: dict[str, Callable[[Job, Any], None]] = {
 _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
-    **dict.fromkeys(("name", "name_salt", "process"), (str,)),
-    **dict.fromkeys(("keeps_name", "admitted"), (bool,)),
+    **dict.fromkeys(("name", "name_salt", "process", "rerun_of", "rerun_as"), (str,)),
+    **dict.fromkeys(("keeps_name", "admitted", "keeps_request"), (bool,)),
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
     **dict.fromkeys(("asked", "groups", "request", "receipt"), (dict,)),

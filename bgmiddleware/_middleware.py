@@ -40,6 +40,7 @@ from ._starting import (
     may_be_lazy,
     may_begin_twice,
     priorities_of,
+    run_again,
     settle,
     taken,
 )
@@ -70,7 +71,8 @@ class BackgroundMiddleware:
     that a marked request may take before the client is redirected; a faster one is answered directly. *registry* and
     *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see :mod:`bgmiddleware.owners`) names
     the owner of a job; default: anyone with the token. *single_flight*: whether a request joins an identical one of the
-    same client that still runs. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
+    same client that still runs. *keep_requests*: whether the request of a job is kept until the TTL, so that it can be
+    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
     connections of this process viewers may hold open; further viewers get the output so far and poll; default: half of
     the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are
     opened below it, for users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a
@@ -104,6 +106,7 @@ class BackgroundMiddleware:
         executor: Executor | None = None,
         owner: Owner | None = None,
         single_flight: bool = False,
+        keep_requests: bool = False,
         max_body: int = MAX_BODY,
         stream_slots: int | None = None,
         dashboard: str | None = None,
@@ -135,16 +138,13 @@ class BackgroundMiddleware:
         check_places(self.registry, self.executor)
         self.redaction: Redaction | None = redaction_of(redact)
         self._ends = Ends(self.registry, hooks_of(on_end), self.redaction)
+        parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
-            self.registry,
-            self.executor,
-            Viewers(stream_slots),
-            token_name,
-            owner,
-            page_maker(page),
+            *parts,
             own_page=page is not None,
             external_assets=assets == "external",
             details=details,
+            rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
             dashboard=dashboard or "",
         )
         self._starter = Starter(
@@ -157,6 +157,7 @@ class BackgroundMiddleware:
             refuse_cross_site=refuse_cross_site,
             promote_after=promote_after,
             single_flight=single_flight,
+            keep_requests=keep_requests,
             deadline=deadline,
             version=version,
             limit_per_owner=limit_per_owner,

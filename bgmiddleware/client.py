@@ -132,6 +132,14 @@ class JobClient:
         document: dict[str, Any] = answer.json()
         return document
 
+    def rerun(self) -> Self:
+        """Run the request of the job again, once, when it has ended; return the new job."""
+        data, form = b"_action=rerun", {"Content-Type": "application/x-www-form-urlencoded"}
+        response = self._send(self.url, data, "POST", {"Accept": "application/json", **form})
+        if response.status >= 400:
+            _refused(self.url, response)
+        return type(self)(urljoin(self.url, response.headers["location"]), headers=self.headers, patience=self.patience)
+
     def _get(self, view: str, *, expects: int | None = None) -> Response:
         return self._tried(self.url + view, "GET", {}, expects)
 

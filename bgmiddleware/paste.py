@@ -220,6 +220,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
     "tee": (_boolean, "true or false", "middleware"),
+    "keep_requests": (_boolean, "true or false", "middleware"),
     "answers": (_boolean, "true or false", "middleware"),
     "details": (_boolean, "true or false", "middleware"),
     "refuse_cross_site": (_boolean, "true or false", "middleware"),

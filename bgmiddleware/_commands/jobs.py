@@ -1,16 +1,19 @@
 """``python -m bgmiddleware jobs``: inspect the jobs of a shared registry from outside the server."""
 
 import argparse
+import http.client
 import json
 import os
 import re
 import sys
+import urllib.error
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from .._jobs import EXIT_STATUS, Job, JobState, key_of
 from .._running import taken_answer
 from .._serving.timed import Came
+from ..client import JobClient
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
 from ..registries import open_registry
 from ..registries.base import Registry
@@ -54,6 +57,8 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add("cancel", "ask a job to stop")
     answering = add("answer", "answer what a job asks")
     answering.add_argument("answer", metavar="ANSWER", help="one of the choices, or a line")
+    rerunning = actions.add_parser("rerun", help="run an ended job again, by its URL; print that of the new one")
+    rerunning.add_argument("url", metavar="URL", help="the job's URL, which has its token")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
@@ -68,6 +73,8 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         "answer": _answer,
         "evict": _evict,
     }
+    if options.action == "rerun":
+        return _rerun(options.url)
     try:
         with open_registry(options.registry) as registry:
             if not registry.shared:
@@ -177,6 +184,18 @@ def _answer(registry: Registry, options: argparse.Namespace) -> int:
     if asked is None or asked.answer is not None:
         raise BackgroundError("the job does not wait for an answer")
     raise ConfigurationError.of_setting("answer", options.answer, f"one of {', '.join(asked.choices)}")
+
+
+def _rerun(url: str) -> int:
+    """Ask the server, which runs the new job: a registry runs none."""
+    try:
+        print(JobClient(url).rerun().url)
+        return 0
+    except urllib.error.HTTPError as error:
+        print(f"bgmiddleware: the server refused: {_printable(error.msg.strip())}", file=sys.stderr)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        print(f"bgmiddleware: {error}", file=sys.stderr)
+    return 2
 
 
 def _evict(registry: Registry, options: argparse.Namespace) -> int:

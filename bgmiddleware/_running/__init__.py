@@ -7,6 +7,7 @@ the server's side of PEP 3333, ``keeper`` sends output and renews the lease in t
 process.
 """
 
+from .channels import open_request_body
 from .exchange import Exchange
 from .failures import log_failed, one_line
 from .job import RunningJob
@@ -28,6 +29,7 @@ __all__ = [
     "call_function",
     "log_failed",
     "one_line",
+    "open_request_body",
     "over_deadline",
     "patiently",
     "replay_request",

@@ -15,6 +15,7 @@ from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
 from .lines import answer_lines
+from .links import sealed
 from .log import answer_log
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
 from .page import answer_page
@@ -53,6 +54,7 @@ __all__ = [
     "page_maker",
     "problem",
     "retry_after",
+    "sealed",
     "serve",
     "status_answer",
     "threads_of",
@@ -78,6 +80,7 @@ _REFUSED = {
     "output": "You are not allowed to read what jobs print.",
     "result": "You are not allowed to read the results of jobs.",
     "answer": "A job's question is for who started it.",
+    "rerun": "A job can be run again by who started it.",
     "cancel": "You are not allowed to cancel jobs.",
     "discard": "You are not allowed to discard jobs.",
 }
@@ -111,7 +114,8 @@ def _answer(visit: Visit) -> Answer:
         action = action_of(environ, form)
         if action is not None and (action != "discard" or visit.is_operators):
             visit.need(action)
-            return visit.linked(answer_action(visit, job, action, form))
+            answer = answer_action(visit, job, action, form)
+            return answer if "Link" in dict(answer.headers) else visit.linked(answer)
         answer = _view(visit, job)
         return answer if visit.parameters.get("_view") in _PARTS else visit.linked(answer)
     except JobExpired:

@@ -10,6 +10,7 @@ from .cancel import answer_cancel, answer_discard
 from .negotiate import View, choose
 from .problems import UNSTORED, Answer, problem
 from .question import answer_answer
+from .rerun import answer_rerun
 from .same_site import is_from_another_site
 from .visit import Visit, job_headers
 
@@ -23,6 +24,7 @@ Form = Mapping[str, str]
 ACTIONS: dict[str, Callable[[Visit, Job, Form], Answer]] = {
     "cancel": lambda visit, job, form: answer_cancel(visit, job),
     "answer": answer_answer,
+    "rerun": answer_rerun,
     "discard": lambda visit, job, form: answer_discard(visit, job),
 }
 

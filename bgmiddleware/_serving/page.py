@@ -18,6 +18,7 @@ from .policies import page_policy
 from .problems import Answer
 from .question import asked_of, question_form
 from .readable import readable
+from .rerun import rerun_form
 from .status import status_document
 from .visit import Visit, about
 
@@ -80,6 +81,7 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         # Nobody's half of an answer is to be taken away.
         "refresh": Markup(_REFRESH if live and asked_of(job) is None else ""),
         "question": question_form(job, said["page"]),
+        "rerun": rerun_form(visit, job, said["page"]),
         "symbol": LOOKS[look][0],
         "title": readable(job.title),
         "head_title": readable(f"{told} · {job.title}" if look == "refused" else job.title),
@@ -134,7 +136,7 @@ def _percent(job: Job) -> Markup:
 def _again(visit: Visit, job: Job) -> Markup:
     """Return the attributes of the link that starts the job again. It has an address only where to follow it does."""
     again = visit.again_of(job)
-    if again is None:
+    if again is None or job.keeps_request:  # which has a button for it
         return _hidden(True)
     shown = job.state.ended and job.state is not JobState.FINISHED
     return filled_in(_LINKED, {"again": again, "hidden": _hidden(not shown)})

@@ -5,6 +5,7 @@ from typing import Any
 
 from .._jobs import Job, JobState, Progress, Question, Steps
 from .problems import Answer
+from .rerun import link_to
 from .visit import Visit, about
 
 __all__ = ["answer_status", "status_answer", "status_document"]
@@ -44,10 +45,13 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
         "response": _response(job),
         "receipt": _receipt(job, details=visit.site.details),
+        "rerun_of": link_to(visit, job.rerun_of),
+        "rerun_as": link_to(visit, job.rerun_as),
         "links": {
             "self": here,
             **{view: f"{here}&_view={view}" for view, right in _VIEWS.items() if visit.may(right)},
             **({"cancel": here} if visit.may("cancel") else {}),
+            **({"rerun": here if job.keeps_request and job.state.ended else None} if visit.may("rerun") else {}),
         },
     }
 

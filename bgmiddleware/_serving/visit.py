@@ -74,6 +74,8 @@ class Site:
     """Whether the page's script and style are at URLs of their own."""
     details: bool = True
     """Whether those who may see a job are told tracebacks, and the host and the process that ran it."""
+    rerun: "Callable[[Visit, Job], Answer] | None" = None
+    """Runs the request of an ended job again, and answers who asks for that."""
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
     dashboard: str = ""

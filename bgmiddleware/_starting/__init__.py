@@ -1,10 +1,12 @@
 """A marked request becomes a job: it is recorded, joined or admitted, added to the registry, submitted and answered.
 
 ``watching`` takes over a request from the decorated view that it reached, and ``starter`` starts a job step by step.
-``joining`` finds the job of a repeated request, ``untouched`` answers a request that was done within
-``promote_after``, ``ends`` is what follows the end of a job, and ``options`` checks the options of the middleware.
+``again`` starts the request of an ended job anew. ``joining`` finds the job of a repeated request, ``untouched``
+answers a request that was done within ``promote_after``, ``ends`` is what follows the end of a job, and ``options``
+checks the options of the middleware.
 """
 
+from .again import run_again
 from .ends import Ends
 from .options import (
     check_options,
@@ -30,6 +32,7 @@ __all__ = [
     "may_be_lazy",
     "may_begin_twice",
     "priorities_of",
+    "run_again",
     "settle",
     "taken",
 ]

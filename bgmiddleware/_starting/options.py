@@ -46,7 +46,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     check_functions(given["unnamed"], **named("app when owner authorize title"))
     check_texts(**named("token_name secret dashboard assets version"))
     check_switches(**named("single_flight capture_logging capture_children tee answers details"))
-    check_switches(**named("refuse_cross_site foreground"))
+    check_switches(**named("refuse_cross_site foreground keep_requests"))
     check_pair(given["dashboard"], given["authorize"])
 
 

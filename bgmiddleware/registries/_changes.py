@@ -20,7 +20,7 @@ __all__ = [
     "settled",
 ]
 
-_AMENDED = ("question",)
+_AMENDED = ("question", "rerun_as")
 """What may be amended of a job: what no registry looks at."""
 
 
@@ -67,7 +67,7 @@ def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | N
         ended_at=now if at is None else at,
         expires_at=now + ttl,
         lease_expires_at=None,
-        request={},
+        request=job.request if job.keeps_request else {},
         question=None,
         receipt={**job.receipt, **(change.receipt or {})},
     )

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 from .._ground.numbers import check_count, check_positive
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
 from ..errors import RegistryError
+from ._history import History, Level, Minute, Spread
 from ._housekeeping import house
 from ._outbox import MemoryOutbox, Outbox
 from ._times import MOST as MOST_TIMES
@@ -25,12 +26,16 @@ __all__ = [
     "PAGE_BYTES",
     "SHORT",
     "Evicted",
+    "History",
+    "Level",
+    "Minute",
     "Outbox",
     "Page",
     "Piece",
     "Registry",
     "Renewal",
     "Source",
+    "Spread",
     "Times",
     "Transition",
 ]
@@ -259,8 +264,8 @@ class Registry(ABC):
 
         Refused if the state is none of *expect*, if the job has ended, or if it runs and ``change.runner`` is not who
         claimed it. A claim is refused too while as many jobs of one of the job's ``groups`` run as that may be, not
-        counting those whose lease ran out. At an end all channels are sealed, the request is forgotten, and the TTL
-        begins.
+        counting those whose lease ran out. At an end all channels are sealed, the request is forgotten unless the job
+        keeps it, and the TTL begins.
         """
 
     @abstractmethod
@@ -288,7 +293,7 @@ class Registry(ABC):
         nothing changes, and None is returned.
 
         *change* is given the job as it reads. It may be called several times and from within a transaction, so it only
-        computes. Of what it returns, only the fields ``question`` counts: all else is the registry's own.
+        computes. Of what it returns, only ``question`` and ``rerun_as`` count: all else is the registry's own.
         """
 
     @abstractmethod
@@ -316,6 +321,15 @@ class Registry(ABC):
     @abstractmethod
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         """Return up to *limit* jobs, newest first, all or those in one state, without the first *skip* of them."""
+
+    @abstractmethod
+    def history(self, since: float) -> History:
+        """Return what was counted from the minute of *since* on, at most a day: what started and ended, and how long it
+        took, by path; and how many jobs waited and ran, as of each ``tidy`` and now.
+
+        A job counts under ``asked["path"]``; at most 200 paths are told apart, the rest is ``other``. A change of state
+        counts once, in the minute in which it is written down; only what is repeated after an outage may count twice.
+        """
 
     @abstractmethod
     def evict(self, limit: int = 1000) -> Evicted:

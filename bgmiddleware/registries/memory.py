@@ -21,6 +21,7 @@ from ..errors import (
     RegistryFull,
 )
 from . import _changes as changes
+from ._history import Counts, History, events_of, minutes_since, path_of
 from ._memory.heap import give_back
 from ._memory.logs import Log, Spool
 from ._steady import SteadyClock
@@ -81,6 +82,7 @@ class MemoryRegistry(Registry):
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
         self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
+        self._counts = Counts()
         self._untold: deque[Job] = deque()  # whose ends are to be told when the lock is free
         self._bytes = 0
         self._freed = 0  # since memory was given back
@@ -203,6 +205,7 @@ class MemoryRegistry(Registry):
                 if job.groups and not changes.has_room(job.groups, running, now):
                     return False
                 record.job = changes.claimed(job, now, change)
+                self._counts.add(now, path_of(job), events_of(job, record.job))
                 self._pending.pop(key, None)
                 self._running[key] = None
             else:
@@ -307,6 +310,17 @@ class MemoryRegistry(Registry):
             give_back()
         return evicted
 
+    def tidy(self) -> float | None:
+        with self._lock:
+            self._counts.note_level(self._notice_the_time(), len(self._pending), len(self._running))
+        return super().tidy()
+
+    def history(self, since: float) -> History:
+        with self._lock:
+            now = self._notice_the_time()
+            self._counts.note_level(now, len(self._pending), len(self._running))
+            return self._counts.since(minutes_since(since, now)[0])
+
     def is_empty(self) -> bool:
         return not self._records
 
@@ -406,9 +420,10 @@ class MemoryRegistry(Registry):
 
     def _end(self, record: "_Record", job: Job) -> None:
         """Write down that a job has ended, as *job* says."""
+        self._counts.add(self._noticed_at, path_of(job), events_of(record.job, job))
         record.job = job
         record.source = None
-        request = record.logs.pop(Channel.REQUEST, None)
+        request = None if job.keeps_request else record.logs.pop(Channel.REQUEST, None)
         if request is not None:
             self._bytes -= request.stored
             request.remove()

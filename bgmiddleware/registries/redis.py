@@ -9,6 +9,7 @@ what concerns both is done in two steps, the record first: it says what is true,
   came.
 * ``{bg}:jobs``, ``:pending``, ``:running``, ``:due``, ``:ended`` …: sorted sets of keys (see ``lua/_index.lua``);
   ``{bg}:group:NAME``: who runs of a group; ``{bg}:name:NAME``: who holds a name; ``{bg}:secret``.
+* ``{bg}:minute:NUMBER``: a hash, what was counted in that minute; ``{bg}:paths``: a sorted set, of which paths.
 
 Only ended jobs have a time to live on the server. It is a little longer than ``ttl``, and each read compares the
 instants exactly: so a job is never found with one half of its keys.
@@ -19,13 +20,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar
 
 from .._ground.numbers import check_positive
 from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
+from ._history import History, events_of, minutes_since, path_of, undone
 from ._redis.index import LINGER, Entered, Index
 from ._redis.link import Address, Call, Damaged, Server
 from ._redis.outbox import RedisOutbox
@@ -268,7 +270,12 @@ class RedisRegistry(Registry):
     def tidy(self) -> float | None:
         if self._evict_unless_just_back(_TIDIED_AT_ONCE) >= _TIDIED_AT_ONCE:
             return 0.0
+        self._server.run_all(self._index.counting("", {}, self.clock()))
         return None if self.is_empty() else self.tidy_every
+
+    def history(self, since: float) -> History:
+        first, last = minutes_since(since, self.clock())
+        return self._index.history(first, last)
 
     def is_empty(self) -> bool:
         return self._index.is_empty()
@@ -369,7 +376,10 @@ class RedisRegistry(Registry):
         after = Stored(new, stored.now, nonce(), stored.place if place is None else place)
         writing = self._records.writing(stored, after, self.ttl, least)
         filing = self._index.filing(new, stored.now, after.place)
-        *_, reply, filed = self._server.run_all(*along, writing, filing)
+        events = events_of(stored.job, new)
+        counting = (self._index.counting(path_of(new), events, stored.now),) if events else ()
+        replies = self._server.run_all(*along, writing, filing, *counting)
+        reply, filed = replies[len(along) : len(along) + 2]
         is_written = False
         try:
             is_written = self._records.written(new.key, reply)
@@ -377,6 +387,8 @@ class RedisRegistry(Registry):
             if not is_written:
                 self._forget(new.key)
                 self._file_as_it_is(new.key)
+                if events:
+                    self._uncount(new, events, stored.now)
         if not is_written:
             return False
         self._index.filed(new.key, filed)
@@ -389,6 +401,11 @@ class RedisRegistry(Registry):
                 new = self.get(new.key)
             self._has_ended(new)
         return True
+
+    def _uncount(self, job: Job, events: Mapping[str, int], now: float) -> None:
+        """Take back what was counted of a change that was none."""
+        with contextlib.suppress(RegistryError):
+            self._server.run_all(self._index.counting(path_of(job), undone(events), now))
 
     def _file_as_it_is(self, key: str) -> None:
         """Take back what was filed of a job that could not be changed. Where that fails, it is done when it is due."""

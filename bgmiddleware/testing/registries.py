@@ -40,6 +40,7 @@ from ..errors import (
 )
 from ..registries.base import END, Piece, Registry, Transition
 from .clock import Clock
+from .history import HistoryContract
 
 LONG = 120.0
 """A timeout that no test may reach."""
@@ -174,7 +175,7 @@ each_call: pytest.MarkDecorator = pytest.mark.parametrize("call", CALLS.values()
 each_end: pytest.MarkDecorator = pytest.mark.parametrize("state", ENDS)
 
 
-class RegistryContract:
+class RegistryContract(HistoryContract):
     @pytest.fixture
     def clock(self) -> Clock:
         return Clock()
@@ -806,6 +807,30 @@ class RegistryContract:
         registry.finish(KEY, RUNNER, state)
         assert registry.get(KEY).request == {}
         assert registry.read(KEY, Channel.REQUEST, 0).data == b""
+
+    @each_end
+    @pytest.mark.parametrize("size", [0, 10, 100_000])
+    def test_a_request_that_its_job_keeps_is_there_until_the_job_is_gone(
+        self, registry: Registry, clock: Clock, state: JobState, size: int
+    ) -> None:
+        body = b"x" * size
+        registry.add(Job(KEY, "one", request={"REQUEST_METHOD": "PUT"}, keeps_request=True))
+        registry.append(KEY, Channel.REQUEST, 0, body)
+        assert registry.claim(KEY, RUNNER)
+        assert registry.finish(KEY, RUNNER, state)
+        registry.amend(KEY, lambda job: job.changed(rerun_as="a link"))
+        job = registry.get(KEY)
+        assert (job.request, job.rerun_as) == ({"REQUEST_METHOD": "PUT"}, "a link")
+        assert all_of(registry, KEY, Channel.REQUEST, limit=65536) == body
+        with pytest.raises(Fenced):
+            registry.append(KEY, Channel.REQUEST, size, b"more")
+        clock.advance(59.99)
+        registry.evict()
+        assert all_of(registry, KEY, Channel.REQUEST, limit=65536) == body
+        clock.advance(0.01)
+        registry.evict()
+        with pytest.raises(JobExpired):
+            registry.read(KEY, Channel.REQUEST, 0)
 
     def test_the_request_of_a_job_that_was_cancelled_before_it_began_is_sealed_and_forgotten(
         self, registry: Registry

@@ -10,6 +10,9 @@ VARIABLE = "BGMIDDLEWARE_TEST_ASKING"
 
 
 def view(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    if environ["PATH_INFO"] == "/echo":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))]
     said = input("Go on? ") if environ["PATH_INFO"] == "/input" else ask("Go on?", ("yes", "no"))
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [said.encode()]

@@ -114,15 +114,23 @@ def _expired(opens: Opener, accept: str) -> Reply:
     return client.request("GET", target, accept=accept)
 
 
-def _running(query: str = "", method: str = "GET", **headers: str) -> Callable[..., Reply]:
+def _running(query: str = "", method: str = "GET", body: bytes = b"", **headers: str) -> Callable[..., Reply]:
     def provoke(opens: Opener, accept: str) -> Reply:
         play = Play()
-        _, client = opens(play, stream_slots=0)
+        _, client = opens(play, stream_slots=0, keep_requests=True)
         target = start(client, "/")
         play.begins()
-        return client.request(method, target + query, **{"accept": accept, **headers})
+        return client.request(method, target + query, body, **{"accept": accept, **headers})
 
     return provoke
+
+
+def _rerun(opens: Opener, accept: str) -> Reply:
+    site, client = opens(answering())
+    target = start(client, "/")
+    ended(site, target)
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    return client.request("POST", target, b"_action=rerun", accept=accept, **form)
 
 
 def _asked(body: bytes) -> Callable[..., Reply]:
@@ -202,6 +210,8 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "no-slot": _running("&_view=events"),
     "bad-answer": _asked(b"_answer=maybe"),
     "not-asked": _asked(b"_answer=yes&_question=other"),
+    "not-kept": _rerun,
+    "still-running": _running(method="POST", body=b"_action=rerun", content_type="application/x-www-form-urlencoded"),
     "cross-site": _running(method="DELETE", sec_fetch_site="cross-site"),
     "job-runs": _discard_running,
     "failed": _result_of(_raise),

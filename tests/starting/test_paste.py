@@ -140,6 +140,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "max_body": ("5m", lambda app: app._starter.max_body, 5 * 1024**2),
         "stream_slots": ("0", lambda app: app._site.viewers.take_slot(lambda: False), None),
         "capture_logging": ("off", lambda app: app._starter.capture_logging, False),
+        "keep_requests": ("on", lambda app: app._starter.keep_requests, True),
         "answers": ("on", lambda app: app._starter.answers, True),
         "capture_children": ("on", lambda app: app._starter.capture_children, True),
         "tee": ("on", lambda app: app._starter.tee, True),

@@ -283,6 +283,7 @@ function show(news, read = bar) {
   $.result.hidden = !job.response || !/finished|failed/.test(state);
   if (state === "failed" && code < 400) $.result.textContent = words.form;
   $.again.hidden = !$.again.href || !over() || state === "finished";
+  if ($.rerun) $.rerun.hidden = !over();
   $.save.hidden = state !== "finished" || code >= 400 || code === 204;
   $.notify.parentElement.hidden = over() || !window.Notification;
   const part = state === "finished" ? 100 : now;

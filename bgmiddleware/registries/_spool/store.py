@@ -105,7 +105,8 @@ class Store:
             raise
         for row in change.ended:
             self.writers.close(row.key)
-            self.files(row).remove(Channel.REQUEST)
+            if not row.job.keeps_request:
+                self.files(row).remove(Channel.REQUEST)
         for row in change.changed:
             self.files(row).stamp()
         for gone in change.gone:
@@ -222,4 +223,6 @@ def trouble(error: OSError) -> RegistryError:
 def _is_left_behind(database: sqlite3.Connection, name: re.Match[str]) -> bool:
     state = table.state_of(database, int(name[2]), name[1])
     # A state that only a newer version knows is none of these.
-    return state is None or (state in _ENDED and name[0].endswith(f".{Channel.REQUEST}"))
+    if state is None or not (state in _ENDED and name[0].endswith(f".{Channel.REQUEST}")):
+        return state is None
+    return not table.keeps_request(database, name[1])
