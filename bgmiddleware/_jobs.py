@@ -301,6 +301,8 @@ class Job:
     steps: Steps | None = None
     question: Question | None = None
     """What it asks its readers, and their answer until it has taken that."""
+    shares: Mapping[str, Mapping[str, str | float]] = field(default_factory=dict)
+    """The links by which its owner shows it to others: by their ids, the ``scope`` and ``until`` when."""
     output_end: int = 0
     output_dropped: tuple[int, int] | None = None
     """The range of output bytes that was dropped to stay within the registry's bounds, if any."""
@@ -410,7 +412,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("keeps_name", "admitted", "keeps_request"), (bool,)),
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
-    **dict.fromkeys(("asked", "groups", "request", "receipt"), (dict,)),
+    **dict.fromkeys(("asked", "groups", "request", "receipt", "shares"), (dict,)),
     **dict.fromkeys(("response", "progress", "steps", "question"), (dict, NoneType)),
     **dict.fromkeys(("output_end", "body_end"), (int,)),
     "created_at": (int, float),

@@ -23,12 +23,15 @@ from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
 from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, is_for_us, refused_for_others
 from .rights import Authorize, rights_of
+from .shared_links import SHARED
+from .sharing import answer_shares
 from .status import answer_status, status_answer
 from .stored import Stored, compressed, conditional
 from .viewers import Viewers
 from .visit import BadParameter, Forbidden, Site, Visit, about
 
 __all__ = [
+    "SHARED",
     "UNSTORED",
     "Answer",
     "Authorize",
@@ -71,6 +74,7 @@ _VIEWS = {
     View.CAST: answer_cast,
     View.CAST2: answer_cast,
     View.RESULT: answer_result,
+    View.SHARE: answer_shares,
     View.SCRIPT: answer_asset,
     View.STYLE: answer_asset,
     View.ICON: answer_asset,
@@ -81,11 +85,13 @@ _REFUSED = {
     "result": "You are not allowed to read the results of jobs.",
     "answer": "A job's question is for who started it.",
     "rerun": "A job can be run again by who started it.",
+    "share": "A job can be shared by who started it.",
+    "unshare": "A job can be shared by who started it.",
     "cancel": "You are not allowed to cancel jobs.",
     "discard": "You are not allowed to discard jobs.",
 }
 _PARTS = (View.SCRIPT, View.STYLE, View.ICON)  # of the page: the same for all jobs
-_RIGHTS = {**dict.fromkeys(_VIEWS, "output"), View.STATUS: "list", View.RESULT: "result"}
+_RIGHTS = {**dict.fromkeys(_VIEWS, "output"), View.STATUS: "list", View.RESULT: "result", View.SHARE: "share"}
 """What an operator needs the right to."""
 
 

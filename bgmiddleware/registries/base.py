@@ -293,7 +293,8 @@ class Registry(ABC):
         nothing changes, and None is returned.
 
         *change* is given the job as it reads. It may be called several times and from within a transaction, so it only
-        computes. Of what it returns, only ``question`` and ``rerun_as`` count: all else is the registry's own.
+        computes. Of what it returns, only ``question``, ``rerun_as`` and ``shares`` count: all else is the registry's
+        own.
         """
 
     @abstractmethod
