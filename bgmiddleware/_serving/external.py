@@ -1,6 +1,7 @@
 """Scripts, styles and icons at URLs of their own: the page's, for sites whose own policy allows nothing inside a page,
 and a script for pages of the site's own."""
 
+from collections.abc import Callable
 from functools import partial
 
 from .._jobs import Job
@@ -20,7 +21,7 @@ _TYPES = {
     View.CLIENT: "text/javascript",
     View.ICON: "image/svg+xml",
 }
-_TEXTS = {
+_TEXTS: dict[View, Callable[[], str]] = {
     View.SCRIPT: assets.script,
     View.STYLE: assets.style,
     View.CLIENT: partial(assets.static, "client.js"),
