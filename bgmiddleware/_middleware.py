@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from string import Template
 from types import TracebackType
@@ -28,15 +28,12 @@ from ._serving import (
     serve,
 )
 from ._starting import (
+    Ends,
     LazyResponse,
     Starter,
     WSGIApplication,
-    check_functions,
-    check_numbers,
-    check_pair,
+    check_options,
     check_places,
-    check_switches,
-    check_texts,
     end_of,
     foreground_is_asked_for,
     foreground_of,
@@ -51,6 +48,7 @@ from ._starting import (
 from .errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
+from .hooks import OnEnd, hooks_of
 from .owners import Owner
 from .redact import Redaction, redaction_of
 from .registries.base import Registry
@@ -82,16 +80,17 @@ class BackgroundMiddleware:
     set of ``list``, ``output``, ``result``, ``cancel`` and ``discard``. *title*: the name of a job, a function of the
     environ; default: its method, path and query. *redact*: secrets that are replaced by ``[redacted]`` before anything
     of a job is stored, shown or logged, but not in its response: texts, compiled patterns, and what the functions of
-    :mod:`bgmiddleware.redact` return. *page*: your own design of a job's page: a function of
-    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's
-    script and style in the page, ``external`` at their own URLs. *capture_logging*: whether a job's log records go to
-    its output if no handler writes them to the console. *capture_children*: whether subprocesses without streams of the
-    job print to its output too. *tee*: whether the output of jobs is copied to the server's standard output. *answers*:
-    whether readers answer what a job reads by ``input()``; else its input is at its end. *details*: whether anyone who
-    may see a job sees the traceback of its exception, and the host and process that ran it; else only the server's log
-    has the traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *foreground*:
-    whether no request starts a job, so that a debugger can stop in a view; the environment variable
-    ``BGMIDDLEWARE_FOREGROUND`` does the same. *token_name*: the query parameter with the token.
+    :mod:`bgmiddleware.redact` return. *on_end*: what is called with each job that has ended, by the process that wrote
+    the end down: functions of a ``Job``, and what ``hooks.webhook(…)`` returns. *page*: your own design of a job's
+    page: a function of :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*:
+    ``inline`` puts the page's script and style in the page, ``external`` at their own URLs. *capture_logging*: whether
+    a job's log records go to its output if no handler writes them to the console. *capture_children*: whether
+    subprocesses without streams of the job print to its output too. *tee*: whether the output of jobs is copied to the
+    server's standard output. *answers*: whether readers answer what a job reads by ``input()``; else its input is at
+    its end. *details*: whether anyone who may see a job sees the traceback of its exception, and the host and process
+    that ran it; else only the server's log has the traceback. *refuse_cross_site*: whether a marked request from a page
+    of another site gets 403. *foreground*: whether no request starts a job, so that a debugger can stop in a view; the
+    environment variable ``BGMIDDLEWARE_FOREGROUND`` does the same. *token_name*: the query parameter with the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -115,6 +114,7 @@ class BackgroundMiddleware:
         authorize: Authorize | None = None,
         title: Callable[[dict[str, Any]], str] | None = None,
         redact: Iterable[str | re.Pattern[str] | Redaction] = (),
+        on_end: OnEnd | Sequence[OnEnd] = (),
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
@@ -132,18 +132,13 @@ class BackgroundMiddleware:
         foreground: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
-        check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
-        check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
-        check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(refuse_cross_site=refuse_cross_site, foreground=foreground, keep_requests=keep_requests)
-        check_switches(tee=tee, answers=answers, details=details)
-        check_pair(dashboard, authorize)
+        check_options(locals())
         self.app: WSGIApplication = _unwrapped(app)
         self.registry: Registry = MemoryRegistry() if registry is None else registry
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
         self.redaction: Redaction | None = redaction_of(redact)
+        self._ends = Ends(self.registry, hooks_of(on_end), self.redaction)
         parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
             *parts,
@@ -172,6 +167,7 @@ class BackgroundMiddleware:
             title=title,
             redaction=self.redaction,
             waiting=Waiting(self.registry),
+            ends=self._ends,
             secret=None if secret is None else secret.encode(),
         )
         self._authorize = authorize
@@ -198,6 +194,7 @@ class BackgroundMiddleware:
         if self._may_bear_token in query:
             tokens = self._find_tokens(query)
             if tokens:
+                self._ends.look()
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
                 environ = self._without_our_parameters(environ, tokens[-1])
@@ -306,6 +303,7 @@ class BackgroundMiddleware:
         self.executor.shutdown(drain)
         self._site.viewers.end()
         self._starter.waiting.close()
+        self._ends.close()
 
     def close(self, drain: float | None = None) -> None:
         """The same as :meth:`shutdown`, and let go of all resources. Idempotent."""

@@ -106,6 +106,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
         "title": ("python:bgmiddleware.marks:always", lambda app: app._starter.title, marks.always),
         "redact": ("common", lambda app: len(app.redaction.forms) > 10, True),
+        "on_end": ("python:bgmiddleware.marks:always", lambda app: app._ends._hooks, (marks.always,)),
         "page": ("python:bgmiddleware.marks:always", lambda app: app._site.page, marks.always),
         "assets": ("external", lambda app: app._site.external_assets, True),
         "registry": ("memory:", lambda app: type(app.registry), MemoryRegistry),
