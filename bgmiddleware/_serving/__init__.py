@@ -25,6 +25,7 @@ from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, probl
 from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, is_for_us, refused_for_others
 from .status import answer_status, status_answer
 from .stored import Stored, conditional
+from .times import answer_times
 from .viewers import Viewers
 from .visit import BadParameter, Site, Visit, about
 
@@ -66,6 +67,7 @@ _VIEWS = {
     View.PAGE: answer_page,
     View.EVENTS: answer_events,
     View.LINES: answer_lines,
+    View.TIMES: answer_times,
     View.CAST: answer_cast,
     View.CAST2: answer_cast,
     View.RESULT: answer_result,

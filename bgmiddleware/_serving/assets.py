@@ -14,6 +14,7 @@ from .shorten import shortened
 
 __all__ = [
     "LANGUAGES",
+    "SCRIPTS",
     "digest",
     "language_of",
     "script",
@@ -43,10 +44,16 @@ def stripped_style(text: str) -> str:
     return re.sub(r"\s*([{};,>])\s*|(:)\s+", r"\1\2", text).replace(";}", "}").strip() + "\n"
 
 
+SCRIPTS = ("terminal.js", "page.js", "lines.js", "begin.js")
+"""The files that the script of the page is made of."""
+
+_CONSTANTS = ("Math", "Object", "document", "performance")
+
+
 @cache
 def script() -> str:
     """Return the script of the page, its terminal first."""
-    return shortened(static("terminal.js") + static("page.js"))
+    return shortened("".join(map(static, SCRIPTS)), *_CONSTANTS)
 
 
 @cache
@@ -58,7 +65,7 @@ def style() -> str:
 @cache
 def template(name: str) -> Template:
     """Return a part of the page, in which its words are to be filled in."""
-    return Template(static(name))
+    return Template(static(name).replace(">\n<", "><"))
 
 
 @cache
