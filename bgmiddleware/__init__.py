@@ -4,11 +4,11 @@
 imported by their own paths.
 """
 
-from . import marks, owners
+from . import hooks, marks, owners, redact
 from ._capture import detached
-from ._context import background, backgrounder, current_job, progress, step, track
+from ._context import ask, background, backgrounder, current_job, progress, step, track
 from ._ground import version as _version
-from ._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse, Step, Steps, StepState
+from ._jobs import Channel, Job, JobState, Priority, Progress, Question, RecordedResponse, Step, Steps, StepState
 from ._middleware import BackgroundMiddleware
 from ._running import Run, RunningJob
 from ._serving import PageParts
@@ -23,6 +23,7 @@ from .errors import (
     JobExists,
     JobExpired,
     JobNotFound,
+    NoAnswer,
     QueueFull,
     RegistryError,
     RegistryFull,
@@ -51,9 +52,11 @@ __all__ = [
     "JobNotFound",
     "JobState",
     "MemoryRegistry",
+    "NoAnswer",
     "PageParts",
     "Priority",
     "Progress",
+    "Question",
     "QueueFull",
     "RecordedResponse",
     "Registry",
@@ -65,13 +68,16 @@ __all__ = [
     "StepState",
     "Steps",
     "ThreadExecutor",
+    "ask",
     "background",
     "backgrounder",
     "current_job",
     "detached",
+    "hooks",
     "marks",
     "owners",
     "progress",
+    "redact",
     "step",
     "track",
 ]

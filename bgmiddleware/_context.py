@@ -8,7 +8,7 @@ import operator
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, overload
@@ -16,12 +16,13 @@ from typing import Any, ParamSpec, TypeVar, overload
 from ._capture import ForegroundOutput, current_output, write_late
 from ._frameworks import Surroundings, surroundings, undecorated_views
 from ._jobs import StepState
-from ._running import RunningJob
+from ._running import TIMEOUT, RunningJob
 from .errors import ConfigurationError, JobCancelled
 
 __all__ = [
     "BackgroundRequested",
     "Wish",
+    "ask",
     "background",
     "backgrounder",
     "current_job",
@@ -122,6 +123,13 @@ class _NoJob(RunningJob):
     def end_step(self, number: int, state: StepState) -> None:
         """Do nothing."""
 
+    def ask(self, question: str, choices: Sequence[str], timeout: float) -> str:
+        """Ask at the terminal."""
+        said = f"{question} [{'/'.join(choices)}] " if choices else f"{question} "
+        while (answer := input(said).strip()) not in choices and choices:
+            pass
+        return answer
+
     def __bool__(self) -> bool:
         return False
 
@@ -166,6 +174,18 @@ def track(items: Iterable[_T], message: str = "", *, total: float | None = None)
             job.check()
         yield item
     job.progress(done, total, message)
+
+
+def ask(question: str, choices: Sequence[str] = (), timeout: float = TIMEOUT) -> str:
+    """Ask the readers of the current job, and return the answer: one of *choices*, or with none any line.
+
+    The question is on the job's page, in its output, and in its state (``waiting_for``); whoever may cancel the job may
+    answer it. The job waits, and keeps its worker, at most *timeout* seconds: then this raises
+    :class:`~bgmiddleware.NoAnswer`. A cancel ends the waiting. Outside a job it asks at the terminal.
+
+    Raises ``ConfigurationError`` for what is no question, for choices that are no short texts, and in a forked process.
+    """
+    return current_job().ask(question, choices, timeout)
 
 
 class _StepBlock(contextlib.ContextDecorator):

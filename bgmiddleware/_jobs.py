@@ -12,11 +12,13 @@ from typing import Any, Self
 
 __all__ = [
     "EXIT_STATUS",
+    "KEY_LENGTH",
     "Channel",
     "Job",
     "JobState",
     "Priority",
     "Progress",
+    "Question",
     "RecordedResponse",
     "Step",
     "StepState",
@@ -63,7 +65,7 @@ class Channel(StrEnum):
     """The three append-only byte logs of a job, read by offset."""
 
     REQUEST = "request"
-    """The body of the recorded request. Forgotten when the job ends: nothing is ever re-run."""
+    """The body of the recorded request. Forgotten when the job ends, unless the job keeps it."""
 
     OUTPUT = "output"
     """What the job printed."""
@@ -193,6 +195,28 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a running job asks its readers, by :func:`bgmiddleware.ask`.
+
+    *choices*: the answers that it takes; none: any line. *until*: the instant at which it waits no longer. *id*: names
+    the question, so that an answer to an earlier one is not taken for this. *answer*: None until there is one.
+    """
+
+    text: str
+    choices: tuple[str, ...] = ()
+    until: float = 0.0
+    id: str = ""
+    answer: str | None = None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the question that a part of a job's document holds. Skips what it does not know."""
+        known = {name: value for name, value in document.items() if name in cls.__dataclass_fields__}
+        known["choices"] = tuple(map(str, known.get("choices", ())))
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedResponse:
     """The head of the app's response: *status* line and *headers* as the app gave them, hop-by-hop ones left out.
 
@@ -261,20 +285,30 @@ class Job:
     admitted: bool = True
     """Whether an executor took it: only then others may be told of it."""
     asked: Mapping[str, str] = field(default_factory=dict)
-    """What is kept of the request: its ``method``, its ``query`` where that is too long for a redirect, and digests of
-    the credentials and cookies that it bore."""
+    """What is kept of the request: its ``method``, the pattern of its ``path``, its ``query`` where it is too long for
+    a redirect, and digests of the credentials and cookies that it bore."""
     request: Mapping[str, str] = field(default_factory=dict)
-    """The recorded environ; empty when the job has ended."""
+    """The recorded environ; empty when the job has ended, unless it *keeps_request*."""
+    keeps_request: bool = False
+    """Whether its request is kept until its TTL, so that it can be run again."""
+    rerun_of: str = ""
+    """Where the job is that it repeats: a link that only this job's token opens; empty: it repeats none."""
+    rerun_as: str = ""
+    """Where the last job is that repeats it: a link of the same kind."""
     response: RecordedResponse | None = None
     progress: Progress | None = None
     """How far it says that it is, outside of its steps."""
     steps: Steps | None = None
+    question: Question | None = None
+    """What it asks its readers, and their answer until it has taken that."""
+    shares: Mapping[str, Mapping[str, str | float]] = field(default_factory=dict)
+    """The links by which its owner shows it to others: by their ids, the ``scope`` and ``until`` when."""
     output_end: int = 0
     output_dropped: tuple[int, int] | None = None
     """The range of output bytes that was dropped to stay within the registry's bounds, if any."""
     body_end: int = 0
     receipt: Mapping[str, str | float] = field(default_factory=dict)
-    """What its runner says of the run: who it was, how much time of a processor it took."""
+    """What its runner says of the run: who it was, how much time of a processor it took, what came on stderr."""
 
     def changed(self, **fields: Any) -> Self:
         """Return the job with other values in some *fields*.
@@ -314,6 +348,15 @@ class Job:
                     return step.progress
         return self.progress
 
+    @property
+    def error_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Which bytes of its output came on stderr, from a begin up to an end: the first 500 ranges. Known when it has
+        ended; what its child processes wrote is not told apart."""
+        ranges = str(self.receipt.get("stderr", ""))
+        return tuple(
+            (int(begin), int(end)) for begin, _, end in (part.partition("-") for part in ranges.split(",") if part)
+        )
+
     def has_expired(self, now: float) -> bool:
         """Whether it ended more than its TTL before *now*."""
         return self.state.ended and self.expires_at is not None and now >= self.expires_at
@@ -329,7 +372,7 @@ class Job:
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
         document = {name: getattr(self, name) for name in _SETTERS}
-        for name in ("response", "progress", "steps"):
+        for name in ("response", "progress", "steps", "question"):
             if document[name] is not None:
                 document[name] = dataclasses.asdict(document[name])
         return document
@@ -350,6 +393,8 @@ class Job:
             known["progress"] = Progress.from_document(known["progress"])
         if known.get("steps") is not None:
             known["steps"] = Steps.from_document(known["steps"])
+        if known.get("question") is not None:
+            known["question"] = Question.from_document(known["question"])
         if known.get("output_dropped") is not None:
             begin, end = known["output_dropped"]
             known["output_dropped"] = int(begin), int(end)
@@ -363,12 +408,12 @@ _SETTERS: dict[str, Callable[[Job, Any], None]] = {
 _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
-    **dict.fromkeys(("name", "name_salt", "process"), (str,)),
-    **dict.fromkeys(("keeps_name", "admitted"), (bool,)),
+    **dict.fromkeys(("name", "name_salt", "process", "rerun_of", "rerun_as"), (str,)),
+    **dict.fromkeys(("keeps_name", "admitted", "keeps_request"), (bool,)),
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
-    **dict.fromkeys(("asked", "groups", "request", "receipt"), (dict,)),
-    **dict.fromkeys(("response", "progress", "steps"), (dict, NoneType)),
+    **dict.fromkeys(("asked", "groups", "request", "receipt", "shares"), (dict,)),
+    **dict.fromkeys(("response", "progress", "steps", "question"), (dict, NoneType)),
     **dict.fromkeys(("output_end", "body_end"), (int,)),
     "created_at": (int, float),
     "owner": (str, NoneType),
@@ -376,6 +421,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 """What JSON has of each field: a document may be damaged, and what is in it is compared and counted."""
 
+
+KEY_LENGTH = 32
+"""How many characters of 0123456789abcdef a key has."""
 
 _VERSION_4 = 0x4 << 76 | 0x2 << 62  # and the variant
 _NOT_VERSION = ~(0xF << 76 | 0x3 << 62)
@@ -390,4 +438,4 @@ def new_token() -> str:
 
 def key_of(token: str) -> str:
     """Return the key that names a token's job: a digest, so that who reads a registry cannot read jobs by HTTP."""
-    return hashlib.sha256(token.encode("ascii")).hexdigest()[:32]
+    return hashlib.sha256(token.encode("ascii")).hexdigest()[:KEY_LENGTH]

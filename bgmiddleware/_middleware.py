@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from string import Template
 from types import TracebackType
@@ -16,26 +16,24 @@ from ._ground.screens import screen_of
 from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
 from ._serving import (
+    SHARED,
     Answer,
     Authorize,
     PageMaker,
     Site,
     StartResponse,
     Viewers,
-    answer_dashboard,
+    answer_operator,
     page_maker,
     serve,
 )
 from ._starting import (
+    Ends,
     LazyResponse,
     Starter,
     WSGIApplication,
-    check_functions,
-    check_numbers,
-    check_pair,
+    check_options,
     check_places,
-    check_switches,
-    check_texts,
     end_of,
     foreground_is_asked_for,
     foreground_of,
@@ -43,13 +41,16 @@ from ._starting import (
     may_be_lazy,
     may_begin_twice,
     priorities_of,
+    run_again,
     settle,
     taken,
 )
 from .errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
+from .hooks import OnEnd, hooks_of
 from .owners import Owner
+from .redact import Redaction, redaction_of
 from .registries.base import Registry
 from .registries.memory import MemoryRegistry
 
@@ -71,19 +72,25 @@ class BackgroundMiddleware:
     that a marked request may take before the client is redirected; a faster one is answered directly. *registry* and
     *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see :mod:`bgmiddleware.owners`) names
     the owner of a job; default: anyone with the token. *single_flight*: whether a request joins an identical one of the
-    same client that still runs. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
+    same client that still runs. *keep_requests*: whether the request of a job is kept until the TTL, so that it can be
+    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
     connections of this process viewers may hold open; further viewers get the output so far and poll; default: half of
-    the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, for users whom
-    *authorize*, a function of the environ, admits. *title*: the name of a job, a function of the environ; default: its
-    method, path and query. *page*: your own design of a job's page: a function of :class:`~bgmiddleware.PageParts` that
-    returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's script and style in the page,
-    ``external`` at their own URLs. *capture_logging*: whether a job's log records go to its output if no handler writes
-    them to the console. *capture_children*: whether subprocesses without streams of the job print to its output too.
-    *tee*: whether the output of jobs is copied to the server's standard output. *details*: whether anyone who may see a
-    job sees the traceback of its exception, and the host and process that ran it; else only the server's log has the
-    traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *foreground*: whether
-    no request starts a job, so that a debugger can stop in a view; the environment variable ``BGMIDDLEWARE_FOREGROUND``
-    does the same. *token_name*: the query parameter with the token.
+    the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are
+    opened below it, for users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a
+    set of ``list``, ``output``, ``result``, ``cancel`` and ``discard``. *title*: the name of a job, a function of the
+    environ; default: its method, path and query. *redact*: secrets that are replaced by ``[redacted]`` before anything
+    of a job is stored, shown or logged, but not in its response: texts, compiled patterns, and what the functions of
+    :mod:`bgmiddleware.redact` return. *on_end*: what is called with each job that has ended, by the process that wrote
+    the end down: functions of a ``Job``, and what ``hooks.webhook(…)`` returns. *page*: your own design of a job's
+    page: a function of :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*:
+    ``inline`` puts the page's script and style in the page, ``external`` at their own URLs. *capture_logging*: whether
+    a job's log records go to its output if no handler writes them to the console. *capture_children*: whether
+    subprocesses without streams of the job print to its output too. *tee*: whether the output of jobs is copied to the
+    server's standard output. *answers*: whether readers answer what a job reads by ``input()``; else its input is at
+    its end. *details*: whether anyone who may see a job sees the traceback of its exception, and the host and process
+    that ran it; else only the server's log has the traceback. *refuse_cross_site*: whether a marked request from a page
+    of another site gets 403. *foreground*: whether no request starts a job, so that a debugger can stop in a view; the
+    environment variable ``BGMIDDLEWARE_FOREGROUND`` does the same. *token_name*: the query parameter with the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -100,11 +107,14 @@ class BackgroundMiddleware:
         executor: Executor | None = None,
         owner: Owner | None = None,
         single_flight: bool = False,
+        keep_requests: bool = False,
         max_body: int = MAX_BODY,
         stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
         title: Callable[[dict[str, Any]], str] | None = None,
+        redact: Iterable[str | re.Pattern[str] | Redaction] = (),
+        on_end: OnEnd | Sequence[OnEnd] = (),
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
@@ -116,31 +126,27 @@ class BackgroundMiddleware:
         capture_logging: bool = True,
         capture_children: bool = False,
         tee: bool = False,
+        answers: bool = False,
         details: bool = True,
         refuse_cross_site: bool = False,
         foreground: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
-        check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
-        check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
-        check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(tee=tee, details=details, refuse_cross_site=refuse_cross_site, foreground=foreground)
-        check_pair(dashboard, authorize)
+        check_options(locals())
         self.app: WSGIApplication = _unwrapped(app)
         self.registry: Registry = MemoryRegistry() if registry is None else registry
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
+        self.redaction: Redaction | None = redaction_of(redact)
+        self._ends = Ends(self.registry, hooks_of(on_end), self.redaction)
+        parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
-            self.registry,
-            self.executor,
-            Viewers(stream_slots),
-            token_name,
-            owner,
-            page_maker(page),
+            *parts,
             own_page=page is not None,
             external_assets=assets == "external",
             details=details,
+            rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
+            dashboard=dashboard or "",
         )
         self._starter = Starter(
             self._site,
@@ -148,27 +154,35 @@ class BackgroundMiddleware:
             capture_logging=capture_logging,
             capture_children=capture_children,
             tee=tee,
+            answers=answers,
             refuse_cross_site=refuse_cross_site,
             promote_after=promote_after,
             single_flight=single_flight,
+            keep_requests=keep_requests,
             deadline=deadline,
             version=version,
             limit_per_owner=limit_per_owner,
             limits=limits_of(limit_per_owner, limit_per_mark),
             priorities=priorities_of(priority_per_mark),
             title=title,
+            redaction=self.redaction,
             waiting=Waiting(self.registry),
+            ends=self._ends,
             secret=None if secret is None else secret.encode(),
         )
         self._authorize = authorize
-        # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
-        self._is_dashboard = marks.never if dashboard is None else marks.exactly(dashboard)
-        marked = when if dashboard is None else marks.any_of(self._is_dashboard, when)
         self._stays_in_foreground = foreground or foreground_is_asked_for()
+        self._look_for(when, dashboard, token_name)
+
+    def _look_for(self, when: marks.Mark, dashboard: str | None, token_name: str) -> None:
+        """Prepare the look at each request."""
+        # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
+        self._is_dashboard = marks.never if dashboard is None else marks.with_keys(dashboard)
+        marked = when if dashboard is None else marks.any_of(self._is_dashboard, when)
         self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
         self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="
-        self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID})(?=&|$)").findall
+        self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID}|{SHARED})(?=&|$)").findall
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         # Every request of the site passes here: for one that is not ours no object is made, and no function called.
@@ -180,6 +194,7 @@ class BackgroundMiddleware:
         if self._may_bear_token in query:
             tokens = self._find_tokens(query)
             if tokens:
+                self._ends.look()
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
                 environ = self._without_our_parameters(environ, tokens[-1])
@@ -251,7 +266,7 @@ class BackgroundMiddleware:
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
         if self._authorize is not None and self._is_dashboard(environ):
-            return answer_dashboard(environ, self.registry, self._authorize)
+            return answer_operator(self._site, environ, self._authorize)
         return self._starter.start_replay(self.app, environ, copy_context())
 
     def _answer_wish(self, recorded: dict[str, Any], wish: Wish, start_response: StartResponse) -> Iterable[bytes]:
@@ -288,6 +303,7 @@ class BackgroundMiddleware:
         self.executor.shutdown(drain)
         self._site.viewers.end()
         self._starter.waiting.close()
+        self._ends.close()
 
     def close(self, drain: float | None = None) -> None:
         """The same as :meth:`shutdown`, and let go of all resources. Idempotent."""

@@ -328,11 +328,11 @@ class _Chained:
 
 def title_of(environ: Mapping[str, Any]) -> str:
     """Return what a person calls a request: its method, path and query, with what is no UTF-8 replaced, and without
-    values that look like secrets: titles are shown to others than the request's sender."""
+    values that look like secrets: titles are shown to others than the request's sender. For :func:`plain_title`."""
     path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     title = f"{environ['REQUEST_METHOD']} {path.encode('latin-1', 'replace').decode('utf-8', 'replace') or '/'}"
     query = environ.get("QUERY_STRING")
-    return plain_title(f"{title}?{unquote_plus(_SECRET.sub(_HIDDEN, query), errors='replace')}" if query else title)
+    return f"{title}?{unquote_plus(_SECRET.sub(_HIDDEN, query), errors='replace')}" if query else title
 
 
 _HIDDEN = r"\1…"

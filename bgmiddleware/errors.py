@@ -5,6 +5,7 @@
     + :class:`JobNotFound`
     + :class:`JobExpired`
     + :class:`QueueFull`
+    + :class:`NoAnswer` (also a :class:`TimeoutError`)
     + :class:`BadRequestBody`
         - :class:`BodyTooLarge`
     + :class:`RegistryError`
@@ -28,6 +29,7 @@ __all__ = [
     "JobExists",
     "JobExpired",
     "JobNotFound",
+    "NoAnswer",
     "QueueFull",
     "RegistryError",
     "RegistryFull",
@@ -71,6 +73,13 @@ class QueueFull(BackgroundError):
     def __init__(self, reason: str, *, retry_after: float = 5.0) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+class NoAnswer(BackgroundError, TimeoutError):
+    """Nobody answered a question of a job in time, see :func:`bgmiddleware.ask`."""
+
+    def __init__(self, question: str, seconds: float) -> None:
+        super().__init__(f"nobody answered within {seconds:g} s: {question}")
 
 
 class BadRequestBody(BackgroundError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ._ground.prefer import preferences
 from ._ground.screens import EVERY, Screen, screen_of, screen_of_globs, screened, united
+from ._jobs import KEY_LENGTH
 from .errors import ConfigurationError
 
 __all__ = [
@@ -95,6 +96,20 @@ def exactly(path: str) -> Mark:
 
     def is_wanted(environ: Environ) -> bool:
         return environ.get("PATH_INFO") == wanted
+
+    screened(is_wanted, Screen(words=(wanted,)))
+    return is_wanted
+
+
+def with_keys(path: str) -> Mark:
+    """Mark requests for exactly this path, and for what a job's key names below it."""
+    wanted = _as_wsgi(path)
+    below = wanted.removesuffix("/") + "/"
+    is_key = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}").fullmatch
+
+    def is_wanted(environ: Environ) -> bool:
+        asked = environ.get("PATH_INFO", "")
+        return asked == wanted or (asked.startswith(below) and is_key(asked[len(below) :]) is not None)
 
     screened(is_wanted, Screen(words=(wanted,)))
     return is_wanted

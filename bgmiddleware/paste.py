@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import marks, owners
+from . import marks, owners, redact
 from ._ground.loading import loaded
 from ._middleware import BackgroundMiddleware, WSGIApplication
 from .errors import ConfigurationError
@@ -93,12 +93,37 @@ def _owner(text: str) -> owners.Owner:
     return _imported("owner", text)
 
 
-def _authorize(text: str) -> Callable[[Mapping[str, Any]], bool]:
+def _authorize(text: str) -> Callable[[Mapping[str, Any]], Any]:
     return _imported("authorize", text)
 
 
 def _title(text: str) -> Callable[[Mapping[str, Any]], str]:
     return _imported("title", text)
+
+
+def _redact(text: str) -> list[Any]:
+    """Return the rules that are listed: what ``python:MODULE:NAME`` names is a list of them, or one."""
+    rules: list[Any] = []
+    for word in text.split():
+        kind, _, rest = word.partition(":")
+        match kind:
+            case "common" if not rest:
+                rules.append(redact.common())
+            case "environment" if rest:
+                rules.append(redact.environment(rest))
+            case _:
+                named = _named("redact", word)
+                rules += named if isinstance(named, list | tuple) else [named]
+    return rules
+
+
+def _on_end(text: str) -> list[Any]:
+    """Return the hooks that are listed: what ``python:MODULE:NAME`` names is one of them, or a list."""
+    hooks: list[Any] = []
+    for word in text.split():
+        named = _named("on_end", word)
+        hooks += named if isinstance(named, list | tuple) else [named]
+    return hooks
 
 
 def _page(text: str) -> Any:
@@ -182,6 +207,8 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "dashboard": (str, "a path that begins with '/'", "middleware"),
     "authorize": (_authorize, "python:MODULE:NAME", "middleware"),
     "title": (_title, "python:MODULE:NAME", "middleware"),
+    "redact": (_redact, "common, environment:GLOB, python:MODULE:NAME, with spaces between", "middleware"),
+    "on_end": (_on_end, "python:MODULE:NAME, with spaces between", "middleware"),
     "deadline": (_number, "seconds", "middleware"),
     "limit_per_owner": (_integer, "a whole number", "middleware"),
     "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),
@@ -193,6 +220,8 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "capture_logging": (_boolean, "true or false", "middleware"),
     "capture_children": (_boolean, "true or false", "middleware"),
     "tee": (_boolean, "true or false", "middleware"),
+    "keep_requests": (_boolean, "true or false", "middleware"),
+    "answers": (_boolean, "true or false", "middleware"),
     "details": (_boolean, "true or false", "middleware"),
     "refuse_cross_site": (_boolean, "true or false", "middleware"),
     "foreground": (_boolean, "true or false", "middleware"),

@@ -124,6 +124,11 @@ class OutputFile:
         self._collected = 0
         self._punched = 0
 
+    @property
+    def end(self) -> int:
+        """Where what this process added last ends."""
+        return os.lseek(self._number, 0, os.SEEK_CUR)
+
     def append(self, data: bytes) -> bytes:
         """Add *data* behind what came through the pipe so far; return what the system has no room for."""
         if self.pipe.has_more():

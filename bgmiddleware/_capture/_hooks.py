@@ -19,9 +19,10 @@ from contextvars import Context
 from typing import Any, TextIO
 
 from . import _bars, _debugger, _pipes, _pools
+from ._foreground import ForegroundOutput
 from ._imports import hook_modules
-from ._output import ForegroundOutput, JobOutput
-from ._streams import ByteStandIn, StandIn, bound, current, job_output, use_output
+from ._output import JobOutput, pass_on
+from ._streams import ByteStandIn, StandIn, bound, current, job_output, restore, route, use_output
 
 __all__ = ["install_hooks", "rebind_logging"]
 
@@ -78,7 +79,7 @@ def _set_in_context_of(thread: object, output: JobOutput | None) -> None:
     context = getattr(thread, "_context", None)
     if isinstance(context, Context) and context.get(current) is not output:
         with contextlib.suppress(RuntimeError):  # it was given to the thread by hand, and somebody is in it
-            context.run(current.set, output)
+            context.run(route, output)
 
 
 def _hook_greenlets() -> None:
@@ -91,7 +92,7 @@ def _hook_greenlets() -> None:
         output = job_output()
         if output is not None and greenlet.gr_context is None:
             context = Context()
-            context.run(current.set, output)
+            context.run(route, output)
             greenlet.gr_context = context
 
     greenlet_class.add_spawn_callback(on_spawn)
@@ -207,11 +208,11 @@ def _hook_logging() -> None:
             call_handlers(self, record)
             return
         probe = _Probe(output)
-        token = current.set(probe)
+        before = route(probe)
         try:
             call_handlers(self, record)
         finally:
-            current.reset(token)
+            restore(before)
         # Where a handler writes to the console, the job has it. Where they write to files only, it gets a line.
         if not probe.touched and _accepted(self, record.levelno):
             output.err(_formatted(record))
@@ -254,12 +255,11 @@ class _Probe:
     """A job's output that notices whether anything is written to it."""
 
     pending: list[str | bytes] | None = None
-    printed: list[str | bytes] | None = None
-    is_direct = False
     batch = 1
 
     def __init__(self, output: JobOutput) -> None:
         self._output = output
+        self.printer: Callable[[str], int] = pass_on
         self.touched = False
 
         def noticing(write: str) -> Callable[[str], int]:

@@ -1,4 +1,4 @@
-"""Where prints go: the output of one job, and what a request in the foreground printed so far."""
+"""Where the prints of a job go: its output."""
 
 import contextlib
 import os
@@ -10,12 +10,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from .._ground.redaction import Redaction, Redactor
 from ..errors import JobCancelled
 from ._files import Outlet, OutputFile
-from ._pieces import both, decoded, pieces_of
+from ._pieces import ErrorRanges, ErrorText, both, decoded, pieces_of, runs_of
 from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
-__all__ = ["ForegroundOutput", "JobOutput", "Output"]
+__all__ = ["JobOutput", "Output", "pass_on"]
 
 _BATCH = 1024
 _LARGE = 4096
@@ -29,16 +30,14 @@ class Output(Protocol):
     """What the stand-ins write to on behalf of the running code.
 
     Where *pending* is a list, a text may be appended to it instead of calling ``out`` or ``err``; then ``drain_soon``
-    must be called if the text is large or the list holds *batch* of them. It saves a call for each print. *printed* is
-    the same list for ``print``, or None where the running code has put a stream of its own into ``sys``: *assigned*.
-    *is_direct*: whether ``print`` may call ``out`` or ``err`` then.
+    must be called if the text is large or the list holds *batch* of them. It saves a call for each write. *printer* is
+    what ``print`` calls, for good: it does as it is at the time.
     """
 
     out: Callable[[str], int]
     err: Callable[[str], int]
+    printer: Callable[[str], int]
     pending: list[str | bytes] | None
-    printed: list[str | bytes] | None
-    is_direct: bool
     batch: int
 
     @property
@@ -68,111 +67,6 @@ class Output(Protocol):
         """A file descriptor of the output's own for the stream *name*; None: it has none."""
 
 
-class ForegroundOutput:
-    """What the requests of one context print in the foreground, one request after the other.
-
-    A print goes where it went. The first *limit* characters of a request are kept as well: they begin the output of
-    the ``@background`` function that it may yet call. One object serves all requests of a server's thread: to make one
-    for each would cost more than all else that a request pays.
-    """
-
-    job = None
-    pending: list[str | bytes] | None = None
-    printed: list[str | bytes] | None = None
-    is_direct = False
-    assigned: dict[str, Any] = {}  # noqa: RUF012  # of no job, so nothing is put into it
-    batch = 1
-
-    def __init__(self, out: Callable[[str], int], err: Callable[[str], int], limit: int = 65536) -> None:
-        self.out = self._keeping(out)
-        self.err = self._keeping(err)
-        self._limit = self._room = limit
-        self._thread = threading.get_ident()
-        self.request: dict[str, Any] | None = None
-        """The environ of the request that is being answered, as it was before the app saw it; None: there is none."""
-        self.wish: Any = None
-        """What a view of this request asked for."""
-        self.is_used = False
-        """Whether :meth:`end` has something to do after this request."""
-        self.changes = -1
-        """How often the streams of ``sys`` had been replaced when the stand-ins were last known to be in place."""
-        self._kept: list[str] = []
-
-    def is_answering(self) -> bool:
-        """Whether the calling thread answers a request of this output. A copied context may take it to others."""
-        if self.request is None:
-            return False
-        return self._thread == threading.get_ident() or _runs_loop_for(self._thread)
-
-    def _keeping(self, write: Callable[[str], int]) -> Callable[[str], int]:
-        def keep(text: str) -> int:
-            written = write(text)
-            self._keep(text)
-            return written
-
-        return keep
-
-    def _keep(self, text: str) -> None:
-        if self._room > 0 and self.is_answering():
-            self._kept.append(text[: self._room])
-            self._room -= len(text)
-            self.is_used = True
-
-    def ask(self, wish: object) -> None:
-        """Note what a view of this request asks for."""
-        self.wish = wish
-        self.is_used = True
-
-    def end(self) -> None:
-        """End the request: forget what was kept of it."""
-        self.request = self.wish = None
-        self._kept.clear()
-        self._room = self._limit
-        self.is_used = False
-
-    @property
-    def text(self) -> str:
-        """All that was kept."""
-        return "".join(self._kept)
-
-    def write_bytes(self, data: bytes, original: Callable[[bytes], int]) -> int:
-        written = original(data)
-        if self._room > 0:
-            self._keep(memoryview(data).tobytes()[: 4 * self._room].decode("utf-8", "backslashreplace"))
-        return written
-
-    def assign(self, name: str, stream: Any) -> None:
-        """Never called: it is no job's."""
-
-    def unassign(self, name: str) -> None:
-        """Never called: it is no job's."""
-
-    def drain_soon(self) -> None:
-        """Do nothing: nothing is ever pending."""
-
-    def flush(self) -> None:
-        """Do nothing: the stand-in flushes the original."""
-
-    def fileno(self, name: str = "stdout") -> int | None:
-        return None
-
-
-def _runs_loop_for(waiting: int) -> bool:
-    """Whether the calling thread runs an event loop that the thread *waiting* waits for, as asgiref has it do for an
-    asynchronous view of Flask: what happens here happens on behalf of that view's request."""
-    arguments = getattr(threading.current_thread(), "_args", ())
-    # A worker of a pool knows its pool from the start, the pool knows its worker a moment later.
-    pool = arguments[0]() if arguments and isinstance(arguments[0], weakref.ref) else None
-    if pool is None:
-        return False
-    frame = sys._current_frames().get(waiting)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "asgiref.sync" and frame.f_locals.get("loop_executor") is pool:
-            return True
-        frame = frame.f_back
-    return False
-
-
 class JobOutput:
     """The output of one job: any thread may write, nobody who writes waits for a reader.
 
@@ -181,7 +75,8 @@ class JobOutput:
     A write appends to a list, which is atomic; every 1024 writes, or when a reader asks, the list becomes UTF-8 bytes
     and goes to *store*. After the job, what is written goes to where the stand-ins wrote before it: to *late_out* and
     *late_err*. *takes_children*: children of the job that were given no streams get this one. *tee* is given all that
-    is stored too, soon after it is written.
+    is stored too, soon after it is written. *read_line* gives what the job reads from ``sys.stdin``; None: that is at
+    its end. *redaction*: what neither *store* nor *tee* is given.
     """
 
     def __init__(
@@ -194,11 +89,23 @@ class JobOutput:
         takes_logging: bool = True,
         takes_children: bool = False,
         tee: Callable[[bytes], None] | None = None,
+        redaction: Redaction | None = None,
+        read_line: Callable[[], str] | None = None,
     ) -> None:
         self.job: Any = job
+        self.read_line = read_line
         self.takes_logging = takes_logging
         self.takes_children = takes_children
         self._store = store if tee is None else both(store, tee)
+        self._stored = 0  # bytes
+        self.errors = ErrorRanges()
+        """Which bytes came on stderr, of those that this process wrote; none where redaction shifts them."""
+        self._marking = threading.RLock()  # guards the next, and a text of stderr until it is pending
+        self._has_errors = False  # among what is pending
+        self._redactor: Redactor | None = None
+        if redaction is not None:
+            self._redactor = redaction.stream(self._store)
+            self._store = self._redactor.store
         self._late = late_out, late_err
         # Guards the order in which things are stored, and the file. Its owner may come again, by a signal handler or a
         # __del__ in the midst of storing: _busy tells it so.
@@ -220,28 +127,32 @@ class JobOutput:
         """What the job has put into ``sys``, by name: ``stdin``, ``stdout``, ``stderr``."""
         self._batch = _BATCH if tee is None else 1
         self.batch = self._batch
+        self.printer, self._adapt = _printer(self._pending)
+        self._choosing = threading.RLock()  # guards what follows from the state, which several threads change
         self._choose_writers()
 
     def _choose_writers(self) -> None:
         """Let the stand-ins do as it is now. What is seldom the case costs the usual print nothing."""
-        self.pending: list[str | bytes] | None = None
-        self.printed: list[str | bytes] | None = None
-        self.is_direct = False
-        """Whether what is printed goes to ``out`` and ``err``, and not to what the job put into ``sys``."""
-        if self.job is None:
-            self.out, self.err = self._late
-            return
-        if self._reason:
-            self.out = self.err = self._write_or_raise
-            return
-        if self._pipe is not None and self._file is None:
-            self.out = self.err = self._write_in_order
-            self.is_direct = not self.assigned
-            return
-        self.out = self.err = self._write
-        self.pending = self._pending
-        if not self.assigned:
-            self.printed = self._pending
+        with self._choosing:
+            self.pending: list[str | bytes] | None = None
+            if self.job is None:
+                self.out, self.err = self._late
+                self._adapt(pass_on, sys.maxsize, _do_nothing)
+                return
+            if self._reason:
+                self.out = self._write_or_raise
+            elif self._pipe is not None and self._file is None:
+                self.out = self._write_in_order
+            else:
+                self.out = self._write
+                self.pending = self._pending
+            self.err = self._write_error
+            if "stdout" in self.assigned:
+                self._adapt(pass_on, sys.maxsize, _do_nothing)
+            elif self.pending is None:
+                self._adapt(self.out, sys.maxsize, _do_nothing)
+            else:
+                self._adapt(self._pending.append, self.batch, self.drain_soon)
 
     def assign(self, name: str, stream: Any) -> None:
         """Let *stream* be what ``sys`` has by *name*, for this job alone."""
@@ -265,11 +176,19 @@ class JobOutput:
     def _write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        self._pending.append(text)
+        if text.__class__ is ErrorText:
+            with self._marking:
+                self._has_errors = True
+                self._pending.append(text)
+        else:
+            self._pending.append(text)
         size = len(text)
         if size > _LARGE or len(self._pending) >= self.batch:
             self.drain_soon()
         return size
+
+    def _write_error(self, text: str) -> int:
+        return self.out(ErrorText(text) if isinstance(text, str) else text)
 
     def write_bytes(self, data: bytes, original: Callable[[bytes], int]) -> int:
         """Add bytes in order with the text; they need not be UTF-8."""
@@ -353,20 +272,37 @@ class JobOutput:
         self._busy = True
         try:
             file, pipe = self._file, self._pipe  # taken once: whoever interrupts us here may ask for one
-            batch = self._pending[:]
-            if batch:
+            with self._marking:
+                has_errors, self._has_errors = self._has_errors, False
+                batch = self._pending[:]
                 del self._pending[: len(batch)]
+            if batch:
                 self._missed = 0
-                for data in pieces_of(batch):
-                    self._put(data, file, pipe)
+                if has_errors:
+                    self._put_runs(batch, file, pipe)
+                else:
+                    for data in pieces_of(batch):
+                        self._put(data, file, pipe)
             if self._is_forked:
                 return
             if pipe is not None and file is None:
-                pipe.collect(self._store)  # a print looks before, so that all of this came after what was pending
+                pipe.collect(self._keep)  # a print looks before, so that all of this came after what was pending
             elif file is not None and collecting:
-                file.collect(self._store)
+                file.collect(self._keep)
         finally:
             self._busy = False
+
+    def _put_runs(self, batch: list[str | bytes], file: OutputFile | None, pipe: ChildPipe | None) -> None:
+        for is_error, run in runs_of(batch):
+            for data in pieces_of(run):
+                self._put(data, file, pipe)
+                end = self._stored if file is None else file.end
+                if is_error and not self._is_forked and self._redactor is None:
+                    self.errors.add(end - len(data), end)
+
+    def _keep(self, data: bytes) -> None:
+        self._stored += len(data)
+        self._store(data)
 
     def _put(self, data: bytes, file: OutputFile | None, pipe: ChildPipe | None) -> None:
         if self._is_forked and self._has_own_stdout():
@@ -375,13 +311,13 @@ class JobOutput:
         elif self._is_forked and pipe is not None:
             pipe.append(data)
         elif file is None:
-            self._store(data)
+            self._keep(data)
         else:
             rest = file.append(data)  # behind what children wrote so far
             if (rest or file.backlog > _BACKLOG) and not self._is_forked:
-                file.collect(self._store)
+                file.collect(self._keep)
             if rest:  # the system had no room for it
-                self._store(rest)
+                self._keep(rest)
 
     def _look_again(self) -> None:
         """To be called by who held the lock: a writer that came meanwhile could not store."""
@@ -451,11 +387,19 @@ class JobOutput:
         self.drain()
         return pipe.moved - before
 
-    def drain(self, patience: float = 0.0) -> None:
-        """Store all that was written so far. Waits *patience* seconds for a drain under way, and leaves it to that."""
+    @property
+    def holds_back(self) -> bool:
+        """Whether something is not stored yet since it may be the beginning of what must not be."""
+        return self._redactor is not None and self._redactor.holds
+
+    def drain(self, patience: float = 0.0, *, last: bool = False) -> None:
+        """Store all that was written so far. Waits *patience* seconds for a drain under way, and leaves it to that.
+        *last*: what is held back too."""
         if self._lock.acquire(timeout=patience):
             try:
                 self._drain()
+                if last and self._redactor is not None:
+                    self._redactor.end()
             finally:
                 self._lock.release()
             self._look_again()
@@ -465,6 +409,7 @@ class JobOutput:
         if self.job is not None:
             self._is_watched = watched
             self.batch = 1 if watched or self._file is not None else self._batch
+            self._choose_writers()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -511,9 +456,9 @@ class JobOutput:
                 with contextlib.suppress(Exception):  # of a subclass of Popen, too: a cancel goes on
                     child.terminate()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, is_error: bool = False) -> None:
         """Write on behalf of the runner: a pending interrupt is not delivered here."""
-        self._write(text)
+        self._write(ErrorText(text) if is_error else text)
 
     def check(self) -> None:
         """Raise ``JobCancelled`` if the job was interrupted, and this is its own thread; not while it stops."""
@@ -538,12 +483,14 @@ class JobOutput:
             self.job = None
             self._due = False
             self.assigned.clear()
-            self._choose_writers()
             # A writer that took the list just before now finds that it must store its text itself.
             self.batch = 1
+            self._choose_writers()
             try:
                 self._drain()
                 self._close_pipe()
+                if self._redactor is not None:
+                    self._redactor.end()
             finally:
                 self._file = self._pipe = None
                 self._store = decoded(self._late[0])
@@ -562,7 +509,7 @@ class JobOutput:
         """In a forked child: put each write into the pipe at once, since nobody will drain this copy. Where it lets its
         file 1 be another one than *stdout*, the parent's, such as a terminal, that is its stdout."""
         self._stdout = stdout
-        self._lock = threading.RLock()
+        self._lock, self._choosing, self._marking = (threading.RLock() for _ in range(3))
         self._busy = self._due = False
         self._is_forked = True
         self._pending.clear()  # it is the parent's, which still has it
@@ -570,6 +517,40 @@ class JobOutput:
         self._store = decoded(self._late[0])  # the registry's locks are as other threads left them
         after_fork(self._pipe)
         self._choose_writers()
+
+
+def _printer(pending: list[str | bytes]) -> tuple[Callable[[str], int], Callable[..., None]]:
+    """Return what ``print`` calls in a job, and what adapts it: *take* is given each text; *drain_soon* is called when
+    a text is large or so many are pending as *limit* says. Cells of a function are what Python reads fastest."""
+    take: Callable[[str], object] = pending.append
+    limit = 1
+    drain_soon = _do_nothing
+
+    def write(text: str) -> int:
+        take(text)
+        if (size := len(text)) < _LARGE and len(pending) < limit:
+            return size
+        drain_soon()
+        return size
+
+    def adapt(*now: Any) -> None:
+        nonlocal take, limit, drain_soon
+        take, limit, drain_soon = now
+
+    return write, adapt
+
+
+def pass_on(text: str) -> int:
+    """Write to what the running code has as ``sys.stdout``, as ``print`` does."""
+    try:
+        stream = sys.stdout
+    except AttributeError:
+        raise RuntimeError("lost sys.stdout") from None
+    return len(text) if stream is None else int(stream.write(text) or 0)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _is_stopping() -> bool:

@@ -1,10 +1,41 @@
-"""What was written, as bytes to be stored."""
+"""What was written, as bytes to be stored, and which of them came on stderr."""
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 
-__all__ = ["both", "decoded", "pieces_of"]
+__all__ = ["ErrorRanges", "ErrorText", "both", "decoded", "pieces_of", "runs_of"]
 
 _PIECE = 256 * 1024  # characters that become bytes at a time: a copy of what is larger would double its memory
+_MOST_RANGES = 500
+
+
+class ErrorText(str):
+    """A text that was written to stderr."""
+
+    __slots__ = ()
+
+
+class ErrorRanges:
+    """Which bytes of an output came on stderr: the first 500 ranges, and those that continue the last of them."""
+
+    def __init__(self) -> None:
+        self._ranges: list[list[int]] = []
+
+    def add(self, begin: int, end: int) -> None:
+        """Add a range behind the last one."""
+        if self._ranges and self._ranges[-1][1] == begin:
+            self._ranges[-1][1] = end
+        elif len(self._ranges) < _MOST_RANGES:
+            self._ranges.append([begin, end])
+
+    def __str__(self) -> str:
+        return ",".join(f"{begin}-{end}" for begin, end in self._ranges)
+
+
+def runs_of(batch: list[str | bytes]) -> Iterator[tuple[bool, list[str | bytes]]]:
+    """Yield the parts of a batch that came on one stream, and whether that is stderr."""
+    for is_error, run in groupby(batch, lambda text: text.__class__ is ErrorText):
+        yield is_error, list(run)
 
 
 def pieces_of(batch: list[str | bytes]) -> Iterator[bytes]:
@@ -21,7 +52,7 @@ def pieces_of(batch: list[str | bytes]) -> Iterator[bytes]:
 
 
 def _encoded(part: str | bytes) -> bytes:
-    return part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
+    return part if isinstance(part, bytes) else str.encode(part, "utf-8", "backslashreplace")
 
 
 def decoded(write: Callable[[str], int]) -> Callable[[bytes], None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from typing import Any, TextIO
 
-from ._output import JobOutput, Output
+from ._output import JobOutput, Output, pass_on
 
 __all__ = [
     "LARGE",
@@ -21,6 +21,9 @@ __all__ = [
     "current_output",
     "detached",
     "job_output",
+    "printing",
+    "restore",
+    "route",
     "use_output",
 ]
 
@@ -28,6 +31,20 @@ LARGE = 4096
 """Characters of a write that is stored at once."""
 
 current: ContextVar[Output | None] = ContextVar("bgmiddleware_output", default=None)
+
+printing: ContextVar[Callable[[str], int]] = ContextVar("bgmiddleware_printing")
+"""What ``print`` calls; set wherever ``current`` is, so unset in contexts that never ran anything of ours."""
+
+
+def route(output: Output | None) -> tuple[Token[Any], Token[Any]]:
+    """Let what is written in this context go to *output*; return what :func:`restore` needs to undo it."""
+    return current.set(output), printing.set(pass_on if output is None else output.printer)
+
+
+def restore(before: tuple[Token[Any], Token[Any]]) -> None:
+    """Undo a :func:`route`."""
+    current.reset(before[0])
+    printing.reset(before[1])
 
 
 def current_output() -> Output | None:
@@ -44,11 +61,11 @@ def job_output() -> JobOutput | None:
 @contextlib.contextmanager
 def use_output(output: Output | None) -> Iterator[None]:
     """Route what is printed in this block, in this context, to *output*."""
-    token: Token[Output | None] = current.set(output)
+    before = route(output)
     try:
         yield
     finally:
-        current.reset(token)
+        restore(before)
 
 
 @contextlib.contextmanager
@@ -84,32 +101,31 @@ class StandIn(io.TextIOWrapper):
         buffer: Any = self._bytes
         super().__init__(buffer, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
 
-        # A function of the instance: no bound method is made for a print, and a copy that somebody keeps stays right.
+        # Functions of the instance: no bound method is made for a write, and a copy that somebody keeps stays right.
         if name == "stdout":
-
-            def write_slowly(output: Output, text: str) -> int:
-                write = output.out
-                return write(text)
+            # With the job's list in it: a call more would be a fifth of a write.
+            def write(text: str) -> int:
+                output = get()
+                if output is None:
+                    return write_original(text)
+                if text.__class__ is str:
+                    pending = output.pending
+                    if pending is not None:
+                        pending.append(text)
+                        if (size := len(text)) < LARGE and len(pending) < output.batch:
+                            return size
+                        output.drain_soon()
+                        return size
+                write_slowly = output.out
+                return write_slowly(text)
         else:
 
-            def write_slowly(output: Output, text: str) -> int:
-                write = output.err
-                return write(text)
-
-        # The same as that of a front, but for one word: see there.
-        def write(text: str) -> int:
-            output = get()
-            if output is None:
-                return write_original(text)
-            if text.__class__ is str:
-                pending = output.pending
-                if pending is not None:
-                    pending.append(text)
-                    if (size := len(text)) < LARGE and len(pending) < output.batch:
-                        return size
-                    output.drain_soon()
-                    return size
-            return write_slowly(output, text)
+            def write(text: str) -> int:
+                output = get()
+                if output is None:
+                    return write_original(text)
+                write_slowly = output.err
+                return write_slowly(text)
 
         self.__dict__["write"] = write
         self.write_original = write_original
@@ -268,7 +284,8 @@ class _RawStandIn(io.RawIOBase):
 
 
 class StdinStandIn(io.TextIOBase):
-    """``sys.stdin``: at its end inside a job, which must not read what is typed at the server; else the original."""
+    """``sys.stdin``: inside a job, which must not read what is typed at the server, it has the lines that readers
+    answer, or is at its end; else the original."""
 
     def __init__(self, original: Any) -> None:
         self.original = original
@@ -281,7 +298,13 @@ class StdinStandIn(io.TextIOBase):
         return str(self._source().read(-1 if size is None else size))
 
     def readline(self, size: int = -1) -> str:  # type: ignore[override]
+        output = current.get()
+        if isinstance(output, JobOutput) and output.job is not None and output.read_line is not None:
+            return output.read_line()
         return str(self._source().readline(size))
+
+    def __next__(self) -> str:  # type: ignore[override]
+        return str(next(self._source()))  # who reads to the end asks nobody
 
     def fileno(self) -> int:
         return int(self._source().fileno())

@@ -5,14 +5,14 @@ Python code reads and assigns attributes of the module: these are descriptors of
 reaches us and never the front. The front passes on what is printed to what the running code would read.
 """
 
+import functools
 import importlib
 import io
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from ._output import Output
-from ._streams import LARGE, ByteStandIn, StandIn, StandInOfOther, StdinStandIn, current, use_output
+from ._streams import ByteStandIn, StandIn, StandInOfOther, StdinStandIn, current, printing, use_output
 
 __all__ = ["Place", "are_in_place", "replace_streams", "replaced", "stand_in_of", "write_late"]
 
@@ -85,6 +85,15 @@ class Place:
             return self.server
         return output.assigned.get(self.name, self.of_jobs)
 
+    def pass_on(self, text: str) -> int:
+        """Write *text* to what the running code has by this name."""
+        stream = self.now()
+        if stream is None:
+            return len(text)
+        if stream is _MISSING:
+            raise RuntimeError(f"lost sys.{self.name}")
+        return int(stream.write(text) or 0)
+
     def put(self, stream: Any) -> None:
         """Let *stream* be what the name is outside of jobs."""
         self.server = stream
@@ -152,58 +161,32 @@ class Place:
         return kind(original, self.name)
 
 
-class Front(io.TextIOBase):
-    """What ``print`` and C code find: a stream that passes on to what the running code has by the name."""
+class Front(functools.partial[int]):
+    """What ``print`` and C code find: a stream that passes on to what the running code has by the name.
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self.follow()
+    Nothing in Python is called for a print but what writes: its ``write`` is what ``printing`` has in the context. In
+    a context that has nothing, ``get`` returns its argument, which is the front; so that is called, and as a partial
+    it calls what writes for the server.
+    """
+
+    write: Any = property(printing.get)
+
+    def __new__(cls, place: "Place") -> "Front":
+        front = super().__new__(cls, place.pass_on)
+        front._place = place
+        return front
+
+    _place: "Place"
+    _former: Any = None
 
     def follow(self) -> None:
         """Adapt to what the place has now."""
-        place, get = self._place, current.get
-
-        def write_slowly(text: str) -> int:
-            stream = place.now()
-            if stream is None:
-                return len(text)
-            if stream is _MISSING:
-                raise RuntimeError(f"lost sys.{place.name}")
-            return int(stream.write(text) or 0)
-
-        if place.name == "stderr":
-
-            def write_directly(output: Output, text: str) -> int:
-                return output.err(text)
-        else:
-
-            def write_directly(output: Output, text: str) -> int:
-                return output.out(text)
-
-        server = place.server
-        write_outside: Callable[[str], int] = write_slowly
-        if type(server) is StandIn or type(server) is StandInOfOther:
-            write_outside = server.write_original
-
-        # With the job's list in it: a call more would be a fifth of a print.
-        def write(text: str) -> int:
-            output = get()
-            if output is None:
-                return write_outside(text)
-            if text.__class__ is str:
-                pending = output.printed
-                if pending is not None:
-                    pending.append(text)
-                    if (size := len(text)) < LARGE and len(pending) < output.batch:
-                        return size
-                    output.drain_soon()
-                    return size
-                if output.is_direct:
-                    return write_directly(output, text)
-            return write_slowly(text)
-
-        is_plain = place.of_jobs is None or _is_stand_in(place.of_jobs)
-        self.__dict__["write"] = write if is_plain else write_slowly
+        place, server = self._place, self._place.server
+        is_plain = place.name == "stdout" and (place.of_jobs is None or _is_stand_in(place.of_jobs))
+        self.__class__ = Front if is_plain else PassingFront
+        is_direct = type(server) is StandIn or type(server) is StandInOfOther
+        self._former = self.func  # another thread may be in it
+        self.__setstate__((server.write_original if is_direct else place.pass_on, (), {}, vars(self)))  # type: ignore[attr-defined]
 
     def flush(self) -> None:
         stream = self._place.now()
@@ -215,7 +198,7 @@ class Front(io.TextIOBase):
 
     # What input() asks for at a terminal, and what else C code asks.
 
-    def readline(self, size: int = -1) -> str:  # type: ignore[override]
+    def readline(self, size: int = -1) -> str:
         return str(self._stream.readline(size))
 
     def fileno(self) -> int:
@@ -229,11 +212,11 @@ class Front(io.TextIOBase):
         return bool(getattr(self._stream, "closed", False))
 
     @property
-    def encoding(self) -> Any:  # type: ignore[override]
+    def encoding(self) -> Any:
         return self._stream.encoding
 
     @property
-    def errors(self) -> Any:  # type: ignore[override]
+    def errors(self) -> Any:
         return self._stream.errors
 
     @property
@@ -246,6 +229,13 @@ class Front(io.TextIOBase):
         if stream is None or stream is _MISSING:
             raise io.UnsupportedOperation(f"there is no sys.{self._place.name}")
         return stream
+
+
+class PassingFront(Front):
+    """A front for the streams that ``print`` does not take, and for wrappers of ours, which all prints go through."""
+
+    def write(self, text: str) -> int:
+        return self._place.pass_on(text)
 
 
 _places: dict[str, Place] = {}
@@ -342,6 +332,6 @@ def write_late(name: str) -> Callable[[str], int]:
             written: int = place.server.write_original(text)
             return written
         with use_output(None):  # somebody's wrapper, which comes back to a stand-in
-            return place.front.write(text)
+            return place.pass_on(text)
 
     return write

@@ -1,15 +1,19 @@
 """``python -m bgmiddleware jobs``: inspect the jobs of a shared registry from outside the server."""
 
 import argparse
+import http.client
 import json
 import os
 import re
 import sys
+import urllib.error
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from .._jobs import EXIT_STATUS, Job, JobState, key_of
+from .._running import taken_answer
 from .._serving.timed import Came
+from ..client import JobClient
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
 from ..registries import open_registry
 from ..registries.base import Registry
@@ -51,6 +55,16 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     following.add_argument("--times", action="store_true", help="begin each line with the seconds since the job began")
     add("cancel", "ask a job to stop")
+    answering = add("answer", "answer what a job asks")
+    answering.add_argument("answer", metavar="ANSWER", help="one of the choices, or a line")
+    rerunning = actions.add_parser("rerun", help="run an ended job again, by its URL; print that of the new one")
+    rerunning.add_argument("url", metavar="URL", help="the job's URL, which has its token")
+    sharing = actions.add_parser("share", help="make a link that shows a job to others; print it")
+    sharing.add_argument("url", metavar="URL", help="the job's URL, which has its token")
+    sharing.add_argument("--scope", choices=["output", "result", "both"], default="both", help="what it shows")
+    sharing.add_argument("--for", dest="seconds", type=count, default=604800, help="seconds (default: %(default)s)")
+    unsharing = actions.add_parser("unshare", help="take back all links that show a job to others")
+    unsharing.add_argument("url", metavar="URL", help="the job's URL, which has its token")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
@@ -62,8 +76,11 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         "show": _show,
         "follow": _follow,
         "cancel": _cancel,
+        "answer": _answer,
         "evict": _evict,
     }
+    if options.action in _OVER_HTTP:
+        return _ask_server(options)
     try:
         with open_registry(options.registry) as registry:
             if not registry.shared:
@@ -162,6 +179,38 @@ def _cancel(registry: Registry, options: argparse.Namespace) -> int:
     state = registry.request_cancel(key)
     print("it is asked to stop" if state is JobState.RUNNING else f"it is {state}" + (" already" * before.ended))
     return 0
+
+
+def _answer(registry: Registry, options: argparse.Namespace) -> int:
+    key = _key(registry, options.job)
+    now = registry.clock()
+    if registry.amend(key, lambda job: taken_answer(job, options.answer, now)) is not None:
+        return 0
+    asked = registry.get(key).question
+    if asked is None or asked.answer is not None:
+        raise BackgroundError("the job does not wait for an answer")
+    raise ConfigurationError.of_setting("answer", options.answer, f"one of {', '.join(asked.choices)}")
+
+
+def _ask_server(options: argparse.Namespace) -> int:
+    """Do what a registry alone cannot: it runs no jobs, and knows no URLs."""
+    try:
+        said = _OVER_HTTP[options.action](JobClient(options.url), options)
+        if said is not None:
+            print(said)
+        return 0
+    except urllib.error.HTTPError as error:
+        print(f"bgmiddleware: the server refused: {_printable(error.msg.strip())}", file=sys.stderr)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        print(f"bgmiddleware: {error}", file=sys.stderr)
+    return 2
+
+
+_OVER_HTTP: dict[str, Callable[[JobClient, argparse.Namespace], str | None]] = {
+    "rerun": lambda job, options: job.rerun().url,
+    "share": lambda job, options: job.share(options.scope, options.seconds),
+    "unshare": lambda job, options: job.unshare(),
+}
 
 
 def _evict(registry: Registry, options: argparse.Namespace) -> int:

@@ -1,20 +1,26 @@
-"""A job runs: ``run`` runs one job anywhere, in a thread, a child process or a worker of an engine.
+"""A job runs: ``run`` runs one job anywhere, in a thread, a child process or a worker of an engine;
+``works`` is what it does.
 
-``job`` is what the job sees of itself, and ``steps`` its parts. ``exchange`` is the server's side of PEP 3333,
-``keeper`` sends output and renews the lease in the turns that ``keeping`` gives it, ``channels`` holds the bodies of
-request and response, and ``waiting`` keeps the claims of jobs that wait in this process.
+``job`` is what the job sees of itself, ``steps`` its parts, and ``questions`` what it asks its readers. ``exchange`` is
+the server's side of PEP 3333, ``keeper`` sends output and renews the lease in the turns that ``keeping`` gives it,
+``channels`` holds the bodies of request and response, and ``waiting`` keeps the claims of jobs that wait in this
+process.
 """
 
+from .channels import open_request_body
 from .exchange import Exchange
 from .failures import log_failed, one_line
 from .job import RunningJob
 from .keeper import LEASE, RENEW_EVERY, patiently
-from .run import Run, Work, call_function, over_deadline, replay_request, within_request
+from .questions import TIMEOUT, taken_answer
+from .run import Run, over_deadline
 from .waiting import Waiting
+from .works import Work, call_function, replay_request, within_request
 
 __all__ = [
     "LEASE",
     "RENEW_EVERY",
+    "TIMEOUT",
     "Exchange",
     "Run",
     "RunningJob",
@@ -23,8 +29,10 @@ __all__ = [
     "call_function",
     "log_failed",
     "one_line",
+    "open_request_body",
     "over_deadline",
     "patiently",
     "replay_request",
+    "taken_answer",
     "within_request",
 ]

@@ -16,10 +16,11 @@ _NAMED = re.compile(r"^[ |]*(?!\s)([A-Za-z_][\w.]*(?::.*)?)\r?$", re.M)
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
-def log_failed(key: str, title: str, reason: str, error: BaseException | None = None) -> None:
-    """Log one error. What the app's handlers raise is theirs: neither the job nor its worker may end of it."""
+def log_failed(key: str, title: str, reason: str, error: BaseException | None = None, *, trace: str = "") -> None:
+    """Log one error, with the traceback of *error*, or *trace* as it is. What the app's handlers raise is theirs:
+    neither the job nor its worker may end of it."""
     with contextlib.suppress(Exception):
-        _log.error("job %s failed: %s: %s", key[:8], one_line(title), one_line(reason), exc_info=error)
+        _log.error("job %s failed: %s: %s%s", key[:8], one_line(title), one_line(reason), trace, exc_info=error)
 
 
 def one_line(text: str) -> str:

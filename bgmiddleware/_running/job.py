@@ -1,9 +1,8 @@
 """What a job sees of itself while it runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .._jobs import Progress, StepState
-from .._recording import plain_title
 
 __all__ = ["RunningJob"]
 
@@ -20,9 +19,10 @@ class RunningJob:
         title: str,
         check: Callable[[], None],
         report: Callable[[Progress], None],
-        rename: Callable[[str], None],
+        rename: Callable[[str], str],
         begin_step: Callable[[str], int | None],
         end_step: Callable[[int, StepState], None],
+        ask: Callable[[str, Sequence[str], float], str],
     ) -> None:
         self.key = key
         self._title = title
@@ -31,6 +31,7 @@ class RunningJob:
         self._rename = rename
         self._begin_step = begin_step
         self._end_step = end_step
+        self._ask = ask
 
     @property
     def title(self) -> str:
@@ -39,8 +40,7 @@ class RunningJob:
 
     @title.setter
     def title(self, title: object) -> None:
-        self._title = plain_title(str(title))
-        self._rename(self._title)
+        self._title = self._rename(str(title))
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far the job is: *done* of *total*, and what it is doing. A cancellation point, as :meth:`check`."""
@@ -56,6 +56,11 @@ class RunningJob:
     def end_step(self, number: int, state: StepState) -> None:
         """End a step. After the end of the job it does nothing."""
         self._end_step(number, state)
+
+    def ask(self, question: str, choices: Sequence[str], timeout: float) -> str:
+        """Wait for an answer: see :func:`bgmiddleware.ask`. A cancellation point for as long as it waits."""
+        self.check()
+        return self._ask(question, choices, timeout)
 
     def check(self) -> None:
         """Raise :class:`~bgmiddleware.JobCancelled` if the job was asked to stop; call it now and then in a loop that

@@ -2,14 +2,13 @@
 it ended. Where it runs is the executor's choice."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
@@ -17,41 +16,36 @@ from typing import Any, Protocol
 from .._capture import (
     JobOutput,
     Outlet,
-    current_output,
     detached,
-    error_stream,
     install,
     own_descriptors,
     use_output,
     write_late,
 )
-from .._frameworks import Surroundings, run_within, unwind
+from .._frameworks import unwind
+from .._ground.redaction import Redaction
 from .._ground.weakly import weakly
 from .._jobs import JobState, Priority, Progress, RecordedResponse, Steps, StepState
-from .._recording import RecordedRequest, plain_title, replay_environ
-from ..errors import BadOffset, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
+from .._recording import plain_title
+from ..errors import BadOffset, ConfigurationError, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
-from .channels import BodyStore, open_request_body
-from .exchange import Exchange
+from .channels import BodyStore
 from .failures import log_failed, one_line, raised_in
 from .job import RunningJob
 from .keeper import LEASE, Keeper, patiently
 from .naming import new_runner, where
+from .questions import Questions
 from .steps import RunningSteps
 from .tee import open_tee
+from .works import Work
 
-__all__ = ["Run", "Work", "call_function", "over_deadline", "replay_request", "within_request"]
+__all__ = ["Run", "over_deadline"]
 
 _log = logging.getLogger("bgmiddleware")
 
 _LOST_BODY = "part of its response is lost: its registry went back to what it was earlier"
 _TAIL_BYTES = 64 * 1024  # of the output, in which a traceback is looked for
 _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
-
-
-# Named, since the annotations of a function within a function are evaluated each time.
-_Head = Callable[[RecordedResponse], None]
-_Write = Callable[[bytes], None]
 
 
 class Holder(Protocol):
@@ -64,20 +58,15 @@ class Holder(Protocol):
         """Say at once that this process is there."""
 
 
-class Work(Protocol):
-    """What a job does: it gives the body to *write* in pieces and its response's head to *head*. It may return why it
-    failed, though there is a response."""
-
-    def __call__(self, head: _Head, write: _Write) -> str | None: ...
-
-
 class Run:
     """One job, ready to be run once in this process, by whatever thread an executor has.
 
     An executor of this process calls it; one of another process carries its *key* and nothing else. *priority*: which
     one an executor takes first of those that wait. *groups*: of which only so many run at a time. *deadline*: seconds
     after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
-    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *outlet*: given by a
+    goes to standard output too. *tells_errors*: whether tracebacks are in its output. *redaction*: what is replaced
+    in all that is stored or logged of it, but in its response. *answers*: whether readers answer its ``input()``.
+    *outlet*: given by a
     process that does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too;
     who made it can read there what this process wrote before it died. The CPU time is that of the process and its
     children then.
@@ -96,6 +85,8 @@ class Run:
         takes_children: bool = False,
         tees: bool = False,
         tells_errors: bool = True,
+        redaction: Redaction | None = None,
+        answers: bool = False,
         priority: Priority = Priority.NORMAL,
         groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
@@ -115,6 +106,8 @@ class Run:
         self._takes_children = takes_children
         self._tees = tees
         self._tells_errors = tells_errors
+        self.redaction = redaction
+        self._answers = answers
         self._deadline = deadline
         self._version = version
         self._outlet = outlet
@@ -123,6 +116,7 @@ class Run:
         self._keeper = Keeper(registry, key, self._runner, weakly(self._reclaim))
         self._steps = RunningSteps(key, self._keeper.now, weakly(self._tell))
         self._output: JobOutput | None = None  # from the claim on
+        self._questions: Questions | None = None
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
         self._abandoned = False
@@ -166,9 +160,11 @@ class Run:
                 return True
             # First, since a log handler may raise; and in this process it has no lease: nobody else would ever end it.
             with contextlib.suppress(Exception):
-                change = Transition(JobState.FAILED, self._runner, reason=f"its runner failed: {_described(error)}")
+                reason = f"its runner failed: {self._described(error)}"
+                change = Transition(JobState.FAILED, self._runner, reason=reason)
                 self.registry.transition(self.key, {JobState.PENDING, JobState.RUNNING}, change)
-            _say("job %s could not be run or recorded: %s", self.key[:8], one_line(self.title), exc_info=True)
+            name, trace = one_line(self.title), self._trace(error)
+            _say("job %s could not be run or recorded: %s%s", self.key[:8], name, trace, exc_info=not trace)
         return False
 
     def wait_in(self, holder: Holder) -> None:
@@ -227,7 +223,7 @@ class Run:
                 return True
             output = self._output
             if output is not None:
-                output.drain(_LAST_DRAIN)
+                output.drain(_LAST_DRAIN, last=True)
                 self._keeper.flush()
             if self.registry.finish(self.key, self._runner, JobState.LOST, reason=reason) and output is not None:
                 output.interrupt(reason)
@@ -252,13 +248,23 @@ class Run:
             write_late("stdout"),
             write_late("stderr"),
             job=RunningJob(
-                self.key, self.title, self._check, self._report, self._call_it, self._begin_step, self._end_step
+                self.key,
+                self.title,
+                self._check,
+                self._report,
+                self._call_it,
+                self._begin_step,
+                self._end_step,
+                self._ask,
             ),
+            read_line=self._read_line if self._answers else None,
             takes_logging=self._takes_logging,
             takes_children=self._takes_children,
             tee=tee,
+            redaction=self.redaction,
         )
         output.begin()
+        self._questions = Questions(self.registry, self.key, self._runner, output, keeper.flush)
         self._steps.belong()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
@@ -273,7 +279,7 @@ class Run:
                 state, reason, error = self._outcome(output)
                 output.flush_assigned()
         except BaseException as failure:
-            state, reason = JobState.FAILED, f"its runner failed: {_described(failure)}"
+            state, reason = JobState.FAILED, f"its runner failed: {self._described(failure)}"
             raise
         finally:
             # In this order: who sees the end sees everything.
@@ -282,8 +288,10 @@ class Run:
             if state is JobState.FAILED and not reason.startswith("its runner failed"):
                 self._log_failed(reason, error)  # where this process writes again to what it wrote to before
             del error  # its frames would be kept for as long as the registry is away
-            reason = "; ".join(filter(None, (reason, keeper.missing)))
-            receipt = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
+            reason = self.redacted("; ".join(filter(None, (reason, keeper.missing))))
+            receipt: dict[str, str | float] = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
+            if errors := str(output.errors):
+                receipt["stderr"] = errors
             self._finish(Transition(state, self._runner, None, reason, self._response, receipt))
 
     def _finish(self, change: Transition) -> None:
@@ -352,13 +360,14 @@ class Run:
         """Say in the server's log that the job failed, where it would be if the request had run in the foreground."""
         raised = ""
         if error is not None:
-            reason = _described(error)
+            reason = self._described(error)
         else:  # a framework made the answer
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
                 page = self.registry.page(self.key, -_TAIL_BYTES)
                 raised = raised_in(page.piece.data.decode("utf-8", "replace"))
+        reason, trace = self.redacted(f"{reason}: {raised}" if raised else reason), self._trace(error)
         with detached():
-            log_failed(self.key, self.title, f"{reason}: {raised}" if raised else reason, error)
+            log_failed(self.key, self.title, reason, None if trace else error, trace=trace)
 
     def _outcome(self, output: JobOutput) -> tuple[JobState, str, BaseException | None]:
         """Do the work; return how it ended, why, and what it raised."""
@@ -387,8 +396,8 @@ class Run:
             if not self._tells_errors:
                 return JobState.FAILED, f"it raised an exception, see {self.key[:8]} in the server's log", error
             # Text, not the exception: its frames would be kept for a whole TTL.
-            output.note("".join(traceback.format_exception(_without_our_frames(error))))
-            return JobState.FAILED, _described(error), error
+            output.note("".join(traceback.format_exception(_without_our_frames(error))), is_error=True)
+            return JobState.FAILED, self._described(error), error
         if self._response is not None and self._response.code >= 500:
             return JobState.FAILED, f"the app answered {self._response.status}", None
         if failure:
@@ -417,9 +426,28 @@ class Run:
         if self._output is not None:
             self._output.check()
 
+    def redacted(self, text: str) -> str:
+        """Return *text* as it may be stored, shown and logged."""
+        return text if self.redaction is None else self.redaction(text)
+
+    def _trace(self, error: BaseException | None) -> str:
+        """Return the traceback for the log, where no handler may format the exception as it is; else nothing."""
+        if self.redaction is None or error is None:
+            return ""
+        return "\n" + self.redacted("".join(traceback.format_exception(error)).rstrip())
+
+    def _described(self, error: BaseException) -> str:
+        """Return the last line of a traceback: what a person needs to know first. Bounded."""
+        lines = traceback.TracebackException(type(error), error, None)
+        lines.__notes__ = None  # they come after it
+        line = self.redacted(list(lines.format_exception_only())[-1].strip())
+        return line[:500].encode("utf-8", "backslashreplace").decode()
+
     def _report(self, progress: Progress) -> None:
         if self._output is None or os.getpid() != self._pid:
             return  # a forked child has a copy of the registry, which nobody looks at
+        if self.redaction is not None:
+            progress = replace(progress, message=self.redaction(progress.message))
         self._steps.report(progress)
 
     def _tell(self, progress: Progress | None, steps: Steps | None) -> None:
@@ -428,10 +456,13 @@ class Run:
             self._keeper.report(progress, steps=steps)
 
     def _begin_step(self, title: str) -> int | None:
-        output, title = self._output, plain_title(title)
+        output, title = self._output, plain_title(self.redacted(title))
         if output is None or os.getpid() != self._pid:
             return None
         output.drain(_LAST_DRAIN)
+        if output.holds_back:  # the beginning of a line, say
+            output.note("\n")
+            output.drain(_LAST_DRAIN)
         begin, is_new_line = self._keeper.given
         output.note(f"{'' if is_new_line else chr(10)}{'  ' * self._steps.depth}▸ {title}\n")
         return self._steps.begin(title, begin if is_new_line else begin + 1)
@@ -443,12 +474,21 @@ class Run:
         output.drain(_LAST_DRAIN)
         self._steps.end(number, state, self._keeper.given[0])
 
-    def _call_it(self, title: str) -> None:
-        self.title = title
-        if self._output is None or os.getpid() != self._pid:
-            return
-        with self._output.held():
-            self._keeper.report(title=title)
+    def _ask(self, text: str, choices: Sequence[str], timeout: float) -> str:
+        if self._questions is None or os.getpid() != self._pid:
+            raise ConfigurationError("ask() was called in a forked process: make the job's own process ask")
+        return self._questions.ask(self.redacted(text), choices, timeout)
+
+    def _read_line(self) -> str:
+        # A forked child has a copy of the registry, which nobody looks at: its input is at its end.
+        return "" if self._questions is None or os.getpid() != self._pid else self._questions.read_line()
+
+    def _call_it(self, title: str) -> str:
+        self.title = title = plain_title(self.redacted(title))
+        if self._output is not None and os.getpid() == self._pid:
+            with self._output.held():
+                self._keeper.report(title=title)
+        return title
 
 
 def over_deadline(deadline: float) -> str:
@@ -476,101 +516,3 @@ def _without_our_frames(error: BaseException) -> BaseException:
     while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith(_OURS):
         frames = frames.tb_next
     return error if frames is None else error.with_traceback(frames)
-
-
-def _described(error: BaseException) -> str:
-    """Return the last line of a traceback: what a person needs to know first. Bounded."""
-    lines = traceback.TracebackException(type(error), error, None)
-    lines.__notes__ = None  # they come after it
-    return list(lines.format_exception_only())[-1].strip()[:500].encode("utf-8", "backslashreplace").decode()
-
-
-def replay_request(
-    app: Callable[..., Iterable[bytes]],
-    registry: Registry,
-    key: str,
-    stored: Mapping[str, str],
-    kept: Mapping[str, Any],
-    *,
-    multiprocess: bool = False,
-) -> Work:
-    """Return the work of calling *app* with a recorded request, whose body is in the registry. *multiprocess*: whether
-    other processes may call it at the same time."""
-
-    def work(head: _Head, write: _Write) -> str:
-        responses: list[RecordedResponse] = []
-
-        def take(response: RecordedResponse) -> None:
-            responses.append(response)
-            head(response)
-
-        size = int(stored.get("CONTENT_LENGTH") or 0)
-        with contextlib.closing(open_request_body(registry, key, size)) as body:
-            environ = replay_environ(stored, kept, body, error_stream(), multiprocess=multiprocess)
-            output = current_output()
-            check = output.check if isinstance(output, JobOutput) else None
-            Exchange(take, write, check).run(app, environ)
-        return _unhandled(stored["REQUEST_METHOD"], responses[-1])
-
-    return work
-
-
-def _unhandled(method: str, response: RecordedResponse) -> str:
-    """Return why a request was not handled though the app answered: it was sent on, with a body that is not sent
-    again. Empty where it was."""
-    if method in ("GET", "HEAD") or response.code not in (307, 308):
-        return ""
-    where = next((value for name, value in response.headers if name.lower() == "location"), "")
-    return f"the app did not handle this {method} and redirects it to {where}: send it there again"[:500]
-
-
-def call_function(function: Callable[[], Any]) -> Work:
-    """Return the work of calling a function: what it returns becomes the response.
-
-    ``None`` is 204, ``str`` plain text, ``bytes`` octets, all else JSON; what is no JSON is 204 too.
-    """
-
-    def work(head: _Head, write: _Write) -> None:
-        response, body = _response_of(function())
-        head(response)
-        write(body)
-
-    return work
-
-
-def within_request(
-    function: Callable[[], Any],
-    around: tuple[Surroundings, ...],
-    registry: Registry,
-    key: str,
-    request: RecordedRequest,
-) -> Callable[[], Any]:
-    """Return *function* so that it is called within what is *around* the view that asked for it.
-
-    *request*: the one that the view answered; its body is in the registry.
-    """
-
-    def call() -> Any:
-        with contextlib.closing(open_request_body(registry, key, request.size)) as body:
-            errors = error_stream()
-            environ = replay_environ(request.environ, request.kept, body, errors, multiprocess=registry.shared)
-            return run_within(around, environ, function)
-
-    return call
-
-
-def _response_of(value: Any) -> tuple[RecordedResponse, bytes]:
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], RecordedResponse):
-        return value  # a framework's
-    if isinstance(value, str):
-        kind, body = "text/plain; charset=utf-8", value.encode("utf-8", "backslashreplace")
-    elif isinstance(value, bytes):
-        kind, body = "application/octet-stream", value
-    else:
-        try:
-            kind, body = "application/json", b"" if value is None else json.dumps(value).encode()
-        except (TypeError, ValueError):
-            body = b""
-        if not body:
-            return RecordedResponse("204 No Content", ()), b""
-    return RecordedResponse("200 OK", (("Content-Type", kind), ("Content-Length", str(len(body))))), body

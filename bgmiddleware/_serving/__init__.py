@@ -1,35 +1,38 @@
 """What a request that bears a token gets. One room for each view of a job; ``serve`` is the door to all of them."""
 
-import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .._ground.webob import Request
 from .._jobs import Job
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
+from .actions import action_of, answer_action, form_of
 from .asked import asks_with_other_credentials, kept_of
-from .cancel import answer_cancel
 from .cast import answer_cast
 from .connections import disconnection_of, threads_of
-from .dashboard import Authorize, answer_dashboard
+from .dashboard import answer_dashboard
 from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
 from .lines import answer_lines
+from .links import sealed
 from .log import answer_log
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
 from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, is_for_us, refused_for_others
+from .rights import Authorize, rights_of
+from .shared_links import SHARED
+from .sharing import answer_shares
 from .status import answer_status, status_answer
-from .stored import Stored, conditional
+from .stored import Stored, compressed, conditional
 from .times import answer_times
 from .viewers import Viewers
-from .visit import BadParameter, Site, Visit, about
+from .visit import BadParameter, Forbidden, Site, Visit, about
 
 __all__ = [
+    "SHARED",
     "UNSTORED",
     "Answer",
     "Authorize",
@@ -42,9 +45,10 @@ __all__ = [
     "Viewers",
     "Visit",
     "about",
-    "answer_dashboard",
     "answer_ended",
+    "answer_operator",
     "bad_query",
+    "compressed",
     "conditional",
     "disconnection_of",
     "is_for_us",
@@ -54,6 +58,7 @@ __all__ = [
     "page_maker",
     "problem",
     "retry_after",
+    "sealed",
     "serve",
     "status_answer",
     "threads_of",
@@ -71,18 +76,40 @@ _VIEWS = {
     View.CAST: answer_cast,
     View.CAST2: answer_cast,
     View.RESULT: answer_result,
+    View.SHARE: answer_shares,
     View.SCRIPT: answer_asset,
     View.STYLE: answer_asset,
+    View.CLIENT: answer_asset,
     View.ICON: answer_asset,
 }
-_PARTS = (View.SCRIPT, View.STYLE, View.ICON)  # of the page: the same for all jobs
-_MAX_FORM = 64 * 1024
-_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_REFUSED = {
+    "list": "You are not allowed to list jobs.",
+    "output": "You are not allowed to read what jobs print.",
+    "result": "You are not allowed to read the results of jobs.",
+    "answer": "A job's question is for who started it.",
+    "rerun": "A job can be run again by who started it.",
+    "share": "A job can be shared by who started it.",
+    "unshare": "A job can be shared by who started it.",
+    "cancel": "You are not allowed to cancel jobs.",
+    "discard": "You are not allowed to discard jobs.",
+}
+_PARTS = (View.SCRIPT, View.STYLE, View.CLIENT, View.ICON)  # the same for all jobs
+_RIGHTS = {**dict.fromkeys(_VIEWS, "output"), View.STATUS: "list", View.RESULT: "result", View.SHARE: "share"}
+"""What an operator needs the right to."""
 
 
 def serve(visit: Visit, start_response: StartResponse) -> Iterable[bytes]:
     """Answer a request that bears a token. The app is never called, whatever is wrong with the token."""
     return _answer(visit).send(visit.environ, start_response)
+
+
+def answer_operator(site: Site, environ: Mapping[str, Any], authorize: Authorize) -> Answer:
+    """Answer a request for the list of jobs, or below it for the job of a key, by the right of who asks."""
+    rights = rights_of(authorize, environ)
+    key = site.key_in(environ)
+    if not rights or not key:
+        return answer_dashboard(site, environ, rights)
+    return _answer(site.operator_visit(environ, key, rights))
 
 
 def _answer(visit: Visit) -> Answer:
@@ -92,11 +119,12 @@ def _answer(visit: Visit) -> Answer:
         return refused
     try:
         job = visit.job()
-        method = environ["REQUEST_METHOD"]
-        by_form = method == "POST" and _form_action(environ) == "cancel"
-        if by_form or method == "DELETE":
-            wants_page = by_form and choose(environ.get("HTTP_ACCEPT")) is View.PAGE
-            return visit.linked(answer_cancel(visit, job, by_form=wants_page))
+        form = form_of(environ) if environ["REQUEST_METHOD"] == "POST" else {}
+        action = action_of(environ, form)
+        if action is not None and (action != "discard" or visit.is_operators):
+            visit.need(action)
+            answer = answer_action(visit, job, action, form)
+            return answer if "Link" in dict(answer.headers) else visit.linked(answer)
         answer = _view(visit, job)
         return answer if visit.parameters.get("_view") in _PARTS else visit.linked(answer)
     except JobExpired:
@@ -110,37 +138,32 @@ def _answer(visit: Visit) -> Answer:
         return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
     except BadParameter as error:
         return problem(environ, 400, "bad-parameter", f"{error}.")
+    except Forbidden as error:
+        return problem(environ, 403, "forbidden", _REFUSED[str(error)])
 
 
 def _view(visit: Visit, job: Job) -> Answer:
-    if refused_for_others(job) and asks_with_other_credentials(visit.environ, visit.token, job):
-        return ask_anew(visit, job)
+    if not visit.is_operators:
+        if refused_for_others(job) and asks_with_other_credentials(visit.environ, visit.token, job):
+            return ask_anew(visit, job)
+        if "_view" not in visit.parameters and by_script(visit.environ) and wants_html(visit.environ):
+            return answer_fragment(visit, job)
+    right, answer = _chosen(visit)
+    visit.need(right)
+    return answer(visit, job)
+
+
+def _chosen(visit: Visit) -> tuple[str, Callable[[Visit, Job], Answer]]:
+    """Return how to answer, and the right to that."""
     named = visit.parameters.get("_view")
-    if named is None and by_script(visit.environ) and wants_html(visit.environ):
-        return answer_fragment(visit, job)
     if named is None and saves(visit.environ):
-        return answer_download(visit, job)
+        return "result", answer_download
     if named is None:
         view = choose(visit.environ.get("HTTP_ACCEPT"))
         if view is View.RESULT:
-            return answer_meant(visit, job)
+            return "result", answer_meant
     elif named in _VIEWS:
         view = View(named)
     else:
         raise BadParameter(f"_view must be one of {', '.join(_VIEWS)}")
-    return _VIEWS[view](visit, job)
-
-
-def _form_action(environ: Any) -> str | None:
-    """Return the ``_action`` of a form; any other body is read and dropped, since some servers need that."""
-    try:
-        request = Request(environ)
-        length = request.content_length or 0  # nothing said: none of our forms, and reading it might never end
-        if length > _MAX_FORM:
-            return None
-        body = environ["wsgi.input"].read(length)
-        form = Request({**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))})
-        action = form.POST.get("_action") if form.content_type in _FORMS else None
-    except Exception:  # WebOb raises what it likes for odd types, charsets and parts: DeprecationWarning, LookupError
-        return None
-    return action if isinstance(action, str) else None
+    return _RIGHTS[view], _VIEWS[view]

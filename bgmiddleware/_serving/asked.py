@@ -3,12 +3,13 @@ job's token can make."""
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from .._jobs import Job
 
-__all__ = ["asks_with_other_credentials", "delivered_cookies", "kept_of"]
+__all__ = ["asks_with_other_credentials", "delivered_cookies", "kept_of", "pattern_of"]
 
 _CREDENTIALS = "credentials"
 _COOKIE = "cookie "
@@ -16,10 +17,26 @@ _COOKIE = "cookie "
 
 def kept_of(environ: Mapping[str, Any], token: str, query: str = "") -> dict[str, str]:
     """Return what is kept of a request when its job has ended. *query*: what the job's URL is too short for."""
-    kept = {"method": environ["REQUEST_METHOD"], **_digests(environ, token)}
+    path = pattern_of(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+    kept = {"method": environ["REQUEST_METHOD"], "path": path, **_digests(environ, token)}
     if query:
         kept["query"] = query
     return kept
+
+
+# Numbers, dates, keys and whatever is too long for a word; but "v2" is none of these.
+_VARIABLE = re.compile(r"(?<=/)(?:(?!v[0-9]{1,2}(?:/|\Z))[^/]*[0-9][^/]*|[^/]{33,})")
+_LONGEST_PATTERN = 100
+
+
+def pattern_of(path: str) -> str:
+    """Return what a path has in common with others of its kind, by which jobs are counted: each part of it that has a
+    digit, or is long, is a ``*``."""
+    pattern = _VARIABLE.sub("*", path)
+    if not pattern.isascii() or not pattern.isprintable():
+        pattern = pattern.encode("latin-1", "replace").decode("utf-8", "replace")
+        pattern = "".join(character if character.isprintable() else "�" for character in pattern)
+    return pattern[:_LONGEST_PATTERN]
 
 
 def _digests(environ: Mapping[str, Any], token: str) -> dict[str, str]:

@@ -53,13 +53,23 @@ _CONSTANTS = ("Math", "Object", "document", "performance")
 @cache
 def script() -> str:
     """Return the script of the page, its terminal first."""
-    return shortened("".join(map(static, SCRIPTS)), *_CONSTANTS)
+    colours = f"const COLOURS = '{_colours()}';"
+    return shortened("".join([colours, *map(static, SCRIPTS)]), *_CONSTANTS)
 
 
 @cache
 def style() -> str:
-    """Return the style of the page."""
-    return stripped_style(static("page.css") + static("terminal.css"))
+    """Return the style of the page, but for the terminal's sixteen colours: the script has them."""
+    return stripped_style(static("page.css") + _COLOUR.sub("", static("terminal.css")))
+
+
+_COLOUR = re.compile(r"\.(?:fg|bg)\d+\{\w+:light-dark\(#(\w+),#(\w+)\)\}\n")
+
+
+def _colours() -> str:
+    """Return the colours of the terminal, of text and then of what is behind it: each for light, then for dark."""
+    found = [colour for pair in _COLOUR.findall(static("terminal.css")) for colour in pair]
+    return "".join(colour if len(colour) == 6 else "".join(letter * 2 for letter in colour) for colour in found)
 
 
 @cache

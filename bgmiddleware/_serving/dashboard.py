@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from string import Template
 from typing import Any
@@ -10,7 +10,6 @@ from urllib.parse import parse_qsl
 
 from .._jobs import Job
 from ..errors import ConfigurationError, RegistryError
-from ..registries.base import Registry
 from . import assets
 from .icons import LOOKS, look_of
 from .markup import Markup, filled_in
@@ -18,12 +17,11 @@ from .negotiate import View, choose
 from .policies import style_policy
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .readable import readable
+from .visit import Site
 
-__all__ = ["Authorize", "answer_dashboard"]
+__all__ = ["answer_dashboard"]
 
 _log = logging.getLogger("bgmiddleware")
-
-Authorize = Callable[[Mapping[str, Any]], bool]
 
 _ROWS = 50
 
@@ -59,9 +57,9 @@ _ROW = Template(
 _NO_ROWS = '<tr><td colspan="6">There are no jobs.</td></tr>\n'
 
 
-def answer_dashboard(environ: Mapping[str, Any], registry: Registry, authorize: Authorize) -> Answer:
+def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> Answer:
     """Answer with one page of jobs, newest first, from ``_skip`` on; as a page for who names HTML, else as JSON."""
-    if not authorize(environ):
+    if "list" not in rights:
         return problem(environ, 403, "forbidden", "You are not allowed to list jobs.")
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return problem(environ, 405, "method-not-allowed", "The list of jobs can only be read.", ("Allow", "GET, HEAD"))
@@ -69,14 +67,14 @@ def answer_dashboard(environ: Mapping[str, Any], registry: Registry, authorize: 
     if skip is None:
         return problem(environ, 400, "bad-parameter", "_skip must be a whole number.")
     try:
-        found = registry.jobs(limit=_ROWS + 1, skip=skip)
+        found = site.registry.jobs(limit=_ROWS + 1, skip=skip)
     except (RegistryError, ConfigurationError) as error:  # the latter where a process finds no disk at its first use
         _log.error("the list of jobs could not be read: %s", error)
         return problem(environ, 503, "registry-error", "The list of jobs cannot be read now.", retry_after(5.0))
     jobs, more = found[:_ROWS], len(found) > _ROWS
-    now = registry.clock()
+    now = site.registry.clock()
     if choose(environ.get("HTTP_ACCEPT")) is View.PAGE:
-        return _answer_html(jobs, now, _links(skip, more))
+        return _answer_html(site, jobs, now, rights, _links(skip, more))
     document = {"jobs": [_row(job, now) for job in jobs], "next": f"?_skip={skip + _ROWS}" if more else None}
     return _answer("application/json", f"{json.dumps(document)}\n".encode())
 
@@ -107,8 +105,8 @@ def _row(job: Job, now: float) -> dict[str, Any]:
     }
 
 
-def _answer_html(jobs: Iterable[Job], now: float, links: Markup) -> Answer:
-    rows = Markup("".join(_html_row(job, now) for job in jobs) or _NO_ROWS)
+def _answer_html(site: Site, jobs: Iterable[Job], now: float, rights: Collection[str], links: Markup) -> Answer:
+    rows = Markup("".join(_html_row(site, job, now, rights) for job in jobs) or _NO_ROWS)
     page = filled_in(_PAGE, {"style": Markup(_style()), "rows": rows, "links": links})
     body = page.encode("utf-8", "backslashreplace")
     return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", style_policy(_style())))
@@ -118,12 +116,12 @@ def _style() -> str:
     return assets.style() + assets.stripped_style(assets.static("dashboard.css"))
 
 
-def _html_row(job: Job, now: float) -> Markup:
+def _html_row(site: Site, job: Job, now: float, rights: Collection[str]) -> Markup:
     created, look = datetime.fromtimestamp(job.created_at, UTC), look_of(job)
     values = {
         "state": look,
         "symbol": LOOKS[look][0],
-        "title": readable(job.title),
+        "title": _title(site, job, rights),
         "owner": readable(job.owner or "–"),
         "word": assets.words("en")["states"][look],
         "created": created.isoformat(timespec="seconds"),
@@ -132,6 +130,15 @@ def _html_row(job: Job, now: float) -> Markup:
         "output": _size(job.output_end),
     }
     return filled_in(_ROW, values)
+
+
+_LINKED = Template('<a href="$link">$title</a>')
+
+
+def _title(site: Site, job: Job, rights: Collection[str]) -> str:
+    """Return the title of a job, linked where it can be opened."""
+    title = readable(job.title)
+    return filled_in(_LINKED, {"link": site.path_to(job.key), "title": title}) if "output" in rights else title
 
 
 def _span(seconds: float, digits: int = 0) -> str:

@@ -141,4 +141,5 @@ def _news(visit: Visit, job: Job) -> tuple[object, ...]:
     """Return what a status event is sent about, when it changes."""
     place = visit.registry.position(job.key) if job.state is JobState.PENDING else 0
     unseen = visit.no_worker_for(job)
-    return job.state, job.progress, job.steps, job.cancel_requested_at, place, unseen and unseen // _TOLD_EVERY
+    asked = job.question and (job.question.id, job.question.answer)
+    return job.state, job.progress, job.steps, job.cancel_requested_at, asked, place, unseen and unseen // _TOLD_EVERY

@@ -41,11 +41,17 @@ class View(StrEnum):
     RESULT = "result"
     """The app's own response: for who can use none of the others."""
 
+    SHARE = "share"
+    """The links by which it is shown to others, for its owner. Never negotiated."""
+
     SCRIPT = "app.js"
     """The page's script, the same for all jobs. Never negotiated either."""
 
     STYLE = "app.css"
     """The page's style."""
+
+    CLIENT = "client.js"
+    """A script for pages of the site's own."""
 
     ICON = "icon.svg"
     """The page's icon, for each state one."""

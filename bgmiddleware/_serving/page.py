@@ -16,7 +16,10 @@ from .negotiate import View
 from .parts import PageParts
 from .policies import page_policy
 from .problems import Answer
+from .question import asked_of, question_form
 from .readable import readable
+from .rerun import rerun_form
+from .sharing import shared_note
 from .status import status_document
 from .visit import Visit, about
 
@@ -72,8 +75,16 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         words["w_result"] = said["script"]["form"]
     return {
         **words,
-        **status["links"],
-        "refresh": Markup(_REFRESH if live else ""),
+        "result": status["links"].get("result", ""),
+        "log": status["links"].get("log", ""),
+        "denied": " ".join(right for right in ("answer", "cancel", "result") if not visit.may(right)),
+        "operator": _operator(visit, job, words),
+        # Nobody's half of an answer is to be taken away.
+        "refresh": Markup(_REFRESH if live and asked_of(job) is None else ""),
+        "question": question_form(job, said["page"]),
+        "rerun": rerun_form(visit, job, said["page"]),
+        "share": filled_in(_SHARE, {**words, "link": visit.link(_view=View.SHARE)}) if visit.may("share") else Markup(),
+        "shared": shared_note(visit, said["share"]),
         "symbol": LOOKS[look][0],
         "title": readable(job.title),
         "head_title": readable(f"{told} · {job.title}" if look == "refused" else job.title),
@@ -86,9 +97,9 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         "nothing": said["page"]["nothing" if live else "empty"],
         "no_nothing": _hidden(job.output_end > 0),
         "again": _again(visit, job),
-        "no_result": _hidden(not _has_result(job)),
-        "no_save": _hidden(not _is_file(job)),
-        "no_cancel": _hidden(not live or job.cancel_requested_at is not None),
+        "no_result": _hidden(not visit.may("result") or not _has_result(job)),
+        "no_save": _hidden(not visit.may("result") or not _is_file(job)),
+        "no_cancel": _hidden(not visit.may("cancel") or not live or job.cancel_requested_at is not None),
         "data": _data(visit, said, status),
         "style": _style(visit),
         "script": _script(visit),
@@ -97,6 +108,25 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
 
 def _hidden(is_so: bool) -> Markup:
     return Markup(" hidden" if is_so else "")
+
+
+_OPERATOR = Template('<nav id="job-operator"><a href="$list">← $w_all</a>$discard</nav>\n')
+_DISCARD = Template(
+    '<details id="job-discard" class="job-fold"><summary>$w_discard</summary><form method="post" action="$self">'
+    '<p>$w_discard_text</p><button name="_action" value="discard">$w_discard</button></form></details>'
+)
+
+
+_SHARE = Template('<a class="job-button" href="$link">$w_share</a>\n')
+
+
+def _operator(visit: Visit, job: Job, words: Mapping[str, str]) -> Markup:
+    """Return what only an operator's page has: the way back to the list, and to have the job forgotten."""
+    if visit.share is not None or not visit.is_operators:
+        return Markup()
+    discard = filled_in(_DISCARD, {**words, "self": visit.link()}) if visit.may("discard") else Markup()
+    back = visit.site.path_to_list if visit.may("list") else ""
+    return filled_in(_OPERATOR, {**words, "list": back, "discard": discard})
 
 
 def _percent(job: Job) -> Markup:
@@ -112,7 +142,7 @@ def _percent(job: Job) -> Markup:
 def _again(visit: Visit, job: Job) -> Markup:
     """Return the attributes of the link that starts the job again. It has an address only where to follow it does."""
     again = visit.again_of(job)
-    if again is None:
+    if again is None or job.keeps_request:  # which has a button for it
         return _hidden(True)
     shown = job.state.ended and job.state is not JobState.FINISHED
     return filled_in(_LINKED, {"again": again, "hidden": _hidden(not shown)})
@@ -146,7 +176,8 @@ def _icon(visit: Visit, state: str = "STATE") -> str:
 def _data(visit: Visit, said: Mapping[str, Any], status: Mapping[str, Any]) -> Markup:
     data = {
         # Its links are all made of one.
-        "job": {name: value for name, value in status.items() if name not in ("token", "links")},
+        "job": {name: value for name, value in status.items() if name not in ("token", "key", "links")},
+        "operator": visit.is_operators,
         "self": status["links"]["self"],
         "words": said["script"],
         "looks": {state: (*look, said["states"][state]) for state, look in LOOKS.items()},

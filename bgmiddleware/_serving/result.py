@@ -26,6 +26,9 @@ _BODYLESS = (204, 304)
 _HELD = 20.0
 """Seconds that a download is held at a time: browsers follow twenty redirects, and servers end what takes 30."""
 _NO_BODY = ("Content-Type", "text/plain; charset=utf-8")
+_FOR_ITS_CLIENT = {"set-cookie", "www-authenticate", "proxy-authenticate", "clear-site-data"}
+# What somebody's request came to is no page of an operator's session: its scripts do not run there.
+_HARMLESS = ("Content-Security-Policy", "sandbox")
 _VALIDATORS = {"etag", "last-modified"}
 # The server in front sends a file in place of the body, and evaluates conditions and ranges by itself.
 _SENT_BY_PROXY = {"x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-litespeed-location", "x-reproxy-url"}
@@ -118,9 +121,12 @@ def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored
     cookies = set()
     if "set-cookie" in names:
         content.begun(visit.environ)  # what cannot be answered must not take the cookies along
+    if "set-cookie" in names and not visit.is_operators:
         cookies = delivered_cookies(visit.environ, visit.token, job)
         if not (cookies and _is_first_reader(visit)):
             left_out.add("set-cookie")
+    if visit.is_operators:
+        left_out |= _FOR_ITS_CLIENT
     headers = [
         (name, value)
         for name, value in response.headers
@@ -129,6 +135,8 @@ def _headers(visit: Visit, job: Job, response: RecordedResponse, content: Stored
     if response.code not in _BODYLESS:
         # Known now, even if the app did not say; and where it was wrong, the connection would be broken by it.
         headers.append(("Content-Length", str(job.body_end)))
+    if visit.is_operators:
+        headers.append(_HARMLESS)
     if "cache-control" not in names:
         headers.append(("Cache-Control", "private, no-cache"))
     if is_for_us(response):

@@ -3,11 +3,20 @@
 import json
 from typing import Any
 
-from .._jobs import Job, JobState, Progress, Steps
+from .._jobs import Job, JobState, Progress, Question, Steps
 from .problems import Answer
+from .rerun import link_to
 from .visit import Visit, about
 
 __all__ = ["answer_status", "status_answer", "status_document"]
+
+_VIEWS = {
+    **dict.fromkeys(("log", "lines", "events"), "output"),
+    "status": "list",
+    "cast": "output",
+    "result": "result",
+}
+"""What is linked, with the right to it."""
 
 
 def status_document(visit: Visit, job: Job) -> dict[str, Any]:
@@ -16,7 +25,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     dropped = job.output_dropped
     here = visit.link()
     return {
-        "token": visit.token,
+        **_name(visit, job),
         "title": job.title,
         "state": job.state.value,
         "reason": job.reason,
@@ -27,6 +36,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "ended_at": job.ended_at,
         "cancel_requested_at": job.cancel_requested_at,
         "stopping": _stopping(visit, job),
+        "waiting_for": _waiting_for(job.question) if job.state is JobState.RUNNING else None,
         "elapsed": job.elapsed(visit.registry.clock()),
         "priority": job.priority.value,
         "queue": _queue(visit, job),
@@ -34,13 +44,23 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "estimate": _estimate(visit, job),
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
         "response": _response(job),
-        "receipt": _receipt(job, details=visit.site.details),
+        "receipt": _receipt(job, details=visit.site.details and visit.share is None),
+        "rerun_of": link_to(visit, job.rerun_of),
+        "rerun_as": link_to(visit, job.rerun_as),
         "links": {
             "self": here,
-            **{view: f"{here}&_view={view}" for view in ("log", "lines", "events", "status", "cast", "result")},
-            "cancel": here,
+            **{view: f"{here}&_view={view}" for view, right in _VIEWS.items() if visit.may(right)},
+            **({"cancel": here} if visit.may("cancel") else {}),
+            **({"rerun": here if job.keeps_request and job.state.ended else None} if visit.may("rerun") else {}),
         },
     }
+
+
+def _name(visit: Visit, job: Job) -> dict[str, Any]:
+    """Return by what the client may name the job: its token, for an operator its key; by a shared link by nothing."""
+    if visit.share is not None:
+        return {"shared_until": visit.share.until}
+    return {"key": job.key} if visit.is_operators else {"token": visit.token}
 
 
 def _progress(progress: Progress) -> dict[str, Any]:
@@ -76,6 +96,13 @@ def _stopping(visit: Visit, job: Job) -> float | None:
     if job.state.ended or job.cancel_requested_at is None:
         return None
     return max(0.0, visit.registry.clock() - job.cancel_requested_at)
+
+
+def _waiting_for(asked: Question | None) -> dict[str, Any] | None:
+    """Return what a job asks its readers; None where it asks nothing, or has its answer."""
+    if asked is None or asked.answer is not None:
+        return None
+    return {"question": asked.text, "choices": list(asked.choices), "until": asked.until, "id": asked.id}
 
 
 def _queue(visit: Visit, job: Job) -> dict[str, float] | None:

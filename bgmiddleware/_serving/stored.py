@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
-from .._ground.webob import Request, Response
+from .._ground.webob import AcceptEncodingValidHeader, Request, Response, create_accept_encoding_header
 from .._jobs import Channel, Job
 from ..errors import RegistryError
 from ..registries.base import PAGE_BYTES, Registry
@@ -13,7 +13,7 @@ from .connections import sends_files, sends_without_thread, takes_off_hands
 from .problems import Answer, Headers
 from .visit import Hold, Visit
 
-__all__ = ["TOO_MANY", "Asked", "Stored", "asked_range", "conditional", "entity_tag"]
+__all__ = ["TOO_MANY", "Asked", "Stored", "asked_range", "compressed", "conditional", "entity_tag"]
 
 _CONDITIONS = (
     "HTTP_RANGE",
@@ -210,6 +210,26 @@ def conditional(environ: Mapping[str, Any], headers: Headers, content: Stored, s
     if asked.begin < 0 and not content.length:
         return Answer(status, headers)  # the last bytes of nothing are all that there is
     return _partial(environ, asked, headers, content)
+
+
+def compressed(environ: Mapping[str, Any], answer: Answer) -> Answer:
+    """Return an answer as its app would have compressed it: one that says that it varies by what the client accepts.
+
+    A job's app is not told what its client accepts: its answer may be for other readers, too.
+    """
+    response = Response(status=answer.status, headerlist=list(answer.headers), app_iter=answer.body)
+    if "HTTP_ACCEPT_ENCODING" not in environ or response.status_int != 200 or response.content_encoding:
+        return answer
+    varies = "accept-encoding" in {name.lower() for name in response.vary or ()}
+    if not varies or response.cache_control.no_transform:
+        return answer
+    accepted = create_accept_encoding_header(environ["HTTP_ACCEPT_ENCODING"])
+    if not isinstance(accepted, AcceptEncodingValidHeader) or not accepted.acceptable_offers(["gzip"]):
+        return answer
+    response.encode_content(lazy=True)
+    if response.etag:
+        response.etag = response.etag, False  # the bytes differ now
+    return Answer(answer.status, tuple(response.headerlist), response.app_iter)
 
 
 def _later(one: Any, other: Any) -> bool:

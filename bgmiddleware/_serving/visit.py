@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from .._ground.prefer import preferences
-from .._jobs import Job, key_of
-from ..errors import JobNotFound
+from .._jobs import KEY_LENGTH, Job, key_of
+from ..errors import ConfigurationError, JobNotFound, RegistryError
 from ..executors.base import Executor
 from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
@@ -21,9 +21,10 @@ from .parts import PageMaker, page_maker
 from .problem_page import reference
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .queue import Workers
+from .shared_links import MARK, SHARED, Share, opened
 from .viewers import Viewers
 
-__all__ = ["LOOK_EVERY", "BadParameter", "Hold", "Site", "Visit", "about", "job_headers"]
+__all__ = ["LOOK_EVERY", "BadParameter", "Forbidden", "Hold", "Site", "Visit", "about", "job_headers"]
 
 _MAX_WAIT = 30.0
 _LONGEST_QUERY = 1000
@@ -31,23 +32,34 @@ PATIENCE = 30.0
 """How long, in seconds, a client is held that can use nothing but the app's response."""
 
 # Registered ones: something that may be large; what to watch a resource by; what its status is (RFC 8631).
-_RELATIONS = (("result", "enclosure"), ("log", "monitor"), ("status", "status"))
+# Between the two: the right to it.
+_RELATIONS = (("result", "result", "enclosure"), ("log", "output", "monitor"), ("status", "list", "status"))
 LOOK_EVERY = 1.0
 """How often, in seconds, a held connection is looked at: has its client gone?"""
+
+
+_KEY_AT_END = re.compile(rf"/([0-9a-f]{{{KEY_LENGTH}}})\Z")
 
 
 class BadParameter(Exception):
     """A parameter of ours is not what it should be; the message says what it should."""
 
 
+class Forbidden(Exception):
+    """An operator may not do what he asks for; the message names the right for it."""
+
+
+_TOKEN = f"(?:[0-9a-f-]{{36}}|{SHARED})"
+
+
 @cache  # a few sites have as many names
 def _ours(token_name: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(token_name)}=[0-9a-f-]{{36}}|_(?:view|wait|offset|every)=.*", re.DOTALL)
+    return re.compile(rf"{re.escape(token_name)}={_TOKEN}|_(?:view|wait|offset|every)=.*", re.DOTALL)
 
 
 @cache
 def _token_in_url(token_name: str) -> re.Pattern[str]:
-    return re.compile(rf"[?&]{re.escape(token_name)}=[0-9a-f-]{{36}}(?![^&#])")
+    return re.compile(rf"[?&]{re.escape(token_name)}={_TOKEN}(?![^&#])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +78,27 @@ class Site:
     """Whether the page's script and style are at URLs of their own."""
     details: bool = True
     """Whether those who may see a job are told tracebacks, and the host and the process that ran it."""
+    rerun: "Callable[[Visit, Job], Answer] | None" = None
+    """Runs the request of an ended job again, and answers who asks for that."""
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
+    dashboard: str = ""
+    """The path of the list of all jobs; below it, the jobs are at their keys."""
+
+    def key_in(self, environ: Mapping[str, Any]) -> str:
+        """Return the key of the job that a path below the list names; empty for the list itself."""
+        path = str(environ.get("PATH_INFO", ""))
+        found = _KEY_AT_END.search(path)
+        return found[1] if found is not None and path != self.dashboard else ""
+
+    def path_to(self, key: str) -> str:
+        """Return a reference from the list to a job."""
+        return key if self.dashboard.endswith("/") else f"{quote(self.dashboard.rpartition('/')[2])}/{key}"
+
+    @property
+    def path_to_list(self) -> str:
+        """A reference from a job below the list to that."""
+        return "./" if self.dashboard.endswith("/") else f"../{quote(self.dashboard.rpartition('/')[2])}"
 
     def without_ours(self, query: str) -> str:
         """Return a query string without our parameters: what the app's URL had before there was a job."""
@@ -78,8 +109,11 @@ class Site:
         """Return a relative reference to a job: nothing but a query. Right behind every proxy, whatever it does to host
         and path.
 
-        The app's own *query* is in it, unless :meth:`cut_off` says that it is too long.
+        The app's own *query* is in it, unless :meth:`cut_off` says that it is too long. Each parameter can be followed
+        by another one.
         """
+        if not token:  # an operator's: the path says which job it is
+            return f"?&{urlencode(parameters)}" if parameters else "?"
         # Where a program sent a "#", it would end the query for all others.
         query = "" if self.cut_off(query) else query.replace("#", "%23")
         ours = f"{self.token_name}={token}"  # of which nothing needs escaping
@@ -113,7 +147,24 @@ class Site:
         """Return what a request about *token* needs, with the owner that it proves."""
         query = environ.get("QUERY_STRING")
         parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
+        if token.startswith(MARK):
+            return self._shared_visit(environ, token, parameters)
         return Visit(self, environ, token, key_of(token), self._owners(environ), parameters)
+
+    def _shared_visit(self, environ: Mapping[str, Any], token: str, parameters: Mapping[str, str]) -> "Visit":
+        """Return what a request by a shared link needs: its rights. Whose job it is does not matter, and its token is
+        not known here. A link that we did not sign is one to no job."""
+        try:
+            share = opened(self.registry, token)
+        except (RegistryError, ConfigurationError):  # it is away: who looks for the job says so
+            share = None
+        key, rights = (key_of(token), frozenset[str]()) if share is None else (share.key, share.rights)
+        return Visit(self, environ, token, key, (), parameters, rights, share)
+
+    def operator_visit(self, environ: Mapping[str, Any], key: str, rights: Collection[str]) -> "Visit":
+        """Return what a request of an operator about the job of a *key* needs, who has these *rights*."""
+        parameters = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True))
+        return Visit(self, environ, "", key, (), parameters, frozenset(rights))
 
     def started_visit(self, environ: Mapping[str, Any], token: str, key: str) -> "Visit":
         """Return the visit of a client whose request just started the job. Nobody asks any more whether it is his, and
@@ -155,7 +206,8 @@ class Hold:
 class Visit:
     """A request about the job of *token*, sent by one who proves to be the *owners* (none: nobody in particular).
 
-    *parameters* are those of the query, of each name the last.
+    *parameters* are those of the query, of each name the last. *rights*: of an operator, who has no token and sees the
+    jobs of all, or of who has a shared link; None: of a job's owner. *share*: what that link says.
     """
 
     site: Site
@@ -164,6 +216,8 @@ class Visit:
     key: str
     owners: Collection[str]
     parameters: Mapping[str, str]
+    rights: frozenset[str] | None = None
+    share: Share | None = None
 
     @property
     def registry(self) -> Registry:
@@ -176,9 +230,25 @@ class Visit:
         Raises ``JobNotFound`` (also where it is somebody else's) or ``JobExpired``.
         """
         job = self.registry.get(self.key)
-        if job.owner is not None and job.owner not in self.owners:
+        if self.rights is None and job.owner is not None and job.owner not in self.owners:
+            raise JobNotFound(self.key)
+        if self.share is not None and not self.share.is_of(job, self.registry.clock()):
             raise JobNotFound(self.key)
         return job
+
+    @property
+    def is_operators(self) -> bool:
+        """Whether this is no holder of the job's token."""
+        return self.rights is not None
+
+    def may(self, right: str) -> bool:
+        """Whether the client has a right. An owner has all to his job, but to have it forgotten."""
+        return right != "discard" if self.rights is None else right in self.rights
+
+    def need(self, right: str) -> None:
+        """Raise ``Forbidden`` where the client has not that right."""
+        if not self.may(right):
+            raise Forbidden(right)
 
     def take_slot(self) -> "Hold | None":
         """Take the right to hold this connection, which must be given back.
@@ -294,13 +364,16 @@ class Visit:
         return min(float(value), _MAX_WAIT) if value.isascii() and value.isdigit() else None
 
     @property
-    def again(self) -> str:
-        """A relative reference to the request that was marked: to follow it starts a job like this one."""
+    def again(self) -> str | None:
+        """A relative reference to the request that was marked: to follow it starts a job like this one. None for an
+        operator, who is elsewhere."""
+        if self.is_operators:
+            return None
         return reference(self.environ, self.site.without_ours(self.environ.get("QUERY_STRING") or ""))
 
     def again_of(self, job: Job) -> str | None:
         """The same for a job that is still known; None where its request was no GET, which a link can repeat."""
-        if job.asked.get("method") != "GET":
+        if self.is_operators or job.asked.get("method") != "GET":
             return None
         query = self.site.without_ours(self.environ.get("QUERY_STRING") or "")
         return reference(self.environ, query or job.asked.get("query", ""))
@@ -314,7 +387,8 @@ class Visit:
     def linked(self, answer: Answer) -> Answer:
         """Return an answer about the job with where its response, its output and its state are (RFC 8288)."""
         here = self.site.place("", self.token)
-        links = ", ".join(f'<{here}&_view={view}>; rel="{relation}"' for view, relation in _RELATIONS)
+        allowed = ((view, relation) for view, right, relation in _RELATIONS if self.may(right))
+        links = ", ".join(f'<{here}&_view={view}>; rel="{relation}"' for view, relation in allowed)
         return Answer(answer.status, (*answer.headers, ("Link", links)), answer.body)
 
 

@@ -1,17 +1,16 @@
 """A marked request becomes a job: it is recorded, joined or admitted, added to the registry, submitted and answered.
 
 ``watching`` takes over a request from the decorated view that it reached, and ``starter`` starts a job step by step.
-``joining`` finds the job of a repeated request, ``untouched`` answers a request that was done within
-``promote_after``, and ``options`` checks the options of the middleware.
+``again`` starts the request of an ended job anew. ``joining`` finds the job of a repeated request, ``untouched``
+answers a request that was done within ``promote_after``, ``ends`` is what follows the end of a job, and ``options``
+checks the options of the middleware.
 """
 
+from .again import run_again
+from .ends import Ends
 from .options import (
-    check_functions,
-    check_numbers,
-    check_pair,
+    check_options,
     check_places,
-    check_switches,
-    check_texts,
     foreground_is_asked_for,
     limits_of,
     priorities_of,
@@ -20,15 +19,12 @@ from .starter import Starter, WSGIApplication
 from .watching import LazyResponse, end_of, foreground_of, may_be_lazy, may_begin_twice, settle, taken
 
 __all__ = [
+    "Ends",
     "LazyResponse",
     "Starter",
     "WSGIApplication",
-    "check_functions",
-    "check_numbers",
-    "check_pair",
+    "check_options",
     "check_places",
-    "check_switches",
-    "check_texts",
     "end_of",
     "foreground_is_asked_for",
     "foreground_of",
@@ -36,6 +32,7 @@ __all__ = [
     "may_be_lazy",
     "may_begin_twice",
     "priorities_of",
+    "run_again",
     "settle",
     "taken",
 ]

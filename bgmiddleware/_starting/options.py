@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .. import marks
 from .._ground.numbers import check_count, is_finite, is_whole
@@ -15,12 +16,8 @@ from ..registries.base import Registry
 __all__ = [
     "Limits",
     "Priorities",
-    "check_functions",
-    "check_numbers",
-    "check_pair",
+    "check_options",
     "check_places",
-    "check_switches",
-    "check_texts",
     "foreground_is_asked_for",
     "limits_of",
     "priorities_of",
@@ -37,6 +34,20 @@ _SWITCHES["off"] = False
 _SHORTEST_SECRET = 16
 _SHARED = 'SpoolRegistry("/var/lib/…") of bgmiddleware.registries.spool, RedisRegistry("redis://…") of ….redis'
 _OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Check the arguments of the middleware, by their names."""
+
+    def named(names: str) -> dict[str, Any]:
+        return {name: given[name] for name in names.split()}
+
+    check_numbers(**named("max_body stream_slots promote_after deadline"))
+    check_functions(given["unnamed"], **named("app when owner authorize title"))
+    check_texts(**named("token_name secret dashboard assets version"))
+    check_switches(**named("single_flight capture_logging capture_children tee answers details"))
+    check_switches(**named("refuse_cross_site foreground keep_requests"))
+    check_pair(given["dashboard"], given["authorize"])
 
 
 def check_numbers(*, deadline: object, promote_after: object, stream_slots: object, **whole: object) -> None:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from traceback import format_exception
 from typing import Any
 
 from .. import marks
 from .._capture import Outlet
 from .._context import Wish, entrances
+from .._ground.redaction import Redaction
 from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, plain_title, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
@@ -35,6 +37,7 @@ from .._serving import (
     status_answer,
 )
 from ..errors import (
+    BackgroundError,
     BadRequestBody,
     ConfigurationError,
     JobExists,
@@ -46,6 +49,7 @@ from ..errors import (
 )
 from ..registries.base import END, SHORT
 from .early import Patience, is_early_answer
+from .ends import Ends
 from .joining import Asking, Beginnings, asking, asking_again
 from .options import Limits, Priorities
 from .untouched import untouched
@@ -81,9 +85,11 @@ class Starter:
     capture_logging: bool
     capture_children: bool
     tee: bool
+    answers: bool
     refuse_cross_site: bool
     promote_after: float
     single_flight: bool
+    keep_requests: bool
     deadline: float | None
     version: str
     limit_per_owner: int | None
@@ -92,9 +98,11 @@ class Starter:
     priorities: Priorities
     """The mark of each priority; the first mark that is true counts."""
     title: Callable[[dict[str, Any]], str] | None
+    redaction: Redaction | None
     secret: bytes | None = field(repr=False)
     """The secret from which the names and tokens of jobs that can be joined are derived. None: the registry's own."""
     waiting: Waiting
+    ends: Ends
     patience: Patience = field(default_factory=Patience, repr=False)
     beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
     dropped: Dropped = field(default_factory=Dropped, repr=False)
@@ -120,7 +128,7 @@ class Starter:
     def _start_replay(
         self, app: WSGIApplication, environ: dict[str, Any], context: Context, promote_after: float | None
     ) -> Answer:
-        refused = self._refuse(environ)
+        refused = self.refuse(environ)
         if refused is not None:
             return refused
         try:
@@ -137,10 +145,10 @@ class Starter:
 
         def run(job: Job) -> Run:
             work = replay_request(app, self.site.registry, job.key, request.environ, kept, multiprocess=multiprocess)
-            return self._run(job, work, context)
+            return self.run(job, work, context)
 
         with request.body:
-            return self._start(environ, request, run, promote_after)
+            return self._start(environ, request, run, promote_after, keeps_request=self.keep_requests)
 
     def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
         """Start the job that a decorator asked for. *environ* is the request as it was before *app* saw it."""
@@ -158,7 +166,7 @@ class Starter:
 
     def _start_function(self, function: Callable[[], Any], environ: dict[str, Any], wish: Wish) -> Answer:
         """Start a ``@background`` function as a job. Its output begins with what the request has printed."""
-        refused = self._refuse(environ)
+        refused = self.refuse(environ)
         if refused is not None:
             return refused
         if not self.site.executor.in_process:
@@ -189,7 +197,7 @@ class Starter:
             called = function
             if request is not None:
                 called = within_request(function, wish.around, self.site.registry, job.key, request)
-            return self._run(job, call_function(called), wish.context, wish.printed)
+            return self.run(job, call_function(called), wish.context, wish.printed)
 
         return run
 
@@ -203,7 +211,7 @@ class Starter:
         """Whether this request may join the job of an earlier one."""
         return self.single_flight or "HTTP_IDEMPOTENCY_KEY" in environ
 
-    def _run(self, job: Job, work: Work, context: Context, preface: str = "", *, outlet: Outlet | None = None) -> Run:
+    def run(self, job: Job, work: Work, context: Context, preface: str = "", *, outlet: Outlet | None = None) -> Run:
         return Run(
             job.key,
             job.title,
@@ -215,6 +223,8 @@ class Starter:
             takes_children=self.capture_children,
             tees=self.tee,
             tells_errors=self.site.details,
+            redaction=self.redaction,
+            answers=self.answers,
             priority=job.priority,
             groups=job.groups,
             deadline=job.deadline,
@@ -227,7 +237,7 @@ class Starter:
         registry = self.site.registry
         job = registry.get(key)
         work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
-        return self._run(job, work, Context(), outlet=outlet)
+        return self.run(job, work, Context(), outlet=outlet)
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
         """Return the groups of a request's job, with how many jobs of each may run at a time."""
@@ -238,19 +248,19 @@ class Starter:
 
     def _title(self, environ: dict[str, Any]) -> str:
         """Return the title of a request's job."""
-        if self.title is None:
-            return title_of(environ)
+        redacted = str if self.redaction is None else self.redaction
         try:
-            return plain_title(str(self.title(environ))) or title_of(environ)
-        except Exception:  # a bad title is no reason to refuse the job
-            _log.exception("the title of a job could not be made")
-            return title_of(environ)
+            title = "" if self.title is None else str(self.title(environ))
+        except Exception as error:  # a bad title is no reason to refuse the job
+            _log.error("the title of a job could not be made\n%s", redacted("".join(format_exception(error)).rstrip()))
+            title = ""
+        return plain_title(redacted(title)) or plain_title(redacted(title_of(environ)))
 
     def _priority(self, environ: dict[str, Any]) -> Priority:
         """Return the priority of a request's job."""
         return next((priority for mark, priority in self.priorities if mark(environ)), Priority.NORMAL)
 
-    def _refuse(self, environ: dict[str, Any]) -> Answer | None:
+    def refuse(self, environ: dict[str, Any]) -> Answer | None:
         """Return the answer to a request that must not start a job; None if it may."""
         registry = self.site.registry
         if self._is_inside_another():
@@ -293,30 +303,19 @@ class Starter:
         request: RecordedRequest | None,
         run: Callable[[Job], Run],
         promote_after: float | None,
+        *,
+        keeps_request: bool = False,
     ) -> Answer:
         """Start a job, or join one that does the same. Answer with its place or with its response.
 
-        *promote_after*: seconds that the client waits for the response; None: it does not wait.
+        *promote_after*: seconds that the client waits for the response; None: it does not wait. *keeps_request*:
+        whether the job can be run again.
         """
         is_joined, begun = False, None
         try:
             who = self._asking(environ, request)
             token = "" if who.name else new_token()
-            job = Job(
-                key_of(token),
-                self._title(environ),
-                owner=who.owner,
-                version=self.version,
-                deadline=self.deadline,
-                priority=self._priority(environ),
-                groups=self._groups(environ, who.owner),
-                asked=self._kept_of(environ, token) if token else {},
-                request=request.environ if request else {},
-                fingerprint=who.fingerprint,
-                name=who.name,
-                keeps_name="HTTP_IDEMPOTENCY_KEY" in environ,
-                admitted=not who.name,
-            )
+            job = self.new_job(environ, token, who, request, keeps_request=keeps_request)
             if who.name:
                 promote_after = None if promote_after is None else 0.0  # a job that others may join must stay
                 token, job, is_joined = self._begin_or_join(environ, who, job, request, run)
@@ -325,22 +324,61 @@ class Starter:
         except _OtherRequest:
             detail = "This Idempotency-Key was used for another request."
             return problem(environ, 422, "idempotency-key-reused", detail)
-        except QueueFull as full:
-            return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(full.retry_after))
-        except RegistryFull as full:
-            return problem(environ, 503, "queue-full", f"Too busy: {full}.", retry_after(60.0))
-        except RegistryError as error:
-            _log.error("a request could not be stored: %s", error)
-            return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))
+        except (QueueFull, RegistryError) as error:
+            return _not_started(environ, error)
         try:
             return self._answer_begun(environ, token, job, begun, who.cookie, promote_after, is_joined=is_joined)
         except (JobExpired, JobNotFound):  # it ended, and was evicted before this client got its answer
             if is_joined:  # or it answered the client that started it at once, and was deleted
-                return self._start(environ, request, run, promote_after)
+                return self._start(environ, request, run, promote_after, keeps_request=keeps_request)
             return problem(environ, 410, "expired", "The job has ended and is already deleted.")
         except RegistryError as error:
             _log.error("a job could not be read: %s", error)
             return problem(environ, 503, "registry-error", "The job cannot be read now.", retry_after(5.0))
+
+    def new_job(
+        self,
+        environ: dict[str, Any],
+        token: str,
+        who: Asking,
+        request: RecordedRequest | None,
+        *,
+        keeps_request: bool,
+        rerun_of: str = "",
+    ) -> Job:
+        """Return the job of a request; *token* is empty where its name decides on that later."""
+        return Job(
+            key_of(token),
+            self._title(environ),
+            owner=who.owner,
+            version=self.version,
+            deadline=self.deadline,
+            priority=self._priority(environ),
+            groups=self._groups(environ, who.owner),
+            asked=self._kept_of(environ, token) if token else {},
+            request=request.environ if request else {},
+            keeps_request=keeps_request,
+            rerun_of=rerun_of,
+            fingerprint=who.fingerprint,
+            name=who.name,
+            keeps_name="HTTP_IDEMPOTENCY_KEY" in environ,
+            admitted=not who.name,
+        )
+
+    def start_again(
+        self,
+        visit: Visit,
+        job: Job,
+        request: RecordedRequest,
+        run: Callable[[Job], Run],
+        cookie: Headers,
+    ) -> Answer:
+        """Start a *job* that repeats another one; *visit*: of its own place, by who asked for it."""
+        try:
+            job, _ = self._begin(job, request, run)
+        except (QueueFull, RegistryError) as error:
+            return _not_started(visit.environ, error)
+        return visit.linked(self._started(visit, job, *cookie))
 
     def _answer_begun(
         self,
@@ -377,6 +415,7 @@ class Starter:
     def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> tuple[Job, Run]:
         """Add the job with its request, and submit it. Keeps nothing if it raises ``QueueFull`` or ``RegistryFull``."""
         registry = self.site.registry
+        self.ends.expect(job.key)
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
         if must_hold:
@@ -483,3 +522,12 @@ class Starter:
         body = f"Started in the background: see {location[1]}\n".encode()
         content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
         return Answer("303 See Other", (*headers, *content, *about(job, vary)), [body])
+
+
+def _not_started(environ: Mapping[str, Any], error: BackgroundError) -> Answer:
+    """Return the answer to a request that could not be stored or submitted; no job was started."""
+    if isinstance(error, QueueFull | RegistryFull):
+        after = error.retry_after if isinstance(error, QueueFull) else 60.0
+        return problem(environ, 503, "queue-full", f"Too busy: {error}.", retry_after(after))
+    _log.error("a request could not be stored: %s", error)
+    return problem(environ, 503, "registry-error", "The request cannot be stored now.", retry_after(60.0))

@@ -2,18 +2,20 @@
 
 import codecs
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .._capture import write_late
 from .._jobs import Channel, Job, RecordedResponse
-from .._serving import Answer, Stored, Visit, conditional, is_for_us, problem
-from ..registries.base import PAGE_BYTES, Registry
+from .._serving import Answer, Stored, Visit, compressed, conditional, is_for_us, problem
+from ..registries.base import END, PAGE_BYTES, Registry
 
 __all__ = ["untouched"]
 
 _log = logging.getLogger("bgmiddleware")
 
+_LEAST_COMPRESSED = 200  # bytes: what is smaller becomes larger
 _RANGES = {"HTTP_RANGE", "HTTP_IF_RANGE"}
 _CONDITIONS = {f"HTTP_IF_{name}" for name in ("MATCH", "NONE_MATCH", "MODIFIED_SINCE", "UNMODIFIED_SINCE")}
 
@@ -33,6 +35,8 @@ def untouched(visit: Visit, job: Job) -> Answer:
     answer = Answer(response.status, (*response.headers, *length), content)
     if is_for_us(response):
         answer = conditional(_heeded(visit.environ, response), answer.headers, content, response.status)
+        if job.body_end >= _LEAST_COMPRESSED:
+            answer = compressed(visit.environ, answer)
     if is_large:
         return Answer(answer.status, answer.headers, _ForgottenAfter(registry, job.key, answer.body))
     body = b"".join(answer.body)
@@ -54,22 +58,37 @@ def _heeded(environ: Mapping[str, Any], response: RecordedResponse) -> dict[str,
 
 def _print_late(registry: Registry, job: Job) -> None:
     """Print the job's output where it would have gone without capture."""
-    write = write_late("stdout")
+    writes = write_late("stdout"), write_late("stderr")
     try:
-        for text in _texts(registry, job):
-            write(text)
+        for is_error, text in _texts(registry, job):
+            writes[is_error](text)
     except (OSError, ValueError) as error:  # nobody reads the pipe, or the encoding lacks a character
         # The app has answered: a fault of the console must not change the response.
         _log.warning("job %s: its output cannot be printed: %s", job.key[:8], error)
 
 
-def _texts(registry: Registry, job: Job) -> Iterator[str]:
-    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+def _texts(registry: Registry, job: Job) -> Iterator[tuple[bool, str]]:
+    """Yield the texts of the output in their order, and whether each of them came on stderr."""
+    decoders = [codecs.getincrementaldecoder("utf-8")("backslashreplace") for _ in range(2)]
+    for is_error, data in _parts(registry, job):
+        yield is_error, decoders[is_error].decode(data)
+    for is_error in (False, True):
+        yield is_error, decoders[is_error].decode(b"", True)
+
+
+def _parts(registry: Registry, job: Job) -> Iterator[tuple[bool, bytes]]:
+    ranges = deque(job.error_ranges)
     offset = 0
     while (piece := registry.read(job.key, Channel.OUTPUT, offset)).data:
-        offset = piece.end
-        yield decode(piece.data)
-    yield decode(b"", True)
+        offset, left = piece.offset, piece.data
+        while left:
+            while ranges and ranges[0][1] <= offset:
+                ranges.popleft()
+            begin, end = ranges[0] if ranges else (END, END)
+            is_error = begin <= offset
+            size = (end if is_error else begin) - offset
+            yield is_error, left[:size]
+            offset, left = offset + len(left[:size]), left[size:]
 
 
 class _ForgottenAfter:

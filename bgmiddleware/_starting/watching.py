@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .._capture import ForegroundOutput, Output, current, install, replaced, write_late
+from .._capture import ForegroundOutput, Output, current_output, install, replaced, restore, route, write_late
 from .._context import BackgroundRequested, Wish, entrances, late_entrances
 from .._frameworks import unwind
 from .._recording import forget_body
@@ -26,12 +26,12 @@ class _InnerOutput(ForegroundOutput):
 
     def __init__(self, outer: Output | None) -> None:
         super().__init__(write_late("stdout"), write_late("stderr"))
-        self._token = current.set(self)
+        self._before = route(self)
         self.is_used = True
 
     def end(self) -> None:
         super().end()
-        current.reset(self._token)
+        restore(self._before)
 
 
 def foreground_of(output: Output | None) -> ForegroundOutput:
@@ -40,7 +40,7 @@ def foreground_of(output: Output | None) -> ForegroundOutput:
         foreground = output
     elif output is None:
         foreground = ForegroundOutput(write_late("stdout"), write_late("stderr"))
-        current.set(foreground)  # for good: the thread's next requests use it again
+        route(foreground)  # for good: the thread's next requests use it again
     else:
         foreground = _InnerOutput(output)
     install()
@@ -149,7 +149,7 @@ class LazyResponse:
 
     def _first(self) -> bytes:
         """Return the next chunk, as long as none was sent."""
-        foreground = foreground_of(current.get())
+        foreground = foreground_of(current_output())
         foreground.request = self._recorded
         chunk: bytes = _END
         answered: Iterable[bytes] = self._iterable

@@ -315,7 +315,7 @@ class _Task(Task):  # type: ignore[misc]
             with contextlib.suppress(FileNotFoundError):  # the process had not created it yet
                 outlet = Outlet.find_at(path)
         Outlet.remove_at(path)
-        with contextlib.closing(Remains(outlet)) as remains:
+        with contextlib.closing(Remains(outlet, redaction=self.site.redaction)) as remains:
             remains.end_if_left(self.site.registry, key, pid, how)
 
     def hold(self, key: str, pid: int) -> None:

@@ -130,7 +130,7 @@ class _Seat:
     def _run(self, run: Run) -> bool:
         child = self._ready_child()
         self._watcher = Watcher(run.registry, run.key, self._grace)
-        self._remains = Remains()
+        self._remains = Remains(redaction=run.redaction)
         self._seats[run.key] = self
         try:
             answer = self._hand_over(child, run)
@@ -139,7 +139,8 @@ class _Seat:
             self._remains.close()
         if "unloaded" in answer:
             self.close()
-            return fail_unloaded(Unloaded(run.registry, answer["unloaded"]), run.key) or run.still_waits()
+            trouble = run.redacted(answer["unloaded"])
+            return fail_unloaded(Unloaded(run.registry, trouble), run.key) or run.still_waits()
         if self._watcher.asked:
             child.end(patience=0.0)  # and kill what the job left running
         must_wait = answer.get("must_wait")

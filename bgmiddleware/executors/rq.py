@@ -189,7 +189,7 @@ class _Worker(Worker):
     _status = 0
 
     def execute_job(self, job: Message, queue: Queue) -> None:
-        with contextlib.closing(Remains()) as self._remains:  # the forked process inherits it
+        with contextlib.closing(Remains(redaction=self.site.redaction)) as self._remains:  # the fork inherits it
             super().execute_job(job, queue)
 
     def perform_job(self, job: Message, queue: Queue, execution: Execution) -> bool:

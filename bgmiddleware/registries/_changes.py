@@ -1,13 +1,27 @@
 """How a job changes, as functions of its record: what all registries decide alike. Each of them reads a record, asks
 here, and writes down what it was told; that nothing comes in between is its own business."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from .._jobs import Job, JobState, Progress, Steps
 from ..errors import BadOffset
 from .base import Transition
 
-__all__ = ["asked_to_stop", "check_whole", "claimed", "ended", "has_room", "held", "may_change", "renewed", "settled"]
+__all__ = [
+    "amended",
+    "asked_to_stop",
+    "check_whole",
+    "claimed",
+    "ended",
+    "has_room",
+    "held",
+    "may_change",
+    "renewed",
+    "settled",
+]
+
+_AMENDED = ("question", "rerun_as", "shares")
+"""What may be amended of a job: what no registry looks at."""
 
 
 def may_change(job: Job, now: float, expect: Collection[JobState], runner: str) -> bool:
@@ -53,7 +67,8 @@ def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | N
         ended_at=now if at is None else at,
         expires_at=now + ttl,
         lease_expires_at=None,
-        request={},
+        request=job.request if job.keeps_request else {},
+        question=None,
         receipt={**job.receipt, **(change.receipt or {})},
     )
 
@@ -105,6 +120,12 @@ def renewed(
         title=title or job.title,
         steps=steps or job.steps,
     )
+
+
+def amended(job: Job, seen: Job, change: Callable[[Job], Job | None]) -> Job | None:
+    """Return a job, which reads as *seen*, with what *change* makes of that; None where that changes nothing."""
+    new = change(seen)
+    return None if new is None else job.changed(**{name: getattr(new, name) for name in _AMENDED})
 
 
 def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:

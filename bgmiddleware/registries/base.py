@@ -15,7 +15,9 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 from .._ground.numbers import check_count, check_positive
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
 from ..errors import RegistryError
+from ._history import History, Level, Minute, Spread
 from ._housekeeping import house
+from ._outbox import MemoryOutbox, Outbox
 from ._times import MOST as MOST_TIMES
 
 __all__ = [
@@ -24,11 +26,16 @@ __all__ = [
     "PAGE_BYTES",
     "SHORT",
     "Evicted",
+    "History",
+    "Level",
+    "Minute",
+    "Outbox",
     "Page",
     "Piece",
     "Registry",
     "Renewal",
     "Source",
+    "Spread",
     "Times",
     "Transition",
 ]
@@ -158,6 +165,8 @@ class Registry(ABC):
         self.max_result = max_result
         self.clock = clock
         self._secret = secrets.token_bytes(32)
+        self._outboxes: dict[str, Outbox] = {}
+        self._tells: tuple[Callable[[Job], None], ...] = ()
         self.tidy_every: float = min(60.0, max(1.0, min(ttl, pending_ttl) / 10))
         """Seconds from one :meth:`tidy` to the next."""
         self.tidied_at: tuple[int, float] = 0, 0.0
@@ -255,8 +264,8 @@ class Registry(ABC):
 
         Refused if the state is none of *expect*, if the job has ended, or if it runs and ``change.runner`` is not who
         claimed it. A claim is refused too while as many jobs of one of the job's ``groups`` run as that may be, not
-        counting those whose lease ran out. At an end all channels are sealed, the request is forgotten, and the TTL
-        begins.
+        counting those whose lease ran out. At an end all channels are sealed, the request is forgotten unless the job
+        keeps it, and the TTL begins.
         """
 
     @abstractmethod
@@ -276,6 +285,16 @@ class Registry(ABC):
         A lease that had run out is revived, unless the loss was made permanent; then ``ok`` is false. A pending job has
         no runner: with none, this says that the job is admitted, and may wait for *lease* seconds, if it does not wait
         in the memory of a process.
+        """
+
+    @abstractmethod
+    def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
+        """Replace a job by what *change* makes of it, in one atomic step, and return the new one. Where that is None,
+        nothing changes, and None is returned.
+
+        *change* is given the job as it reads. It may be called several times and from within a transaction, so it only
+        computes. Of what it returns, only ``question``, ``rerun_as`` and ``shares`` count: all else is the registry's
+        own.
         """
 
     @abstractmethod
@@ -303,6 +322,15 @@ class Registry(ABC):
     @abstractmethod
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         """Return up to *limit* jobs, newest first, all or those in one state, without the first *skip* of them."""
+
+    @abstractmethod
+    def history(self, since: float) -> History:
+        """Return what was counted from the minute of *since* on, at most a day: what started and ended, and how long it
+        took, by path; and how many jobs waited and ran, as of each ``tidy`` and now.
+
+        A job counts under ``asked["path"]``; at most 200 paths are told apart, the rest is ``other``. A change of state
+        counts once, in the minute in which it is written down; only what is repeated after an outage may count twice.
+        """
 
     @abstractmethod
     def evict(self, limit: int = 1000) -> Evicted:
@@ -357,6 +385,20 @@ class Registry(ABC):
         """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again
         are made with it. They outlive a shared registry's processes."""
         return self._secret
+
+    def outbox(self, name: str) -> Outbox:
+        """Return the messages that wait under *name*, letters and digits, for all who share the jobs."""
+        return self._outboxes.setdefault(name, MemoryOutbox())
+
+    def tell_ends(self, tell: Callable[[Job], None]) -> None:
+        """From now on call *tell* once with each job whose end this object writes down, whoever asked for it, in the
+        thread that did so and with no lock held. It must raise nothing."""
+        self._tells = (*self._tells, tell)
+
+    def _has_ended(self, job: Job) -> None:
+        """To be called, with no lock held, when this object has written down the end of a job."""
+        for tell in self._tells:
+            tell(job)
 
     def attach(self, key: str, source: Source) -> bool:
         """Take the live output of a job to read it when asked; true if this registry does so.

@@ -1,9 +1,10 @@
 """Jobs in the memory of one process; what is large is spooled to files."""
 
+import contextlib
 import itertools
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from ..errors import (
     RegistryFull,
 )
 from . import _changes as changes
+from ._history import Counts, History, events_of, minutes_since, path_of
 from ._memory.heap import give_back
 from ._memory.logs import Log, Spool
 from ._steady import SteadyClock
@@ -80,6 +82,8 @@ class MemoryRegistry(Registry):
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
         self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
+        self._counts = Counts()
+        self._untold: deque[Job] = deque()  # whose ends are to be told when the lock is free
         self._bytes = 0
         self._freed = 0  # since memory was given back
         self._noticed_at = float("-inf")
@@ -201,6 +205,7 @@ class MemoryRegistry(Registry):
                 if job.groups and not changes.has_room(job.groups, running, now):
                     return False
                 record.job = changes.claimed(job, now, change)
+                self._counts.add(now, path_of(job), events_of(job, record.job))
                 self._pending.pop(key, None)
                 self._running[key] = None
             else:
@@ -208,7 +213,8 @@ class MemoryRegistry(Registry):
                 changes.check_whole(job, change)
                 self._end(record, changes.ended(job, now, change, ttl=self.ttl))
             record.wake()
-            return True
+        self._tell()
+        return True
 
     def renew(
         self,
@@ -238,6 +244,15 @@ class MemoryRegistry(Registry):
                 record.job = changes.held(job, self._held_until[job.process]) if waits_here else job
             return Renewal(job is not None, cancel)
 
+    def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
+        with self._lock:
+            record = self._find(key)
+            job = record.snapshot()
+            new = changes.amended(job, job.as_of(self.clock()), change)
+            if new is not None:
+                record.job = new
+            return new
+
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._lock:
             record = self._find(key)
@@ -252,7 +267,8 @@ class MemoryRegistry(Registry):
                 record.job = job
                 if record.source is not None:
                     record.source.interrupt(reason)
-            return job.state
+        self._tell()
+        return job.state
 
     def position(self, key: str) -> int:
         with self._lock:
@@ -289,9 +305,21 @@ class MemoryRegistry(Registry):
             is_much = self._freed >= _MUCH and evicted.evicted < limit
             if is_much:
                 self._freed = 0
+        self._tell()
         if is_much:
             give_back()
         return evicted
+
+    def tidy(self) -> float | None:
+        with self._lock:
+            self._counts.note_level(self._notice_the_time(), len(self._pending), len(self._running))
+        return super().tidy()
+
+    def history(self, since: float) -> History:
+        with self._lock:
+            now = self._notice_the_time()
+            self._counts.note_level(now, len(self._pending), len(self._running))
+            return self._counts.since(minutes_since(since, now)[0])
 
     def is_empty(self) -> bool:
         return not self._records
@@ -312,6 +340,11 @@ class MemoryRegistry(Registry):
             if record.job.cancel_requested_at is not None:
                 source.interrupt(record.job.reason)
             return True
+
+    def _tell(self) -> None:
+        with contextlib.suppress(IndexError):
+            while self._untold:
+                self._has_ended(self._untold.popleft())
 
     # All that follows is called with the lock held.
 
@@ -387,9 +420,10 @@ class MemoryRegistry(Registry):
 
     def _end(self, record: "_Record", job: Job) -> None:
         """Write down that a job has ended, as *job* says."""
+        self._counts.add(self._noticed_at, path_of(job), events_of(record.job, job))
         record.job = job
         record.source = None
-        request = record.logs.pop(Channel.REQUEST, None)
+        request = None if job.keeps_request else record.logs.pop(Channel.REQUEST, None)
         if request is not None:
             self._bytes -= request.stored
             request.remove()
@@ -398,6 +432,8 @@ class MemoryRegistry(Registry):
         self._pending.pop(job.key, None)
         self._running.pop(job.key, None)
         self._ended[job.key] = None
+        if self._tells:
+            self._untold.append(job)
 
     def _forget(self, key: str) -> None:
         record = self._records.pop(key)

@@ -9,6 +9,7 @@ what concerns both is done in two steps, the record first: it says what is true,
   came.
 * ``{bg}:jobs``, ``:pending``, ``:running``, ``:due``, ``:ended`` …: sorted sets of keys (see ``lua/_index.lua``);
   ``{bg}:group:NAME``: who runs of a group; ``{bg}:name:NAME``: who holds a name; ``{bg}:secret``.
+* ``{bg}:minute:NUMBER``: a hash, what was counted in that minute; ``{bg}:paths``: a sorted set, of which paths.
 
 Only ended jobs have a time to live on the server. It is a little longer than ``ttl``, and each read compares the
 instants exactly: so a job is never found with one half of its keys.
@@ -19,18 +20,20 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar
 
 from .._ground.numbers import check_positive
 from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
+from ._history import History, events_of, minutes_since, path_of, undone
 from ._redis.index import LINGER, Entered, Index
 from ._redis.link import Address, Call, Damaged, Server
+from ._redis.outbox import RedisOutbox
 from ._redis.records import Records, Stored, nonce
 from ._times import MOST as MOST_TIMES
-from .base import END, FILLED, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Times, Transition
+from .base import END, FILLED, PAGE_BYTES, Evicted, Outbox, Piece, Registry, Renewal, Times, Transition
 
 __all__ = ["RedisRegistry"]
 
@@ -219,6 +222,10 @@ class RedisRegistry(Registry):
         job, ok = self._change(key, renewed)
         return Renewal(ok, job.cancel_requested_at is not None)
 
+    def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
+        job, done = self._change(key, lambda stored: changes.amended(stored.job, stored.seen, change))
+        return job if done else None
+
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         def asked(stored: Stored) -> Job | None:
             return changes.asked_to_stop(stored.held, stored.now, ttl=self.ttl, reason=reason)
@@ -263,7 +270,12 @@ class RedisRegistry(Registry):
     def tidy(self) -> float | None:
         if self._evict_unless_just_back(_TIDIED_AT_ONCE) >= _TIDIED_AT_ONCE:
             return 0.0
+        self._server.run_all(self._index.counting("", {}, self.clock()))
         return None if self.is_empty() else self.tidy_every
+
+    def history(self, since: float) -> History:
+        first, last = minutes_since(since, self.clock())
+        return self._index.history(first, last)
 
     def is_empty(self) -> bool:
         return self._index.is_empty()
@@ -271,6 +283,9 @@ class RedisRegistry(Registry):
     def close(self) -> None:
         self.leave_house()
         self._server.close()
+
+    def outbox(self, name: str) -> Outbox:
+        return RedisOutbox(self._server, f"{self._prefix}:outbox:{name}")
 
     def secret(self) -> bytes:
         return self._index.secret(secrets.token_bytes(32))
@@ -361,7 +376,10 @@ class RedisRegistry(Registry):
         after = Stored(new, stored.now, nonce(), stored.place if place is None else place)
         writing = self._records.writing(stored, after, self.ttl, least)
         filing = self._index.filing(new, stored.now, after.place)
-        *_, reply, filed = self._server.run_all(*along, writing, filing)
+        events = events_of(stored.job, new)
+        counting = (self._index.counting(path_of(new), events, stored.now),) if events else ()
+        replies = self._server.run_all(*along, writing, filing, *counting)
+        reply, filed = replies[len(along) : len(along) + 2]
         is_written = False
         try:
             is_written = self._records.written(new.key, reply)
@@ -369,6 +387,8 @@ class RedisRegistry(Registry):
             if not is_written:
                 self._forget(new.key)
                 self._file_as_it_is(new.key)
+                if events:
+                    self._uncount(new, events, stored.now)
         if not is_written:
             return False
         self._index.filed(new.key, filed)
@@ -376,7 +396,16 @@ class RedisRegistry(Registry):
         if new.name and (new.state, new.admitted) != (stored.job.state, stored.job.admitted):
             with contextlib.suppress(RegistryError):  # it is done; the name lasts as long as it was meant to
                 self._index.keep_name(new, self.ttl + LINGER if new.state.ended else _NAMED)
+        if self._tells and new.state.ended and not stored.job.state.ended:
+            with contextlib.suppress(RegistryError, JobNotFound, JobExpired):  # how long it is, only the server knows
+                new = self.get(new.key)
+            self._has_ended(new)
         return True
+
+    def _uncount(self, job: Job, events: Mapping[str, int], now: float) -> None:
+        """Take back what was counted of a change that was none."""
+        with contextlib.suppress(RegistryError):
+            self._server.run_all(self._index.counting(path_of(job), undone(events), now))
 
     def _file_as_it_is(self, key: str) -> None:
         """Take back what was filed of a job that could not be changed. Where that fails, it is done when it is due."""

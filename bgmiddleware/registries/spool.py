@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from typing import ClassVar, TypeVar
 
 from .._ground.numbers import check_positive
+from .._ground.weakly import weakly
 from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import (
     Fenced,
@@ -23,16 +24,19 @@ from ..errors import (
     RegistryError,
 )
 from . import _changes as changes
+from ._history import History, events_of, minutes_since, path_of
+from ._spool import counting
 from ._spool import rows as table
 from ._spool.clock import HostClock
 from ._spool.jobfiles import look
 from ._spool.layout import Ends, open_file
+from ._spool.outbox import SpoolOutbox
 from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
 from ._spool.writer import Sealed, Writer
 from ._times import MOST as MOST_TIMES
-from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, StorageFull, Times, Transition
+from .base import PAGE_BYTES, Evicted, Outbox, Piece, Registry, Renewal, StorageFull, Times, Transition
 
 __all__ = ["SpoolRegistry"]
 
@@ -79,7 +83,7 @@ class SpoolRegistry(Registry):
         busy_timeout: float = 5.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._store = Store(directory, busy_timeout)
+        self._store = Store(directory, busy_timeout, weakly(self._has_ended))
         steady = HostClock(self._store.path) if sys.platform == "linux" else time.time
         super().__init__(
             ttl=ttl,
@@ -159,7 +163,8 @@ class SpoolRegistry(Registry):
         def read(row: Row) -> Piece:
             if row.job.state is JobState.PENDING and not self._store.files(row).is_there():
                 return Piece(offset, b"")
-            ends = Ends.of_job(row.job) if row.job.state.ended else None
+            is_sealed = row.job.state.ended and not (channel is Channel.REQUEST and row.job.keeps_request)
+            ends = Ends.of_job(row.job) if is_sealed else None
             return self._store.files(row).read(channel, offset, limit, ends)
 
         return self._with_files(key, read)
@@ -216,9 +221,9 @@ class SpoolRegistry(Registry):
                 # Within the transaction: no job runs without its file. A process that is killed just here leaves one
                 # that the next claim takes.
                 self._store.files(row).create(self.max_output)
-                store.store(row, changes.claimed(job, now, change))
+                self._change(store, row, changes.claimed(job, now, change), now)
             else:
-                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl), change)
+                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl), now, change)
                 self._keep_max_bytes(store, row)
         return True
 
@@ -255,6 +260,14 @@ class SpoolRegistry(Registry):
             self._store.writers.close(key)
         return Renewal(job is not None, cancel)
 
+    def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
+        with self._store.changing() as store:
+            row = self._find(store.database, key)
+            job = changes.amended(row.job, row.job.as_of(self.clock()), change)
+            if job is not None:
+                store.store(row, job)
+        return job
+
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
         with self._store.changing() as change:
             now = self.clock()
@@ -263,7 +276,7 @@ class SpoolRegistry(Registry):
             if job is None:
                 return row.job.as_of(now).state
             if job.state.ended:
-                self._end(change, row, job)
+                self._end(change, row, job, now)
             else:
                 change.store(row, job)
         return job.state
@@ -316,6 +329,7 @@ class SpoolRegistry(Registry):
     def tidy(self) -> float | None:
         with self._store.changing() as change:
             table.forget_processes(change.database, self.clock())
+            counting.note_level(change.database, self.clock())
             done = self._evict(change, self.clock(), _EVICT_AT_ONCE)
             jobs, _ = table.totals(change.database)
         instant = time.monotonic()
@@ -329,6 +343,10 @@ class SpoolRegistry(Registry):
             return self.tidy_every
         return None if left <= 0 else left  # what the last one left in the log is taken away too
 
+    def history(self, since: float) -> History:
+        with self._store.reading() as database:
+            return counting.history(database, *minutes_since(since, self.clock()))
+
     def is_empty(self) -> bool:
         with self._store.reading() as database:
             return table.totals(database)[0] == 0
@@ -340,6 +358,10 @@ class SpoolRegistry(Registry):
 
     def secret(self) -> bytes:
         return self._store.secret()
+
+    def outbox(self, name: str) -> Outbox:
+        self._store.secret()  # the directory is there then
+        return SpoolOutbox(os.path.join(self.directory, "outbox", name))
 
     # Looking.
 
@@ -432,17 +454,24 @@ class SpoolRegistry(Registry):
 
     # Changing.
 
-    def _end(self, change: Change, row: Row, job: Job, transition: Transition | None = None) -> None:
+    def _change(self, change: Change, row: Row, job: Job, now: float, kept: int | None = None) -> None:
+        """Write down that the state of a job has changed, and count it."""
+        change.store(row, job, kept)
+        counting.count(change.database, now, path_of(job), events_of(row.job, job))
+
+    def _end(self, change: Change, row: Row, job: Job, now: float, transition: Transition | None = None) -> None:
         """Write down that a job has ended, as *job* says."""
         try:
-            ends = self._store.files(row).seal()._replace(request=0)
+            ends = self._store.files(row).seal()
+            ends = ends if job.keeps_request else ends._replace(request=0)
         except FileNotFoundError:  # somebody removed it: then nothing is kept, and yet the job must end
             ends = Ends()
         job = _with_ends(job, ends)
         if transition is not None:
             changes.check_whole(job, transition)
-        change.store(row, job, self._store.files(row).kept(ends))
+        self._change(change, row, job, now, self._store.files(row).kept(ends))
         change.ended.append(row)
+        change.told.append(job)
 
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
         lost = evicted = 0
@@ -453,7 +482,7 @@ class SpoolRegistry(Registry):
                 change.forget(row, remembered=self.max_jobs)
                 evicted += 1
             else:
-                self._end(change, row, changes.settled(row.job, now, ttl=self.ttl))
+                self._end(change, row, changes.settled(row.job, now, ttl=self.ttl), now)
                 lost += 1
         return Evicted(lost, evicted)
 

@@ -17,7 +17,7 @@ class InlineExecutor(Executor):
     The request is recorded and replayed, and the job's output and response are stored, as by any other executor. But
     the job has ended when the client is told where it is, so a test waits for nothing. Nothing can be seen of a job
     while it runs, and a client cannot cancel it. ``submit`` raises ``QueueFull`` where the job would have to wait for
-    another one of its group, or after :meth:`shutdown`.
+    another one of its group, or after ``shutdown``.
     """
 
     in_process = True

@@ -4,6 +4,7 @@ The subclass gives a fixture ``make``: a function of a registry's settings that 
 closes it after the test. The registry must take ``clock=``.
 """
 
+import importlib
 import random
 import threading
 import time
@@ -14,7 +15,19 @@ from typing import Any
 
 import pytest
 
-from .._jobs import Channel, Job, JobState, Priority, Progress, RecordedResponse, Step, Steps, StepState, key_of
+from .._jobs import (
+    Channel,
+    Job,
+    JobState,
+    Priority,
+    Progress,
+    Question,
+    RecordedResponse,
+    Step,
+    Steps,
+    StepState,
+    key_of,
+)
 from ..errors import (
     BadOffset,
     ConfigurationError,
@@ -27,6 +40,7 @@ from ..errors import (
 )
 from ..registries.base import END, Piece, Registry, Transition
 from .clock import Clock
+from .history import HistoryContract
 
 LONG = 120.0
 """A timeout that no test may reach."""
@@ -151,6 +165,7 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "finish": lambda registry, key: registry.finish(key, RUNNER, JobState.FINISHED),
     "renew": lambda registry, key: registry.renew(key, RUNNER),
     "request_cancel": lambda registry, key: registry.request_cancel(key),
+    "amend": lambda registry, key: registry.amend(key, lambda job: job),
     "position": lambda registry, key: registry.position(key),
     "take_cookies": lambda registry, key: registry.take_cookies(key),
     "page": lambda registry, key: registry.page(key, 0),
@@ -160,7 +175,7 @@ each_call: pytest.MarkDecorator = pytest.mark.parametrize("call", CALLS.values()
 each_end: pytest.MarkDecorator = pytest.mark.parametrize("state", ENDS)
 
 
-class RegistryContract:
+class RegistryContract(HistoryContract):
     @pytest.fixture
     def clock(self) -> Clock:
         return Clock()
@@ -240,6 +255,41 @@ class RegistryContract:
         added(registry, "another")
         with pytest.raises(JobNotFound):
             call(registry, KEY)
+
+    def test_what_is_amended_of_a_job_stays_and_nothing_else_changes(self, registry: Registry, clock: Clock) -> None:
+        asked = Question("Go on?", ("yes", "no"), 7.0, "an id")
+        key = running(registry)
+        write(registry, key, b"text")
+        before = registry.get(key)
+        amended = registry.amend(key, lambda job: job.changed(question=asked, title="other", owner="eve"))
+        assert registry.get(key) == before.changed(question=asked)
+        assert amended is not None
+        assert (amended.question, amended.title) == (asked, "one")
+        assert registry.amend(key, lambda job: None) is None
+        assert registry.get(key).question == asked
+        assert registry.renew(key, RUNNER).ok
+        assert write(registry, key, b" and more") == 13
+        assert registry.finish(key, RUNNER, JobState.FINISHED)
+        job = registry.get(key)
+        assert job.question is None, "nobody waits for an answer any more"
+        registry.amend(key, lambda job: job.changed(question=asked))
+        assert registry.get(key) == job.changed(question=asked), "its TTL goes on"
+        clock.advance(60.0)
+        with pytest.raises(JobExpired):
+            registry.amend(key, lambda job: job)
+
+    def test_of_many_who_amend_at_once_none_is_missed(self, registry: Registry) -> None:
+        key = running(registry)
+
+        def counts(job: Job) -> Job:
+            asked = job.question or Question("0")
+            return job.changed(question=replace(asked, text=str(int(asked.text) + 1)))
+
+        for future in [begun(registry.amend, key, counts) for _ in range(8)]:
+            done(future)
+        asked = registry.get(key).question
+        assert asked is not None
+        assert asked.text == "8"
 
     def test_discarding_an_unknown_key_does_nothing(self, registry: Registry) -> None:
         assert registry.discard(KEY) is False
@@ -758,6 +808,30 @@ class RegistryContract:
         assert registry.get(KEY).request == {}
         assert registry.read(KEY, Channel.REQUEST, 0).data == b""
 
+    @each_end
+    @pytest.mark.parametrize("size", [0, 10, 100_000])
+    def test_a_request_that_its_job_keeps_is_there_until_the_job_is_gone(
+        self, registry: Registry, clock: Clock, state: JobState, size: int
+    ) -> None:
+        body = b"x" * size
+        registry.add(Job(KEY, "one", request={"REQUEST_METHOD": "PUT"}, keeps_request=True))
+        registry.append(KEY, Channel.REQUEST, 0, body)
+        assert registry.claim(KEY, RUNNER)
+        assert registry.finish(KEY, RUNNER, state)
+        registry.amend(KEY, lambda job: job.changed(rerun_as="a link"))
+        job = registry.get(KEY)
+        assert (job.request, job.rerun_as) == ({"REQUEST_METHOD": "PUT"}, "a link")
+        assert all_of(registry, KEY, Channel.REQUEST, limit=65536) == body
+        with pytest.raises(Fenced):
+            registry.append(KEY, Channel.REQUEST, size, b"more")
+        clock.advance(59.99)
+        registry.evict()
+        assert all_of(registry, KEY, Channel.REQUEST, limit=65536) == body
+        clock.advance(0.01)
+        registry.evict()
+        with pytest.raises(JobExpired):
+            registry.read(KEY, Channel.REQUEST, 0)
+
     def test_the_request_of_a_job_that_was_cancelled_before_it_began_is_sealed_and_forgotten(
         self, registry: Registry
     ) -> None:
@@ -1199,6 +1273,53 @@ class RegistryContract:
         assert registry.wait(KEY, 4, LONG).state is JobState.LOST
         assert [job.state for job in registry.jobs()] == [JobState.LOST]
         assert all_of(registry, KEY) == b"kept"
+
+    def test_each_end_is_told_once_by_who_wrote_it_down(self, registry: Registry, clock: Clock) -> None:
+        told: list[Job] = []
+        registry.tell_ends(told.append)
+        ended(registry, "finished", output=b"kept")
+        assert not registry.finish(key_of("finished"), RUNNER, JobState.FAILED)
+        assert registry.request_cancel(added(registry, "cancelled")) is JobState.CANCELLED
+        registry.request_cancel(key_of("cancelled"))
+        registry.request_cancel(running(registry, "goes on"))
+        running(registry, "vanished", lease=15.0)
+        clock.advance(15.0)
+        assert registry.get(key_of("vanished")).state is JobState.LOST  # which nobody has written down
+        assert [(job.title, job.state) for job in told] == [
+            ("finished", JobState.FINISHED),
+            ("cancelled", JobState.CANCELLED),
+        ]
+        assert told[0].output_end == 4
+        registry.evict()
+        registry.evict()
+        assert [(job.title, job.state) for job in told[2:]] == [("vanished", JobState.LOST)]
+        assert registry.get(told[2].key) == told[2]
+
+    def test_an_outbox_gives_each_text_when_it_is_due_to_one_who_asks(self, registry: Registry) -> None:
+        outbox = registry.outbox("a1")
+        assert (outbox.take(1e9, 60.0), outbox.size()) == (None, 0)
+        assert outbox.put("later", 20.0, "l\u00e4ter")
+        assert outbox.put("first", 10.0, "old")
+        assert outbox.put("first", 11.0, "new")
+        assert outbox.size() == 2
+        assert outbox.take(10.9, 60.0) is None
+        assert outbox.take(11.0, 60.0) == ("first", "new")
+        assert outbox.take(19.0, 60.0) is None
+        assert outbox.take(20.0, 60.0) == ("later", "l\u00e4ter")
+        assert outbox.take(71.0, 60.0) == ("first", "new")  # who took it did nothing with it
+        outbox.remove("first")
+        outbox.remove("first")
+        assert outbox.size() == 1
+        assert registry.outbox("b2").size() == 0
+        takers = [begun(lambda: registry.outbox("a1").take(1e6, 60.0)) for _ in range(8)]
+        assert [taken for taken in map(done, takers) if taken] == [("later", "l\u00e4ter")]
+
+    def test_an_outbox_has_room_for_so_many_texts(self, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+        outbox = registry.outbox("a1")
+        monkeypatch.setattr(importlib.import_module(type(outbox).__module__), "MOST", 2)
+        assert [outbox.put(name, 1.0, "x") for name in "abc"] == [True, True, False]
+        assert outbox.put("a", 2.0, "y")
+        assert outbox.size() == 2
 
     def test_a_job_without_a_lease_runs_as_long_as_it_likes(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=None)

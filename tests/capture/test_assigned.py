@@ -3,18 +3,20 @@
 import codecs
 import contextlib
 import io
+import logging
 import os
 import pickle
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from bgmiddleware._capture import install
+from bgmiddleware._capture import install, use_output
 from tests.kit.capturing import LONG, RunningInThread, in_thread, run_job, run_python
 
 
@@ -69,6 +71,50 @@ def test_what_a_job_assigns_the_server_does_not_see(capsys: pytest.CaptureFixtur
     answered.set()
     running.join()
     assert capsys.readouterr().out == "server\n"
+
+
+def test_print_goes_where_the_context_says_that_it_is_called_in(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> None:
+        print("job")
+        Context().run(print, "nobody's")
+        with use_output(None):
+            print("server")
+            copy_context().run(print, "server's copy")
+        copy_context().run(print, "job's copy")
+
+    assert run_job(job) == "job\njob's copy\n"
+    assert capsys.readouterr().out == "nobody's\nserver\nserver's copy\n"
+
+
+def test_a_handler_of_the_job_that_prints_prints_once() -> None:
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print("handled", record.getMessage())
+
+    def job() -> None:
+        logger = logging.Logger("printing")  # of nobody else: it has no parent
+        logger.addHandler(Printing())
+        logger.warning("seen")
+
+    assert run_job(job) == "handled seen\n"
+
+
+def test_a_subclass_of_str_is_printed_as_its_text() -> None:
+    class Odd(str):
+        __slots__ = ()
+
+        def __str__(self) -> "Odd":
+            return self
+
+        def encode(self, *args: object, **options: object) -> bytes:
+            raise AssertionError("nobody asked")
+
+    def job() -> None:
+        print(Odd("odd"))
+        sys.stdout.buffer.write(b"bytes\n")
+        print(Odd("large") * 2000)
+
+    assert run_job(job) == "odd\nbytes\n" + "large" * 2000 + "\n"
 
 
 def test_the_threads_of_a_job_see_what_it_assigned() -> None:

@@ -962,3 +962,29 @@ class TestInterrupt:
         for child in ours:
             child.communicate()
         kept.output.end()
+
+
+def test_what_came_on_stderr_is_told_apart_up_to_a_bound() -> None:
+    def job() -> None:
+        for number in range(600):
+            print(f"{number}é")
+            print(f"error {number}", file=sys.stderr)
+        print("more", file=sys.stderr)
+
+    running = RunningInThread(job).join()
+    ranges = running.job.error_ranges
+    assert len(ranges) == 500
+    texts = [running.output[begin:end].decode() for begin, end in ranges]
+    assert texts == [f"error {number}\n" for number in range(500)]
+
+
+def test_what_came_on_stderr_in_one_piece_is_one_range() -> None:
+    def job() -> None:
+        print("begin")
+        for _ in range(3000):
+            print("error", file=sys.stderr)
+        print("x" * 300_000, file=sys.stderr)
+
+    running = RunningInThread(job).join()
+    assert running.job.error_ranges == ((6, len(running.output)),)
+    assert RunningInThread(lambda: print("none")).join().job.error_ranges == ()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, MemoryRegistry, RegistryError, ThreadExecutor, marks
+from bgmiddleware import BackgroundMiddleware, MemoryRegistry, RegistryError, ThreadExecutor, ask, marks
 from tests.kit.clients import InProcess, Reply, ended, environ, start
 from tests.kit.documents import PAGES, ROOT
 from tests.kit.readers import BOTH, UNKNOWN, Client, Clock, Opener, Play, answering, opened
@@ -87,6 +87,13 @@ def _forbidden(opens: Opener, accept: str) -> Reply:
     return client.request("GET", "/_jobs", accept=accept)
 
 
+def _discard_running(opens: Opener, accept: str) -> Reply:
+    site, client = opens(Play(), dashboard="/_jobs", authorize=lambda environ: True)
+    start(client, "/")
+    form = {"content_type": "application/x-www-form-urlencoded", "accept": accept}
+    return client.request("POST", f"/_jobs/{site.registry.jobs()[0].key}", b"_action=discard", **form)
+
+
 def _bad_query(opens: Opener, accept: str) -> Reply:
     site, _ = opens(answering())
     return InProcess(site).request("POST", "/?q=\u2603", accept=accept)  # no client of HTTP sends that
@@ -107,13 +114,46 @@ def _expired(opens: Opener, accept: str) -> Reply:
     return client.request("GET", target, accept=accept)
 
 
-def _running(query: str = "", method: str = "GET", **headers: str) -> Callable[..., Reply]:
+def _running(query: str = "", method: str = "GET", body: bytes = b"", **headers: str) -> Callable[..., Reply]:
     def provoke(opens: Opener, accept: str) -> Reply:
         play = Play()
-        _, client = opens(play, stream_slots=0)
+        _, client = opens(play, stream_slots=0, keep_requests=True)
         target = start(client, "/")
         play.begins()
-        return client.request(method, target + query, **{"accept": accept, **headers})
+        return client.request(method, target + query, body, **{"accept": accept, **headers})
+
+    return provoke
+
+
+def _rerun(opens: Opener, accept: str) -> Reply:
+    site, client = opens(answering())
+    target = start(client, "/")
+    ended(site, target)
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    return client.request("POST", target, b"_action=rerun", accept=accept, **form)
+
+
+def _shared(opens: Opener, accept: str) -> Reply:
+    _, client = opens(answering())
+    target = start(client, "/")
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    for _ in range(20):
+        assert client.request("POST", target, b"_action=share", **form).status == 201
+    return client.request("POST", target, b"_action=share", accept=accept, **form)
+
+
+def _asked(body: bytes) -> Callable[..., Reply]:
+    def provoke(opens: Opener, accept: str) -> Reply:
+        play = Play()
+        _, client = opens(play)
+        target = start(client, "/")
+        play._steps.put(lambda: ask("Go on?", ("yes", "no")))
+        while client.request("GET", f"{target}&_view=status").json["waiting_for"] is None:
+            pass
+        try:
+            return client.request("POST", target, body, accept=accept, content_type="application/x-www-form-urlencoded")
+        finally:
+            client.request("DELETE", target)
 
     return provoke
 
@@ -177,7 +217,13 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "challenged": _challenged,
     "bad-parameter": _running("&_offset=x"),
     "no-slot": _running("&_view=events"),
+    "bad-answer": _asked(b"_answer=maybe"),
+    "not-asked": _asked(b"_answer=yes&_question=other"),
+    "not-kept": _rerun,
+    "still-running": _running(method="POST", body=b"_action=rerun", content_type="application/x-www-form-urlencoded"),
+    "too-many-shares": _shared,
     "cross-site": _running(method="DELETE", sec_fetch_site="cross-site"),
+    "job-runs": _discard_running,
     "failed": _result_of(_raise),
     "cancelled": _result_of(_cancel),
     "lost": _result_of(_lose),

@@ -29,7 +29,7 @@ from bgmiddleware import (
     current_job,
 )
 from bgmiddleware._jobs import key_of
-from bgmiddleware._running.run import call_function
+from bgmiddleware._running import call_function
 from bgmiddleware.testing.executors import ExecutorContract, short_lease  # noqa: F401  # a fixture
 from bgmiddleware.testing.registries import LONG, all_of
 
@@ -465,7 +465,7 @@ AT_EXIT = """
     import os, threading
     from contextvars import copy_context
     from bgmiddleware import Job, MemoryRegistry, Run, ThreadExecutor
-    from bgmiddleware._running.run import call_function
+    from bgmiddleware._running import call_function
 
     main_has_ended = threading.Event()
     registry, executor = MemoryRegistry(), ThreadExecutor(max_workers=1, drain={drain})

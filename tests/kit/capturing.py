@@ -14,7 +14,7 @@ from typing import Any
 from bgmiddleware import MemoryRegistry
 from bgmiddleware._capture import JobOutput, install, use_output
 from bgmiddleware._jobs import Channel, Job, key_of, new_token
-from bgmiddleware._running.run import Run, call_function
+from bgmiddleware._running import Run, call_function
 
 LONG = 120.0
 """Seconds that nothing takes, unless it hangs."""

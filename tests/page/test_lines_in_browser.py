@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -109,6 +110,15 @@ def test_numbers_count_what_is_not_loaded_and_a_link_there_loads_it(stage: Stage
     expect(tab.page.locator(".job-marked")).to_have_text([re.compile("^0000120 ")])
     expect(tab.page.locator(".job-marked")).to_be_in_viewport()
     assert tab.wrong == []
+
+
+def test_the_sixteen_colours_are_those_of_the_style(stage: Stage) -> None:
+    tab = stage.shown(job_of(stage, lambda: print("\x1b[31;107mred\x1b[0m")))
+    looks = "(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.querySelector('.fg1')))"
+    style = (resources.files("bgmiddleware._serving") / "static" / "terminal.css").read_text()
+    assert ".fg1{color:light-dark(#a40e26," in style
+    assert ".bg15{background:light-dark(#eff2f5," in style
+    assert tab.page.evaluate(looks) == ["rgb(164, 14, 38)", "rgb(239, 242, 245)"]
 
 
 # Folds.

@@ -26,6 +26,8 @@ from bgmiddleware import (
 )
 from bgmiddleware._serving import assets
 from bgmiddleware._serving import page as page_module
+from bgmiddleware._serving import question as question_module
+from bgmiddleware._serving import rerun as rerun_module
 from bgmiddleware._serving.estimates import Estimate, Estimates
 from bgmiddleware._serving.icons import LOOKS
 from bgmiddleware._serving.readable import readable
@@ -578,13 +580,13 @@ def test_every_language_says_all_there_is_to_say(language: str) -> None:
 
 def test_every_word_is_said_somewhere() -> None:
     script, templates = "".join(map(assets.static, assets.SCRIPTS)), assets.static("body.html")
-    python = inspect.getsource(page_module)
+    python = inspect.getsource(page_module) + inspect.getsource(question_module) + inspect.getsource(rerun_module)
     for name in assets.words("en")["script"]:
         # Some are labels of the details, which are looked up by the name of what they are of.
         used = rf'words\.{name}\b|"{name}"|^    {name}[:,]'
         assert re.search(used, script, re.MULTILINE) or name in ("cpu", "worker", "version"), name
     for name in assets.words("en")["page"]:
-        assert f"$w_{name}" in templates or re.search(rf"[\"']{name}[\"']", python), name
+        assert f"$w_{name}" in templates + python or re.search(rf"[\"']{name}[\"']", python), name
 
 
 # What it is made of.

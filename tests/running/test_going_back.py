@@ -10,8 +10,8 @@ import pytest
 
 from bgmiddleware import Channel, Job, JobState, Run
 from bgmiddleware._jobs import RecordedResponse, key_of
+from bgmiddleware._running import call_function
 from bgmiddleware._running import keeper as _keeper
-from bgmiddleware._running.run import call_function
 from bgmiddleware.registries._memory.logs import Log
 from bgmiddleware.testing.registries import LONG, all_of, begun, done
 from tests.running.test_keeper import SharedRegistry

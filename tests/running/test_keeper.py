@@ -24,10 +24,10 @@ from bgmiddleware import (
     progress,
 )
 from bgmiddleware._jobs import key_of
+from bgmiddleware._running import call_function
 from bgmiddleware._running import keeper as _keeper
 from bgmiddleware._running import keeping as _keeping
 from bgmiddleware._running.keeping import Keeping, keeping_of
-from bgmiddleware._running.run import call_function
 from bgmiddleware.registries.base import END, Renewal, Source, Transition
 from bgmiddleware.testing.registries import LONG, RegistryContract, all_of, begun, done
 

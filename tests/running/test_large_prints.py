@@ -13,8 +13,8 @@ import pytest
 from bgmiddleware import Channel, Job, JobCancelled, JobState, MemoryRegistry, Run
 from bgmiddleware._capture import _output
 from bgmiddleware._jobs import key_of
+from bgmiddleware._running import call_function
 from bgmiddleware._running import keeper as _keeper
-from bgmiddleware._running.run import call_function
 from bgmiddleware.testing.registries import LONG, begun, done
 from tests.kit.capturing import Kept, in_thread
 from tests.running.test_keeper import SharedRegistry

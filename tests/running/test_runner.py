@@ -36,7 +36,7 @@ from bgmiddleware import (
 )
 from bgmiddleware._jobs import key_of
 from bgmiddleware._recording import IN_MEMORY
-from bgmiddleware._running.run import call_function, replay_request
+from bgmiddleware._running import call_function, replay_request
 from bgmiddleware.testing.registries import LONG, all_of, begun, done
 
 KEY = key_of("one")

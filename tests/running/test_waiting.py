@@ -23,14 +23,15 @@ from bgmiddleware.testing.registries import LONG
 from tests.kit.apps import Stage
 from tests.kit.clients import InProcess, ended, start
 
-LEASE = 0.5
+LEASE = 30.0  # nothing takes so long
+RENEW_EVERY = 0.05
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundMiddleware]:
     for module in (_starting, _waiting):
         monkeypatch.setattr(module, "LEASE", LEASE)
-    monkeypatch.setattr(_waiting, "RENEW_EVERY", LEASE / 10)
+    monkeypatch.setattr(_waiting, "RENEW_EVERY", RENEW_EVERY)
     registry = SpoolRegistry(tmp_path / "jobs")
     with BackgroundMiddleware(
         Stage(), when=marks.always, registry=registry, executor=ThreadExecutor(max_workers=1)
@@ -46,7 +47,7 @@ def renewals(site: BackgroundMiddleware, target: str, number: int) -> None:
     """Wait until the wait of a job was renewed so many times."""
     seen = set()
     while len(seen) <= number:
-        job = site.registry.wait(key(target), 0, LEASE / 20)
+        job = site.registry.wait(key(target), 0, RENEW_EVERY / 2)
         assert job.state is JobState.PENDING
         seen.add(job.expires_at)
 
@@ -109,7 +110,7 @@ def test_a_registry_that_is_away_is_asked_again(site: BackgroundMiddleware, tmp_
     renewals(site, second, 1)
     (tmp_path / "jobs").rename(tmp_path / "elsewhere")
     thread = renewing(site)
-    thread.join(LEASE / 5)
+    thread.join(2 * RENEW_EVERY)
     assert thread.is_alive()
     (tmp_path / "elsewhere").rename(tmp_path / "jobs")
     renewals(site, second, 2)
@@ -185,7 +186,7 @@ class Dropping(ThreadExecutor):
 
 
 def test_a_job_that_its_executor_dropped_is_lost_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_waiting, "RENEW_EVERY", LEASE / 10)
+    monkeypatch.setattr(_waiting, "RENEW_EVERY", RENEW_EVERY)
     registry = SpoolRegistry(tmp_path / "jobs")
     with BackgroundMiddleware(Stage(), when=marks.always, registry=registry, executor=Dropping()) as site:
         target = start(InProcess(site), "/slow?0")

@@ -227,7 +227,7 @@ def test_the_newest_come_first_and_the_others_page_by_page(opens: Opener) -> Non
     target, found = "/_jobs", []
     while target:
         page = client.request("GET", target, **HTML, **ADMIN).text
-        found += re.findall(r"<td>POST (/\d+)</td>", page)
+        found += re.findall(r">POST (/\d+)</a></td>", page)
         older = re.search(r'<a href="([^"]*)">Older</a>', page)
         target = "/_jobs" + older.group(1) if older else ""
     assert found == wanted

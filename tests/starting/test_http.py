@@ -473,10 +473,13 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "steps_unlisted": 0,
         "cancel_requested_at": None,
         "stopping": None,
+        "waiting_for": None,
         "output": {"start": 0, "end": 7, "dropped": None},
         "estimate": None,
         "status_code": 201,
         "response": {"status": "201 Created", "content_type": "text/plain", "attachment": False},
+        "rerun_of": None,
+        "rerun_as": None,
         "links": {
             "self": f"?1&_t={token}",
             "log": f"?1&_t={token}&_view=log",
@@ -486,6 +489,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
             "cast": f"?1&_t={token}&_view=cast",
             "result": f"?1&_t={token}&_view=result",
             "cancel": f"?1&_t={token}",
+            "rerun": None,
         },
     }
 

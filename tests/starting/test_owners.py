@@ -11,6 +11,8 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, marks, owners
 from bgmiddleware import _serving as serving
+from bgmiddleware._serving import actions
+from bgmiddleware._serving.negotiate import View
 from tests.kit.clients import UUID, InProcess, Reply, ended, environ, served, start
 from tests.kit.readers import BOTH, UNKNOWN, Opener, Play, answering, exchanged, opened, token_of
 
@@ -290,6 +292,7 @@ VIEWS = (
     "&_view=result",
     "&_view=result&_wait=30",
     "&_view=no-such-view",
+    *(f"&_view={view}" for view in View),
 )
 ASKS: tuple[dict[str, str], ...] = (
     {},
@@ -335,7 +338,7 @@ def test_to_others_a_job_is_as_if_it_never_was_on_every_way(opens: Opener, state
                     nobodys = client.request(method, unknown + view, **asks, **stranger)
                     assert theirs.status == 404, (method, view, asks)
                     assert undated(theirs) == undated(nobodys), (method, view, asks)
-        for body in (b"_action=cancel", b"_action=other", b""):
+        for body in (*(f"_action={name}".encode() for name in (*actions.ACTIONS, "other")), b"_answer=yes", b""):
             theirs = client.request("POST", target, body, **FORM, **stranger)
             nobodys = client.request("POST", unknown, body, **FORM, **stranger)
             assert theirs.status == 404
@@ -420,7 +423,7 @@ def test_one_function_decides_and_all_ways_go_through_it() -> None:
                 assert (path.name, function.name) == ("__init__.py", "_answer")
     source = inspect.getsource(serving._answer)
     assert source.index("visit.job()") < source.index("_view(visit") < source.index("except")
-    assert source.index("visit.job()") < source.index("answer_cancel")
+    assert source.index("visit.job()") < source.index("answer_action")
 
 
 # Cookies of a replayed response.

@@ -1,5 +1,6 @@
 """What is done in time is answered as if nothing were between; what is not becomes a job, whole from its first byte."""
 
+import gzip
 import io
 import json
 import re
@@ -195,6 +196,64 @@ def test_in_time_the_prints_are_where_they_would_be(opens: Opener, capsys: pytes
     assert site.registry.jobs() == []
 
 
+def test_in_time_each_stream_is_where_it_would_be(opens: Opener, capsys: pytest.CaptureFixture[str]) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        print("one é")
+        print("two ☃", file=sys.stderr)
+        environ["wsgi.errors"].write("three\n")
+        sys.stdout.buffer.write("é".encode()[:1])  # which the next write ends
+        sys.stderr.write("four\n")
+        sys.stdout.buffer.write("é".encode()[1:])
+        start_response("200 OK", list(PLAIN))
+        return [b"body"]
+
+    _, client = opens(app, promote_after=WAIT)
+    assert client.request("GET", "/").body == b"body"
+    assert capsys.readouterr() == ("one é\né", "two ☃\nthree\nfour\n")
+
+
+@pytest.mark.parametrize("size", [200, 3_000_000])
+def test_in_time_an_answer_that_varies_by_it_is_compressed(opens: Opener, size: int) -> None:
+    headers = ("Vary", "Cookie, Accept-Encoding"), ("ETag", '"as it is"')
+    _, client = opens(with_length(b"x" * size, "200 OK", *headers), promote_after=WAIT)
+    reply = client.request("GET", "/", accept_encoding="deflate, gzip;q=0.5")
+    assert (reply.status, reply["Content-Encoding"], reply["ETag"]) == (200, "gzip", 'W/"as it is"')
+    assert gzip.decompress(reply.body) == b"x" * size
+    again = client.request("GET", "/", accept_encoding="gzip", if_none_match=reply["ETag"])
+    assert (again.status, again.body) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "size", "headers"),
+    [
+        ("", 200, {"Vary": "Accept-Encoding"}),
+        ("br", 200, {"Vary": "Accept-Encoding"}),
+        ("gzip;q=0", 200, {"Vary": "Accept-Encoding"}),
+        ("no; token", 200, {"Vary": "Accept-Encoding"}),
+        ("gzip", 199, {"Vary": "Accept-Encoding"}),
+        ("gzip", 200, {"Vary": "Cookie"}),
+        ("gzip", 200, {}),
+        ("gzip", 200, {"Vary": "Accept-Encoding", "Content-Encoding": "br"}),
+        ("gzip", 200, {"Vary": "Accept-Encoding", "Cache-Control": "no-transform"}),
+        ("gzip", 200, {"Vary": "Accept-Encoding", "X-Accel-Redirect": "/file"}),
+    ],
+)
+def test_in_time_any_other_answer_is_not_compressed(accepted: str, size: int, headers: dict[str, str]) -> None:
+    app = with_length(b"x" * size, "200 OK", *headers.items())
+    with BackgroundMiddleware(app, when=marks.always, promote_after=WAIT) as site:
+        reply = InProcess(site).request("GET", "/", **({"accept_encoding": accepted} if accepted else {}))
+        assert (reply.body, reply.headers[2:]) == (b"x" * size, list(headers.items()))
+
+
+def test_in_time_a_part_is_not_compressed() -> None:
+    headers = ("Vary", "Accept-Encoding"), ("Accept-Ranges", "bytes")
+    with BackgroundMiddleware(
+        with_length(b"x" * 500, "200 OK", *headers), when=marks.always, promote_after=WAIT
+    ) as site:
+        reply = InProcess(site).request("GET", "/", accept_encoding="gzip", range="bytes=0-299")
+        assert (reply.status, reply.body, reply.headers[-1][0]) == (206, b"x" * 300, "Content-Range")
+
+
 def test_in_time_bytes_that_are_no_text_are_shown_as_such(opens: Opener, capsys: pytest.CaptureFixture[str]) -> None:
     _, client = opens(answering(b"body", output=b"a\xffb\xe2\x98"), promote_after=WAIT)
     client.request("GET", "/")
@@ -216,7 +275,9 @@ def test_who_raises_in_time_is_answered_500(opens: Opener, capsys: pytest.Captur
     assert (reply.status, reply.json["type"]) == (500, "urn:bgmiddleware:problem:failed")
     if how == "promoted":
         assert "secret" not in reply.text
-        assert "about to fail" in capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert printed.out == "about to fail\n"
+        assert printed.err.startswith("Traceback")
         assert site.registry.jobs() == []
     else:
         assert reply["Preference-Applied"] == "wait=30"

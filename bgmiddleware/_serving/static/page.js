@@ -2,12 +2,12 @@
 const $ = new Proxy({}, {get: (_, name) => document.getElementById("job-" + name)});
 const root = document.getElementById("job");
 const given = JSON.parse($.data.textContent);
-const {self, looks, words} = given;
+const {self, looks, words, operator} = given;
 let {job} = given;
 const over = () => job.ended_at !== null;
 // Who was just sent here, to a job that has ended meanwhile, wants its result; who comes back, or reloads, the page.
 const [entry] = performance.getEntriesByType("navigation");
-const early = over() && entry?.type === "navigate" && entry.redirectCount > 0;
+const early = over() && !operator && entry?.type === "navigate" && entry.redirectCount > 0;
 let finished = over() && !early;
 // What the page looks like: the state, but what was refused is no success.
 const face = () => (job.state === "finished" && job.status_code >= 400 ? "refused" : job.state);
@@ -65,6 +65,18 @@ function pause(seconds) {
 }
 
 // The output: one offset in bytes, whichever way they come.
+
+// Six digits for light and six for dark: of text, then of what is behind it.
+const sheet = new CSSStyleSheet();
+sheet.replaceSync(
+  COLOURS.match(/.{12}/g)
+    .map((colour, index) => {
+      const [name, property] = index < 16 ? ["fg", "color"] : ["bg", "background"];
+      return `.${name}${index % 16}{${property}:light-dark(#${colour.slice(0, 6)},#${colour.slice(6)})}`;
+    })
+    .join(""),
+);
+document.adoptedStyleSheets = [sheet];
 
 const screen = made("div", "", {id: "job-text"});
 const terminal = new Terminal(screen, {
@@ -293,6 +305,7 @@ function show(news, read = bar) {
   $.result.hidden = !job.response || !/finished|failed/.test(state);
   if (state === "failed" && code < 400) $.result.textContent = words.form;
   $.again.hidden = !$.again.href || !over() || state === "finished";
+  if ($.rerun) $.rerun.hidden = !over();
   $.save.hidden = state !== "finished" || code >= 400 || code === 204;
   $.notify.parentElement.hidden = over() || !window.Notification;
   const part = state === "finished" ? 100 : now;
@@ -304,6 +317,10 @@ function show(news, read = bar) {
   $.nothing.textContent = over() ? words.empty : words.nothing;
   $.failure.hidden = state !== "failed" && !job.steps.some((step) => step.state === "failed");
   $.replay.hidden = !over() || !job.output.end;
+  // The server makes its form.
+  const asked = job.waiting_for?.id;
+  if (asked && $.question?.dataset.id !== asked) location.reload();
+  else if ($.question) $.question.hidden = !asked;
   tick();
   details();
   drawShares();
@@ -395,7 +412,7 @@ function finish() {
   finished = true;
   const {state, status_code: code, cancel_requested_at: asked, response} = job;
   // A file is saved, and the page stays; what was printed may still be read.
-  if (state === "finished" && asked === null && (early || code < 400) && code !== 204)
+  if (!operator && state === "finished" && asked === null && (early || code < 400) && code !== 204)
     openSoon(early || response.attachment || !job.output.end ? 0 : 5);
   if (!document.hidden || !$.notify.checked) return;
   new Notification(document.title, {body: told(), tag: self}).onclick = () => focus();
@@ -555,6 +572,8 @@ function kept() {
 }
 
 function remember(state, path = own) {
+  // The jobs of others are none of his.
+  if (operator) return;
   const jobs = kept();
   const {title, at} = jobs.get(path) ?? {title: job.title, at: job.created_at};
   jobs.delete(path);

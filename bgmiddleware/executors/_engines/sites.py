@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..._capture import Outlet
 from ..._ground.loading import loaded
+from ..._ground.redaction import Redaction
 from ..._jobs import Channel, JobState
 from ..._running import LEASE, Run, log_failed, patiently
 from ...errors import ConfigurationError
@@ -25,6 +26,9 @@ class Site(Protocol):
 
     @property
     def registry(self) -> Registry: ...
+
+    @property
+    def redaction(self) -> Redaction | None: ...
 
     def stored_run(self, key: str, *, outlet: Outlet | None = None) -> Run: ...
 
@@ -78,6 +82,7 @@ class Unloaded(NamedTuple):
 
     registry: Registry
     traceback: str
+    redaction: Redaction | None = None
 
 
 def fail_unloaded(site: Unloaded, key: str) -> bool:

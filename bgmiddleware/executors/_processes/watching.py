@@ -1,13 +1,16 @@
 """The parent's side of a process that runs a job: watch it, and record how the job ended if the process dies."""
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 
 from ..._capture import Outlet, write_late
+from ..._ground.redaction import Redaction
 from ..._jobs import Channel, Job, JobState
 from ..._running import LEASE, RENEW_EVERY, one_line, over_deadline, patiently
 from ...errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError
@@ -95,11 +98,12 @@ class Watcher:
 class Remains:
     """What a job's process leaves behind when it dies: *outlet*, which all output of the job passes through.
 
-    The parent creates it before the process, and must close it.
+    The parent creates it before the process, and must close it. *redaction*: what the process replaces in that output.
     """
 
-    def __init__(self, outlet: Outlet | None = None) -> None:
+    def __init__(self, outlet: Outlet | None = None, *, redaction: Redaction | None = None) -> None:
         self.outlet = Outlet.open() if outlet is None else outlet
+        self._redaction = redaction
 
     def hand_over(self) -> None:
         """Close our writing end: the process has the outlet now."""
@@ -148,12 +152,38 @@ class Remains:
         # If output was dropped on the way, offsets differ from those in the file.
         begin = max(0, end - _COMPARED)
         self.outlet.move()
-        if registry.read(job.key, Channel.OUTPUT, begin, end - begin).data != os.pread(
-            self.outlet.file, end - begin, begin
-        ):
+        rest = self._read(begin) if self._redaction is None else self._read_redacted(self._redaction, begin)
+        known = b""
+        for data in rest:
+            known += data
+            if len(known) >= end - begin:
+                break
+        if registry.read(job.key, Channel.OUTPUT, begin, end - begin).data != known[: end - begin]:
             return
-        while data := os.pread(self.outlet.file, PAGE_BYTES, end):
-            end = registry.append(job.key, Channel.OUTPUT, end, data, runner=job.runner)
+        for data in itertools.chain((known[end - begin :],), rest):
+            if data:
+                end = registry.append(job.key, Channel.OUTPUT, end, data, runner=job.runner)
+
+    def _read(self, offset: int) -> Iterator[bytes]:
+        """Yield what is in the file from *offset* on."""
+        while data := os.pread(self.outlet.file, PAGE_BYTES, offset):
+            yield data
+            offset += len(data)
+
+    def _read_redacted(self, redaction: Redaction, offset: int) -> Iterator[bytes]:
+        """Yield the output from *offset* on: the file holds it as it was before secrets were replaced."""
+        pieces: list[bytes] = []
+        redactor = redaction.stream(pieces.append)
+        for data in self._read(0):
+            redactor.store(data)
+            for piece in pieces:
+                yield piece[offset:]
+                offset = max(0, offset - len(piece))
+            pieces.clear()
+        redactor.end()
+        for piece in pieces:
+            yield piece[offset:]
+            offset = max(0, offset - len(piece))
 
     def close(self) -> None:
         """Close the outlet. What the job's surviving children print goes to this process's own output."""

@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..._jobs import Job, JobState
 from ...errors import RegistryError
+from .._history import KEPT, MOST_PATHS, OTHER, History, Level, minutes_of
 from .link import Call, Server
 
 __all__ = ["LINGER", "Entered", "Index"]
@@ -15,6 +17,7 @@ _log = logging.getLogger("bgmiddleware")
 
 _NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue", "processes", "held", "expired")
 _MOST_PROCESSES = 1000
+_MINUTES_AT_ONCE = 60
 _LOOK_AGAIN = 3600.0  # at jobs that run without a lease
 LINGER = 60.0  # for so many seconds more a name is kept than its job may hold it
 
@@ -147,6 +150,35 @@ class Index:
         """Return how many pending jobs belong to a group."""
         return int(self._server.run("waiting", [*self._keys, self._waits(group)])[1])
 
+    def counting(self, path: str, events: Mapping[str, int], now: float) -> Call:
+        """Return the call that counts *events* of a path in this minute, and notes how many jobs wait and run; without
+        a path, only the latter."""
+        minute = int(now // 60)
+        bounds = (MOST_PATHS, OTHER, minute - KEPT, minute, _milliseconds(60.0 * (KEPT + 1)))
+        numbers = chain.from_iterable(events.items())
+        return Call(
+            "count", [*self._keys, f"{self._prefix}:paths", self._minute(minute)], (path, *bounds, *numbers), once=True
+        )
+
+    def history(self, first: int, last: int) -> History:
+        """Return what was counted from one minute to another one, and how many jobs wait and run now."""
+        counted, levels = [], []
+        now, waiting, running = 0.0, 0, 0
+        for begin in range(first, last + 1, _MINUTES_AT_ONCE):
+            minutes = range(begin, min(begin + _MINUTES_AT_ONCE, last + 1))
+            _, at, waiting, running, found = self._server.run("history", [*self._keys, *map(self._minute, minutes)])
+            now = float(at)
+            for minute, fields in zip(minutes, found, strict=True):
+                paths, level = _counts(fields)
+                counted += [(minute, path, counts) for path, counts in paths.items()]
+                levels += [Level(60.0 * minute, *level)] if level is not None else []
+        present = 60.0 * (now // 60)
+        levels = [level for level in levels if level.at != present]
+        return History(minutes_of(counted), (*levels, Level(present, waiting, running)))
+
+    def _minute(self, minute: int) -> str:
+        return f"{self._prefix}:minute:{minute}"
+
     def secret(self, new: bytes) -> bytes:
         """Return the secret of the registry: the *new* one, if there is none yet."""
         name = f"{self._prefix}:secret"
@@ -171,6 +203,19 @@ class Index:
     def _named(self, kind: str, name: str) -> str:
         # What of the name is no text (a lone surrogate) is written as its number is.
         return f"{self._prefix}:{kind}:{name}".encode("utf-8", "backslashreplace").decode()
+
+
+def _counts(fields: list[bytes]) -> tuple[dict[str, dict[str, int]], tuple[int, int] | None]:
+    """Return the counts of a minute by path, and how many jobs waited and ran then."""
+    paths: dict[str, dict[str, int]] = {}
+    level = {"waiting": -1, "running": -1}
+    for field, value in zip(fields[::2], fields[1::2], strict=True):
+        name, space, path = field.decode("utf-8", "replace").partition(" ")
+        if space:
+            paths.setdefault(path, {})[name] = int(value)
+        else:
+            level[name] = int(value)
+    return paths, None if level["waiting"] < 0 else (level["waiting"], level["running"])
 
 
 def _milliseconds(seconds: float) -> int:

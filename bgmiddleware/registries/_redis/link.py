@@ -60,6 +60,8 @@ _PARTS = {
     "due": ("_index",),
     "hold": ("_index",),
     "waiting": ("_index",),
+    "count": ("_index",),
+    "history": ("_index",),
 }
 
 
@@ -84,6 +86,8 @@ class Call(NamedTuple):
     name: str
     keys: Sequence[str]
     args: Sequence[Any] = ()
+    once: bool = False
+    """Whether to do it twice is not the same as to do it once."""
 
 
 class Damaged(RegistryError):
@@ -203,9 +207,9 @@ class Link:
         """Run scripts one after the other, all in one go. An answer that is an error is returned as one: see
         :meth:`checked`."""
 
-        def run() -> list[Any]:
+        def run(calls: Sequence[Call]) -> list[Any]:
             pipeline = self._commands.pipeline(transaction=False)
-            for name, keys, args in calls:
+            for name, keys, args, _ in calls:
                 pipeline.evalsha(_SCRIPTS[name].sha, len(keys), *keys, now, *args)
             replies = list(pipeline.execute(raise_on_error=False))
             for reply in replies:
@@ -213,11 +217,15 @@ class Link:
                     raise reply
             return replies
 
-        replies: list[Any] = self._call(run)
+        replies: list[Any] = self._call(lambda: run(calls))
         if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
             for name in {call.name for call in calls}:
                 self.command("SCRIPT", "LOAD", _SCRIPTS[name].source)
-            replies = self._call(run)
+            done = [call.once and not isinstance(reply, Exception) for call, reply in zip(calls, replies, strict=True)]
+            again = iter(
+                self._call(lambda: run([call for call, is_done in zip(calls, done, strict=True) if not is_done]))
+            )
+            replies = [reply if is_done else next(again) for reply, is_done in zip(replies, done, strict=True)]
         return replies
 
     def checked(self, reply: Any) -> list[Any]:

@@ -87,10 +87,11 @@ class Records:
 
     def writing(self, stored: Stored, new: Stored, ttl: float, least: tuple[int, int]) -> Call:
         """Return the call that replaces a record if it is still what was read, and if its output and body have *least*
-        so many bytes. One that has ended is kept for *ttl* seconds, and what is left of it is remembered for as long
-        again."""
+        so many bytes. One that has ended is kept until it expires, and what is left of it is remembered for *ttl*
+        seconds more."""
         job = new.job
-        ends = (_milliseconds(ttl + _LINGER), _milliseconds(2 * ttl + _LINGER)) if job.state.ended else ()
+        left = max(0.0, (job.expires_at or 0.0) - stored.now) + _LINGER
+        ends = (_milliseconds(left), _milliseconds(left + ttl), int(job.keeps_request)) if job.state.ended else ()
         until = "" if job.expires_at is None else repr(job.expires_at)
         args = (stored.op, new.op, job.state.value, until, _text(job.runner), new.place, _document(job), *least, *ends)
         return Call("write", self._keys(job.key), args)

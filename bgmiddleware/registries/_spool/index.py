@@ -63,6 +63,11 @@ _STEPS = (
     CREATE INDEX jobs_by_process ON jobs (process) WHERE process IS NOT NULL;
     CREATE TABLE processes (name TEXT PRIMARY KEY, until REAL NOT NULL);
     """,
+    """
+    CREATE TABLE counts (minute INTEGER, path TEXT, numbers TEXT NOT NULL, PRIMARY KEY (minute, path)) WITHOUT ROWID;
+    CREATE TABLE paths (path TEXT PRIMARY KEY, minute INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE levels (minute INTEGER PRIMARY KEY, waiting INTEGER NOT NULL, running INTEGER NOT NULL);
+    """,
 )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "has_expired",
     "hold",
     "insert",
+    "keeps_request",
     "last_of_name",
     "newest",
     "place",
@@ -191,6 +192,12 @@ def state_of(database: sqlite3.Connection, number: int, key: str) -> str | None:
     """Return the state that is stored of the job with this number and key; None: there is none."""
     row = database.execute("SELECT state FROM jobs WHERE number = ? AND key = ?", (number, key)).fetchone()
     return None if row is None else str(row[0])
+
+
+def keeps_request(database: sqlite3.Connection, key: str) -> bool:
+    """Whether the job of this key keeps its request, or cannot be read."""
+    entry = _first(database.execute(f"{_ROW} WHERE key = ?", (key,)))
+    return entry is not None and (not isinstance(entry, Row) or entry.job.keeps_request)
 
 
 def _readable(entry: Entry | None) -> Row | None:

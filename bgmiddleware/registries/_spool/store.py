@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..._jobs import Channel, Job, JobState
 from ...errors import ConfigurationError, RegistryError
@@ -33,7 +33,10 @@ _log = logging.getLogger("bgmiddleware")
 class Store:
     """The storage of a spool registry. Constructing it makes nothing; *patience*: see :class:`Index`."""
 
-    def __init__(self, directory: str | os.PathLike[str], patience: float) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], patience: float, tell: Callable[[Job], None] = lambda job: None
+    ) -> None:
+        self._tell = tell  # that a job has ended
         self.writers = Writers()
         self._directory = Directory(directory)
         self._index = Index(self._directory.path, patience)
@@ -102,7 +105,8 @@ class Store:
             raise
         for row in change.ended:
             self.writers.close(row.key)
-            self.files(row).remove(Channel.REQUEST)
+            if not row.job.keeps_request:
+                self.files(row).remove(Channel.REQUEST)
         for row in change.changed:
             self.files(row).stamp()
         for gone in change.gone:
@@ -110,6 +114,8 @@ class Store:
             files.remove()
             if isinstance(gone, Row) and gone.job.state is JobState.PENDING:
                 files.stamp()  # it had no file that who waits for it could miss
+        for job in change.told:
+            self._tell(job)
 
     def free_what_expired(self, now: float, limit: int) -> None:
         """Remove the files of up to *limit* jobs that are to be forgotten, before that is written down: where there is
@@ -184,6 +190,8 @@ class Change:
         self.database = database
         self.changed: list[Row] = []
         self.ended: list[Row] = []
+        self.told: list[Job] = []
+        """Those of them as they are now."""
         self.gone: list[Entry] = []
 
     def store(self, row: Row, job: Job, kept: int | None = None) -> None:
@@ -215,4 +223,6 @@ def trouble(error: OSError) -> RegistryError:
 def _is_left_behind(database: sqlite3.Connection, name: re.Match[str]) -> bool:
     state = table.state_of(database, int(name[2]), name[1])
     # A state that only a newer version knows is none of these.
-    return state is None or (state in _ENDED and name[0].endswith(f".{Channel.REQUEST}"))
+    if state is None or not (state in _ENDED and name[0].endswith(f".{Channel.REQUEST}")):
+        return state is None
+    return not table.keeps_request(database, name[1])

@@ -1,0 +1,43 @@
+"""Running a job again, and the way from one run to the other."""
+
+from collections.abc import Mapping
+from string import Template
+from typing import Any
+
+from .._jobs import Job
+from .links import unsealed
+from .markup import Markup, filled_in
+from .problems import Answer, problem
+from .visit import Visit
+
+__all__ = ["answer_rerun", "link_to", "rerun_form"]
+
+_FORM = Template("""<form id="job-rerun" method="post"$hidden><button name="_action" value="rerun">$word</button></form>
+""")
+_LINK = Template('<a href="$link">$word</a>\n')
+
+
+def answer_rerun(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
+    """Start the request of the job again, and answer with the place of the new one."""
+    if visit.site.rerun is None:
+        return problem(
+            visit.environ, 409, "not-kept", "The request of this job is not kept, so it cannot be run again."
+        )
+    return visit.site.rerun(visit, job)
+
+
+def link_to(visit: Visit, link: str) -> str | None:
+    """Return a relative reference to the job of a sealed *link*; None where this client's token does not open it."""
+    token = unsealed(link, visit.token)
+    query = visit.site.without_ours(visit.environ.get("QUERY_STRING") or "")
+    return None if token is None else visit.site.place(query, token)
+
+
+def rerun_form(visit: Visit, job: Job, said: Mapping[str, Any]) -> Markup:
+    """Return the button that runs the job again, hidden until it has ended, and the links to its other runs."""
+    links = {"earlier_run": link_to(visit, job.rerun_of), "later_run": link_to(visit, job.rerun_as)}
+    html = [filled_in(_LINK, {"link": link, "word": said[word]}) for word, link in links.items() if link is not None]
+    if job.keeps_request and visit.may("rerun"):
+        hidden = Markup("" if job.state.ended else " hidden")
+        html.append(filled_in(_FORM, {"hidden": hidden, "word": said["rerun"]}))
+    return Markup("".join(html))

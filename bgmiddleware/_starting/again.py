@@ -1,0 +1,86 @@
+"""Runs the request of an ended job again, as a new job."""
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from contextvars import copy_context
+
+from .._jobs import Job, new_token
+from .._recording import IN_MEMORY, RecordedRequest, record_request
+from .._running import Run, open_request_body, replay_request
+from .._serving import Answer, Visit, problem, sealed
+from ..errors import JobExpired, JobNotFound, RegistryError
+from .joining import Asking, asking
+from .starter import Starter, WSGIApplication
+
+__all__ = ["run_again"]
+
+# What a request asks for, whoever sends it.
+_ASKED = frozenset(
+    """REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING REQUEST_URI RAW_URI CONTENT_TYPE CONTENT_LENGTH HTTP_HOST
+    HTTP_ACCEPT HTTP_ACCEPT_LANGUAGE HTTP_X_REQUESTED_WITH wsgi.url_scheme SERVER_NAME SERVER_PORT""".split()
+)
+# What was said of the first job: that it is the same as another one, and how its client waits.
+_OF_THE_FIRST = ("HTTP_IDEMPOTENCY_KEY", "HTTP_PREFER")
+_OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input", "wsgi.input_terminated")
+_COPIED = 256 * 1024
+
+
+def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) -> Answer:
+    """Start the request of an ended *job* again, for the client of a *visit*; answer with the place of the new job.
+
+    Credentials and cookies of the first request are sent again only if its owner asks. For all others the request is
+    sent with their own.
+    """
+    environ = visit.environ
+    if not job.keeps_request or not job.request:
+        return problem(environ, 409, "not-kept", "The request of this job is not kept, so it cannot be run again.")
+    if not job.state.ended:
+        return problem(environ, 409, "still-running", "The job still runs. Run it again when it has ended.")
+    asker = {name: value for name, value in environ.items() if name not in (*_OF_A_BODY, *_OF_THE_FIRST)}
+    refused = starter.refuse(asker)
+    if refused is not None:
+        return refused
+    is_owner = job.owner is not None and job.owner in visit.owners
+    sender = record_request(asker)
+    stored = _replayed(job, starter.site.without_tokens(sender.environ), is_owner=is_owner)
+    who = Asking(job.owner) if is_owner else asking(starter.site.owner, asker)
+    in_process = starter.site.executor.in_process
+    kept = sender.kept if in_process else {}
+    multiprocess = not in_process or bool(environ.get("wsgi.multiprocess"))
+
+    def run(new: Job) -> Run:
+        work = replay_request(app, visit.registry, new.key, stored, kept, multiprocess=multiprocess)
+        return starter.run(new, work, copy_context())
+
+    with tempfile.SpooledTemporaryFile(IN_MEMORY) as body:
+        size = int(stored.get("CONTENT_LENGTH") or 0)
+        try:
+            with closing(open_request_body(visit.registry, job.key, size)) as source:
+                while chunk := source.read(_COPIED):
+                    body.write(chunk)
+        except OSError as error:
+            raise RegistryError("the request of the job is not there any more") from error
+        token, request = new_token(), RecordedRequest(stored, kept, body, size)
+        link = sealed(visit.token, token)
+        new = starter.new_job(dict(stored), token, who, request, keeps_request=True, rerun_of=link)
+        there = {**environ, "QUERY_STRING": stored.get("QUERY_STRING", "")}
+        answer = starter.start_again(starter.site.started_visit(there, token, new.key), new, request, run, who.cookie)
+    if "Location" in dict(answer.headers):
+        _tell_earlier(visit, sealed(token, visit.token))
+    return answer
+
+
+def _replayed(job: Job, sender: Mapping[str, str], *, is_owner: bool) -> dict[str, str]:
+    """Return the environ of the request: as the first one was for its owner, else as this client sends it."""
+    stored = {name: value for name, value in job.request.items() if name not in _OF_THE_FIRST}
+    if is_owner:
+        return stored
+    asked = {name: value for name, value in stored.items() if name in _ASKED}
+    return {**{name: value for name, value in sender.items() if name not in _ASKED}, **asked}
+
+
+def _tell_earlier(visit: Visit, link: str) -> None:
+    with contextlib.suppress(RegistryError, JobNotFound, JobExpired):  # the new one knows the way back anyway
+        visit.registry.amend(visit.key, lambda job: job.changed(rerun_as=link))
