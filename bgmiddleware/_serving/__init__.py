@@ -79,6 +79,7 @@ _VIEWS = {
     View.SHARE: answer_shares,
     View.SCRIPT: answer_asset,
     View.STYLE: answer_asset,
+    View.CLIENT: answer_asset,
     View.ICON: answer_asset,
 }
 _REFUSED = {
@@ -92,7 +93,7 @@ _REFUSED = {
     "cancel": "You are not allowed to cancel jobs.",
     "discard": "You are not allowed to discard jobs.",
 }
-_PARTS = (View.SCRIPT, View.STYLE, View.ICON)  # of the page: the same for all jobs
+_PARTS = (View.SCRIPT, View.STYLE, View.CLIENT, View.ICON)  # the same for all jobs
 _RIGHTS = {**dict.fromkeys(_VIEWS, "output"), View.STATUS: "list", View.RESULT: "result", View.SHARE: "share"}
 """What an operator needs the right to."""
 
