@@ -14,6 +14,7 @@ from .dashboard import answer_dashboard
 from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
+from .health import Health
 from .lines import answer_lines
 from .links import sealed
 from .log import answer_log
@@ -37,6 +38,7 @@ __all__ = [
     "Answer",
     "Authorize",
     "Headers",
+    "Health",
     "PageMaker",
     "PageParts",
     "Site",
