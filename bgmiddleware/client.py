@@ -134,11 +134,24 @@ class JobClient:
 
     def rerun(self) -> Self:
         """Run the request of the job again, once, when it has ended; return the new job."""
-        data, form = b"_action=rerun", {"Content-Type": "application/x-www-form-urlencoded"}
-        response = self._send(self.url, data, "POST", {"Accept": "application/json", **form})
+        response = self._changed("_action=rerun")
+        return type(self)(urljoin(self.url, response.headers["location"]), headers=self.headers, patience=self.patience)
+
+    def share(self, scope: str = "both", seconds: int = 7 * 86400) -> str:
+        """Return the URL of a new link that shows ``output``, ``result`` or ``both`` of the job to anyone."""
+        response = self._changed(f"_action=share&_scope={scope}&_for={seconds}")
+        return urljoin(self.url, response.headers["location"])
+
+    def unshare(self, share: str = "all") -> None:
+        """Take back the link of this id, or all."""
+        self._changed(f"_action=unshare&_share={share}")
+
+    def _changed(self, form: str) -> Response:
+        headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+        response = self._send(self.url, form.encode(), "POST", headers)
         if response.status >= 400:
             _refused(self.url, response)
-        return type(self)(urljoin(self.url, response.headers["location"]), headers=self.headers, patience=self.patience)
+        return response
 
     def _get(self, view: str, *, expects: int | None = None) -> Response:
         return self._tried(self.url + view, "GET", {}, expects)

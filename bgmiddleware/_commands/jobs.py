@@ -59,6 +59,12 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     answering.add_argument("answer", metavar="ANSWER", help="one of the choices, or a line")
     rerunning = actions.add_parser("rerun", help="run an ended job again, by its URL; print that of the new one")
     rerunning.add_argument("url", metavar="URL", help="the job's URL, which has its token")
+    sharing = actions.add_parser("share", help="make a link that shows a job to others; print it")
+    sharing.add_argument("url", metavar="URL", help="the job's URL, which has its token")
+    sharing.add_argument("--scope", choices=["output", "result", "both"], default="both", help="what it shows")
+    sharing.add_argument("--for", dest="seconds", type=count, default=604800, help="seconds (default: %(default)s)")
+    unsharing = actions.add_parser("unshare", help="take back all links that show a job to others")
+    unsharing.add_argument("url", metavar="URL", help="the job's URL, which has its token")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
@@ -73,8 +79,8 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         "answer": _answer,
         "evict": _evict,
     }
-    if options.action == "rerun":
-        return _rerun(options.url)
+    if options.action in _OVER_HTTP:
+        return _ask_server(options)
     try:
         with open_registry(options.registry) as registry:
             if not registry.shared:
@@ -186,16 +192,25 @@ def _answer(registry: Registry, options: argparse.Namespace) -> int:
     raise ConfigurationError.of_setting("answer", options.answer, f"one of {', '.join(asked.choices)}")
 
 
-def _rerun(url: str) -> int:
-    """Ask the server, which runs the new job: a registry runs none."""
+def _ask_server(options: argparse.Namespace) -> int:
+    """Do what a registry alone cannot: it runs no jobs, and knows no URLs."""
     try:
-        print(JobClient(url).rerun().url)
+        said = _OVER_HTTP[options.action](JobClient(options.url), options)
+        if said is not None:
+            print(said)
         return 0
     except urllib.error.HTTPError as error:
         print(f"bgmiddleware: the server refused: {_printable(error.msg.strip())}", file=sys.stderr)
     except (OSError, ValueError, http.client.HTTPException) as error:
         print(f"bgmiddleware: {error}", file=sys.stderr)
     return 2
+
+
+_OVER_HTTP: dict[str, Callable[[JobClient, argparse.Namespace], str | None]] = {
+    "rerun": lambda job, options: job.rerun().url,
+    "share": lambda job, options: job.share(options.scope, options.seconds),
+    "unshare": lambda job, options: job.unshare(),
+}
 
 
 def _evict(registry: Registry, options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from .dashboard import answer_dashboard
 from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
+from .health import Health
 from .lines import answer_lines
 from .links import sealed
 from .log import answer_log
@@ -23,16 +24,21 @@ from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
 from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, is_for_us, refused_for_others
 from .rights import Authorize, rights_of
+from .shared_links import SHARED
+from .sharing import answer_shares
 from .status import answer_status, status_answer
 from .stored import Stored, compressed, conditional
+from .times import answer_times
 from .viewers import Viewers
 from .visit import BadParameter, Forbidden, Site, Visit, about
 
 __all__ = [
+    "SHARED",
     "UNSTORED",
     "Answer",
     "Authorize",
     "Headers",
+    "Health",
     "PageMaker",
     "PageParts",
     "Site",
@@ -68,11 +74,14 @@ _VIEWS = {
     View.PAGE: answer_page,
     View.EVENTS: answer_events,
     View.LINES: answer_lines,
+    View.TIMES: answer_times,
     View.CAST: answer_cast,
     View.CAST2: answer_cast,
     View.RESULT: answer_result,
+    View.SHARE: answer_shares,
     View.SCRIPT: answer_asset,
     View.STYLE: answer_asset,
+    View.CLIENT: answer_asset,
     View.ICON: answer_asset,
 }
 _REFUSED = {
@@ -81,11 +90,13 @@ _REFUSED = {
     "result": "You are not allowed to read the results of jobs.",
     "answer": "A job's question is for who started it.",
     "rerun": "A job can be run again by who started it.",
+    "share": "A job can be shared by who started it.",
+    "unshare": "A job can be shared by who started it.",
     "cancel": "You are not allowed to cancel jobs.",
     "discard": "You are not allowed to discard jobs.",
 }
-_PARTS = (View.SCRIPT, View.STYLE, View.ICON)  # of the page: the same for all jobs
-_RIGHTS = {**dict.fromkeys(_VIEWS, "output"), View.STATUS: "list", View.RESULT: "result"}
+_PARTS = (View.SCRIPT, View.STYLE, View.CLIENT, View.ICON)  # the same for all jobs
+_RIGHTS = {**dict.fromkeys(_VIEWS, "output"), View.STATUS: "list", View.RESULT: "result", View.SHARE: "share"}
 """What an operator needs the right to."""
 
 

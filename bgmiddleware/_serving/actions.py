@@ -12,6 +12,7 @@ from .problems import UNSTORED, Answer, problem
 from .question import answer_answer
 from .rerun import answer_rerun
 from .same_site import is_from_another_site
+from .sharing import answer_share, answer_unshare
 from .visit import Visit, job_headers
 
 __all__ = ["ACTIONS", "action_of", "answer_action", "fields_of", "form_of"]
@@ -25,6 +26,8 @@ ACTIONS: dict[str, Callable[[Visit, Job, Form], Answer]] = {
     "cancel": lambda visit, job, form: answer_cancel(visit, job),
     "answer": answer_answer,
     "rerun": answer_rerun,
+    "share": answer_share,
+    "unshare": answer_unshare,
     "discard": lambda visit, job, form: answer_discard(visit, job),
 }
 
@@ -64,13 +67,15 @@ def answer_action(visit: Visit, job: Job, action: str, form: Form) -> Answer:
         return problem(visit.environ, 403, "cross-site", "A job can only be changed from its own site.")
     answer = ACTIONS[action](visit, job, form)
     by_person = visit.environ["REQUEST_METHOD"] == "POST" and choose(visit.environ.get("HTTP_ACCEPT")) is View.PAGE
-    return _back(visit, job) if by_person and answer.status.startswith("2") else answer
+    if not (by_person and answer.status.startswith("2")):
+        return answer
+    return _back(visit, job, visit.link(_view=View.SHARE) if action in ("share", "unshare") else visit.link())
 
 
-def _back(visit: Visit, job: Job) -> Answer:
+def _back(visit: Visit, job: Job, place: str) -> Answer:
     body = b"See the job.\n"
     headers = (
-        ("Location", visit.link()),
+        ("Location", place),
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
     )

@@ -29,6 +29,9 @@ class View(StrEnum):
     LINES = "lines"
     """The output as JSON, a line for each of its lines."""
 
+    TIMES = "times"
+    """When the output came, as JSON. Never negotiated."""
+
     CAST = "cast"
     """The output as a recording of a terminal. Never negotiated."""
 
@@ -38,11 +41,17 @@ class View(StrEnum):
     RESULT = "result"
     """The app's own response: for who can use none of the others."""
 
+    SHARE = "share"
+    """The links by which it is shown to others, for its owner. Never negotiated."""
+
     SCRIPT = "app.js"
     """The page's script, the same for all jobs. Never negotiated either."""
 
     STYLE = "app.css"
     """The page's style."""
+
+    CLIENT = "client.js"
+    """A script for pages of the site's own."""
 
     ICON = "icon.svg"
     """The page's icon, for each state one."""

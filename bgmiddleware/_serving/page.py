@@ -19,6 +19,7 @@ from .problems import Answer
 from .question import asked_of, question_form
 from .readable import readable
 from .rerun import rerun_form
+from .sharing import shared_note
 from .status import status_document
 from .visit import Visit, about
 
@@ -82,6 +83,8 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         "refresh": Markup(_REFRESH if live and asked_of(job) is None else ""),
         "question": question_form(job, said["page"]),
         "rerun": rerun_form(visit, job, said["page"]),
+        "share": filled_in(_SHARE, {**words, "link": visit.link(_view=View.SHARE)}) if visit.may("share") else Markup(),
+        "shared": shared_note(visit, said["share"]),
         "symbol": LOOKS[look][0],
         "title": readable(job.title),
         "head_title": readable(f"{told} · {job.title}" if look == "refused" else job.title),
@@ -114,9 +117,12 @@ _DISCARD = Template(
 )
 
 
+_SHARE = Template('<a class="job-button" href="$link">$w_share</a>\n')
+
+
 def _operator(visit: Visit, job: Job, words: Mapping[str, str]) -> Markup:
     """Return what only an operator's page has: the way back to the list, and to have the job forgotten."""
-    if not visit.is_operators:
+    if visit.share is not None or not visit.is_operators:
         return Markup()
     discard = filled_in(_DISCARD, {**words, "self": visit.link()}) if visit.may("discard") else Markup()
     back = visit.site.path_to_list if visit.may("list") else ""

@@ -25,7 +25,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     dropped = job.output_dropped
     here = visit.link()
     return {
-        **({"key": job.key} if visit.is_operators else {"token": visit.token}),
+        **_name(visit, job),
         "title": job.title,
         "state": job.state.value,
         "reason": job.reason,
@@ -44,7 +44,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "estimate": _estimate(visit, job),
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
         "response": _response(job),
-        "receipt": _receipt(job, details=visit.site.details),
+        "receipt": _receipt(job, details=visit.site.details and visit.share is None),
         "rerun_of": link_to(visit, job.rerun_of),
         "rerun_as": link_to(visit, job.rerun_as),
         "links": {
@@ -54,6 +54,13 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
             **({"rerun": here if job.keeps_request and job.state.ended else None} if visit.may("rerun") else {}),
         },
     }
+
+
+def _name(visit: Visit, job: Job) -> dict[str, Any]:
+    """Return by what the client may name the job: its token, for an operator its key; by a shared link by nothing."""
+    if visit.share is not None:
+        return {"shared_until": visit.share.until}
+    return {"key": job.key} if visit.is_operators else {"token": visit.token}
 
 
 def _progress(progress: Progress) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from .._ground.prefer import preferences
 from .._jobs import KEY_LENGTH, Job, key_of
-from ..errors import JobNotFound
+from ..errors import ConfigurationError, JobNotFound, RegistryError
 from ..executors.base import Executor
 from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
@@ -21,6 +21,7 @@ from .parts import PageMaker, page_maker
 from .problem_page import reference
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .queue import Workers
+from .shared_links import MARK, SHARED, Share, opened
 from .viewers import Viewers
 
 __all__ = ["LOOK_EVERY", "BadParameter", "Forbidden", "Hold", "Site", "Visit", "about", "job_headers"]
@@ -48,14 +49,17 @@ class Forbidden(Exception):
     """An operator may not do what he asks for; the message names the right for it."""
 
 
+_TOKEN = f"(?:[0-9a-f-]{{36}}|{SHARED})"
+
+
 @cache  # a few sites have as many names
 def _ours(token_name: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(token_name)}=[0-9a-f-]{{36}}|_(?:view|wait|offset|every)=.*", re.DOTALL)
+    return re.compile(rf"{re.escape(token_name)}={_TOKEN}|_(?:view|wait|offset|every)=.*", re.DOTALL)
 
 
 @cache
 def _token_in_url(token_name: str) -> re.Pattern[str]:
-    return re.compile(rf"[?&]{re.escape(token_name)}=[0-9a-f-]{{36}}(?![^&#])")
+    return re.compile(rf"[?&]{re.escape(token_name)}={_TOKEN}(?![^&#])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,19 @@ class Site:
         """Return what a request about *token* needs, with the owner that it proves."""
         query = environ.get("QUERY_STRING")
         parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
+        if token.startswith(MARK):
+            return self._shared_visit(environ, token, parameters)
         return Visit(self, environ, token, key_of(token), self._owners(environ), parameters)
+
+    def _shared_visit(self, environ: Mapping[str, Any], token: str, parameters: Mapping[str, str]) -> "Visit":
+        """Return what a request by a shared link needs: its rights. Whose job it is does not matter, and its token is
+        not known here. A link that we did not sign is one to no job."""
+        try:
+            share = opened(self.registry, token)
+        except (RegistryError, ConfigurationError):  # it is away: who looks for the job says so
+            share = None
+        key, rights = (key_of(token), frozenset[str]()) if share is None else (share.key, share.rights)
+        return Visit(self, environ, token, key, (), parameters, rights, share)
 
     def operator_visit(self, environ: Mapping[str, Any], key: str, rights: Collection[str]) -> "Visit":
         """Return what a request of an operator about the job of a *key* needs, who has these *rights*."""
@@ -191,7 +207,7 @@ class Visit:
     """A request about the job of *token*, sent by one who proves to be the *owners* (none: nobody in particular).
 
     *parameters* are those of the query, of each name the last. *rights*: of an operator, who has no token and sees the
-    jobs of all; None: of a job's owner.
+    jobs of all, or of who has a shared link; None: of a job's owner. *share*: what that link says.
     """
 
     site: Site
@@ -201,6 +217,7 @@ class Visit:
     owners: Collection[str]
     parameters: Mapping[str, str]
     rights: frozenset[str] | None = None
+    share: Share | None = None
 
     @property
     def registry(self) -> Registry:
@@ -214,6 +231,8 @@ class Visit:
         """
         job = self.registry.get(self.key)
         if self.rights is None and job.owner is not None and job.owner not in self.owners:
+            raise JobNotFound(self.key)
+        if self.share is not None and not self.share.is_of(job, self.registry.clock()):
             raise JobNotFound(self.key)
         return job
 
@@ -384,10 +403,11 @@ def _told(answer: Answer, seconds: float) -> Answer:
 
 def job_headers(job: Job) -> Headers:
     """Return what every answer says of its job, for scripts."""
-    headers = [("Job-State", job.state.value)]
-    if job.current_progress is not None and job.current_progress.percent is not None:
-        headers.append(("Job-Progress", f"{job.current_progress.percent:.1f}"))
-    return tuple(headers)
+    state = ("Job-State", job.state.value)
+    progress = job.current_progress
+    if progress is None or progress.percent is None:
+        return (state,)
+    return state, ("Job-Progress", f"{progress.percent:.1f}")
 
 
 def about(job: Job, vary: str = "Accept") -> Headers:

@@ -20,7 +20,7 @@ __all__ = [
     "settled",
 ]
 
-_AMENDED = ("question", "rerun_as")
+_AMENDED = ("question", "rerun_as", "shares")
 """What may be amended of a job: what no registry looks at."""
 
 

@@ -133,6 +133,15 @@ def _rerun(opens: Opener, accept: str) -> Reply:
     return client.request("POST", target, b"_action=rerun", accept=accept, **form)
 
 
+def _shared(opens: Opener, accept: str) -> Reply:
+    _, client = opens(answering())
+    target = start(client, "/")
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    for _ in range(20):
+        assert client.request("POST", target, b"_action=share", **form).status == 201
+    return client.request("POST", target, b"_action=share", accept=accept, **form)
+
+
 def _asked(body: bytes) -> Callable[..., Reply]:
     def provoke(opens: Opener, accept: str) -> Reply:
         play = Play()
@@ -212,6 +221,7 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "not-asked": _asked(b"_answer=yes&_question=other"),
     "not-kept": _rerun,
     "still-running": _running(method="POST", body=b"_action=rerun", content_type="application/x-www-form-urlencoded"),
+    "too-many-shares": _shared,
     "cross-site": _running(method="DELETE", sec_fetch_site="cross-site"),
     "job-runs": _discard_running,
     "failed": _result_of(_raise),

@@ -1,0 +1,160 @@
+"""Sharing a job: its owner makes links that read and do nothing else, sees them, and takes them back."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from string import Template
+from typing import Any
+
+from .._jobs import Job
+from . import assets
+from .markup import Markup, filled_in
+from .negotiate import View, choose
+from .policies import style_policy
+from .problems import Answer, problem
+from .readable import readable
+from .shared_links import SCOPES, Share, signed
+from .status import status_answer
+from .visit import Visit, about
+
+__all__ = ["answer_share", "answer_shares", "answer_unshare", "shared_note", "shares_of"]
+
+_MOST = 20
+_SHORTEST, _LONGEST = 60.0, 90 * 86400.0
+_USUAL = 7 * 86400.0
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="$language">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$share</title>
+<style>$style</style>
+</head>
+<body class="job job-list">
+<main>
+<h1>$share: $title</h1>
+<p>$explained</p>
+<form method="post" action="$back">
+<label>$what <select name="_scope"><option value="both">$both</option>
+<option value="output">$output</option><option value="result">$result</option></select></label>
+<label>$how_long <select name="_for"><option value="3600">$hour</option><option value="86400">$day</option>
+<option value="604800" selected>$week</option></select></label>
+<button name="_action" value="share">$make</button>
+</form>
+<ul>
+$shares</ul>
+<p><a href="$back">$job</a></p>
+</main>
+</body>
+</html>
+""")
+_SHARE = Template("""<li><a href="$link">$what</a> <span>$until</span>
+<form method="post" action="$back"><input type="hidden" name="_share" value="$id">
+<button name="_action" value="unshare" aria-label="$revoke: $what $until">$revoke</button></form></li>
+""")
+_NOTE = Template('<p id="job-shared">$note</p>\n')
+
+
+def answer_share(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
+    """Make a link to the ``_scope`` of the job, for ``_for`` seconds, and answer with it."""
+    scope, seconds = form.get("_scope", "both"), _seconds(form.get("_for", ""))
+    if scope not in SCOPES or seconds is None:
+        detail = f"_scope must be one of {', '.join(SCOPES)}, and _for {_SHORTEST:g} to {_LONGEST:g} seconds."
+        return problem(visit.environ, 400, "bad-parameter", detail)
+    now = visit.registry.clock()
+    share = Share(job.key, secrets.token_urlsafe(9), scope, round(now + seconds, 3))
+    if visit.registry.amend(visit.key, lambda job: _with(job, share, now)) is None:
+        detail = f"At most {_MOST} links to a job are shared. Take one back first."
+        return problem(visit.environ, 409, "too-many-shares", detail)
+    document = _document(visit, share)
+    return _json(job, "201 Created", document, ("Location", document["link"]))
+
+
+def _json(job: Job, status: str, document: Any, *headers: tuple[str, str]) -> Answer:
+    body = f"{json.dumps(document)}\n".encode()
+    content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
+    return Answer(status, (*content, *about(job), *headers), [body])
+
+
+def answer_unshare(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
+    """Take back the link that ``_share`` names; ``all`` takes back each. Say so by the state."""
+    number = form.get("_share", "")
+    visit.registry.amend(visit.key, lambda job: _without(job, number))
+    return status_answer(visit, visit.registry.get(visit.key), "200 OK")
+
+
+def _seconds(text: str) -> float | None:
+    if not text:
+        return _USUAL
+    seconds = float(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0.0
+    return seconds if _SHORTEST <= seconds <= _LONGEST else None
+
+
+def _with(job: Job, share: Share, now: float) -> Job | None:
+    shares = {number: told for number, told in job.shares.items() if now < float(told["until"])}
+    if len(shares) >= _MOST:
+        return None
+    return job.changed(shares={**shares, share.id: {"scope": share.scope, "until": share.until}})
+
+
+def _without(job: Job, number: str) -> Job:
+    left = {} if number == "all" else {known: told for known, told in job.shares.items() if known != number}
+    return job.changed(shares=left)
+
+
+def shares_of(visit: Visit, job: Job) -> list[dict[str, Any]]:
+    """Return the links to a job that lead there still."""
+    now = visit.registry.clock()
+    found = [Share(job.key, number, str(told["scope"]), float(told["until"])) for number, told in job.shares.items()]
+    return [_document(visit, share) for share in found if share.is_of(job, now)]
+
+
+def _document(visit: Visit, share: Share) -> dict[str, Any]:
+    query = visit.site.without_ours(visit.environ.get("QUERY_STRING") or "")
+    # Who may see the result alone is led there.
+    view = {"_view": "result"} if share.scope == "result" else {}
+    link = visit.site.place(query, signed(visit.registry, share), **view)
+    return {"id": share.id, "scope": share.scope, "until": share.until, "link": link}
+
+
+def answer_shares(visit: Visit, job: Job) -> Answer:
+    """Answer with a page on which links are made and taken back, or for scripts with the links."""
+    if choose(visit.environ.get("HTTP_ACCEPT")) is not View.PAGE:
+        return _json(job, "200 OK", {"shares": shares_of(visit, job)})
+    language = assets.language_of(visit.environ.get("HTTP_ACCEPT_LANGUAGE"))
+    said: dict[str, str] = assets.words(language)["share"]
+    back = visit.link()
+    rows = (
+        {**said, **share, "what": said[share["scope"]], "back": back, "until": _until(share["until"], said)}
+        for share in shares_of(visit, job)
+    )
+    style = assets.style() + assets.stripped_style(assets.static("dashboard.css"))
+    values = {
+        **said,
+        "language": language,
+        "title": readable(job.title),
+        "style": Markup(style),
+        "back": back,
+        "shares": Markup("".join(filled_in(_SHARE, row) for row in rows)),
+    }
+    body = filled_in(_PAGE, values).encode("utf-8", "backslashreplace")
+    headers = (
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Content-Security-Policy", style_policy(style)),
+        *about(job, "Accept, Accept-Language"),
+    )
+    return Answer("200 OK", headers, [body])
+
+
+def shared_note(visit: Visit, said: Mapping[str, str]) -> Markup:
+    """Return what the page says to whom it is shown by a shared link."""
+    share = visit.share
+    return Markup() if share is None else filled_in(_NOTE, {"note": f"{said['shared']}, {_until(share.until, said)}"})
+
+
+def _until(instant: float, said: Mapping[str, str]) -> str:
+    at = datetime.fromtimestamp(instant, UTC)
+    return said["until"].format(day=said["days"].split()[at.weekday()], at=f"{at:%Y-%m-%d %H:%M} UTC")
