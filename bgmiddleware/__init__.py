@@ -4,7 +4,7 @@
 imported by their own paths.
 """
 
-from . import marks, owners, redact
+from . import hooks, marks, owners, redact
 from ._capture import detached
 from ._context import ask, background, backgrounder, current_job, progress, step, track
 from ._ground import version as _version
@@ -73,6 +73,7 @@ __all__ = [
     "backgrounder",
     "current_job",
     "detached",
+    "hooks",
     "marks",
     "owners",
     "progress",

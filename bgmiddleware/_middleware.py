@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from string import Template
 from types import TracebackType
@@ -19,6 +19,7 @@ from ._serving import (
     SHARED,
     Answer,
     Authorize,
+    Health,
     PageMaker,
     Site,
     StartResponse,
@@ -28,15 +29,12 @@ from ._serving import (
     serve,
 )
 from ._starting import (
+    Ends,
     LazyResponse,
     Starter,
     WSGIApplication,
-    check_functions,
-    check_numbers,
-    check_pair,
+    check_options,
     check_places,
-    check_switches,
-    check_texts,
     end_of,
     foreground_is_asked_for,
     foreground_of,
@@ -51,6 +49,7 @@ from ._starting import (
 from .errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .executors.base import Executor
 from .executors.thread import ThreadExecutor
+from .hooks import OnEnd, hooks_of
 from .owners import Owner
 from .redact import Redaction, redaction_of
 from .registries.base import Registry
@@ -75,14 +74,16 @@ class BackgroundMiddleware:
     *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see :mod:`bgmiddleware.owners`) names
     the owner of a job; default: anyone with the token. *single_flight*: whether a request joins an identical one of the
     same client that still runs. *keep_requests*: whether the request of a job is kept until the TTL, so that it can be
-    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
-    connections of this process viewers may hold open; further viewers get the output so far and poll; default: half of
-    the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are
-    opened below it, for users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a
-    set of ``list``, ``output``, ``result``, ``cancel`` and ``discard``. *title*: the name of a job, a function of the
-    environ; default: its method, path and query. *redact*: secrets that are replaced by ``[redacted]`` before anything
-    of a job is stored, shown or logged, but not in its response: texts, compiled patterns, and what the functions of
-    :mod:`bgmiddleware.redact` return. *page*: your own design of a job's page: a function of
+    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many connections of this
+    process viewers may hold open; further viewers get the output so far and poll; default: half of the server's threads
+    if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are opened below it, for
+    users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a set of ``list``,
+    ``output``, ``result``, ``cancel`` and ``discard``. *health*: the path at which anybody may read whether this
+    process can take jobs. *title*: the name of a job, a function of the environ; default: its method, path and query.
+    *redact*: secrets that are replaced by ``[redacted]`` before anything of a job is stored, shown or logged, but not
+    in its response: texts, compiled patterns, and what the functions of :mod:`bgmiddleware.redact` return. *on_end*:
+    what is called with each job that has ended, by the process that wrote the end down: functions of a ``Job``, and
+    what ``hooks.webhook(…)`` returns. *page*: your own design of a job's page: a function of
     :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's
     script and style in the page, ``external`` at their own URLs. *capture_logging*: whether a job's log records go to
     its output if no handler writes them to the console. *capture_children*: whether subprocesses without streams of the
@@ -113,8 +114,10 @@ class BackgroundMiddleware:
         stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
+        health: str | None = None,
         title: Callable[[dict[str, Any]], str] | None = None,
         redact: Iterable[str | re.Pattern[str] | Redaction] = (),
+        on_end: OnEnd | Sequence[OnEnd] = (),
         deadline: float | None = None,
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
@@ -132,18 +135,13 @@ class BackgroundMiddleware:
         foreground: bool = False,
         token_name: str = "_t",  # noqa: S107  # no password: the name of a parameter
     ) -> None:
-        check_numbers(max_body=max_body, stream_slots=stream_slots, promote_after=promote_after, deadline=deadline)
-        check_functions(unnamed, app=app, when=when, owner=owner, authorize=authorize, title=title)
-        check_texts(token_name=token_name, secret=secret, dashboard=dashboard, assets=assets, version=version)
-        check_switches(single_flight=single_flight, capture_logging=capture_logging, capture_children=capture_children)
-        check_switches(refuse_cross_site=refuse_cross_site, foreground=foreground, keep_requests=keep_requests)
-        check_switches(tee=tee, answers=answers, details=details)
-        check_pair(dashboard, authorize)
+        check_options(locals())
         self.app: WSGIApplication = _unwrapped(app)
         self.registry: Registry = MemoryRegistry() if registry is None else registry
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
         self.redaction: Redaction | None = redaction_of(redact)
+        self._ends = Ends(self.registry, hooks_of(on_end), self.redaction)
         parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
             *parts,
@@ -172,17 +170,22 @@ class BackgroundMiddleware:
             title=title,
             redaction=self.redaction,
             waiting=Waiting(self.registry),
+            ends=self._ends,
             secret=None if secret is None else secret.encode(),
         )
         self._authorize = authorize
         self._stays_in_foreground = foreground or foreground_is_asked_for()
-        self._look_for(when, dashboard, token_name)
+        self._health = Health(self._site)
+        self._look_for(when, dashboard, health, token_name)
 
-    def _look_for(self, when: marks.Mark, dashboard: str | None, token_name: str) -> None:
+    def _look_for(self, when: marks.Mark, dashboard: str | None, health: str | None, token_name: str) -> None:
         """Prepare the look at each request."""
-        # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
+        # Our own paths are looked for among the marked ones, so that they cost the others nothing.
         self._is_dashboard = marks.never if dashboard is None else marks.with_keys(dashboard)
-        marked = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        self._is_health = marks.never if health is None else marks.exactly(health)
+        own = [mark for mark in (self._is_dashboard, self._is_health) if mark is not marks.never]
+        self._is_own = marks.any_of(*own) if own else marks.never
+        marked = marks.any_of(*own, when) if own else when
         self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
         self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="
@@ -198,6 +201,7 @@ class BackgroundMiddleware:
         if self._may_bear_token in query:
             tokens = self._find_tokens(query)
             if tokens:
+                self._ends.look()
                 if not _comes_from_replayed_document(environ):
                     return serve(self._site.visit(environ, tokens[-1]), start_response)
                 environ = self._without_our_parameters(environ, tokens[-1])
@@ -211,7 +215,7 @@ class BackgroundMiddleware:
                 or (self._second is not None and (self._second in path or self._third in path))
             )
         if may_be_marked and self._when(environ) and not _context.current_job() and self._may_start(environ):
-            if self._stays_in_foreground and not self._is_dashboard(environ):
+            if self._stays_in_foreground and not self._is_own(environ):
                 return self._in_foreground(environ, start_response)
             return self._answer_marked(environ).send(environ, start_response)
         app = self.app  # to call an attribute takes longer than to call a name
@@ -256,7 +260,7 @@ class BackgroundMiddleware:
 
     def _may_start(self, environ: dict[str, Any]) -> bool:
         """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
-        return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_dashboard(environ)
+        return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_own(environ)
 
     def _look_at_routes(self) -> None:
         """Warn, once the app has its routes, of decorators that do nothing where they stand."""
@@ -268,6 +272,8 @@ class BackgroundMiddleware:
         return self.app(environ, start_response)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
+        if self._is_health(environ):
+            return self._health.answer(environ)
         if self._authorize is not None and self._is_dashboard(environ):
             return answer_operator(self._site, environ, self._authorize)
         return self._starter.start_replay(self.app, environ, copy_context())
@@ -306,6 +312,7 @@ class BackgroundMiddleware:
         self.executor.shutdown(drain)
         self._site.viewers.end()
         self._starter.waiting.close()
+        self._ends.close()
 
     def close(self, drain: float | None = None) -> None:
         """The same as :meth:`shutdown`, and let go of all resources. Idempotent."""

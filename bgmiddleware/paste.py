@@ -117,6 +117,15 @@ def _redact(text: str) -> list[Any]:
     return rules
 
 
+def _on_end(text: str) -> list[Any]:
+    """Return the hooks that are listed: what ``python:MODULE:NAME`` names is one of them, or a list."""
+    hooks: list[Any] = []
+    for word in text.split():
+        named = _named("on_end", word)
+        hooks += named if isinstance(named, list | tuple) else [named]
+    return hooks
+
+
 def _page(text: str) -> Any:
     return _named("page", text)  # whether it can be one, the middleware says
 
@@ -197,8 +206,10 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "stream_slots": (_integer, "a whole number", "middleware"),
     "dashboard": (str, "a path that begins with '/'", "middleware"),
     "authorize": (_authorize, "python:MODULE:NAME", "middleware"),
+    "health": (str, "a path that begins with '/'", "middleware"),
     "title": (_title, "python:MODULE:NAME", "middleware"),
     "redact": (_redact, "common, environment:GLOB, python:MODULE:NAME, with spaces between", "middleware"),
+    "on_end": (_on_end, "python:MODULE:NAME, with spaces between", "middleware"),
     "deadline": (_number, "seconds", "middleware"),
     "limit_per_owner": (_integer, "a whole number", "middleware"),
     "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),

@@ -15,6 +15,7 @@ from .dashboard import answer_dashboard
 from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
+from .health import Health
 from .lines import answer_lines
 from .links import sealed
 from .log import answer_log
@@ -37,6 +38,7 @@ __all__ = [
     "Answer",
     "Authorize",
     "Headers",
+    "Health",
     "PageMaker",
     "PageParts",
     "Site",
@@ -79,6 +81,7 @@ _VIEWS = {
     View.COMPARE: answer_compare,
     View.SCRIPT: answer_asset,
     View.STYLE: answer_asset,
+    View.CLIENT: answer_asset,
     View.ICON: answer_asset,
 }
 _REFUSED = {
@@ -93,7 +96,7 @@ _REFUSED = {
     "cancel": "You are not allowed to cancel jobs.",
     "discard": "You are not allowed to discard jobs.",
 }
-_PARTS = (View.SCRIPT, View.STYLE, View.ICON)  # of the page: the same for all jobs
+_PARTS = (View.SCRIPT, View.STYLE, View.CLIENT, View.ICON)  # the same for all jobs
 _RIGHTS = {
     **dict.fromkeys(_VIEWS, "output"),
     View.STATUS: "list",

@@ -1,4 +1,8 @@
-"""The page's script, style and icons at URLs of their own: for sites whose own policy allows nothing inside a page."""
+"""Scripts, styles and icons at URLs of their own: the page's, for sites whose own policy allows nothing inside a page,
+and a script for pages of the site's own."""
+
+from collections.abc import Callable
+from functools import partial
 
 from .._jobs import Job
 from . import assets
@@ -11,7 +15,17 @@ __all__ = ["answer_asset", "asset_link"]
 
 _FOR_A_YEAR = ("Cache-Control", "private, max-age=31536000, immutable")
 _NOT_KEPT = ("Cache-Control", "no-store")
-_TYPES = {View.SCRIPT: "text/javascript", View.STYLE: "text/css", View.ICON: "image/svg+xml"}
+_TYPES = {
+    View.SCRIPT: "text/javascript",
+    View.STYLE: "text/css",
+    View.CLIENT: "text/javascript",
+    View.ICON: "image/svg+xml",
+}
+_TEXTS: dict[View, Callable[[], str]] = {
+    View.SCRIPT: assets.script,
+    View.STYLE: assets.style,
+    View.CLIENT: partial(assets.static, "client.js"),
+}
 
 
 def asset_link(visit: Visit, view: View, state: str = "") -> str:
@@ -20,7 +34,7 @@ def asset_link(visit: Visit, view: View, state: str = "") -> str:
 
 
 def answer_asset(visit: Visit, job: Job) -> Answer:
-    """Answer with a part of the page that says nothing of the job, and that a browser may keep, and nobody else: the
+    """Answer with what says nothing of the job, and that a browser may keep, and nobody else: the
     URL has the token."""
     view = View(visit.parameters["_view"])
     asked = visit.parameters.get("_version", "")
@@ -41,5 +55,5 @@ def _content(view: View, state: str = "") -> tuple[str, str]:
     """Return a text and its version: a new one is at a new URL, since it may be kept for good."""
     if view is View.ICON:
         return icon(ICON, state), state
-    text = assets.script() if view is View.SCRIPT else assets.style()
+    text = _TEXTS[view]()
     return text, assets.digest(text)[:12]

@@ -50,6 +50,9 @@ class View(StrEnum):
     STYLE = "app.css"
     """The page's style."""
 
+    CLIENT = "client.js"
+    """A script for pages of the site's own."""
+
     ICON = "icon.svg"
     """The page's icon, for each state one."""
 

@@ -2,17 +2,15 @@
 
 ``watching`` takes over a request from the decorated view that it reached, and ``starter`` starts a job step by step.
 ``again`` starts the request of an ended job anew. ``joining`` finds the job of a repeated request, ``untouched``
-answers a request that was done within ``promote_after``, and ``options`` checks the options of the middleware.
+answers a request that was done within ``promote_after``, ``ends`` is what follows the end of a job, and ``options``
+checks the options of the middleware.
 """
 
 from .again import run_again
+from .ends import Ends
 from .options import (
-    check_functions,
-    check_numbers,
-    check_pair,
+    check_options,
     check_places,
-    check_switches,
-    check_texts,
     foreground_is_asked_for,
     limits_of,
     priorities_of,
@@ -21,15 +19,12 @@ from .starter import Starter, WSGIApplication
 from .watching import LazyResponse, end_of, foreground_of, may_be_lazy, may_begin_twice, settle, taken
 
 __all__ = [
+    "Ends",
     "LazyResponse",
     "Starter",
     "WSGIApplication",
-    "check_functions",
-    "check_numbers",
-    "check_pair",
+    "check_options",
     "check_places",
-    "check_switches",
-    "check_texts",
     "end_of",
     "foreground_is_asked_for",
     "foreground_of",

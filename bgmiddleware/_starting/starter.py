@@ -49,6 +49,7 @@ from ..errors import (
 )
 from ..registries.base import END, SHORT
 from .early import Patience, is_early_answer
+from .ends import Ends
 from .joining import Asking, Beginnings, asking, asking_again
 from .options import Limits, Priorities
 from .untouched import untouched
@@ -101,6 +102,7 @@ class Starter:
     secret: bytes | None = field(repr=False)
     """The secret from which the names and tokens of jobs that can be joined are derived. None: the registry's own."""
     waiting: Waiting
+    ends: Ends
     patience: Patience = field(default_factory=Patience, repr=False)
     beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
     dropped: Dropped = field(default_factory=Dropped, repr=False)
@@ -256,7 +258,10 @@ class Starter:
 
     def _priority(self, environ: dict[str, Any]) -> Priority:
         """Return the priority of a request's job."""
-        return next((priority for mark, priority in self.priorities if mark(environ)), Priority.NORMAL)
+        for mark, priority in self.priorities:
+            if mark(environ):
+                return priority
+        return Priority.NORMAL
 
     def refuse(self, environ: dict[str, Any]) -> Answer | None:
         """Return the answer to a request that must not start a job; None if it may."""
@@ -413,6 +418,7 @@ class Starter:
     def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> tuple[Job, Run]:
         """Add the job with its request, and submit it. Keeps nothing if it raises ``QueueFull`` or ``RegistryFull``."""
         registry = self.site.registry
+        self.ends.expect(job.key)
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
         if must_hold:

@@ -17,6 +17,7 @@ from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
 from ..errors import RegistryError
 from ._history import History, Level, Minute, Spread
 from ._housekeeping import house
+from ._outbox import MemoryOutbox, Outbox
 from ._times import MOST as MOST_TIMES
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "History",
     "Level",
     "Minute",
+    "Outbox",
     "Page",
     "Piece",
     "Registry",
@@ -163,6 +165,8 @@ class Registry(ABC):
         self.max_result = max_result
         self.clock = clock
         self._secret = secrets.token_bytes(32)
+        self._outboxes: dict[str, Outbox] = {}
+        self._tells: tuple[Callable[[Job], None], ...] = ()
         self.tidy_every: float = min(60.0, max(1.0, min(ttl, pending_ttl) / 10))
         """Seconds from one :meth:`tidy` to the next."""
         self.tidied_at: tuple[int, float] = 0, 0.0
@@ -381,6 +385,20 @@ class Registry(ABC):
         """Return 32 bytes that nobody else knows, the same for all who share the jobs: tokens that can be found again
         are made with it. They outlive a shared registry's processes."""
         return self._secret
+
+    def outbox(self, name: str) -> Outbox:
+        """Return the messages that wait under *name*, letters and digits, for all who share the jobs."""
+        return self._outboxes.setdefault(name, MemoryOutbox())
+
+    def tell_ends(self, tell: Callable[[Job], None]) -> None:
+        """From now on call *tell* once with each job whose end this object writes down, whoever asked for it, in the
+        thread that did so and with no lock held. It must raise nothing."""
+        self._tells = (*self._tells, tell)
+
+    def _has_ended(self, job: Job) -> None:
+        """To be called, with no lock held, when this object has written down the end of a job."""
+        for tell in self._tells:
+            tell(job)
 
     def attach(self, key: str, source: Source) -> bool:
         """Take the live output of a job to read it when asked; true if this registry does so.

@@ -1,9 +1,10 @@
 """Jobs in the memory of one process; what is large is spooled to files."""
 
+import contextlib
 import itertools
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -82,6 +83,7 @@ class MemoryRegistry(Registry):
         self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
         self._counts = Counts()
+        self._untold: deque[Job] = deque()  # whose ends are to be told when the lock is free
         self._bytes = 0
         self._freed = 0  # since memory was given back
         self._noticed_at = float("-inf")
@@ -211,7 +213,8 @@ class MemoryRegistry(Registry):
                 changes.check_whole(job, change)
                 self._end(record, changes.ended(job, now, change, ttl=self.ttl))
             record.wake()
-            return True
+        self._tell()
+        return True
 
     def renew(
         self,
@@ -264,7 +267,8 @@ class MemoryRegistry(Registry):
                 record.job = job
                 if record.source is not None:
                     record.source.interrupt(reason)
-            return job.state
+        self._tell()
+        return job.state
 
     def position(self, key: str) -> int:
         with self._lock:
@@ -301,6 +305,7 @@ class MemoryRegistry(Registry):
             is_much = self._freed >= _MUCH and evicted.evicted < limit
             if is_much:
                 self._freed = 0
+        self._tell()
         if is_much:
             give_back()
         return evicted
@@ -336,13 +341,18 @@ class MemoryRegistry(Registry):
                 source.interrupt(record.job.reason)
             return True
 
+    def _tell(self) -> None:
+        with contextlib.suppress(IndexError):
+            while self._untold:
+                self._has_ended(self._untold.popleft())
+
     # All that follows is called with the lock held.
 
     def _find(self, key: str) -> "_Record":
         record = self._records.get(key)
         if record is None:
             raise JobExpired(key) if key in self._expired else JobNotFound(key)
-        if record.job.has_expired(self.clock()):
+        if record.job.expires_at is not None and record.job.has_expired(self.clock()):
             raise JobExpired(key)
         return record
 
@@ -422,6 +432,8 @@ class MemoryRegistry(Registry):
         self._pending.pop(job.key, None)
         self._running.pop(job.key, None)
         self._ended[job.key] = None
+        if self._tells:
+            self._untold.append(job)
 
     def _forget(self, key: str) -> None:
         record = self._records.pop(key)

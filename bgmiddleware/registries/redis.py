@@ -30,9 +30,10 @@ from . import _changes as changes
 from ._history import History, events_of, minutes_since, path_of, undone
 from ._redis.index import LINGER, Entered, Index
 from ._redis.link import Address, Call, Damaged, Server
+from ._redis.outbox import RedisOutbox
 from ._redis.records import Records, Stored, nonce
 from ._times import MOST as MOST_TIMES
-from .base import END, FILLED, PAGE_BYTES, Evicted, Piece, Registry, Renewal, Times, Transition
+from .base import END, FILLED, PAGE_BYTES, Evicted, Outbox, Piece, Registry, Renewal, Times, Transition
 
 __all__ = ["RedisRegistry"]
 
@@ -283,6 +284,9 @@ class RedisRegistry(Registry):
         self.leave_house()
         self._server.close()
 
+    def outbox(self, name: str) -> Outbox:
+        return RedisOutbox(self._server, f"{self._prefix}:outbox:{name}")
+
     def secret(self) -> bytes:
         return self._index.secret(secrets.token_bytes(32))
 
@@ -392,6 +396,10 @@ class RedisRegistry(Registry):
         if new.name and (new.state, new.admitted) != (stored.job.state, stored.job.admitted):
             with contextlib.suppress(RegistryError):  # it is done; the name lasts as long as it was meant to
                 self._index.keep_name(new, self.ttl + LINGER if new.state.ended else _NAMED)
+        if self._tells and new.state.ended and not stored.job.state.ended:
+            with contextlib.suppress(RegistryError, JobNotFound, JobExpired):  # how long it is, only the server knows
+                new = self.get(new.key)
+            self._has_ended(new)
         return True
 
     def _uncount(self, job: Job, events: Mapping[str, int], now: float) -> None:

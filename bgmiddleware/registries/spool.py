@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from typing import ClassVar, TypeVar
 
 from .._ground.numbers import check_positive
+from .._ground.weakly import weakly
 from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import (
     Fenced,
@@ -29,12 +30,13 @@ from ._spool import rows as table
 from ._spool.clock import HostClock
 from ._spool.jobfiles import look
 from ._spool.layout import Ends, open_file
+from ._spool.outbox import SpoolOutbox
 from ._spool.rows import Row
 from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
 from ._spool.writer import Sealed, Writer
 from ._times import MOST as MOST_TIMES
-from .base import PAGE_BYTES, Evicted, Piece, Registry, Renewal, StorageFull, Times, Transition
+from .base import PAGE_BYTES, Evicted, Outbox, Piece, Registry, Renewal, StorageFull, Times, Transition
 
 __all__ = ["SpoolRegistry"]
 
@@ -81,7 +83,7 @@ class SpoolRegistry(Registry):
         busy_timeout: float = 5.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._store = Store(directory, busy_timeout)
+        self._store = Store(directory, busy_timeout, weakly(self._has_ended))
         steady = HostClock(self._store.path) if sys.platform == "linux" else time.time
         super().__init__(
             ttl=ttl,
@@ -357,6 +359,10 @@ class SpoolRegistry(Registry):
     def secret(self) -> bytes:
         return self._store.secret()
 
+    def outbox(self, name: str) -> Outbox:
+        self._store.secret()  # the directory is there then
+        return SpoolOutbox(os.path.join(self.directory, "outbox", name))
+
     # Looking.
 
     def _find(self, database: sqlite3.Connection, key: str) -> Row:
@@ -465,6 +471,7 @@ class SpoolRegistry(Registry):
             changes.check_whole(job, transition)
         self._change(change, row, job, now, self._store.files(row).kept(ends))
         change.ended.append(row)
+        change.told.append(job)
 
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:
         lost = evicted = 0

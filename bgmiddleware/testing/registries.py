@@ -4,6 +4,7 @@ The subclass gives a fixture ``make``: a function of a registry's settings that 
 closes it after the test. The registry must take ``clock=``.
 """
 
+import importlib
 import random
 import threading
 import time
@@ -1272,6 +1273,53 @@ class RegistryContract(HistoryContract):
         assert registry.wait(KEY, 4, LONG).state is JobState.LOST
         assert [job.state for job in registry.jobs()] == [JobState.LOST]
         assert all_of(registry, KEY) == b"kept"
+
+    def test_each_end_is_told_once_by_who_wrote_it_down(self, registry: Registry, clock: Clock) -> None:
+        told: list[Job] = []
+        registry.tell_ends(told.append)
+        ended(registry, "finished", output=b"kept")
+        assert not registry.finish(key_of("finished"), RUNNER, JobState.FAILED)
+        assert registry.request_cancel(added(registry, "cancelled")) is JobState.CANCELLED
+        registry.request_cancel(key_of("cancelled"))
+        registry.request_cancel(running(registry, "goes on"))
+        running(registry, "vanished", lease=15.0)
+        clock.advance(15.0)
+        assert registry.get(key_of("vanished")).state is JobState.LOST  # which nobody has written down
+        assert [(job.title, job.state) for job in told] == [
+            ("finished", JobState.FINISHED),
+            ("cancelled", JobState.CANCELLED),
+        ]
+        assert told[0].output_end == 4
+        registry.evict()
+        registry.evict()
+        assert [(job.title, job.state) for job in told[2:]] == [("vanished", JobState.LOST)]
+        assert registry.get(told[2].key) == told[2]
+
+    def test_an_outbox_gives_each_text_when_it_is_due_to_one_who_asks(self, registry: Registry) -> None:
+        outbox = registry.outbox("a1")
+        assert (outbox.take(1e9, 60.0), outbox.size()) == (None, 0)
+        assert outbox.put("later", 20.0, "l\u00e4ter")
+        assert outbox.put("first", 10.0, "old")
+        assert outbox.put("first", 11.0, "new")
+        assert outbox.size() == 2
+        assert outbox.take(10.9, 60.0) is None
+        assert outbox.take(11.0, 60.0) == ("first", "new")
+        assert outbox.take(19.0, 60.0) is None
+        assert outbox.take(20.0, 60.0) == ("later", "l\u00e4ter")
+        assert outbox.take(71.0, 60.0) == ("first", "new")  # who took it did nothing with it
+        outbox.remove("first")
+        outbox.remove("first")
+        assert outbox.size() == 1
+        assert registry.outbox("b2").size() == 0
+        takers = [begun(lambda: registry.outbox("a1").take(1e6, 60.0)) for _ in range(8)]
+        assert [taken for taken in map(done, takers) if taken] == [("later", "l\u00e4ter")]
+
+    def test_an_outbox_has_room_for_so_many_texts(self, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+        outbox = registry.outbox("a1")
+        monkeypatch.setattr(importlib.import_module(type(outbox).__module__), "MOST", 2)
+        assert [outbox.put(name, 1.0, "x") for name in "abc"] == [True, True, False]
+        assert outbox.put("a", 2.0, "y")
+        assert outbox.size() == 2
 
     def test_a_job_without_a_lease_runs_as_long_as_it_likes(self, registry: Registry, clock: Clock) -> None:
         running(registry, lease=None)

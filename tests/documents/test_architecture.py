@@ -24,7 +24,7 @@ LAYERS = (
     ("registries",),
     ("_running",),
     ("executors",),
-    ("marks", "owners", "redact", "_context"),
+    ("hooks", "marks", "owners", "redact", "_context"),
     ("_serving",),
     ("_starting",),
     ("_middleware",),
@@ -165,7 +165,7 @@ def test_what_is_public_is_exported() -> None:
     assert public - modules <= set(bgmiddleware.__all__)
     # What users import by its path is not private by accident.
     assert {name for name in modules if not name.startswith("_")} <= {
-        *("client", "errors", "executors", "marks", "owners", "paste", "redact", "registries", "testing")
+        *("client", "errors", "executors", "hooks", "marks", "owners", "paste", "redact", "registries", "testing")
     }
 
 

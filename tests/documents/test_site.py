@@ -4,13 +4,15 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import bgmiddleware
 from tests.conftest import needs
 from tests.kit import command_line
-from tests.kit.documents import DOCS, ROOT
+from tests.kit.documents import DOCS, PAGES, ROOT
 
 
 class Links(HTMLParser):
@@ -30,46 +32,35 @@ class Links(HTMLParser):
                 self.targets.append(named[name])
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.mark.everything
+def test_the_site_is_made_without_a_warning_and_has_all_it_should_have(tmp_path: Path) -> None:
     needs("sphinx")
     needs("furo")
-    made = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", str(DOCS), str(made)]
+    command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", str(DOCS), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    return made
+    pages = {path: Links(path.read_text("utf-8")) for path in tmp_path.rglob("*.html")}
+    for path in pages:
+        _links_lead_somewhere(path, pages)
+    contents = {*pages[tmp_path / "index.html"].targets, "index.html"}
+    assert {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in PAGES.values()} <= contents
+    public = {
+        f"{'module-' if isinstance(value, ModuleType) else ''}bgmiddleware.{name}"
+        for name, value in vars(bgmiddleware).items()
+        if name in bgmiddleware.__all__
+    }
+    assert public <= pages[tmp_path / "reference" / "api.html"].anchors
 
 
-@pytest.mark.everything
-def test_the_links_within_the_site_lead_somewhere(site: Path) -> None:
-    pages = {path: Links(path.read_text("utf-8")) for path in site.rglob("*.html")}
-    assert len(pages) > 20
-    for path, page in pages.items():
-        for target in page.targets:
-            url = urlsplit(target)
-            if url.scheme or url.netloc:
-                continue
-            there = (path.parent / unquote(url.path)).resolve() if url.path else path
-            assert there.is_file(), f"{path.relative_to(site)}: {target}"
-            if url.fragment and there in pages:
-                assert unquote(url.fragment) in pages[there].anchors, f"{path.relative_to(site)}: {target}"
-
-
-@pytest.mark.everything
-def test_the_site_has_each_page_in_its_contents(site: Path) -> None:
-    start = Links((site / "index.html").read_text("utf-8"))
-    for page in DOCS.rglob("*.rst"):
-        assert page.relative_to(DOCS).with_suffix(".html").as_posix() in {*start.targets, "index.html"}
-
-
-@pytest.mark.everything
-def test_what_is_public_is_in_the_reference(site: Path) -> None:
-    import bgmiddleware
-
-    anchors = Links((site / "reference" / "api.html").read_text("utf-8")).anchors
-    modules = ("marks", "owners")  # which have a section each
-    assert {f"bgmiddleware.{name}" for name in bgmiddleware.__all__ if name not in modules} <= anchors
+def _links_lead_somewhere(path: Path, pages: dict[Path, Links]) -> None:
+    for target in pages[path].targets:
+        url = urlsplit(target)
+        if url.scheme or url.netloc:
+            continue
+        there = (path.parent / unquote(url.path)).resolve() if url.path else path
+        assert there.is_file(), f"{path.name}: {target}"
+        if url.fragment and there in pages:
+            assert unquote(url.fragment) in pages[there].anchors, f"{path.name}: {target}"
 
 
 def test_the_page_of_the_command_line_is_what_its_parser_says() -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..._jobs import Channel, Job, JobState
 from ...errors import ConfigurationError, RegistryError
@@ -33,7 +33,10 @@ _log = logging.getLogger("bgmiddleware")
 class Store:
     """The storage of a spool registry. Constructing it makes nothing; *patience*: see :class:`Index`."""
 
-    def __init__(self, directory: str | os.PathLike[str], patience: float) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], patience: float, tell: Callable[[Job], None] = lambda job: None
+    ) -> None:
+        self._tell = tell  # that a job has ended
         self.writers = Writers()
         self._directory = Directory(directory)
         self._index = Index(self._directory.path, patience)
@@ -111,6 +114,8 @@ class Store:
             files.remove()
             if isinstance(gone, Row) and gone.job.state is JobState.PENDING:
                 files.stamp()  # it had no file that who waits for it could miss
+        for job in change.told:
+            self._tell(job)
 
     def free_what_expired(self, now: float, limit: int) -> None:
         """Remove the files of up to *limit* jobs that are to be forgotten, before that is written down: where there is
@@ -185,6 +190,8 @@ class Change:
         self.database = database
         self.changed: list[Row] = []
         self.ended: list[Row] = []
+        self.told: list[Job] = []
+        """Those of them as they are now."""
         self.gone: list[Entry] = []
 
     def store(self, row: Row, job: Job, kept: int | None = None) -> None:

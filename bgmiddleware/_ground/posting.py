@@ -1,0 +1,85 @@
+"""Send a POST to an address that somebody else chose: to no private address, along no redirect, and not for long."""
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+__all__ = ["Refused", "checked_url", "post"]
+
+_CONNECT = 5.0
+_WHOLE = 15.0
+
+
+class Refused(OSError):
+    """The host has no address that may be used."""
+
+
+def checked_url(url: object, *, allow_private: bool) -> str:
+    """Return the scheme and host of *url*, which may be shown. Raises ``ValueError`` for a URL that cannot be used."""
+    if not isinstance(url, str) or not url.isascii() or any(character <= " " for character in url):
+        raise ValueError("it is no URL")
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and allow_private):
+        raise ValueError("it does not begin with https://")
+    if not parts.hostname or "@" in parts.netloc or parts.fragment:
+        raise ValueError("it needs a host, and no user and fragment")
+    return f"{parts.scheme}://{parts.hostname}{'' if parts.port is None else f':{parts.port}'}"
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bool = False) -> int:
+    """Return the status of the answer. Raises ``OSError`` or ``http.client.HTTPException`` where there is none within
+    15 seconds. The answer's body is not read."""
+    parts = urlsplit(url)
+    host, is_secure = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if is_secure else 80)
+    connection = http.client.HTTPConnection(host, port)
+    connected = _connect(host, port, allow_private)
+    # A server that sends a byte now and then would keep the time-out of each read from passing.
+    last = threading.Timer(_WHOLE, _shut_down, (connected,))
+    last.daemon = True
+    last.name = "bgmiddleware-post"
+    last.start()
+    try:
+        if is_secure:
+            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
+        connection.sock = connected
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("POST", target, body, {**headers, "Host": parts.netloc, "Connection": "close"})
+        return connection.getresponse().status
+    finally:
+        last.cancel()
+        connection.close()
+        connected.close()
+
+
+def _connect(host: str, port: int, allow_private: bool) -> socket.socket:
+    """Connect to an address that was checked: were the name looked up again, it might have another one."""
+    refused: OSError = Refused(f"{host} has no public address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if not allow_private and not _is_public(str(address[0])):
+            continue
+        connected = socket.socket(family, kind, protocol)
+        connected.settimeout(_CONNECT)
+        try:
+            connected.connect(address)
+            return connected
+        except OSError as error:
+            connected.close()
+            refused = error
+    raise refused
+
+
+def _is_public(address: str) -> bool:
+    known = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(known, "ipv4_mapped", None) or getattr(known, "sixtofour", None)
+    return known.is_global and not known.is_multicast and (mapped is None or mapped.is_global)
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,295 @@
+"""What follows the end of a job: hooks are called, and webhooks delivered, also if their process is killed."""
+
+import base64
+import http.server
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgmiddleware import BackgroundMiddleware, ConfigurationError, Job, JobState, MemoryRegistry, hooks, marks
+from bgmiddleware._ground import posting
+from bgmiddleware._starting import ends
+from bgmiddleware.registries import open_registry
+from bgmiddleware.testing.clock import Clock
+from tests.conftest import needs
+from tests.kit.clients import InProcess, ended, start
+from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
+
+SECRET = f"whsec_{base64.b64encode(b'x' * 24).decode()}"
+WAIT = 60.0  # never reached by a test that passes
+
+
+class Receiver:
+    """A server that takes messages; its answers are *statuses*, then 204."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.received: list[tuple[dict[str, str], bytes]] = []
+        self._came = threading.Condition()
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = receiver.statuses.pop(0) if receiver.statuses else 204
+                self.send_response(status)
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                with receiver._came:
+                    receiver.received.append(({**self.headers, "path": self.path}, body))
+                    receiver._came.notify_all()
+
+            def log_message(self, *arguments: Any) -> None:
+                """Say nothing."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook/of-secret-path?k=v"
+
+    def messages(self, count: int) -> list[tuple[dict[str, str], bytes]]:
+        """Wait until so many came."""
+        with self._came:
+            assert self._came.wait_for(lambda: len(self.received) >= count, WAIT), self.received
+            return list(self.received)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    threading.Thread(target=receiver.server.serve_forever, name="receiver").start()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Look again and again: nothing says that a message was put off."""
+    until = time.monotonic() + WAIT
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def due_at(outbox: Any) -> float:
+    """Return when the only message is due."""
+    ((at, _),) = outbox._texts.values()
+    return float(at)
+
+
+def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    if environ["PATH_INFO"] == "/raise":
+        raise LookupError("of the app")
+    print("printed")
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"done"]
+
+
+def test_a_hook_is_called_once_with_each_job_that_has_ended() -> None:
+    told: list[tuple[str, JobState, str]] = []
+    with BackgroundMiddleware(
+        app, when=marks.always, on_end=lambda job: told.append((job.title, job.state, job.reason))
+    ) as site:
+        ended(site, start(InProcess(site), "/x"))
+        ended(site, start(InProcess(site), "/raise"))
+    assert told == [
+        ("POST /x", JobState.FINISHED, ""),
+        ("POST /raise", JobState.FAILED, "LookupError: of the app"),
+    ]
+
+
+def test_what_a_hook_raises_is_logged_and_the_next_one_is_called(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Job] = []
+
+    def broken(job: Job) -> None:
+        print("not of the job")
+        raise SystemExit("abcdef")
+
+    with BackgroundMiddleware(app, when=marks.always, on_end=[broken, told.append], redact=["abcdef"]) as site:
+        job = ended(site, start(InProcess(site), "/x"))
+    assert [other.key for other in told] == [job.key]
+    assert job.output_end == len("printed\n")
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "a hook raised" in record.getMessage()
+    assert "SystemExit: [redacted]" in record.getMessage()
+
+
+@pytest.mark.parametrize("wrong", [None, 1, "python:shop:note", [None], {}])
+def test_what_is_no_hook_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^on_end = "):
+        BackgroundMiddleware(app, on_end=wrong)
+
+
+def test_a_webhook_is_signed_as_the_standard_says(receiver: Receiver) -> None:
+    standard = pytest.importorskip("standardwebhooks")
+    hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
+    with BackgroundMiddleware(app, when=marks.always, on_end=hook) as site:
+        job = ended(site, start(InProcess(site), "/raise"))
+        ((headers, body),) = receiver.messages(1)
+    message = standard.Webhook(SECRET).verify(body, headers)
+    assert headers["path"] == "/hook/of-secret-path?k=v"
+    assert headers["webhook-id"] == job.key
+    assert (message["type"], message["data"]["reason"]) == ("job.failed", "LookupError: of the app")
+    with pytest.raises(standard.WebhookVerificationError):
+        standard.Webhook(SECRET).verify(body + b" ", headers)
+
+
+def test_a_webhook_is_told_of_the_states_that_it_asks_for(receiver: Receiver) -> None:
+    hook = hooks.webhook(receiver.url, SECRET, events={"failed"}, allow_private=True)
+    with BackgroundMiddleware(app, when=marks.always, on_end=[hook]) as site:
+        ended(site, start(InProcess(site), "/x"))
+        ended(site, start(InProcess(site), "/raise"))
+        receiver.messages(1)
+    assert [json.loads(body)["type"] for _, body in receiver.received] == ["job.failed"]
+    assert site.registry.outbox(hook.name).size() == 0
+
+
+def test_what_was_not_taken_is_sent_again_for_a_day_and_then_given_up(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    receiver.statuses = [500] * 100
+    hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
+    with BackgroundMiddleware(app, when=marks.always, registry=MemoryRegistry(clock=clock), on_end=hook) as site:
+        begun = clock.now
+        ended(site, start(InProcess(site), "/x"))
+        outbox = site.registry.outbox(hook.name)
+        for tries, delay in enumerate(ends.DELAYS, 1):
+            receiver.messages(tries)
+            wait_until(lambda: abs(due_at(outbox) - clock.now - delay) < 0.01)  # noqa: B023  # called at once
+            clock.advance(delay)
+        receiver.messages(len(ends.DELAYS) + 1)
+        wait_until(lambda: outbox.size() == 0)
+        assert 20 * 3600 < clock.now - begun < 25 * 3600
+    assert "was not told" in caplog.text
+    assert "secret-path" not in caplog.text
+
+
+def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
+    receiver.statuses = [302]
+    hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
+    assert hook.deliver("id", "{}") == 302
+    assert len(receiver.messages(1)) == 1
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "[::1]", "10.1.2.3", "169.254.169.254", "localhost", "[::ffff:127.0.0.1]"]
+)
+def test_a_private_address_is_not_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connected: list[Any] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: connected.append(address))
+    with pytest.raises(posting.Refused, match="no public address"):
+        hooks.webhook(f"https://{host}/x", SECRET).deliver("id", "{}")
+    assert connected == []
+
+
+def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that changes its address between the check and the connection leads nowhere else."""
+    answers = iter(["93.184.216.34", "127.0.0.1"])
+    connected: list[Any] = []
+
+    def look_up(host: str, port: int, **options: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+    def connect(self: socket.socket, address: Any) -> None:
+        connected.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(ConnectionRefusedError):
+        hooks.webhook("https://shop.example/x", SECRET).deliver("id", "{}")
+    assert connected == [("93.184.216.34", 443)]
+
+
+@pytest.mark.everything
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posting, "_WHOLE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hook = hooks.webhook(f"http://127.0.0.1:{silent.getsockname()[1]}/", SECRET, allow_private=True)
+        with pytest.raises(OSError):  # noqa: PT011  # of what kind depends on the system
+            hook.deliver("id", "{}")
+
+
+@pytest.mark.parametrize(
+    ("url", "secret", "options"),
+    [
+        ("http://example.com/secret", SECRET, {}),
+        ("https://user:secret@example.com/", SECRET, {}),
+        ("https:///secret", SECRET, {}),
+        ("https://example.com/#secret", SECRET, {}),
+        ("https://example.com/", "my secret", {}),
+        ("https://example.com/", base64.b64encode(b"secret").decode(), {}),
+        ("https://example.com/", SECRET, {"events": {"running"}}),
+        ("https://example.com/", SECRET, {"events": "failed"}),
+    ],
+)
+def test_a_bad_webhook_is_refused_and_shows_no_secret(url: str, secret: str, options: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^webhook ") as caught:
+        hooks.webhook(url, secret, **options)
+    assert "secret@" not in str(caught.value)
+    assert "/secret" not in str(caught.value)
+    assert secret not in str(caught.value)
+
+
+# A process that is killed between the end of a job and the delivery.
+
+_KILLED = """
+import os, signal, sys, threading
+from bgmiddleware import BackgroundMiddleware, hooks, marks
+from bgmiddleware.registries import open_registry
+from bgmiddleware.testing.clients import InProcess, start
+from tests.starting.test_hooks import app
+location, url, secret = sys.argv[1:]
+webhook = hooks.webhook(url, secret, allow_private=True)
+site = BackgroundMiddleware(
+    app,
+    when=marks.always,
+    registry=open_registry(location),
+    on_end=[lambda job: os.kill(os.getpid(), signal.SIGKILL), webhook],
+)
+start(InProcess(site), "/x")
+threading.Event().wait()
+"""
+
+
+@pytest.fixture(params=["spool", "redis"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "spool":
+        return f"spool:{tmp_path / 'jobs'}"
+    needs("redis")
+    server: RedisServer = request.getfixturevalue("redis_server")
+    return server.url
+
+
+@pytest.mark.everything
+def test_a_process_that_is_killed_between_an_end_and_its_delivery_loses_no_webhook(
+    location: str, receiver: Receiver
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, location, receiver.url, SECRET], timeout=WAIT, check=False, cwd=os.getcwd()
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert receiver.received == []
+    hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
+    with (
+        open_registry(location) as registry,
+        BackgroundMiddleware(app, when=marks.always, registry=registry, on_end=hook) as site,
+    ):
+        (job,) = registry.jobs()
+        assert job.state is JobState.FINISHED
+        unknown = "00000000-0000-4000-8000-000000000000"
+        assert InProcess(site).request("GET", f"/x?_t={unknown}").status == 404  # a visit is enough
+        ((headers, body),) = receiver.messages(1)
+    assert headers["webhook-id"] == job.key
+    assert json.loads(body)["type"] == "job.finished"
