@@ -3,10 +3,13 @@
 import dataclasses
 import hashlib
 import math
+import operator
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import repeat
 from types import NoneType
 from typing import Any, Self
 
@@ -313,11 +316,13 @@ class Job:
     def changed(self, **fields: Any) -> Self:
         """Return the job with other values in some *fields*.
 
-        The same as :func:`dataclasses.replace`, which takes three times as long: every job changes several times.
+        The same as :func:`dataclasses.replace`, which takes four times as long: every job changes several times.
         """
         job = object.__new__(type(self))
-        for name, set_field in _SETTERS.items():
-            set_field(job, fields[name] if name in fields else getattr(self, name))
+        # All are copied without a line of Python for each.
+        deque(map(operator.call, _SETTERS.values(), repeat(job), _values_of(self)), maxlen=0)
+        for name, value in fields.items():
+            _SETTERS[name](job, value)
         return job
 
     def elapsed(self, now: float) -> float:
@@ -371,7 +376,7 @@ class Job:
 
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
-        document = {name: getattr(self, name) for name in _SETTERS}
+        document = dict(zip(_SETTERS, _values_of(self), strict=True))
         for name in ("response", "progress", "steps", "question"):
             if document[name] is not None:
                 document[name] = dataclasses.asdict(document[name])
@@ -405,6 +410,7 @@ class Job:
 _SETTERS: dict[str, Callable[[Job, Any], None]] = {
     field.name: vars(Job)[field.name].__set__ for field in dataclasses.fields(Job)
 }
+_values_of: Callable[[Job], tuple[Any, ...]] = operator.attrgetter(*_SETTERS)
 _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),

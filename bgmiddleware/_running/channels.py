@@ -50,6 +50,8 @@ class BodyStore:
 
 def open_request_body(registry: Registry, key: str, size: int) -> BinaryIO:
     """Return the body of a recorded request, *size* bytes long, as a seekable file; a small one is read at once."""
+    if not size:
+        return io.BytesIO()
     reader = _RequestReader(registry, key, size)
     if size > IN_MEMORY:
         return io.BufferedReader(reader, IN_MEMORY)

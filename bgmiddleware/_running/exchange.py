@@ -84,9 +84,10 @@ def _text(what: str, text: object) -> str:
     """Return a text of a head as a plain str."""
     if not isinstance(text, str):
         raise TypeError(f"a {what} must be str, not {type(text).__name__}: {text!r}")
-    if any(character in text for character in "\r\n\0"):
-        raise ValueError(f"a {what} may not contain line breaks: {text!r}")
-    text.encode("latin-1")  # a server would fail at that for each reader
+    if not (text.isascii() and text.isprintable()):  # as nearly all are
+        if any(character in text for character in "\r\n\0"):
+            raise ValueError(f"a {what} may not contain line breaks: {text!r}")
+        text.encode("latin-1")  # a server would fail at that for each reader
     return str.__str__(text).strip(" \t")
 
 

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from .._capture import JobOutput, detached
@@ -15,6 +15,7 @@ from .._jobs import Channel, Progress, Steps
 from ..errors import BadOffset, Fenced, JobExpired, JobNotFound, RegistryError, RegistryFull
 from ..registries.base import Registry, StorageFull
 from .keeping import Keeping, Place, keeping_of
+from .ticking import Ticking, ticking_of
 
 __all__ = ["LEASE", "RENEW_EVERY", "Keeper", "patiently"]
 
@@ -28,8 +29,6 @@ LEASE = 15.0
 RENEW_EVERY = 5.0
 _LOOK_EVERY = 1.0  # for a cancel
 _TELL_EVERY = 0.1
-_TICK = 0.1
-_EVER = float("inf")
 _COLLECT_EVERY = 0.25  # what ends no line
 _GATHER = 0.02
 _ENOUGH = 256 * 1024
@@ -48,8 +47,8 @@ def patiently(registry: Registry, call: Callable[[], _T], *, but: tuple[type[Exc
     What is tried again must be safe to repeat. Raises what *call* raised last, as a ``RegistryError``; at once
     what a registry answers, and *but*, which is not its trouble.
     """
-    begun = time.monotonic()
     answers: tuple[type[Exception], ...] = (*_GONE, RegistryFull, *but)
+    begun = time.monotonic()
     for last in _tries(registry):
         try:
             return call()
@@ -69,10 +68,14 @@ def as_trouble(error: Exception) -> RegistryError:
     return error if isinstance(error, RegistryError) else RegistryError(f"{type(error).__name__}: {error}")
 
 
-def _tries(registry: Registry) -> Iterator[bool]:
+def _tries(registry: Registry) -> Iterable[bool]:
     """Yield for half a minute, with pauses between that grow, whether this is the last time; once where a registry is
     of this process."""
-    until = time.monotonic() + (_PATIENCE if registry.shared else 0.0)
+    return _tries_of_shared() if registry.shared else (True,)
+
+
+def _tries_of_shared() -> Iterator[bool]:
+    until = time.monotonic() + _PATIENCE
     pause, longest = _BACK_OFF
     while time.monotonic() < until:
         yield False
@@ -131,7 +134,7 @@ class Keeper:
         self._parent = 0  # who does our work; 0: nobody
         self._renew_at = self._look_at = self._tell_at = 0.0
         self._begun = time.monotonic()
-        self._ticking: tuple[Keeping, Place] | None = None
+        self._ticking: Ticking | None = None
 
     def leave_to_parent(self) -> None:
         """Say that the parent of this process renews the lease, and interrupts the job when it is asked to stop."""
@@ -145,13 +148,12 @@ class Keeper:
         self._renew_at, self._look_at = now + RENEW_EVERY, now + _LOOK_EVERY
         if self._parent:
             self._open()
-        keeping = keeping_of(self._registry)
         if not self._registry.attach(self._key, output):
-            self._keeping = keeping
-            self._place = keeping.join(self, self._due_look(), now + _GATHER)
+            self._keeping = keeping_of(self._registry)
+            self._place = self._keeping.join(self, self._due_look(), now + _GATHER)
         else:
-            with contextlib.suppress(RuntimeError):  # no thread can begin: then it is known less well when it printed
-                self._ticking = keeping, keeping.join(_Ticking(output), now + _EVER, now + _TICK)
+            self._ticking = ticking_of(self._registry)
+            self._ticking.join(output)
 
     def _open(self) -> None:
         with contextlib.suppress(Exception):  # what comes will tell
@@ -216,9 +218,10 @@ class Keeper:
         if self._keeping is not None and self._place is not None:
             self._keeping.leave(self._place)
             self._place = None
-        if self._ticking is not None:
-            keeping, place = self._ticking
-            keeping.leave(place)
+        if self._ticking is not None and self._output is not None:
+            self._ticking.leave(self._output)
+        if not (self._size or self._dropped_from is not None or self._has_news()):
+            return  # as of most jobs: all is sent, and nobody stores more
         for _ in _tries(self._registry):
             if self._has_told_all() or self._full:
                 break
@@ -444,18 +447,3 @@ class Keeper:
     def _interrupt(self, reason: str) -> None:
         if self._output is not None:
             self._output.interrupt(reason)
-
-
-class _Ticking:
-    """Drains an output that its registry reads only when somebody looks."""
-
-    def __init__(self, output: JobOutput) -> None:
-        self._output = output
-
-    def look(self) -> float:
-        return _EVER
-
-    def turn(self) -> float:
-        with contextlib.suppress(Exception):  # who stores next meets it again
-            self._output.drain()
-        return time.monotonic() + _TICK

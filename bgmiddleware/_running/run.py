@@ -2,6 +2,7 @@
 it ended. Where it runs is the executor's choice."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -45,6 +46,7 @@ _log = logging.getLogger("bgmiddleware")
 
 _LOST_BODY = "part of its response is lost: its registry went back to what it was earlier"
 _TAIL_BYTES = 64 * 1024  # of the output, in which a traceback is looked for
+_NOTHING = contextlib.nullcontext()  # around a job
 _LAST_DRAIN = 1.0  # seconds that a job which prints without pause may hold up its end
 
 
@@ -113,8 +115,6 @@ class Run:
         self._outlet = outlet
         self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = new_runner(self._pid)
-        self._keeper = Keeper(registry, key, self._runner, weakly(self._reclaim))
-        self._steps = RunningSteps(key, self._keeper.now, weakly(self._tell))
         self._output: JobOutput | None = None  # from the claim on
         self._questions: Questions | None = None
         self._response: RecordedResponse | None = None
@@ -193,6 +193,16 @@ class Run:
         """Whether it was asked to stop while it ran, whatever it made of that."""
         return self._output is not None and self._output.is_interrupted
 
+    # Made by the thread that runs the job: who starts it answers a client.
+
+    @functools.cached_property
+    def _keeper(self) -> Keeper:
+        return Keeper(self.registry, self.key, self._runner, weakly(self._reclaim))
+
+    @functools.cached_property
+    def _steps(self) -> RunningSteps:
+        return RunningSteps(self.key, self._keeper.now, weakly(self._tell))
+
     def leave_to_parent(self) -> None:
         """Say, before it is called, that the parent of this process renews the claim and hears of a cancel."""
         self._keeper.leave_to_parent()
@@ -237,7 +247,7 @@ class Run:
     def _run(self) -> None:
         install()
         has_descriptors = self._outlet is not None
-        tees = open_tee(has_descriptors=has_descriptors) if self._tees else contextlib.nullcontext()
+        tees = open_tee(has_descriptors=has_descriptors) if self._tees else _NOTHING
         with tees as tee:
             self._run_captured(tee)
 
@@ -273,7 +283,8 @@ class Run:
         begun = self._cpu_clock()
         try:
             keeper.begin(output)
-            with self._limited(output), self._descriptors(output), use_output(output):
+            limited = _NOTHING if self._deadline is None else self._limited(output, self._deadline)
+            with limited, self._descriptors(output), use_output(output):
                 if self._preface:
                     output.note(self._preface)
                 state, reason, error = self._outcome(output)
@@ -299,9 +310,7 @@ class Run:
         registry = self.registry
 
         def finish() -> bool:
-            to, runner, _, reason, response, receipt, output_end, body_end = change
-            ends = {"output_end": output_end, "body_end": body_end}
-            return registry.finish(self.key, runner, to, reason=reason, response=response, receipt=receipt, **ends)
+            return registry.transition(self.key, {JobState.RUNNING}, change)
 
         for last in (False, False, True):
             ends = (0, 0) if last else (self._keeper.end_sent, self._body.end if self._body else 0)
@@ -330,23 +339,20 @@ class Run:
 
     def _descriptors(self, output: JobOutput) -> contextlib.AbstractContextManager[None]:
         if self._outlet is None:
-            return contextlib.nullcontext()
+            return _NOTHING
         return own_descriptors(output, self._outlet)
 
     @contextlib.contextmanager
-    def _limited(self, output: JobOutput) -> Iterator[None]:
+    def _limited(self, output: JobOutput, deadline: float) -> Iterator[None]:
         """Ask the job to stop when its deadline has passed."""
-        if self._deadline is None:
-            yield
-            return
-        reason = over_deadline(self._deadline)
+        reason = over_deadline(deadline)
 
         def stop() -> None:
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
                 self.registry.request_cancel(self.key, reason)
             output.interrupt(reason)
 
-        timer = threading.Timer(self._deadline, stop)
+        timer = threading.Timer(deadline, stop)
         timer.daemon = True
         timer.name = f"bgmiddleware-deadline-{self.key[:8]}"
         with detached():

@@ -14,6 +14,7 @@ from .dashboard import answer_dashboard
 from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
+from .health import Health
 from .lines import answer_lines
 from .links import sealed
 from .log import answer_log
@@ -27,6 +28,7 @@ from .shared_links import SHARED
 from .sharing import answer_shares
 from .status import answer_status, status_answer
 from .stored import Stored, compressed, conditional
+from .times import answer_times
 from .viewers import Viewers
 from .visit import BadParameter, Forbidden, Site, Visit, about
 
@@ -36,6 +38,7 @@ __all__ = [
     "Answer",
     "Authorize",
     "Headers",
+    "Health",
     "PageMaker",
     "PageParts",
     "Site",
@@ -71,6 +74,7 @@ _VIEWS = {
     View.PAGE: answer_page,
     View.EVENTS: answer_events,
     View.LINES: answer_lines,
+    View.TIMES: answer_times,
     View.CAST: answer_cast,
     View.CAST2: answer_cast,
     View.RESULT: answer_result,

@@ -403,10 +403,11 @@ def _told(answer: Answer, seconds: float) -> Answer:
 
 def job_headers(job: Job) -> Headers:
     """Return what every answer says of its job, for scripts."""
-    headers = [("Job-State", job.state.value)]
-    if job.current_progress is not None and job.current_progress.percent is not None:
-        headers.append(("Job-Progress", f"{job.current_progress.percent:.1f}"))
-    return tuple(headers)
+    state = ("Job-State", job.state.value)
+    progress = job.current_progress
+    if progress is None or progress.percent is None:
+        return (state,)
+    return state, ("Job-Progress", f"{progress.percent:.1f}")
 
 
 def about(job: Job, vary: str = "Accept") -> Headers:

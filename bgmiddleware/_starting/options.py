@@ -44,7 +44,7 @@ def check_options(given: Mapping[str, Any]) -> None:
 
     check_numbers(**named("max_body stream_slots promote_after deadline"))
     check_functions(given["unnamed"], **named("app when owner authorize title"))
-    check_texts(**named("token_name secret dashboard assets version"))
+    check_texts(**named("token_name secret dashboard health assets version"))
     check_switches(**named("single_flight capture_logging capture_children tee answers details"))
     check_switches(**named("refuse_cross_site foreground keep_requests"))
     check_pair(given["dashboard"], given["authorize"])
@@ -128,7 +128,7 @@ def check_places(registry: object, executor: object) -> None:
         )
 
 
-def check_texts(*, token_name: object, secret: object, dashboard: object, assets: object, version: object) -> None:
+def check_texts(*, token_name: object, secret: object, assets: object, version: object, **paths: object) -> None:
     """Check the texts."""
     if not (isinstance(token_name, str) and re.fullmatch(r"[A-Za-z0-9_.~-]+", token_name)):
         raise ConfigurationError.of_setting("token_name", token_name, "letters, digits and -._~")
@@ -136,8 +136,9 @@ def check_texts(*, token_name: object, secret: object, dashboard: object, assets
         raise ConfigurationError.of_setting("token_name", token_name, f"another name than {', '.join(_OUR_PARAMETERS)}")
     if secret is not None and not (isinstance(secret, str) and len(secret) >= _SHORTEST_SECRET):
         raise ConfigurationError.of_setting("secret", "…", f"a text of at least {_SHORTEST_SECRET} characters")
-    if dashboard is not None and not (isinstance(dashboard, str) and dashboard.startswith("/")):
-        raise ConfigurationError.of_setting("dashboard", dashboard, "a path that begins with '/'")
+    for name, path in paths.items():
+        if path is not None and not (isinstance(path, str) and path.startswith("/")):
+            raise ConfigurationError.of_setting(name, path, "a path that begins with '/'")
     if assets not in ("inline", "external"):
         raise ConfigurationError.of_setting("assets", assets, "inline or external")
     if not isinstance(version, str):

@@ -258,7 +258,10 @@ class Starter:
 
     def _priority(self, environ: dict[str, Any]) -> Priority:
         """Return the priority of a request's job."""
-        return next((priority for mark, priority in self.priorities if mark(environ)), Priority.NORMAL)
+        for mark, priority in self.priorities:
+            if mark(environ):
+                return priority
+        return Priority.NORMAL
 
     def refuse(self, environ: dict[str, Any]) -> Answer | None:
         """Return the answer to a request that must not start a job; None if it may."""

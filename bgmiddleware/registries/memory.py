@@ -352,7 +352,7 @@ class MemoryRegistry(Registry):
         record = self._records.get(key)
         if record is None:
             raise JobExpired(key) if key in self._expired else JobNotFound(key)
-        if record.job.has_expired(self.clock()):
+        if record.job.expires_at is not None and record.job.has_expired(self.clock()):
             raise JobExpired(key)
         return record
 

@@ -773,7 +773,7 @@ class TestOutput:
         # Between the number and its line break anything may have run.
         rest = output.replace("from within", "").replace("x" * 5000, "").replace("\n", "")
         assert rest == "".join(map(str, range(50)))
-        assert output.count("from within") > 50
+        assert output.count("from within") >= 50
 
     def test_signal_handlers_that_print_during_drains_lose_nothing(self) -> None:
         script = """
