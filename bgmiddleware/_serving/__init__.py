@@ -29,6 +29,7 @@ from .shared_links import SHARED
 from .sharing import answer_shares
 from .status import answer_status, status_answer
 from .stored import Stored, compressed, conditional
+from .times import answer_times
 from .viewers import Viewers
 from .visit import BadParameter, Forbidden, Site, Visit, about
 
@@ -74,6 +75,7 @@ _VIEWS = {
     View.PAGE: answer_page,
     View.EVENTS: answer_events,
     View.LINES: answer_lines,
+    View.TIMES: answer_times,
     View.CAST: answer_cast,
     View.CAST2: answer_cast,
     View.RESULT: answer_result,

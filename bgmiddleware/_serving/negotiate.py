@@ -29,6 +29,9 @@ class View(StrEnum):
     LINES = "lines"
     """The output as JSON, a line for each of its lines."""
 
+    TIMES = "times"
+    """When the output came, as JSON. Never negotiated."""
+
     CAST = "cast"
     """The output as a recording of a terminal. Never negotiated."""
 

@@ -229,7 +229,7 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "cancelled": _result_of(_cancel),
     "lost": _result_of(_lose),
     "forbidden": _forbidden,
-    "method-not-allowed": _of_no_job("POST", "/_jobs"),
+    "method-not-allowed": _of_no_job("PUT", "/_jobs"),
 }
 RETRIED = {"not-ready", "queue-full", "registry-error", "speculative", "no-slot"}
 
