@@ -8,7 +8,6 @@ import re
 import sys
 import urllib.error
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 
 from .._jobs import EXIT_STATUS, Job, JobState, key_of
 from .._running import taken_answer
@@ -17,6 +16,7 @@ from ..client import JobClient
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
 from ..registries import open_registry
 from ..registries.base import Registry
+from .stats import jobs_line, printable, run_stats, run_watch
 
 __all__ = ["add_jobs_command", "count", "run_jobs_command"]
 
@@ -65,6 +65,16 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     sharing.add_argument("--for", dest="seconds", type=count, default=604800, help="seconds (default: %(default)s)")
     unsharing = actions.add_parser("unshare", help="take back all links that show a job to others")
     unsharing.add_argument("url", metavar="URL", help="the job's URL, which has its token")
+    for name, text in (
+        ("stats", "say how many jobs wait and run, and what was counted of each path"),
+        ("watch", "say that and list the newest jobs, again and again"),
+    ):
+        counting = add(name, text, names_job=False)
+        counting.add_argument("--minutes", type=count, default=60, help="how far back (default: %(default)s)")
+        counting.add_argument("--json", action="store_true", help="a JSON document per line")
+    counting.add_argument("--every", type=float, default=2.0, help="seconds between two looks (default: %(default)s)")
+    counting.add_argument("--limit", type=count, default=20, help="how many jobs at most (default: %(default)s)")
+    counting.add_argument("--rounds", type=count, help="end after so many looks")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
@@ -78,6 +88,8 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         "cancel": _cancel,
         "answer": _answer,
         "evict": _evict,
+        "stats": run_stats,
+        "watch": run_watch,
     }
     if options.action in _OVER_HTTP:
         return _ask_server(options)
@@ -114,12 +126,7 @@ def _list(registry: Registry, options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(_document(job, now)))
         else:
-            begun = datetime.fromtimestamp(job.created_at, UTC)
-            owner = f"  ({_printable(job.owner)})" if job.owner is not None else ""
-            print(
-                f"{job.key}  {job.state:9}  {begun:%Y-%m-%d %H:%M:%S}  {job.elapsed(now):8.1f} s"
-                f"  {job.output_end:>11,} B  {_printable(job.title)}{owner}"
-            )
+            print(jobs_line(job, now))
     return 0
 
 
@@ -140,7 +147,7 @@ def _follow(registry: Registry, options: argparse.Namespace) -> int:
     job = registry.get(key)
     begin, end = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     if job.state is not JobState.FINISHED:
-        print(f"bgmiddleware: the job is {begin}{job.state}{end}: {_printable(job.reason)}", file=sys.stderr)
+        print(f"bgmiddleware: the job is {begin}{job.state}{end}: {printable(job.reason)}", file=sys.stderr)
     elif end:
         print(f"\x1b[32mfinished{end} after {job.elapsed(0.0):.1f} s", file=sys.stderr)
     return EXIT_STATUS[job.state]
@@ -200,7 +207,7 @@ def _ask_server(options: argparse.Namespace) -> int:
             print(said)
         return 0
     except urllib.error.HTTPError as error:
-        print(f"bgmiddleware: the server refused: {_printable(error.msg.strip())}", file=sys.stderr)
+        print(f"bgmiddleware: the server refused: {printable(error.msg.strip())}", file=sys.stderr)
     except (OSError, ValueError, http.client.HTTPException) as error:
         print(f"bgmiddleware: {error}", file=sys.stderr)
     return 2
@@ -241,8 +248,3 @@ def _document(job: Job, now: float) -> dict[str, object]:
     for name in ("request", "response", "fingerprint", "name", "name_salt"):
         del document[name]
     return {**document, "elapsed": job.elapsed(now), "status_code": job.response.code if job.response else None}
-
-
-def _printable(text: str | None) -> str:
-    """Return a text of a client without control characters, which a terminal would obey."""
-    return "".join(character if character.isprintable() else "�" for character in text or "")
