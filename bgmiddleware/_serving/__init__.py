@@ -19,6 +19,7 @@ from .lines import answer_lines
 from .links import sealed
 from .log import answer_log
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
+from .numbers import Numbers, answer_metrics
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
@@ -38,6 +39,7 @@ __all__ = [
     "Authorize",
     "Headers",
     "Health",
+    "Numbers",
     "PageMaker",
     "PageParts",
     "Site",
@@ -47,6 +49,7 @@ __all__ = [
     "Visit",
     "about",
     "answer_ended",
+    "answer_metrics",
     "answer_operator",
     "bad_query",
     "compressed",

@@ -105,6 +105,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "dashboard": ("/_jobs", lambda app: app._is_dashboard({"PATH_INFO": "/_jobs"}), True),
         "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
         "health": ("/_health", lambda app: app._is_health({"PATH_INFO": "/_health"}), True),
+        "metrics": ("/_metrics", lambda app: app._is_metrics({"PATH_INFO": "/_metrics"}), True),
         "title": ("python:bgmiddleware.marks:always", lambda app: app._starter.title, marks.always),
         "redact": ("common", lambda app: len(app.redaction.forms) > 10, True),
         "on_end": ("python:bgmiddleware.marks:always", lambda app: app._ends._hooks, (marks.always,)),
