@@ -1,5 +1,6 @@
 """One request that bears a token, and what is needed to answer it."""
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -10,7 +11,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from .._ground.prefer import preferences
 from .._jobs import KEY_LENGTH, Job, key_of
-from ..errors import ConfigurationError, JobNotFound, RegistryError
+from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ..executors.base import Executor
 from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
@@ -49,12 +50,13 @@ class Forbidden(Exception):
     """An operator may not do what he asks for; the message names the right for it."""
 
 
+_IS_TOKEN = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOKEN = f"(?:[0-9a-f-]{{36}}|{SHARED})"
 
 
 @cache  # a few sites have as many names
 def _ours(token_name: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(token_name)}={_TOKEN}|_(?:view|wait|offset|every)=.*", re.DOTALL)
+    return re.compile(rf"{re.escape(token_name)}={_TOKEN}|_(?:view|wait|offset|every|with|ignore)=.*", re.DOTALL)
 
 
 @cache
@@ -235,6 +237,14 @@ class Visit:
         if self.share is not None and not self.share.is_of(job, self.registry.clock()):
             raise JobNotFound(self.key)
         return job
+
+    def other_job(self, token: str) -> Job | None:
+        """Return another job, if this client may know of it; None: it may not, or there is none."""
+        if not _IS_TOKEN.fullmatch(token):
+            return None
+        with contextlib.suppress(JobNotFound, JobExpired):
+            return self.site.visit(self.environ, token).job()
+        return None
 
     @property
     def is_operators(self) -> bool:

@@ -33,7 +33,7 @@ _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "": False, "0": F
 _SWITCHES["off"] = False
 _SHORTEST_SECRET = 16
 _SHARED = 'SpoolRegistry("/var/lib/…") of bgmiddleware.registries.spool, RedisRegistry("redis://…") of ….redis'
-_OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
+_OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version", "_with", "_ignore")
 
 
 def check_options(given: Mapping[str, Any]) -> None:
