@@ -166,19 +166,8 @@ def test_what_is_public_is_exported() -> None:
     assert public - modules <= set(bgmiddleware.__all__)
     # What users import by its path is not private by accident.
     assert {name for name in modules if not name.startswith("_")} <= {
-        *(
-            "client",
-            "errors",
-            "executors",
-            "hooks",
-            "marks",
-            "metrics",
-            "owners",
-            "paste",
-            "redact",
-            "registries",
-            "testing",
-        )
+        *("client", "errors", "executors", "hooks", "marks", "metrics", "owners", "paste", "redact", "registries"),
+        "testing",
     }
 
 
