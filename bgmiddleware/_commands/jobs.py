@@ -1,10 +1,12 @@
 """``python -m bgmiddleware jobs``: inspect the jobs of a shared registry from outside the server."""
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
 import re
+import signal
 import sys
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ __all__ = ["add_jobs_command", "count", "run_jobs_command"]
 
 _TOKEN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SEARCHED = 10_000
+_INTERRUPTED = 130  # as shells have it
 
 
 def count(text: str) -> int:
@@ -113,7 +116,7 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         print(f"bgmiddleware: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:  # the reader has enough, as in "… | head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
         return 141
@@ -141,9 +144,10 @@ def _show(registry: Registry, options: argparse.Namespace) -> int:
 
 def _follow(registry: Registry, options: argparse.Namespace) -> int:
     key = _key(registry, options.job)
-    for data in _pieces_with_times(registry, key) if options.times else _pieces(registry, key):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    with _left_at_once():
+        for data in _pieces_with_times(registry, key) if options.times else _pieces(registry, key):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
     job = registry.get(key)
     begin, end = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     if job.state is not JobState.FINISHED:
@@ -151,6 +155,17 @@ def _follow(registry: Registry, options: argparse.Namespace) -> int:
     elif end:
         print(f"\x1b[32mfinished{end} after {job.elapsed(0.0):.1f} s", file=sys.stderr)
     return EXIT_STATUS[job.state]
+
+
+@contextlib.contextmanager
+def _left_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process then and there. ``KeyboardInterrupt`` is lost where it is raised within a finalizer,
+    and who only reads leaves nothing to be tidied up."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pieces_with_times(registry: Registry, key: str) -> Iterator[bytes]:
