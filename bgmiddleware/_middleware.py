@@ -19,10 +19,13 @@ from ._serving import (
     SHARED,
     Answer,
     Authorize,
+    Health,
+    Numbers,
     PageMaker,
     Site,
     StartResponse,
     Viewers,
+    answer_metrics,
     answer_operator,
     page_maker,
     serve,
@@ -73,24 +76,26 @@ class BackgroundMiddleware:
     *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see :mod:`bgmiddleware.owners`) names
     the owner of a job; default: anyone with the token. *single_flight*: whether a request joins an identical one of the
     same client that still runs. *keep_requests*: whether the request of a job is kept until the TTL, so that it can be
-    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many
-    connections of this process viewers may hold open; further viewers get the output so far and poll; default: half of
-    the server's threads if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are
-    opened below it, for users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a
-    set of ``list``, ``output``, ``result``, ``cancel`` and ``discard``. *title*: the name of a job, a function of the
-    environ; default: its method, path and query. *redact*: secrets that are replaced by ``[redacted]`` before anything
-    of a job is stored, shown or logged, but not in its response: texts, compiled patterns, and what the functions of
-    :mod:`bgmiddleware.redact` return. *on_end*: what is called with each job that has ended, by the process that wrote
-    the end down: functions of a ``Job``, and what ``hooks.webhook(…)`` returns. *page*: your own design of a job's
-    page: a function of :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*:
-    ``inline`` puts the page's script and style in the page, ``external`` at their own URLs. *capture_logging*: whether
-    a job's log records go to its output if no handler writes them to the console. *capture_children*: whether
-    subprocesses without streams of the job print to its output too. *tee*: whether the output of jobs is copied to the
-    server's standard output. *answers*: whether readers answer what a job reads by ``input()``; else its input is at
-    its end. *details*: whether anyone who may see a job sees the traceback of its exception, and the host and process
-    that ran it; else only the server's log has the traceback. *refuse_cross_site*: whether a marked request from a page
-    of another site gets 403. *foreground*: whether no request starts a job, so that a debugger can stop in a view; the
-    environment variable ``BGMIDDLEWARE_FOREGROUND`` does the same. *token_name*: the query parameter with the token.
+    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many connections of this
+    process viewers may hold open; further viewers get the output so far and poll; default: half of the server's threads
+    if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are opened below it, for
+    users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a set of ``list``,
+    ``output``, ``result``, ``cancel`` and ``discard``. *health*: the path at which anybody may read whether this
+    process can take jobs. *metrics*: the path of numbers for Prometheus, for users whom *authorize* gives the right
+    ``list``. *title*: the name of a job, a function of the environ; default: its method, path and query. *redact*:
+    secrets that are replaced by ``[redacted]`` before anything of a job is stored, shown or logged, but not in its
+    response: texts, compiled patterns, and what the functions of :mod:`bgmiddleware.redact` return. *on_end*: what is
+    called with each job that has ended, by the process that wrote the end down: functions of a ``Job``, and what
+    ``hooks.webhook(…)`` returns. *page*: your own design of a job's page: a function of
+    :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's
+    script and style in the page, ``external`` at their own URLs. *capture_logging*: whether a job's log records go to
+    its output if no handler writes them to the console. *capture_children*: whether subprocesses without streams of the
+    job print to its output too. *tee*: whether the output of jobs is copied to the server's standard output. *answers*:
+    whether readers answer what a job reads by ``input()``; else its input is at its end. *details*: whether anyone who
+    may see a job sees the traceback of its exception, and the host and process that ran it; else only the server's log
+    has the traceback. *refuse_cross_site*: whether a marked request from a page of another site gets 403. *foreground*:
+    whether no request starts a job, so that a debugger can stop in a view; the environment variable
+    ``BGMIDDLEWARE_FOREGROUND`` does the same. *token_name*: the query parameter with the token.
 
     Constructing starts nothing. Calling is safe from any thread. Raises ``ConfigurationError`` for a bad option.
     """
@@ -112,6 +117,8 @@ class BackgroundMiddleware:
         stream_slots: int | None = None,
         dashboard: str | None = None,
         authorize: Authorize | None = None,
+        health: str | None = None,
+        metrics: str | None = None,
         title: Callable[[dict[str, Any]], str] | None = None,
         redact: Iterable[str | re.Pattern[str] | Redaction] = (),
         on_end: OnEnd | Sequence[OnEnd] = (),
@@ -172,13 +179,19 @@ class BackgroundMiddleware:
         )
         self._authorize = authorize
         self._stays_in_foreground = foreground or foreground_is_asked_for()
-        self._look_for(when, dashboard, token_name)
+        self._health = Health(self._site)
+        self._metrics = None if metrics is None else _metrics_of(self.registry)
+        self._look_for(when, {"dashboard": dashboard, "health": health, "metrics": metrics}, token_name)
 
-    def _look_for(self, when: marks.Mark, dashboard: str | None, token_name: str) -> None:
+    def _look_for(self, when: marks.Mark, paths: Mapping[str, str | None], token_name: str) -> None:
         """Prepare the look at each request."""
-        # The dashboard's path is looked for among the marked ones, so that it costs the others nothing.
-        self._is_dashboard = marks.never if dashboard is None else marks.with_keys(dashboard)
-        marked = when if dashboard is None else marks.any_of(self._is_dashboard, when)
+        # Our own paths are looked for among the marked ones, so that they cost the others nothing.
+        exact = {name: marks.never if path is None else marks.exactly(path) for name, path in paths.items()}
+        self._is_dashboard = marks.never if paths["dashboard"] is None else marks.with_keys(paths["dashboard"])
+        self._is_health, self._is_metrics = exact["health"], exact["metrics"]
+        own = [mark for mark in (self._is_dashboard, self._is_health, self._is_metrics) if mark is not marks.never]
+        self._is_own = marks.any_of(*own) if own else marks.never
+        marked = marks.any_of(*own, when) if own else when
         self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
         self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="
@@ -208,7 +221,7 @@ class BackgroundMiddleware:
                 or (self._second is not None and (self._second in path or self._third in path))
             )
         if may_be_marked and self._when(environ) and not _context.current_job() and self._may_start(environ):
-            if self._stays_in_foreground and not self._is_dashboard(environ):
+            if self._stays_in_foreground and not self._is_own(environ):
                 return self._in_foreground(environ, start_response)
             return self._answer_marked(environ).send(environ, start_response)
         app = self.app  # to call an attribute takes longer than to call a name
@@ -253,7 +266,7 @@ class BackgroundMiddleware:
 
     def _may_start(self, environ: dict[str, Any]) -> bool:
         """Whether a marked request is ours: HEAD and OPTIONS start nothing, so the app answers them as any other."""
-        return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_dashboard(environ)
+        return environ["REQUEST_METHOD"] not in _context.UNSTARTED or self._is_own(environ)
 
     def _look_at_routes(self) -> None:
         """Warn, once the app has its routes, of decorators that do nothing where they stand."""
@@ -265,6 +278,10 @@ class BackgroundMiddleware:
         return self.app(environ, start_response)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
+        if self._is_health(environ):
+            return self._health.answer(environ)
+        if self._authorize is not None and self._metrics is not None and self._is_metrics(environ):
+            return answer_metrics(environ, self._metrics, self._authorize)
         if self._authorize is not None and self._is_dashboard(environ):
             return answer_operator(self._site, environ, self._authorize)
         return self._starter.start_replay(self.app, environ, copy_context())
@@ -321,6 +338,12 @@ class BackgroundMiddleware:
 
 _context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
 _context.bypasses.add(id(BackgroundMiddleware._in_foreground.__code__))
+
+
+def _metrics_of(registry: Registry) -> Numbers:
+    from .metrics import Metrics  # it needs an extra
+
+    return Metrics(registry)
 
 
 def _unwrapped(app: WSGIApplication) -> WSGIApplication:

@@ -221,6 +221,8 @@ class Run:
             self._is_unsure = True
             raise
         self._is_unsure = False
+        if claimed:
+            self._keeper.claimed()
         return claimed
 
     def abandon(self, reason: str) -> bool:

@@ -14,6 +14,7 @@ from .shorten import shortened
 
 __all__ = [
     "LANGUAGES",
+    "SCRIPTS",
     "digest",
     "language_of",
     "script",
@@ -43,22 +44,38 @@ def stripped_style(text: str) -> str:
     return re.sub(r"\s*([{};,>])\s*|(:)\s+", r"\1\2", text).replace(";}", "}").strip() + "\n"
 
 
+SCRIPTS = ("terminal.js", "page.js", "lines.js", "begin.js")
+"""The files that the script of the page is made of."""
+
+_CONSTANTS = ("Math", "Object", "document", "performance")
+
+
 @cache
 def script() -> str:
     """Return the script of the page, its terminal first."""
-    return shortened(static("terminal.js") + static("page.js"))
+    colours = f"const COLOURS = '{_colours()}';"
+    return shortened("".join([colours, *map(static, SCRIPTS)]), *_CONSTANTS)
 
 
 @cache
 def style() -> str:
-    """Return the style of the page."""
-    return stripped_style(static("page.css") + static("terminal.css"))
+    """Return the style of the page, but for the terminal's sixteen colours: the script has them."""
+    return stripped_style(static("page.css") + _COLOUR.sub("", static("terminal.css")))
+
+
+_COLOUR = re.compile(r"\.(?:fg|bg)\d+\{\w+:light-dark\(#(\w+),#(\w+)\)\}\n")
+
+
+def _colours() -> str:
+    """Return the colours of the terminal, of text and then of what is behind it: each for light, then for dark."""
+    found = [colour for pair in _COLOUR.findall(static("terminal.css")) for colour in pair]
+    return "".join(colour if len(colour) == 6 else "".join(letter * 2 for letter in colour) for colour in found)
 
 
 @cache
 def template(name: str) -> Template:
     """Return a part of the page, in which its words are to be filled in."""
-    return Template(static(name))
+    return Template(static(name).replace(">\n<", "><"))
 
 
 @cache

@@ -29,6 +29,9 @@ class View(StrEnum):
     LINES = "lines"
     """The output as JSON, a line for each of its lines."""
 
+    TIMES = "times"
+    """When the output came, as JSON. Never negotiated."""
+
     CAST = "cast"
     """The output as a recording of a terminal. Never negotiated."""
 
@@ -40,6 +43,9 @@ class View(StrEnum):
 
     SHARE = "share"
     """The links by which it is shown to others, for its owner. Never negotiated."""
+
+    COMPARE = "compare"
+    """It beside another run. Never negotiated."""
 
     SCRIPT = "app.js"
     """The page's script, the same for all jobs. Never negotiated either."""

@@ -6,9 +6,9 @@ name of a global one that the script uses, comments are lines of ``//``, and the
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, product
+from itertools import product
 
 __all__ = ["shortened"]
 
@@ -17,13 +17,14 @@ _TOKEN = re.compile(
     r"""|(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
     r"|(?P<word>[A-Za-z_$][\w$]*)"
     r"|(?P<number>\d[\w.]*)"
-    r"|(?P<mark>\?\.(?!\d)|=>|\.\.\.|\+\+|--|.)"
+    r"|(?P<mark>[!=]==|\?\.(?!\d)|=>|\.\.\.|\+\+|--|.)"
 )
 _PATTERN = re.compile(r"/(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\[\n])+/[a-z]*")
 _TEMPLATE = re.compile(r"(?:\\.|\$(?!\{)|[^`\\$])*(`|\$\{)", re.DOTALL)
 _BEFORE_VALUE = {"return", "typeof", "case", "of", "in", "else", "await", "new", "instanceof"}
 _BEFORE_OBJECT = {*"(,=:[?&|", "return", "const", "let", "...", "await", "of"}
 _NO_CALL = {"if", "for", "while", "switch"}
+_WORDS = {"true": "!0", "false": "!1", "Infinity": "1/0", "undefined": "void 0", "const": "let"}
 _KEYWORDS = {"as", "do", "if", "in", "is", "of"}
 _CLOSES = {")": "(", "]": "[", "}": "{"}
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
@@ -37,19 +38,31 @@ class _Token:
     """What the innermost bracket is: ``(``, ``[``, ``block``, ``object``, ``class``, or nothing."""
     partner: int = 0
     """Of a closing bracket, where its opening one is, and the other way round."""
+    region: int = 0
+    """Which statement of the outermost level, or of the module that all of a file is in, it belongs to."""
+    is_outermost: bool = False
+    """Whether it is itself at such a level."""
 
 
-def shortened(script: str) -> str:
+def shortened(script: str, *constants: str) -> str:
     """Return *script* without what is only for us: with a short name for each variable, function, class and parameter
-    that it declares, and with one ``const`` for those that follow each other."""
+    that it declares, and for the global *constants*; with ``let`` for all, once for those that follow each other."""
     said = list(_tokens(script))
     _pair(said)
-    names = _names(_declared(said), said)
+    _divide(said)
+    declared = [*_declared(said), *((name, True) for name in constants)]
+    names = _names(said, declared)
     for number, token in enumerate(said):
         if token.kind == "word" and token.text in names and not _is_property(said, number):
             short = names[token.text]
             token.text = f"{token.text}:{short}" if _is_shorthand(said, number) else short
-    return "".join(_joined(said))
+        elif token.kind == "word" and not (_is_property(said, number) or said[number - 1].text in (".", "?.")):
+            token.text = _WORDS.get(token.text, token.text)
+        elif token.text in ("===", "!==") and re.match("['\"][a-z]", said[number + 1].text):
+            token.text = token.text[:2]  # nothing else is equal to a word
+    _drop_parentheses(said)
+    begin = ",".join(f"{names[name]}={name}" for name in constants)
+    return "".join([f"let {begin};" if begin else "", *_joined(said)])
 
 
 def _tokens(script: str) -> Iterator[_Token]:
@@ -102,6 +115,24 @@ def _pair(said: list[_Token]) -> None:
             opened.append((number, token.text if token.text != "{" else _kind_of_brace(said, number)))
 
 
+def _divide(said: list[_Token]) -> None:
+    """Say of each token which statement it belongs to. No function is in two of them."""
+    region, levels = 0, [0]
+    depth = 0
+    for number, token in enumerate(said):
+        if token.kind in ("mark", "template") and token.text[0] in _CLOSES:
+            depth -= 1
+        token.region, token.is_outermost = region, depth == levels[-1]
+        if token.text == "}" and depth == 1 and len(levels) > 1:
+            levels.pop()
+        if token.is_outermost and token.text in (";", "}"):
+            region += 1
+        if token.kind in ("mark", "template") and token.text[-1] in "([{":
+            depth += 1
+        if token.text == "{" and "".join(each.text for each in said[max(0, number - 5) : number]) == "=(()=>":
+            levels.append(depth)
+
+
 def _kind_of_brace(said: list[_Token], number: int) -> str:
     before = said[number - 1]
     if said[number - 2].text in ("class", "extends"):
@@ -125,16 +156,17 @@ def _is_shorthand(said: list[_Token], number: int) -> bool:
     return token.within == "object" and before in ("{", ",") and behind in (",", "}", "=")
 
 
-def _declared(said: list[_Token]) -> Iterator[str]:
+def _declared(said: list[_Token]) -> Iterator[tuple[str, bool]]:
+    """Yield the names that are declared, and whether that is for several statements."""
     for number, token in enumerate(said):
         if token.kind == "word" and token.text in ("function", "class") and said[number + 1].kind == "word":
-            yield said[number + 1].text
+            yield said[number + 1].text, token.is_outermost
         elif token.text in ("const", "let") and token.kind == "word":
-            yield from _declarators(said, number + 1)
+            yield from ((name, token.is_outermost) for name in _declarators(said, number + 1))
         elif token.text == "=>" and said[number - 1].kind == "word":
-            yield said[number - 1].text
+            yield said[number - 1].text, False
         elif token.text == ")" and _are_parameters(said, number):
-            yield from _bound(said, token.partner + 1, number)
+            yield from ((name, False) for name in _bound(said, token.partner + 1, number))
 
 
 def _are_parameters(said: list[_Token], number: int) -> bool:
@@ -165,19 +197,29 @@ def _bound(said: list[_Token], at: int, end: int) -> Iterator[str]:
         at += 1
 
 
+def _drop_parentheses(said: list[_Token]) -> None:
+    """Drop those around a single parameter."""
+    for number, token in enumerate(said[:-3]):
+        is_single = token.text == "(" and token.partner == number + 2 and said[number + 1].kind == "word"
+        if is_single and said[number + 3].text == "=>":
+            token.text = said[number + 2].text = ""
+
+
 def _joined(said: list[_Token]) -> Iterator[str]:
     """Yield the tokens with nothing between them that says nothing."""
     begun = [""]  # by the depth of brackets, the word that the statement began with
     last = ";"
     for number, token in enumerate(said):
         text, behind = token.text, said[number + 1].text if number + 1 < len(said) else ""
+        if not text:
+            continue
         if token.kind in ("mark", "template"):
             begun = begun[:-1] if text[0] in _CLOSES else begun
             begun = [*begun, ""] if text[-1] in "([{" else begun
-        if text == ";" and behind == begun[-1] in _DECLARING:
+        if text == ";" and behind == begun[-1] == "let":
             text = ","
         elif (
-            (text in _DECLARING and last == ",")
+            (text == "let" and last == ",")
             or (text == ";" and behind == "}" and not _is_body(said, number))
             or (text == "," and behind in _CLOSES)
         ):
@@ -190,27 +232,35 @@ def _joined(said: list[_Token]) -> Iterator[str]:
         last = text
 
 
-_DECLARING = ("const", "let")
-
-
-def _is_of_word(character: str) -> bool:
-    return character.isalnum() or character in "_$"
-
-
 def _is_body(said: list[_Token], number: int) -> bool:
     """Whether a semicolon is all that a loop does."""
     before = said[number - 1]
     return before.text == ")" and said[before.partner - 1].text in _NO_CALL
 
 
-def _names(declared: Iterable[str], said: list[_Token]) -> dict[str, str]:
-    uses = Counter(token.text for token in said if token.kind == "word")
-    longer = sorted((name for name in set(declared) if len(name) > 1), key=lambda name: (-uses[name], name))
-    short = (
-        "".join(letters)
-        for length in count(1)
-        for letters in product(_LETTERS, repeat=length)
-        if "".join(letters) not in uses and "".join(letters) not in _KEYWORDS
-    )
-    names = dict(zip(longer, short, strict=False))
-    return {name: to for name, to in names.items() if len(to) < len(name)}
+def _is_of_word(character: str) -> bool:
+    return character.isalnum() or character in "_$"
+
+
+def _names(said: list[_Token], declared: list[tuple[str, bool]]) -> dict[str, str]:
+    """Return a short name for each declared one: the same for two that are in no statement together."""
+    words = [token for number, token in enumerate(said) if token.kind == "word" and not _is_property(said, number)]
+    uses = Counter(token.text for token in words)
+    regions: dict[str, set[int]] = {name: set() for name, _ in declared}
+    kept: set[str] = {token.text for token in words if token.text not in regions} | _KEYWORDS
+    for token in words:
+        if token.text in regions:
+            regions[token.text].add(token.region)
+    for name, is_outermost in declared:
+        if is_outermost:
+            regions[name].add(-1)
+    short_names = [*_LETTERS, *map("".join, product(_LETTERS, repeat=2))]
+    names: dict[str, str] = {}
+    taken: dict[str, set[int]] = {}
+    for name in sorted(regions, key=lambda name: (-uses[name], name)):
+        for short in short_names:
+            if short not in kept and regions[name].isdisjoint(taken.setdefault(short, set())):
+                break
+        taken[short] |= regions[name]
+        names[name] = short
+    return names

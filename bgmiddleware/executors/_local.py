@@ -80,6 +80,10 @@ class LocalExecutor(Executor):
         weakref.finalize(self, nudge, self._work).atexit = False
         self._pid = os.getpid()  # assigned last: it says that all of the above belongs to this process
 
+    @property
+    def takes_jobs(self) -> bool:
+        return not self._closed
+
     def submit(self, run: Run) -> None:
         if self._pid != os.getpid():
             with _forked:

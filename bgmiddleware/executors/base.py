@@ -21,6 +21,11 @@ class Executor(ABC):
     needs_workers: ClassVar[bool] = False
     """Whether jobs wait for workers that somebody starts by hand, and that may not be there."""
 
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether ``submit`` still takes jobs: not after ``shutdown``."""
+        return True
+
     @abstractmethod
     def submit(self, run: Run) -> None:
         """Run *run* soon and at most once. If a call says that the job must wait, call it again later.

@@ -15,12 +15,13 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 from .._ground.numbers import check_count, check_positive
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
 from ..errors import Fenced, RegistryError
-from ._history import History, Level, Minute, Spread
+from ._history import BOUNDS, History, Level, Minute, Spread, path_of
 from ._housekeeping import house
 from ._outbox import MemoryOutbox, Outbox
 from ._times import MOST as MOST_TIMES
 
 __all__ = [
+    "BOUNDS",
     "END",
     "FILLED",
     "PAGE_BYTES",
@@ -38,6 +39,7 @@ __all__ = [
     "Spread",
     "Times",
     "Transition",
+    "path_of",
 ]
 
 PAGE_BYTES = 256 * 1024

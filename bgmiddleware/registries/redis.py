@@ -263,8 +263,9 @@ class RedisRegistry(Registry):
 
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         found: dict[str, Job] = {}  # by key: who comes meanwhile moves the others down
-        begin = 0
-        while len(found) < skip + limit and (keys := self._index.newest(state, begin, _BATCH)):
+        begin, batch = 0, min(_BATCH, skip + limit)  # of most lists the first one is all
+        while len(found) < skip + limit and (keys := self._index.newest(state, begin, batch)):
+            batch = _BATCH
             begin += len(keys)
             each = (self._with_process(stored).seen for stored in self._records.look_at_each(keys))
             found |= {job.key: job for job in each if state in (None, job.state)}

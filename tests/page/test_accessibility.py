@@ -1,12 +1,13 @@
 """Each page in each of its states, light and dark, on a wide and on a narrow screen: axe finds nothing wrong."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress
+from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress, step
 from tests.conftest import needs
 from tests.kit.browsing import Tab, chromium
 from tests.kit.clients import OverHTTP, ended, served, start
@@ -50,6 +51,23 @@ class Scene:
     def failed(self) -> str:
         return self.answered("500 Oops")
 
+    def stepped(self) -> str:
+        target = start(self.client, "/report?year=2026", "GET")
+        self.play.begins()
+
+        def work() -> None:
+            with step("Install"):
+                print("a line\n" * 60)
+            with contextlib.suppress(ValueError), step("Test"):
+                print("\x1b[32ma test\x1b[0m\n" * 20)
+                raise ValueError
+
+        self.play.does(work)
+        self.play.prints("a line\n" * 3)
+        self.play.answers(status="500 Oops")
+        ended(self.site, target)
+        return f"{target}&_view=page#L62-L64"
+
     def waiting(self) -> str:
         self.begun()
         return start(self.client, "/second", "GET")
@@ -91,6 +109,7 @@ SCENES: list[Callable[[Scene], str]] = [
     Scene.answered,
     Scene.refused,
     Scene.failed,
+    Scene.stepped,
     Scene.cancelled,
     Scene.without_result,
     Scene.expired,
@@ -141,6 +160,7 @@ def test_axe_has_nothing_to_complain_of(browser: Any, scene: Scene, make: Callab
                 assert complaints(tab) == [], (scheme, width)
                 if tab.page.locator("#job-menu").count():
                     tab.page.evaluate("for (const it of document.querySelectorAll('details')) it.open = true")
+                    tab.page.evaluate("for (const it of document.querySelectorAll('.job-head')) it.click()")
                     assert complaints(tab) == [], (scheme, width, "with all panels open")
             finally:
                 tab.close()

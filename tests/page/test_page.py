@@ -31,7 +31,6 @@ from bgmiddleware._serving import rerun as rerun_module
 from bgmiddleware._serving.estimates import Estimate, Estimates
 from bgmiddleware._serving.icons import LOOKS
 from bgmiddleware._serving.readable import readable
-from bgmiddleware._serving.shorten import shortened
 from tests.kit.clients import Reply, ended, start
 from tests.kit.readers import BOTH, Clock, Opener, Play, answering, opened, token_of
 
@@ -580,7 +579,7 @@ def test_every_language_says_all_there_is_to_say(language: str) -> None:
 
 
 def test_every_word_is_said_somewhere() -> None:
-    script, templates = assets.static("page.js"), assets.static("body.html")
+    script, templates = "".join(map(assets.static, assets.SCRIPTS)), assets.static("body.html")
     python = inspect.getsource(page_module) + inspect.getsource(question_module) + inspect.getsource(rerun_module)
     for name in assets.words("en")["script"]:
         # Some are labels of the details, which are looked up by the name of what they are of.
@@ -609,7 +608,7 @@ def test_what_is_in_the_page_is_what_the_files_say(opens_here: Opener) -> None:
     target = start(client, "/")
     ended(site, target)
     _, page = page_of(client, target)
-    assert page.texts["script"] == shortened(assets.static("terminal.js") + assets.static("page.js"))
+    assert page.texts["script"] == assets.script()
     assert html.unescape(page["job-icon"]["href"] or "").startswith("data:image/svg+xml,<svg ")
 
 

@@ -20,7 +20,6 @@ from bgmiddleware import (
     ThreadExecutor,
     marks,
     progress,
-    step,
 )
 from bgmiddleware._jobs import key_of
 from tests.conftest import needs
@@ -832,23 +831,6 @@ def test_each_step_is_announced_once(stage: Stage) -> None:
     assert tab.page.evaluate("said") == ["25 %", "75 %", "finished"]
 
 
-def test_the_steps_of_a_job_are_among_its_details(stage: Stage) -> None:
-    stage.open()
-    target = stage.begun()
-    steps = contextlib.ExitStack()
-    stage.play.does(lambda: steps.enter_context(step("<b>Reading</b>")))
-    tab = stage.shown(target)
-    tab.page.locator("#job-details summary").click()
-    details = tab.page.locator("#job-details dl")
-    expect(details).to_contain_text(re.compile(r"▸ <b>Reading</b>[^▸]*…$"))
-    stage.play.does(lambda: progress(1, 2))
-    expect(tab.page.locator("#job-progress")).to_have_attribute("value", "50")
-    expect(details).to_contain_text(re.compile(r"▸ <b>Reading</b>[^▸]*…$"))
-    stage.play.does(steps.close)
-    expect(details).to_contain_text(re.compile(r"▸ <b>Reading</b>[^▸]*✓$"))
-    assert tab.wrong == []
-
-
 def test_details_and_icon_follow_the_state(stage: Stage) -> None:
     tab = stage.open().shown(stage.begun())
     icon = tab.page.locator("#job-icon")
@@ -1073,8 +1055,8 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(stage: Stage) -> N
         assert shown, f"that {tag} has the focus cannot be seen"
         reached.append(tag)
     assert reached == [
-        *("Cancel", "job-download", "job-search", "job-follow", "job-wrap", "job-notify", "job-copy", "Details"),
-        *("My jobs", "job-output"),
+        *("Cancel", "job-download", "job-search", "job-follow", "job-wrap", "job-notify", "job-times", "job-copy"),
+        *("Details", "My jobs", "job-output"),
     ]
     snapshot = tab.page.locator("body").aria_snapshot()
     for named in (

@@ -66,15 +66,29 @@ function pause(seconds) {
 
 // The output: one offset in bytes, whichever way they come.
 
+// Six digits for light and six for dark: of text, then of what is behind it.
+const sheet = new CSSStyleSheet();
+sheet.replaceSync(
+  COLOURS.match(/.{12}/g)
+    .map((colour, index) => {
+      const [name, property] = index < 16 ? ["fg", "color"] : ["bg", "background"];
+      return `.${name}${index % 16}{${property}:light-dark(#${colour.slice(0, 6)},#${colour.slice(6)})}`;
+    })
+    .join(""),
+);
+document.adoptedStyleSheets = [sheet];
+
 const screen = made("div", "", {id: "job-text"});
 const terminal = new Terminal(screen, {
   onprogress: (read) => show(job, read),
+  ondraw: () => arrange(),
   earlier: (lines) => say("lines", {lines: count(lines)}),
 });
 let offset, midline;
 
 function begin(at) {
   terminal.clear();
+  beginLines(at);
   offset = at;
   midline = at > 0;
   $.earlier.hidden = !at;
@@ -83,12 +97,19 @@ function begin(at) {
 
 // What begins behind the offset tells of bytes that are not there any more.
 function write(at, text) {
-  if (midline) text = text.slice(text.indexOf("\n") + 1);
-  else if (at > offset) {
+  if (midline) {
+    const cut = text.indexOf("\n") + 1;
+    at += encoder.encode(text.slice(0, cut)).length;
+    text = text.slice(cut);
+    beginLines(at);
+  } else if (at > offset) {
+    unnumbered = Math.min(unnumbered, starts.length - 1);
+    starts.push(at, at);
     const gap = say("dropped", {bytes: size(at - offset), begin: count(offset), end: count(at)});
-    text = `\n\x1b[0;2m[${gap}]\x1b[0m\n${text}`;
+    terminal.write(`\n\x1b[0;2m[${gap}]\x1b[0m\n`);
   }
   midline = false;
+  takeLines(at, text);
   terminal.write(text);
 }
 
@@ -111,6 +132,7 @@ function takeOver() {
   if (screen.isConnected) return;
   $.text.replaceWith(screen);
   root.classList.add("job-live");
+  arrange();
   toEnd();
 }
 
@@ -125,7 +147,7 @@ function loadAll() {
 // The end stays in sight until the reader scrolls away from it, and again when they come back to it.
 
 const pane = $.output;
-let following = true;
+let following = !/^#L\d/.test(location.hash);
 let lastTop = 0;
 
 function toEnd() {
@@ -162,10 +184,9 @@ addEventListener("keydown", ({key}) => {
 addEventListener("keydown", (event) => {
   const {activeElement: at, body} = document;
   if (at !== body && !root.contains(at)) return;
-  if (event.key === "/" && at !== $.search && !event.ctrlKey && !event.metaKey) {
+  if (!/INPUT|SELECT/.test(at.tagName) && !event.ctrlKey && !event.metaKey && !event.altKey && KEYS[event.key]) {
     event.preventDefault();
-    $.menu.open = true;
-    $.search.focus();
+    KEYS[event.key]();
   }
   if (event.key !== "Escape") return;
   close();
@@ -244,6 +265,7 @@ async function live() {
       await look();
       if (whole && !$.earlier.hidden) begin(0);
       await read();
+      if (!learned || over() || $.times.value) learn().catch(() => {});
       failures = 0;
       sign();
       if (over()) return finish();
@@ -293,12 +315,15 @@ function show(news, read = bar) {
   else $.progress.value = part;
   $.nothing.hidden = job.output.end > 0;
   $.nothing.textContent = over() ? words.empty : words.nothing;
+  $.failure.hidden = state !== "failed" && !job.steps.some((step) => step.state === "failed");
+  $.replay.hidden = !over() || !job.output.end;
   // The server makes its form.
   const asked = job.waiting_for?.id;
   if (asked && $.question?.dataset.id !== asked) location.reload();
   else if ($.question) $.question.hidden = !asked;
   tick();
   details();
+  drawShares();
   const step = over() ? 100 : Math.min(75, Math.floor(now / 25) * 25);
   if (!finished && step > announced) {
     announced = step;
@@ -322,6 +347,7 @@ function tick() {
   const title = face() === "refused" ? `${told()} · ${job.title}` : job.title;
   document.title = plain(`${over() || now === null ? symbol : `${Math.floor(now)}%`} ${title}`);
   $.time.textContent = job.started_at === null ? "" : span(elapsed());
+  if (starts) arrange();
   $.note.textContent = plain(note(now).filter(Boolean).join(" · "));
 }
 
@@ -375,8 +401,6 @@ function details() {
   };
   const text = (value) => (typeof value === "number" ? span(value) : `${value}`);
   const pairs = Object.entries(rows).filter(([, value]) => value != null);
-  for (const {title, state, begun, ended} of job.steps)
-    pairs.push([`▸ ${title}`, `${span((ended ?? elapsed()) - begun)} ${{failed: "✗", running: "…", cancelled: "–"}[state] ?? "✓"}`]);
   $.rows.replaceChildren(...pairs.flatMap(([name, value]) => [made("dt", words[name] ?? name), made("dd", text(value))]));
 }
 
@@ -509,9 +533,10 @@ function step(by) {
   $.matches.textContent = $.search.value && `${total && here + 1}/${total}`;
   paint("job-here", found.slice(here, here + 1));
   if (!total) return;
-  const top = (it) => it.getBoundingClientRect().top;
-  // Twice: what is far away is laid out only when it comes near.
-  for (let times = 2; times--; ) pane.scrollTop += top(found[here]) - top(pane) - pane.clientHeight / 3;
+  let it = found[here].startContainer;
+  while (it.number === undefined) it = it.parentNode;
+  unfold(it.number);
+  reveal(found[here]);
 }
 
 $.search.onkeydown = ({key, shiftKey}) => {
@@ -525,9 +550,22 @@ $.next.onclick = () => step(1);
 const KEPT = "bgmiddleware-jobs";
 const own = location.pathname + self;
 
+// No room, or not allowed: what is kept is a convenience.
+function store(name, value) {
+  try {
+    localStorage[name] = value;
+  } catch {}
+}
+
+function stored(name) {
+  try {
+    return localStorage[name];
+  } catch {}
+}
+
 function kept() {
   try {
-    return new Map(JSON.parse(localStorage[KEPT]).filter(([path]) => /^\/(?!\/)/.test(path)));
+    return new Map(JSON.parse(stored(KEPT)).filter(([path]) => /^\/(?!\/)/.test(path)));
   } catch {
     return new Map();
   }
@@ -540,11 +578,7 @@ function remember(state, path = own) {
   const {title, at} = jobs.get(path) ?? {title: job.title, at: job.created_at};
   jobs.delete(path);
   if (state !== "expired") jobs.set(path, {title, at, state});
-  try {
-    localStorage[KEPT] = JSON.stringify([...jobs].slice(-20));
-  } catch {
-    // No room, or not allowed: the list is a convenience.
-  }
+  store(KEPT, JSON.stringify([...jobs].slice(-20)));
 }
 
 const others = () => [...kept()].filter(([path]) => path !== own);
@@ -571,16 +605,3 @@ $.mine.ontoggle = async () => {
   }
   listJobs();
 };
-
-// Begin.
-
-const wide = matchMedia("(min-width: 44rem)");
-wide.onchange = () => ($.menu.open = wide.matches);
-wide.onchange();
-addEventListener("click", (event) => close(event.target));
-root.classList.add("job-scripted");
-$.wrap.onchange();
-remember(face());
-begin(Math.max(0, job.output.end - 2 ** 20));
-show(job);
-live();

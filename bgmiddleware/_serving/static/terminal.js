@@ -11,7 +11,8 @@
 // Output is hostile until proven otherwise. It only ever becomes text, spans with classes of the list below, and links
 // to http and https; what it can make us keep, or make the browser lay out, is bounded by constants.
 //
-// The element gets the class "terminal", and a div for each chunk of lines. Classes of the spans, for terminal.css: bold
+// The element gets the class "terminal", and a div for each chunk of lines, in it one for each line: its property number
+// says how many line feeds came before it. Classes of the spans, for terminal.css: bold
 // dim italic underline strike inverse; fg0 … fg15 and bg0 … bg15, the sixteen colours; target, the host that a link really
 // leads to. The div "earlier" says how much is no longer shown. All other colours are set through the CSSOM, which a
 // content security policy without 'unsafe-inline' allows.
@@ -129,10 +130,14 @@ const Terminal = (() => {
     dirty = true;
     touched = true;
     rewritten = false;
-    // What it is in the page, and how much.
-    nodes = null;
+    // What it is in the page, and how much; how many line feeds came before it.
+    node = null;
     weight = 0;
     held = false;
+
+    constructor(number) {
+      this.number = number;
+    }
 
     get text() {
       return this.pack().map((run) => run.text).join('');
@@ -232,6 +237,7 @@ const Terminal = (() => {
     // From the top down to the lowest that was ever written to.
     const lines = [];
     let scrolled = 0;
+    let feeds = 0;
     let row, column, style, saved;
     // What stands on the screen was printed line by line, by nobody who places text on it; the cursor was just sent home;
     // the style that the other screen was entered with.
@@ -243,7 +249,7 @@ const Terminal = (() => {
     let string = null;
 
     function line() {
-      while (lines.length <= row) lines.push(new Line());
+      while (lines.length <= row) lines.push(new Line(feeds));
       return lines[row];
     }
 
@@ -290,6 +296,12 @@ const Terminal = (() => {
     function newline() {
       column = 0;
       index();
+    }
+
+    function feed() {
+      line();
+      feeds++;
+      newline();
     }
 
     function index() {
@@ -364,7 +376,7 @@ const Terminal = (() => {
     // By a control, an escape, or the last character of a control sequence, which gives its first parameter as a count
     // that is never 0, and both as they are.
     const ACTIONS = {
-      '\n': newline, '\v': newline, '\f': newline, '\t': tab,
+      '\n': feed, '\v': newline, '\f': newline, '\t': tab,
       '\r': () => column = 0,
       '\b': () => column = Math.max(column - 1, 0),
       '\x1b7': save, '\x1b8': restore, '\x1bD': index, '\x1bE': newline,
@@ -632,7 +644,7 @@ const Terminal = (() => {
   // ondraw() after each change of the page; earlier(count) returns the words for lines that are no longer shown.
   function Terminal(element, {onprogress, ondraw, earlier = (count) => `⋯ ${count}`} = {}) {
     const {port1, port2} = new MessageChannel();
-    let queue, screen, gauge, reported, chunks, dropped;
+    let queue, screen, gauge, reported, chunks, dropped, splits;
     let told = null;
     let scheduled = false;
     let looking = 0;
@@ -649,7 +661,7 @@ const Terminal = (() => {
     function clear() {
       queue = [];
       chunks = [];
-      dropped = 0;
+      dropped = splits = 0;
       reported = null;
       gauge = createGauge();
       screen = createScreen(settle, (percent) => reported = percent);
@@ -679,32 +691,55 @@ const Terminal = (() => {
       resolve = null;
     }
 
-    // Add what is drawn to the last chunk, if that is not full.
-    function place(nodes) {
-      const last = chunks.at(-1);
+    // Add a line to the last chunk, if that is not full.
+    function place(line) {
+      let last = chunks.at(-1);
       if (!last || last.lines >= 250 || last.weight >= 65536) {
-        if (chunks.length === MAX_CHUNKS) drop();
-        chunks.push({div: make('div'), lines: 0, weight: 0});
-        element.append(chunks.at(-1).div);
+        if (chunks.length - splits >= MAX_CHUNKS) drop();
+        last = {div: make('div'), first: line.number, lines: 0, weight: 0};
+        chunks.push(last);
+        element.append(last.div);
       }
-      chunks.at(-1).div.append(...nodes);
-      chunks.at(-1).lines++;
+      line.node = make('div');
+      line.node.number = line.number;
+      last.div.append(line.node);
+      last.lines++;
     }
 
     // Many at once: what is seen may move, and is laid out again.
     function drop() {
       if (!dropped) element.prepend(make('div', {className: 'earlier'}));
-      for (const {div, lines} of chunks.splice(0, MAX_CHUNKS / 4)) {
+      for (const {div, lines} of chunks.splice(0, chunks.length / 4)) {
         div.remove();
         dropped += lines;
       }
+      splits = Math.max(0, chunks.length - MAX_CHUNKS * 3 / 4);
       element.firstChild.textContent = earlier(dropped);
+    }
+
+    const holding = (number) => chunks.findLastIndex(({first}) => first <= number);
+
+    // Have a chunk begin with the line of this number, or with the first one behind it, and return it, if it is there.
+    function split(number) {
+      const at = holding(number);
+      const chunk = chunks[at];
+      const moved = [...(chunk?.div.children ?? [])].filter((node) => node.number >= number);
+      if (!moved.length || moved[0] === chunk.div.firstChild) return moved.length ? chunk : chunks[at + 1];
+      const share = moved.length / chunk.lines;
+      const rest = {div: make('div'), first: moved[0].number, lines: moved.length, weight: chunk.weight * share};
+      rest.div.append(...moved);
+      chunk.lines -= rest.lines;
+      chunk.weight -= rest.weight;
+      chunk.div.after(rest.div);
+      chunks.splice(at + 1, 0, rest);
+      splits++;
+      return rest;
     }
 
     // A line leaves the screen: see to it that it is drawn as it is now.
     function settle(line) {
       if (line.dirty) draw(line);
-      line.nodes = null;
+      line.node = null;
     }
 
     function drawScreen(deadline) {
@@ -721,17 +756,11 @@ const Terminal = (() => {
 
     // Draw a line in its place: where it is already, or after all others.
     function draw(line) {
-      const {nodes} = line;
       const made = nodesOf(line);
       line.dirty = false;
-      if (nodes?.length === 1 && made.length === 1) {
-        nodes[0].data = made[0].data;
-        return;
-      }
-      if (nodes) nodes[0].before(...made);
-      else place(made);
-      nodes?.forEach((node) => node.remove());
-      line.nodes = made;
+      if (!line.node) place(line);
+      if (made.length === 1 && line.node.childNodes.length === 1) line.node.firstChild.data = made[0].data;
+      else line.node.replaceChildren(...made);
       // How much is in a chunk, roughly: a change of style, or of the font, weighs as much as some characters.
       const weight = line.runs.reduce((sum, run) => sum + run.text.length + 20, line.held ? 10 * line.width : 0);
       chunks.at(-1).weight += weight - line.weight;
@@ -739,8 +768,8 @@ const Terminal = (() => {
     }
 
     function undraw(line) {
-      line.nodes?.forEach((node) => node.remove());
-      line.nodes = null;
+      line.node?.remove();
+      line.node = null;
       line.dirty = true;
     }
 
@@ -769,6 +798,12 @@ const Terminal = (() => {
       get drawn() {
         return drawn;
       },
+      get chunks() {
+        return chunks;
+      },
+      split,
+      // The element of the line of this number, or of the first one behind it.
+      line: (number) => [...(chunks[holding(number)]?.div.children ?? [])].find((node) => node.number >= number),
       // The lines that are in the page, joined by line feeds.
       text: () => chunks.map(({div}) => div.textContent).join('').replace(/\n$/, ''),
     };

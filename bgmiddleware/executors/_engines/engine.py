@@ -33,6 +33,10 @@ class EngineExecutor(Executor):
         self.grace = grace
         self._closed = False
 
+    @property
+    def takes_jobs(self) -> bool:
+        return not self._closed
+
     def submit(self, run: Run) -> None:
         if self._closed:
             raise QueueFull("the server is shutting down")
