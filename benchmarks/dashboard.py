@@ -40,16 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboard", description=__doc__)
     parser.add_argument("--redis", metavar="URL", help="an empty server")
+    parser.add_argument("--only", choices=("memory", "spool", "redis"))
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--times", type=int, default=7)
     parser.add_argument("--pings", type=int, default=300)
     options = parser.parse_args(arguments)
     print(header(f"The list of {options.jobs} jobs, in ms of server time (least, median, longest)"))
     for name, registry in _registries(options.redis):
-        with registry:
+        if options.only in (None, name):
             _fill(registry, options.jobs)
             _pages(name, registry, options.times)
             _unrelated(name, registry, options.pings)
+        registry.close()
     return 0
 
 

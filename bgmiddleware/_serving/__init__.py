@@ -20,6 +20,7 @@ from .lines import answer_lines
 from .links import sealed
 from .log import answer_log
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
+from .numbers import Numbers, answer_metrics
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
@@ -40,6 +41,7 @@ __all__ = [
     "Authorize",
     "Headers",
     "Health",
+    "Numbers",
     "PageMaker",
     "PageParts",
     "Site",
@@ -49,6 +51,7 @@ __all__ = [
     "Visit",
     "about",
     "answer_ended",
+    "answer_metrics",
     "answer_operator",
     "bad_query",
     "compressed",

@@ -6,11 +6,13 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from string import Template
 from typing import Any
+from urllib.parse import parse_qsl
 
 from .._jobs import Job
 from ..errors import ConfigurationError, RegistryError
 from . import assets
 from .batch import answer_batch
+from .charts import SPANS, history_document
 from .listing import ROWS, Filters, Found, look_for
 from .markup import Markup, filled_in
 from .negotiate import View, choose
@@ -44,7 +46,7 @@ _SCRIPT = Template('<script type="module">$script</script>\n')
 _LIST = Template("""<h1>Jobs</h1>
 $filters<div id="live" data-every="$every">
 <p role="status">$summary</p>
-$failures$table<nav>$links</nav>
+$failures$charts$table<nav>$links</nav>
 </div>
 """)
 _OLDER = Template('<a href="$link">$word</a>\n')
@@ -64,10 +66,17 @@ def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[
         filters, after = Filters.of_query(environ.get("QUERY_STRING") or "")
         if environ["REQUEST_METHOD"] == "POST":
             return answer_batch(site, environ, rights, filters, _page)
+        given = dict(parse_qsl(environ.get("QUERY_STRING") or ""))
+        span = given.get("span", "hour")
+        if span not in SPANS:
+            raise BadParameter(f"span must be one of {', '.join(SPANS)}")
+        if given.get("_view") == "history":
+            return _history(site, span)
         found = look_for(site.registry, filters, after)
         if choose(environ.get("HTTP_ACCEPT")) is not View.PAGE:
             return _as_json(site, filters, found)
-        return _as_page(site, environ, rights, filters, found, is_first=after is None)
+        charts = _charts_of(site, span) if after is None and filters == Filters() else Markup()
+        return _as_page(site, environ, rights, filters, found, charts, is_first=after is None)
     except (BadParameter, ValueError) as error:
         return problem(environ, 400, "bad-parameter", f"{error}.")
     except (RegistryError, ConfigurationError) as error:  # the latter where a process finds no disk at its first use
@@ -107,8 +116,24 @@ def _row(job: Job, now: float) -> dict[str, Any]:
     }
 
 
+def _history(site: Site, span: str) -> Answer:
+    document = history_document(site.registry.history(site.registry.clock() - SPANS[span][0] + 60.0))
+    return _answer("application/json", f"{json.dumps(document)}\n".encode())
+
+
+def _charts_of(site: Site, span: str) -> Markup:
+    return site.charts.of(site.registry, span, lambda path: Filters(path=path).query())
+
+
 def _as_page(
-    site: Site, environ: Mapping[str, Any], rights: Collection[str], filters: Filters, found: Found, *, is_first: bool
+    site: Site,
+    environ: Mapping[str, Any],
+    rights: Collection[str],
+    filters: Filters,
+    found: Found,
+    charts: Markup,
+    *,
+    is_first: bool,
 ) -> Answer:
     rows = Rows(site, rights, filters)
     summary = f"{len(found.jobs)} jobs" if len(found.jobs) != 1 else "1 job"
@@ -118,6 +143,7 @@ def _as_page(
         "filters": rows.filters(),
         "summary": summary,
         "failures": rows.failures(found.jobs) if is_first and filters == Filters() else Markup(),
+        "charts": charts,
         "table": rows.table(found.jobs),
         "links": _links(filters, found, is_first=is_first),
         "every": f"{site.viewers.pace(None, ('list', environ.get('REMOTE_ADDR'))) + _LEAST:.3g}",

@@ -15,6 +15,7 @@ from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ..executors.base import Executor
 from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
+from .charts import Charts
 from .connections import disconnection_of, is_stopping, longest, stream_live, takes_off_hands, threads_of
 from .estimates import Estimates
 from .pace import FASTEST
@@ -84,6 +85,7 @@ class Site:
     """Runs the request of an ended job again, and answers who asks for that."""
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
+    charts: Charts = field(default_factory=Charts)
     dashboard: str = ""
     """The path of the list of all jobs; below it, the jobs are at their keys."""
 

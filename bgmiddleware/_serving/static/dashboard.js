@@ -2,7 +2,7 @@
 const name = "live";
 const live = () => document.getElementById(name);
 const busy = () =>
-  document.hidden || live().querySelector(":checked") !== null || live().contains(document.activeElement) ||
+  document.hidden || live().querySelector("input:checked, details[open]") !== null || live().contains(document.activeElement) ||
   !getSelection().isCollapsed;
 async function renew() {
   if (busy()) return;
