@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ._commands.completion import add_completion_command, completion_of
 from ._commands.jobs import add_jobs_command, run_jobs_command
 from ._commands.serve import add_serve_command, run_serve_command
 from ._commands.work import add_work_command, run_work_command
@@ -17,7 +18,11 @@ _RUN = {"serve": run_serve_command, "work": run_work_command, "jobs": run_jobs_c
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "completion":
+        print(completion_of(parser, options.shell), end="")
+        return 0
     return _RUN[options.command](options)
 
 
@@ -28,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     add_serve_command(commands)
     add_work_command(commands)
     add_jobs_command(commands)
+    add_completion_command(commands)
     return parser
 
 

@@ -20,10 +20,12 @@ from ._serving import (
     Answer,
     Authorize,
     Health,
+    Numbers,
     PageMaker,
     Site,
     StartResponse,
     Viewers,
+    answer_metrics,
     answer_operator,
     page_maker,
     serve,
@@ -79,11 +81,12 @@ class BackgroundMiddleware:
     if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are opened below it, for
     users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a set of ``list``,
     ``output``, ``result``, ``cancel`` and ``discard``. *health*: the path at which anybody may read whether this
-    process can take jobs. *title*: the name of a job, a function of the environ; default: its method, path and query.
-    *redact*: secrets that are replaced by ``[redacted]`` before anything of a job is stored, shown or logged, but not
-    in its response: texts, compiled patterns, and what the functions of :mod:`bgmiddleware.redact` return. *on_end*:
-    what is called with each job that has ended, by the process that wrote the end down: functions of a ``Job``, and
-    what ``hooks.webhook(…)`` returns. *page*: your own design of a job's page: a function of
+    process can take jobs. *metrics*: the path of numbers for Prometheus, for users whom *authorize* gives the right
+    ``list``. *title*: the name of a job, a function of the environ; default: its method, path and query. *redact*:
+    secrets that are replaced by ``[redacted]`` before anything of a job is stored, shown or logged, but not in its
+    response: texts, compiled patterns, and what the functions of :mod:`bgmiddleware.redact` return. *on_end*: what is
+    called with each job that has ended, by the process that wrote the end down: functions of a ``Job``, and what
+    ``hooks.webhook(…)`` returns. *page*: your own design of a job's page: a function of
     :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's
     script and style in the page, ``external`` at their own URLs. *capture_logging*: whether a job's log records go to
     its output if no handler writes them to the console. *capture_children*: whether subprocesses without streams of the
@@ -115,6 +118,7 @@ class BackgroundMiddleware:
         dashboard: str | None = None,
         authorize: Authorize | None = None,
         health: str | None = None,
+        metrics: str | None = None,
         title: Callable[[dict[str, Any]], str] | None = None,
         redact: Iterable[str | re.Pattern[str] | Redaction] = (),
         on_end: OnEnd | Sequence[OnEnd] = (),
@@ -176,14 +180,16 @@ class BackgroundMiddleware:
         self._authorize = authorize
         self._stays_in_foreground = foreground or foreground_is_asked_for()
         self._health = Health(self._site)
-        self._look_for(when, dashboard, health, token_name)
+        self._metrics = None if metrics is None else _metrics_of(self.registry)
+        self._look_for(when, {"dashboard": dashboard, "health": health, "metrics": metrics}, token_name)
 
-    def _look_for(self, when: marks.Mark, dashboard: str | None, health: str | None, token_name: str) -> None:
+    def _look_for(self, when: marks.Mark, paths: Mapping[str, str | None], token_name: str) -> None:
         """Prepare the look at each request."""
         # Our own paths are looked for among the marked ones, so that they cost the others nothing.
-        self._is_dashboard = marks.never if dashboard is None else marks.with_keys(dashboard)
-        self._is_health = marks.never if health is None else marks.exactly(health)
-        own = [mark for mark in (self._is_dashboard, self._is_health) if mark is not marks.never]
+        exact = {name: marks.never if path is None else marks.exactly(path) for name, path in paths.items()}
+        self._is_dashboard = marks.never if paths["dashboard"] is None else marks.with_keys(paths["dashboard"])
+        self._is_health, self._is_metrics = exact["health"], exact["metrics"]
+        own = [mark for mark in (self._is_dashboard, self._is_health, self._is_metrics) if mark is not marks.never]
         self._is_own = marks.any_of(*own) if own else marks.never
         marked = marks.any_of(*own, when) if own else when
         self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
@@ -274,6 +280,8 @@ class BackgroundMiddleware:
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
         if self._is_health(environ):
             return self._health.answer(environ)
+        if self._authorize is not None and self._metrics is not None and self._is_metrics(environ):
+            return answer_metrics(environ, self._metrics, self._authorize)
         if self._authorize is not None and self._is_dashboard(environ):
             return answer_operator(self._site, environ, self._authorize)
         return self._starter.start_replay(self.app, environ, copy_context())
@@ -330,6 +338,12 @@ class BackgroundMiddleware:
 
 _context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
 _context.bypasses.add(id(BackgroundMiddleware._in_foreground.__code__))
+
+
+def _metrics_of(registry: Registry) -> Numbers:
+    from .metrics import Metrics  # it needs an extra
+
+    return Metrics(registry)
 
 
 def _unwrapped(app: WSGIApplication) -> WSGIApplication:

@@ -1,14 +1,15 @@
 """``python -m bgmiddleware jobs``: inspect the jobs of a shared registry from outside the server."""
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
 import re
+import signal
 import sys
 import urllib.error
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 
 from .._jobs import EXIT_STATUS, Job, JobState, key_of
 from .._running import taken_answer
@@ -17,11 +18,13 @@ from ..client import JobClient
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
 from ..registries import open_registry
 from ..registries.base import Registry
+from .stats import jobs_line, printable, run_stats, run_watch
 
 __all__ = ["add_jobs_command", "count", "run_jobs_command"]
 
 _TOKEN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SEARCHED = 10_000
+_INTERRUPTED = 130  # as shells have it
 
 
 def count(text: str) -> int:
@@ -65,6 +68,16 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     sharing.add_argument("--for", dest="seconds", type=count, default=604800, help="seconds (default: %(default)s)")
     unsharing = actions.add_parser("unshare", help="take back all links that show a job to others")
     unsharing.add_argument("url", metavar="URL", help="the job's URL, which has its token")
+    for name, text in (
+        ("stats", "say how many jobs wait and run, and what was counted of each path"),
+        ("watch", "say that and list the newest jobs, again and again"),
+    ):
+        counting = add(name, text, names_job=False)
+        counting.add_argument("--minutes", type=count, default=60, help="how far back (default: %(default)s)")
+        counting.add_argument("--json", action="store_true", help="a JSON document per line")
+    counting.add_argument("--every", type=float, default=2.0, help="seconds between two looks (default: %(default)s)")
+    counting.add_argument("--limit", type=count, default=20, help="how many jobs at most (default: %(default)s)")
+    counting.add_argument("--rounds", type=count, help="end after so many looks")
     evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
@@ -78,6 +91,8 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         "cancel": _cancel,
         "answer": _answer,
         "evict": _evict,
+        "stats": run_stats,
+        "watch": run_watch,
     }
     if options.action in _OVER_HTTP:
         return _ask_server(options)
@@ -101,7 +116,7 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         print(f"bgmiddleware: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:  # the reader has enough, as in "… | head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
         return 141
@@ -114,12 +129,7 @@ def _list(registry: Registry, options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(_document(job, now)))
         else:
-            begun = datetime.fromtimestamp(job.created_at, UTC)
-            owner = f"  ({_printable(job.owner)})" if job.owner is not None else ""
-            print(
-                f"{job.key}  {job.state:9}  {begun:%Y-%m-%d %H:%M:%S}  {job.elapsed(now):8.1f} s"
-                f"  {job.output_end:>11,} B  {_printable(job.title)}{owner}"
-            )
+            print(jobs_line(job, now))
     return 0
 
 
@@ -134,16 +144,28 @@ def _show(registry: Registry, options: argparse.Namespace) -> int:
 
 def _follow(registry: Registry, options: argparse.Namespace) -> int:
     key = _key(registry, options.job)
-    for data in _pieces_with_times(registry, key) if options.times else _pieces(registry, key):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    with _left_at_once():
+        for data in _pieces_with_times(registry, key) if options.times else _pieces(registry, key):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
     job = registry.get(key)
     begin, end = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     if job.state is not JobState.FINISHED:
-        print(f"bgmiddleware: the job is {begin}{job.state}{end}: {_printable(job.reason)}", file=sys.stderr)
+        print(f"bgmiddleware: the job is {begin}{job.state}{end}: {printable(job.reason)}", file=sys.stderr)
     elif end:
         print(f"\x1b[32mfinished{end} after {job.elapsed(0.0):.1f} s", file=sys.stderr)
     return EXIT_STATUS[job.state]
+
+
+@contextlib.contextmanager
+def _left_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process then and there. ``KeyboardInterrupt`` is lost where it is raised within a finalizer,
+    and who only reads leaves nothing to be tidied up."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pieces_with_times(registry: Registry, key: str) -> Iterator[bytes]:
@@ -200,7 +222,7 @@ def _ask_server(options: argparse.Namespace) -> int:
             print(said)
         return 0
     except urllib.error.HTTPError as error:
-        print(f"bgmiddleware: the server refused: {_printable(error.msg.strip())}", file=sys.stderr)
+        print(f"bgmiddleware: the server refused: {printable(error.msg.strip())}", file=sys.stderr)
     except (OSError, ValueError, http.client.HTTPException) as error:
         print(f"bgmiddleware: {error}", file=sys.stderr)
     return 2
@@ -241,8 +263,3 @@ def _document(job: Job, now: float) -> dict[str, object]:
     for name in ("request", "response", "fingerprint", "name", "name_salt"):
         del document[name]
     return {**document, "elapsed": job.elapsed(now), "status_code": job.response.code if job.response else None}
-
-
-def _printable(text: str | None) -> str:
-    """Return a text of a client without control characters, which a terminal would obey."""
-    return "".join(character if character.isprintable() else "�" for character in text or "")

@@ -36,11 +36,23 @@ class BodyStore:
         if self._size >= _BODY_CHUNK:
             self.flush()
 
+    def end_with(self, most: int) -> bytes:
+        """Store what is left of the body; or return it, to be stored with the job's end, where it is the whole body
+        and at most so long."""
+        if self._size <= most and not self.end:
+            return self._taken()
+        self.flush()
+        return b""
+
+    def _taken(self) -> bytes:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        return data
+
     def flush(self) -> None:
         if self._size:
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._size = 0
+            data = self._taken()
             append = self._registry.append
             with self._output.held():
                 self.end = patiently(

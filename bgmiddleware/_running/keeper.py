@@ -140,11 +140,14 @@ class Keeper:
         """Say that the parent of this process renews the lease, and interrupts the job when it is asked to stop."""
         self._parent = os.getppid()
 
+    def claimed(self) -> None:
+        """Say that the job was claimed just now: the times of its output count from there."""
+        self._begun = time.monotonic()
+
     def begin(self, output: JobOutput) -> None:
         """Begin to keep *output*, of which nothing was stored yet."""
         now = time.monotonic()
         self._output = output
-        self._begun = now
         self._renew_at, self._look_at = now + RENEW_EVERY, now + _LOOK_EVERY
         if self._parent:
             self._open()

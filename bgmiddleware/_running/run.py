@@ -119,6 +119,7 @@ class Run:
         self._questions: Questions | None = None
         self._response: RecordedResponse | None = None
         self._body: BodyStore | None = None
+        self._rest = b""  # of the body: what is stored with the end
         self._abandoned = False
         self._is_unsure = False  # whether a claim was tried and not answered
         self._holder: Holder | None = None  # None: it does not wait in this process
@@ -220,6 +221,8 @@ class Run:
             self._is_unsure = True
             raise
         self._is_unsure = False
+        if claimed:
+            self._keeper.claimed()
         return claimed
 
     def abandon(self, reason: str) -> bool:
@@ -310,17 +313,30 @@ class Run:
         registry = self.registry
 
         def finish() -> bool:
+            if self._rest:
+                return registry.finish_with(self.key, self._rest, change)
             return registry.transition(self.key, {JobState.RUNNING}, change)
 
         for last in (False, False, True):
             ends = (0, 0) if last else (self._keeper.end_sent, self._body.end if self._body else 0)
             change = change._replace(output_end=ends[0], body_end=ends[1])
             try:
-                if patiently(registry, finish) or not patiently(registry, self._reclaim):
+                if patiently(registry, finish):
+                    return
+                if not patiently(registry, self._reclaim):
+                    self._say_if_lost()
                     return
             except BadOffset:
                 self._keeper.mend()
                 change = self._with_its_losses(change)
+
+    def _say_lost(self) -> None:
+        _say("job %s was given up as lost while it ran: %s", self.key[:8], one_line(self.title))
+
+    def _say_if_lost(self) -> None:
+        """Say that somebody else ended the job, where its response was to be stored with its end."""
+        if self._rest and not self._abandoned and self.registry.get(self.key).state is JobState.LOST:
+            self._say_lost()
 
     def _with_its_losses(self, change: Transition) -> Transition:
         """Return the end of a job of whose response its registry may have less than was stored."""
@@ -383,7 +399,7 @@ class Run:
                 failure = self._work(self._take_head, body.write)
             finally:
                 self._end_forked_child(output)
-                body.flush()
+                self._rest = body.end_with(min(self.registry.short_body, self.registry.max_result))
         except BaseException as error:  # SystemExit too: a view that exits must not take the worker with it
             if not isinstance(error, Exception):
                 unwind(error.__traceback__)
@@ -397,7 +413,7 @@ class Run:
                 return JobState.LOST, "abandoned", None
             if isinstance(error, (JobNotFound, JobExpired, Fenced)) and error.key == self.key:
                 if isinstance(error, Fenced):
-                    _say("job %s was given up as lost while it ran: %s", self.key[:8], one_line(self.title))
+                    self._say_lost()
                 return JobState.LOST, "its registry does not take what it makes any more", None  # no fault of the job
             if not self._tells_errors:
                 return JobState.FAILED, f"it raised an exception, see {self.key[:8]} in the server's log", error

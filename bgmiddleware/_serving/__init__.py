@@ -9,6 +9,7 @@ from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .actions import action_of, answer_action, form_of
 from .asked import asks_with_other_credentials, kept_of
 from .cast import answer_cast
+from .comparing import answer_compare
 from .connections import disconnection_of, threads_of
 from .dashboard import answer_dashboard
 from .events import answer_events
@@ -19,6 +20,7 @@ from .lines import answer_lines
 from .links import sealed
 from .log import answer_log
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
+from .numbers import Numbers, answer_metrics
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
@@ -39,6 +41,7 @@ __all__ = [
     "Authorize",
     "Headers",
     "Health",
+    "Numbers",
     "PageMaker",
     "PageParts",
     "Site",
@@ -48,6 +51,7 @@ __all__ = [
     "Visit",
     "about",
     "answer_ended",
+    "answer_metrics",
     "answer_operator",
     "bad_query",
     "compressed",
@@ -79,6 +83,7 @@ _VIEWS = {
     View.CAST2: answer_cast,
     View.RESULT: answer_result,
     View.SHARE: answer_shares,
+    View.COMPARE: answer_compare,
     View.SCRIPT: answer_asset,
     View.STYLE: answer_asset,
     View.CLIENT: answer_asset,
@@ -90,13 +95,20 @@ _REFUSED = {
     "result": "You are not allowed to read the results of jobs.",
     "answer": "A job's question is for who started it.",
     "rerun": "A job can be run again by who started it.",
+    "compare": "A job can be compared by who started it.",
     "share": "A job can be shared by who started it.",
     "unshare": "A job can be shared by who started it.",
     "cancel": "You are not allowed to cancel jobs.",
     "discard": "You are not allowed to discard jobs.",
 }
 _PARTS = (View.SCRIPT, View.STYLE, View.CLIENT, View.ICON)  # the same for all jobs
-_RIGHTS = {**dict.fromkeys(_VIEWS, "output"), View.STATUS: "list", View.RESULT: "result", View.SHARE: "share"}
+_RIGHTS = {
+    **dict.fromkeys(_VIEWS, "output"),
+    View.STATUS: "list",
+    View.RESULT: "result",
+    View.SHARE: "share",
+    View.COMPARE: "compare",
+}
 """What an operator needs the right to."""
 
 

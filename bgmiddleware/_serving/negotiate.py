@@ -44,6 +44,9 @@ class View(StrEnum):
     SHARE = "share"
     """The links by which it is shown to others, for its owner. Never negotiated."""
 
+    COMPARE = "compare"
+    """It beside another run. Never negotiated."""
+
     SCRIPT = "app.js"
     """The page's script, the same for all jobs. Never negotiated either."""
 

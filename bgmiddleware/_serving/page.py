@@ -9,6 +9,7 @@ from typing import Any
 
 from .._jobs import Job, JobState
 from . import assets
+from .comparing import may_compare
 from .external import asset_link
 from .icons import ICON, LOOKS, icon, look_of
 from .markup import Markup, filled_in
@@ -84,6 +85,7 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         "question": question_form(job, said["page"]),
         "rerun": rerun_form(visit, job, said["page"]),
         "share": filled_in(_SHARE, {**words, "link": visit.link(_view=View.SHARE)}) if visit.may("share") else Markup(),
+        "compare": _compare(visit, job, words),
         "shared": shared_note(visit, said["share"]),
         "symbol": LOOKS[look][0],
         "title": readable(job.title),
@@ -118,6 +120,15 @@ _DISCARD = Template(
 
 
 _SHARE = Template('<a class="job-button" href="$link">$w_share</a>\n')
+
+
+def _compare(visit: Visit, job: Job, words: Mapping[str, str]) -> Markup:
+    if not may_compare(visit, job):
+        return Markup()
+    return filled_in(_COMPARE, {**words, "link": visit.link(_view=View.COMPARE)})
+
+
+_COMPARE = Template('<a class="job-button" href="$link">$w_compare</a>\n')
 
 
 def _operator(visit: Visit, job: Job, words: Mapping[str, str]) -> Markup:

@@ -1,5 +1,6 @@
 """One request that bears a token, and what is needed to answer it."""
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -10,10 +11,11 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from .._ground.prefer import preferences
 from .._jobs import KEY_LENGTH, Job, key_of
-from ..errors import ConfigurationError, JobNotFound, RegistryError
+from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ..executors.base import Executor
 from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
+from .charts import Charts
 from .connections import disconnection_of, is_stopping, longest, stream_live, takes_off_hands, threads_of
 from .estimates import Estimates
 from .pace import FASTEST
@@ -49,12 +51,13 @@ class Forbidden(Exception):
     """An operator may not do what he asks for; the message names the right for it."""
 
 
+_IS_TOKEN = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOKEN = f"(?:[0-9a-f-]{{36}}|{SHARED})"
 
 
 @cache  # a few sites have as many names
 def _ours(token_name: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(token_name)}={_TOKEN}|_(?:view|wait|offset|every)=.*", re.DOTALL)
+    return re.compile(rf"{re.escape(token_name)}={_TOKEN}|_(?:view|wait|offset|every|with|ignore)=.*", re.DOTALL)
 
 
 @cache
@@ -82,6 +85,7 @@ class Site:
     """Runs the request of an ended job again, and answers who asks for that."""
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
+    charts: Charts = field(default_factory=Charts)
     dashboard: str = ""
     """The path of the list of all jobs; below it, the jobs are at their keys."""
 
@@ -235,6 +239,14 @@ class Visit:
         if self.share is not None and not self.share.is_of(job, self.registry.clock()):
             raise JobNotFound(self.key)
         return job
+
+    def other_job(self, token: str) -> Job | None:
+        """Return another job, if this client may know of it; None: it may not, or there is none."""
+        if not _IS_TOKEN.fullmatch(token):
+            return None
+        with contextlib.suppress(JobNotFound, JobExpired):
+            return self.site.visit(self.environ, token).job()
+        return None
 
     @property
     def is_operators(self) -> bool:

@@ -33,7 +33,7 @@ _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "": False, "0": F
 _SWITCHES["off"] = False
 _SHORTEST_SECRET = 16
 _SHARED = 'SpoolRegistry("/var/lib/…") of bgmiddleware.registries.spool, RedisRegistry("redis://…") of ….redis'
-_OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version")
+_OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version", "_with", "_ignore")
 
 
 def check_options(given: Mapping[str, Any]) -> None:
@@ -44,10 +44,10 @@ def check_options(given: Mapping[str, Any]) -> None:
 
     check_numbers(**named("max_body stream_slots promote_after deadline"))
     check_functions(given["unnamed"], **named("app when owner authorize title"))
-    check_texts(**named("token_name secret dashboard health assets version"))
+    check_texts(**named("token_name secret dashboard health metrics assets version"))
     check_switches(**named("single_flight capture_logging capture_children tee answers details"))
     check_switches(**named("refuse_cross_site foreground keep_requests"))
-    check_pair(given["dashboard"], given["authorize"])
+    check_operators(**named("authorize dashboard metrics"))
 
 
 def check_numbers(*, deadline: object, promote_after: object, stream_slots: object, **whole: object) -> None:
@@ -102,15 +102,16 @@ def foreground_is_asked_for() -> bool:
     return _SWITCHES[value.lower()]
 
 
-def check_pair(dashboard: object, authorize: object) -> None:
-    """Check that a dashboard has a function that says who may see it."""
-    if (dashboard is None) != (authorize is None):
-        given, missing = ("authorize", "dashboard") if dashboard is None else ("dashboard", "authorize")
-        remedy = {
-            "authorize": "a function of the environ that says who may see the list",
-            "dashboard": "the path of the list, such as '/jobs'",
-        }
-        raise ConfigurationError(f"{given} is set without {missing}: set {missing} too, {remedy[missing]}")
+def check_operators(authorize: object, **paths: object) -> None:
+    """Check that what is for operators has a function that says who they are, and that such a function has a use."""
+    given = [name for name, path in paths.items() if path is not None]
+    if given and authorize is None:
+        remedy = "set authorize too, a function of the environ that says who may see the list"
+        raise ConfigurationError(f"{given[0]} is set without authorize: {remedy}")
+    if not given and authorize is not None:
+        raise ConfigurationError(
+            "authorize is set without dashboard: set dashboard too, the path of the list, such as '/jobs'"
+        )
 
 
 def check_places(registry: object, executor: object) -> None:

@@ -14,13 +14,14 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 
 from .._ground.numbers import check_count, check_positive
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
-from ..errors import RegistryError
-from ._history import History, Level, Minute, Spread
+from ..errors import Fenced, RegistryError
+from ._history import BOUNDS, History, Level, Minute, Spread, path_of
 from ._housekeeping import house
 from ._outbox import MemoryOutbox, Outbox
 from ._times import MOST as MOST_TIMES
 
 __all__ = [
+    "BOUNDS",
     "END",
     "FILLED",
     "PAGE_BYTES",
@@ -38,6 +39,7 @@ __all__ = [
     "Spread",
     "Times",
     "Transition",
+    "path_of",
 ]
 
 PAGE_BYTES = 256 * 1024
@@ -143,6 +145,9 @@ class Registry(ABC):
 
     shared: ClassVar[bool] = False
     """Whether other processes see the same jobs."""
+
+    short_body: ClassVar[int] = 0
+    """Up to how many bytes of a response :meth:`finish_with` is faster with than :meth:`append` and :meth:`finish`."""
 
     def __init__(
         self,
@@ -442,6 +447,15 @@ class Registry(ABC):
         """End a job that *runner* runs. All its bytes must be in: who sees the end sees everything."""
         change = Transition(state, runner, None, reason, response, receipt, output_end, body_end)
         return self.transition(key, {JobState.RUNNING}, change)
+
+    def finish_with(self, key: str, body: bytes, change: Transition) -> bool:
+        """The same as to append the whole *body* of a short response, and then to end the running job by
+        :meth:`transition`: a registry may do both at once. Where it breaks off in between, it is safe to repeat."""
+        try:
+            end = self.append(key, Channel.BODY, 0, body, runner=change.runner)
+        except Fenced:
+            return False
+        return self.transition(key, {JobState.RUNNING}, change._replace(body_end=end))
 
     def follow(self, key: str, offset: int = 0, *, tick: float = 5.0) -> Generator[Piece, None, None]:
         """Yield the output from *offset* until the job has ended, each byte once and in order, waiting for more.

@@ -33,7 +33,7 @@ from ._redis.link import Address, Call, Damaged, Server
 from ._redis.outbox import RedisOutbox
 from ._redis.records import Records, Stored, nonce
 from ._times import MOST as MOST_TIMES
-from .base import END, FILLED, PAGE_BYTES, Evicted, Outbox, Piece, Registry, Renewal, Times, Transition
+from .base import END, FILLED, PAGE_BYTES, SHORT, Evicted, Outbox, Piece, Registry, Renewal, Times, Transition
 
 __all__ = ["RedisRegistry"]
 
@@ -66,6 +66,7 @@ class RedisRegistry(Registry):
     """
 
     shared: ClassVar[bool] = True
+    short_body: ClassVar[int] = SHORT
 
     def __init__(
         self,
@@ -170,6 +171,13 @@ class RedisRegistry(Registry):
             self._records.pause(key, min(max(offset, 0), END), left)
 
     def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
+        return self._transition(key, expect, change)
+
+    def finish_with(self, key: str, body: bytes, change: Transition) -> bool:
+        return self._transition(key, {JobState.RUNNING}, change._replace(body_end=len(body)), body)
+
+    def _transition(self, key: str, expect: Collection[JobState], change: Transition, body: bytes = b"") -> bool:
+        """Change the state, at an end behind the whole *body* of a short response."""
         for _ in range(_TRIES):
             stored = self._recall(key) or self._look(key)
             job, now = stored.job, stored.now
@@ -191,9 +199,10 @@ class RedisRegistry(Registry):
                 self._index.leave(new, place)
             else:
                 if not stored.is_recalled:
-                    changes.check_whole(job, change)
+                    changes.check_whole(job, change._replace(body_end=0) if body else change)
                 least = change.output_end, change.body_end
-                if self._write(stored, changes.ended(job, now, change, ttl=self.ttl), least=least):
+                ended = changes.ended(job, now, change, ttl=self.ttl)
+                if self._write(stored, ended, least=least, body=body):
                     return True
         raise self._too_busy(key)
 
@@ -254,8 +263,9 @@ class RedisRegistry(Registry):
 
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         found: dict[str, Job] = {}  # by key: who comes meanwhile moves the others down
-        begin = 0
-        while len(found) < skip + limit and (keys := self._index.newest(state, begin, _BATCH)):
+        begin, batch = 0, min(_BATCH, skip + limit)  # of most lists the first one is all
+        while len(found) < skip + limit and (keys := self._index.newest(state, begin, batch)):
+            batch = _BATCH
             begin += len(keys)
             each = (self._with_process(stored).seen for stored in self._records.look_at_each(keys))
             found |= {job.key: job for job in each if state in (None, job.state)}
@@ -370,18 +380,24 @@ class RedisRegistry(Registry):
         *,
         least: tuple[int, int] = (0, 0),
         along: tuple[Call, ...] = (),
+        body: bytes = b"",
     ) -> bool:
-        """Replace a record that is still what was read, and file the job as what it is now, behind what goes *along*,
-        in one round trip."""
+        """Replace a record that is still what was read, and file the job as what it is now, behind what goes *along*
+        and the whole *body* of its response, in one round trip."""
         after = Stored(new, stored.now, nonce(), stored.place if place is None else place)
         writing = self._records.writing(stored, after, self.ttl, least)
         filing = self._index.filing(new, stored.now, after.place)
         events = events_of(stored.job, new)
         counting = (self._index.counting(path_of(new), events, stored.now),) if events else ()
+        if body:
+            most = self.max_result
+            along += (self._records.appending(new.key, Channel.BODY, 0, body, runner=new.runner, most=most),)
         replies = self._server.run_all(*along, writing, filing, *counting)
         reply, filed = replies[len(along) : len(along) + 2]
         is_written = False
         try:
+            if body:
+                self._server.checked(replies[0])  # what else it answers, the next one does too
             is_written = self._records.written(new.key, reply)
         finally:
             if not is_written:

@@ -305,7 +305,9 @@ class SpoolRegistry(Registry):
 
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         now = self.clock()
-        rows = (row for row in self._store.newest_first(state) if state in (None, row.job.as_of(now).state))
+        rows = (
+            row for row in self._store.newest_first(state, skip + limit) if state in (None, row.job.as_of(now).state)
+        )
         asked_for = (row for row in rows if not row.job.has_expired(now))
         found = []
         for row in itertools.islice(asked_for, skip, skip + limit):

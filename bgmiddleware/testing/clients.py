@@ -116,7 +116,7 @@ def start(client: Client, path: str, method: str = "POST", body: bytes = b"", **
     return target_of(reply, path.partition("?")[0])
 
 
-def ended(app: BackgroundMiddleware, target: str, timeout: float = 30.0) -> Job:
+def ended(app: BackgroundMiddleware, target: str, timeout: float = 120.0) -> Job:
     """Wait until the job of *target* has ended; return it."""
     key = key_of(target.rpartition("_t=")[2].partition("&")[0])
     job = app.registry.wait(key, 2**62, timeout)

@@ -621,6 +621,38 @@ class RegistryContract(HistoryContract):
         registry.finish(KEY, RUNNER, JobState.FINISHED)
         assert registry.read(KEY, Channel.REQUEST, 0).data == b""
 
+    @pytest.mark.parametrize("size", [1, 65_536])
+    def test_a_job_ends_with_a_short_body(self, registry: Registry, size: int) -> None:
+        body = bytes(range(256)) * (size // 256) or b"x"
+        added(registry)
+        registry.claim(KEY, RUNNER)
+        write(registry, KEY, b"the output")
+        change = Transition(JobState.FINISHED, RUNNER, response=RecordedResponse("200 OK", ()), output_end=10)
+        assert registry.finish_with(KEY, body, change)
+        job = registry.get(KEY)
+        assert (job.state, job.body_end, job.output_end) == (JobState.FINISHED, len(body), 10)
+        assert all_of(registry, KEY, Channel.BODY, 100_000) == body
+        assert not registry.finish_with(KEY, body, change)  # a repetition
+
+    def test_nobody_else_ends_a_job_with_a_body(self, registry: Registry) -> None:
+        added(registry)
+        assert not registry.finish_with(KEY, b"body", Transition(JobState.FINISHED, RUNNER))
+        registry.claim(KEY, RUNNER)
+        assert not registry.finish_with(KEY, b"body", Transition(JobState.FINISHED, "another"))
+        job = registry.get(KEY)
+        assert (job.state, job.body_end) == (JobState.RUNNING, 0)
+
+    def test_a_job_whose_output_is_cut_does_not_end_with_a_body(self, registry: Registry) -> None:
+        added(registry)
+        registry.claim(KEY, RUNNER)
+        write(registry, KEY, b"the output")
+        with pytest.raises(BadOffset) as cut:
+            registry.finish_with(KEY, b"body", Transition(JobState.FINISHED, RUNNER, output_end=11))
+        assert cut.value.end == 10
+        assert registry.get(KEY).state is JobState.RUNNING
+        assert registry.finish_with(KEY, b"body", Transition(JobState.FINISHED, RUNNER, output_end=10))
+        assert all_of(registry, KEY, Channel.BODY) == b"body"
+
     def test_the_channels_are_separate(self, registry: Registry) -> None:
         added(registry)
         registry.append(KEY, Channel.REQUEST, 0, b"request")

@@ -5,6 +5,7 @@ takes a hundredth of the time.
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -258,3 +259,72 @@ def test_who_has_read_enough_is_told_nothing_more(registry, url):
         assert registry.finish(key, RUNNER, JobState.FINISHED)
         assert process.wait(timeout=LONG) == 141, "as if SIGPIPE had ended it"
         assert process.stderr.read() == b""
+
+
+# What is counted.
+
+
+@pytest.fixture
+def counted(registry: Registry) -> None:
+    for name, state in (("a", JobState.FINISHED), ("b", JobState.FAILED), ("c", None), ("d", None)):
+        key = registry.add(Job(key_of(name), f"GET /reports/\x1b{name}", asked={"path": "/reports/*"})).key
+        if name != "d":
+            registry.claim(key, RUNNER)
+        if state is not None:
+            registry.finish(key, RUNNER, state)
+
+
+@pytest.mark.usefixtures("counted")
+def test_stats_says_what_was_counted(url: str, command: Callable[..., tuple[int, str, str]]) -> None:
+    status, said, _ = command("stats", "--registry", url)
+    assert status == 0
+    assert said.startswith("1 waiting, 1 running; in the last 60 minutes:\n")
+    assert re.search(r"^/reports/\* +3 +1 +1 +0 +0 +\d+\.\d\d s", said, re.MULTILINE)
+    status, said, _ = command("stats", "--registry", url, "--json", "--minutes", "5")
+    document = json.loads(said)
+    assert (document["minutes"], document["waiting"], document["running"]) == (5, 1, 1)
+    path = document["paths"]["/reports/*"]
+    assert [path[name] for name in ("started", "finished", "failed", "cancelled", "lost")] == [3, 1, 1, 0, 0]
+    assert path["run_time"].keys() == path["queue_wait"].keys() == {"median", "p95", "longest"}
+
+
+@pytest.mark.usefixtures("counted")
+def test_watch_says_it_again_and_again(url: str, command: Callable[..., tuple[int, str, str]]) -> None:
+    status, said, _ = command("watch", "--registry", url, "--rounds", "1")
+    assert status == 0
+    assert said.startswith("\x1b[H\x1b[2J1 waiting, 1 running")
+    assert "GET /reports/�d" in said
+    status, said, _ = command("watch", "--registry", url, "--rounds", "2", "--every", "0", "--json", "--limit", "2")
+    documents = [json.loads(line) for line in said.splitlines()]
+    assert [[job["state"] for job in document["jobs"]] for document in documents] == [["pending", "running"]] * 2
+
+
+def test_of_an_empty_registry_stats_says_that_nothing_is_there(
+    url: str, registry: Registry, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    registry.jobs()
+    assert command("stats", "--registry", url)[1].startswith("0 waiting, 0 running")
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["jo"], ["jobs"]),
+        (["jobs", "st"], ["stats"]),
+        (["jobs", "watch", "--ro"], ["--rounds"]),
+        (["jobs", "list", "--registry", "x", "--j"], ["--json"]),
+        (["serve", "app:app", "--workers-that-do-not-exist"], []),
+        (["completion", "z"], ["zsh"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(
+    capsys: pytest.CaptureFixture[str], words: list[str], completed: list[str]
+) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    quoted = " ".join(f"'{word}'" for word in ["bgmiddleware", *words])
+    asked = (
+        f'{script}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _bgmiddleware; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    )
+    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True).stdout
+    assert said.split() == completed

@@ -26,7 +26,7 @@ LAYERS = (
     ("executors",),
     ("hooks", "marks", "owners", "redact", "_context"),
     ("_serving",),
-    ("_starting",),
+    ("_starting", "metrics"),
     ("_middleware",),
     ("paste", "_commands", "_server", "__init__", "testing"),
     ("__main__",),
@@ -38,6 +38,7 @@ FOREIGN = {
     "webob": {"_ground"},
     "waitress": {"_commands"},
     "redis": {"registries", "executors"},
+    "prometheus_client": {"metrics"},
     "pytest": {"testing"},
     "flask_login": {"owners"},
     **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
@@ -165,7 +166,8 @@ def test_what_is_public_is_exported() -> None:
     assert public - modules <= set(bgmiddleware.__all__)
     # What users import by its path is not private by accident.
     assert {name for name in modules if not name.startswith("_")} <= {
-        *("client", "errors", "executors", "hooks", "marks", "owners", "paste", "redact", "registries", "testing")
+        *("client", "errors", "executors", "hooks", "marks", "metrics", "owners", "paste", "redact", "registries"),
+        "testing",
     }
 
 

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.everything
         ("starting --rounds 1 --starts 5", "processor time a job"),
         ("memory --rounds 1 --jobs 20", "when all are forgotten"),
         ("page --rounds 1 --lines 20000", "page without the output"),
+        ("dashboard --jobs 60 --times 1 --pings 3", "another view"),
         ("terminal --lines 500 --share 0.001", "The terminal"),
     ],
 )

@@ -221,6 +221,7 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "not-asked": _asked(b"_answer=yes&_question=other"),
     "not-kept": _rerun,
     "still-running": _running(method="POST", body=b"_action=rerun", content_type="application/x-www-form-urlencoded"),
+    "nothing-to-compare": _running("&_view=compare"),
     "too-many-shares": _shared,
     "cross-site": _running(method="DELETE", sec_fetch_site="cross-site"),
     "job-runs": _discard_running,
@@ -228,7 +229,7 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "cancelled": _result_of(_cancel),
     "lost": _result_of(_lose),
     "forbidden": _forbidden,
-    "method-not-allowed": _of_no_job("POST", "/_jobs"),
+    "method-not-allowed": _of_no_job("PUT", "/_jobs"),
 }
 RETRIED = {"not-ready", "queue-full", "registry-error", "speculative", "no-slot"}
 

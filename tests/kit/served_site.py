@@ -28,7 +28,7 @@ from bgmiddleware.executors._processes import watching
 from bgmiddleware.registries import open_registry
 
 FLOOD_LINE = "%010d " + "x" * 88 + "\n"  # where it is, so that each line says which bytes it is
-WAIT = 120.0  # never reached by a test that passes
+WAIT = 600.0  # never reached by a test that passes
 _DIRECTORY = Path(os.environ.get("SITE_DIRECTORY", "."))
 
 

@@ -52,7 +52,7 @@ def node(request: Any, *, reference: bool = True) -> Any:
     if reference and not installed():
         missing("@xterm/headless, from npm")
     done = subprocess.run(
-        [program, "compare.cjs"], cwd=HERE, input=json.dumps(request), capture_output=True, text=True, timeout=300
+        [program, "compare.cjs"], cwd=HERE, input=json.dumps(request), capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

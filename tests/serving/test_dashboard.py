@@ -83,11 +83,11 @@ def test_who_may_is_asked_each_time_with_the_whole_request() -> None:
         assert [environ["HTTP_COOKIE"] for environ in asked] == ["a=1", "a=1"]
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_it_can_only_be_read(opens_one: Any, method: str) -> None:
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_it_is_read_and_posted_to(opens_one: Any, method: str) -> None:
     site, client, _ = opens_one()
-    reply = client.request(method, "/_jobs", b"_action=cancel" if method == "POST" else b"", **ADMIN)
-    assert (reply.status, reply["Allow"]) == (405, "GET, HEAD")
+    reply = client.request(method, "/_jobs", **ADMIN)
+    assert (reply.status, reply["Allow"]) == (405, "GET, HEAD, POST")
     assert len(site.registry.jobs()) == 1
 
 
@@ -145,6 +145,8 @@ def test_it_is_json_for_programs(opens_one: Any) -> None:
         "state": "finished",
         "reason": "",
         "owner": "ada",
+        "path": "/slow",
+        "version": None,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.ended_at,
@@ -227,31 +229,28 @@ def test_the_newest_come_first_and_the_others_page_by_page(opens: Opener) -> Non
     target, found = "/_jobs", []
     while target:
         page = client.request("GET", target, **HTML, **ADMIN).text
-        found += re.findall(r">POST (/\d+)</a></td>", page)
-        older = re.search(r'<a href="([^"]*)">Older</a>', page)
+        found += re.findall(r'">POST (/\d+)</a></td>', page)
+        older = re.search(r'<a href="([^"]*)">Next 50</a>', page)
         target = "/_jobs" + older.group(1) if older else ""
     assert found == wanted
-    newer = re.search(r'<a href="([^"]*)">Newer</a>', page)
-    assert newer is not None
-    assert newer.group(1) == "?_skip=50"
-    assert "Newer" not in client.request("GET", "/_jobs", **HTML, **ADMIN).text
-    assert paths(client.request("GET", "/_jobs?_skip=119", **ADMIN)) == ["/0"]
-    assert paths(client.request("GET", "/_jobs?_skip=120", **ADMIN)) == []
+    assert '<a href="?">Newest</a>' in page
+    assert "Newest" not in client.request("GET", "/_jobs", **HTML, **ADMIN).text
 
 
-@pytest.mark.parametrize("skip", ["-1", "x", "", "1.5", "9" * 10, "\xb2"])
-def test_a_bad_page_is_400(opens: Opener, skip: str) -> None:
+@pytest.mark.parametrize("query", ["before=x", "before=1-2-3", "state=odd", "since=x", "since=-1", "since=\xb2"])
+def test_a_bad_parameter_is_400(opens: Opener, query: str) -> None:
     from urllib.parse import quote
 
     _, client = opens(answering(), **OPTIONS)
-    reply = client.request("GET", f"/_jobs?_skip={quote(skip)}", **ADMIN)
-    assert (reply.status, reply.text) == (400, "_skip must be a whole number.\n")
+    reply = client.request("GET", f"/_jobs?{quote(query, safe='=')}", **ADMIN)
+    assert reply.status == 400
+    assert "must be" in reply.text
 
 
 def test_nothing_that_is_shown_is_more_than_text(opens_one: Any) -> None:
     _, client, _ = opens_one(path="/%3Cscript%3Ealert(1)%3C/script%3E&amp;", owner=lambda environ: "<b>'\"&")
     text = client.request("GET", "/_jobs", **HTML, **ADMIN).text
-    assert "<script" not in text
+    assert text.count("<script") == 1, "ours"
     assert "<b>" not in text
     assert "POST /&lt;script&gt;alert(1)&lt;/script&gt;&amp;amp;" in text
     assert "&lt;b&gt;&#x27;&quot;&amp;" in text

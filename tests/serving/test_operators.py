@@ -108,7 +108,7 @@ def test_an_operator_sees_the_page_that_its_owner_sees(opens_one: Any) -> None:
     assert reply["Content-Security-Policy"].startswith("default-src 'none'")
     page = client.request("GET", "/_jobs", **HTML, x_rights="all").text
     assert f'<a href="_jobs/{row["key"]}">POST /slow</a>' in page
-    assert "href" not in re.sub("<style>.*</style>", "", client.request("GET", "/_jobs", **HTML, x_rights="list").text)
+    assert f"_jobs/{row['key']}" not in client.request("GET", "/_jobs", **HTML, x_rights="list").text
 
 
 @pytest.mark.parametrize("path", ["/", "/a/b", "/x/"])
@@ -117,7 +117,7 @@ def test_the_list_and_its_jobs_find_each_other_wherever_they_are(opens: Opener, 
 
     site, client = opens(answering(), **{**OPTIONS, "dashboard": path})
     ended(site, start(client, "/slow"))
-    found = re.search(r'<a href="([^"]*[0-9a-f]{32})">', client.request("GET", path, **HTML, x_rights="all").text)
+    found = re.search(r'<a href="([^"?]*[0-9a-f]{32})">', client.request("GET", path, **HTML, x_rights="all").text)
     assert found is not None
     job = urljoin(path, found[1])
     page = client.request("GET", job, **HTML, x_rights="all")

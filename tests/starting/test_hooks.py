@@ -131,7 +131,7 @@ def test_what_is_no_hook_is_refused(wrong: Any) -> None:
 
 
 def test_a_webhook_is_signed_as_the_standard_says(receiver: Receiver) -> None:
-    standard = pytest.importorskip("standardwebhooks")
+    standard = needs("standardwebhooks")
     hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
     with BackgroundMiddleware(app, when=marks.always, on_end=hook) as site:
         job = ended(site, start(InProcess(site), "/raise"))

@@ -1,6 +1,7 @@
 """The ini file: loaded by PasteDeploy, and served by the servers that people start with one."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ from bgmiddleware import (
 )
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.paste import SETTINGS, filter_app_factory
-from tests.conftest import needs
+from tests.conftest import PROMISED, needs
 from tests.kit.clients import ended
 from tests.kit.documents import ROOT, SHOP, get
 from tests.kit.ports import free_port
@@ -105,6 +106,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "dashboard": ("/_jobs", lambda app: app._is_dashboard({"PATH_INFO": "/_jobs"}), True),
         "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
         "health": ("/_health", lambda app: app._is_health({"PATH_INFO": "/_health"}), True),
+        "metrics": ("/_metrics", lambda app: app._is_metrics({"PATH_INFO": "/_metrics"}), True),
         "title": ("python:bgmiddleware.marks:always", lambda app: app._starter.title, marks.always),
         "redact": ("common", lambda app: len(app.redaction.forms) > 10, True),
         "on_end": ("python:bgmiddleware.marks:always", lambda app: app._ends._hooks, (marks.always,)),
@@ -153,6 +155,8 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
     of_other_executors = {"app", "max_jobs_per_child", "max_memory", "grace", "queue"}
     of_other_registries = {"busy_timeout", "prefix", "timeout", "max_waiting"}
     assert set(settings) == set(SETTINGS) - of_other_executors - of_other_registries
+    if importlib.util.find_spec("prometheus_client") is None and not PROMISED:
+        del settings["metrics"]
     app = load(FILTER + "\n".join(f"{name} = {text}" for name, (text, _, _) in settings.items()), APP)
     for name, (_, look, expected) in settings.items():
         assert look(app) == expected, name

@@ -107,7 +107,19 @@ class Records:
         self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str, most: int, times: Times
     ) -> int:
         """Add bytes to a channel that may have *most* of them; see :meth:`Registry.append`."""
-        answer, *end = self._run("append", key, channel.value, offset, data, _text(runner), most, *chain(*times))
+        call = self.appending(key, channel, offset, data, runner=runner, most=most, times=times)
+        return self.appended(key, channel, most, self._server.run(call.name, call.keys, *call.args))
+
+    def appending(
+        self, key: str, channel: Channel, offset: int, data: bytes, *, runner: str, most: int, times: Times = ()
+    ) -> Call:
+        """Return the call that does so."""
+        args = (channel.value, offset, data, _text(runner), most, *chain(*times))
+        return Call("append", self._keys(key), args)
+
+    def appended(self, key: str, channel: Channel, most: int, reply: Any) -> int:
+        """Return where the channel ends by what that call answered, or raise what that is."""
+        answer, *end = self._answered(key, self._server.checked(reply))
         match answer:
             case b"fenced":
                 raise Fenced(key)

@@ -126,14 +126,15 @@ class Store:
             if not isinstance(row, Row) or row.job.state.ended:
                 self.files(row).remove()
 
-    def newest_first(self, state: JobState | None) -> Iterator[Row]:
+    def newest_first(self, state: JobState | None, expected: int = _ROWS_AT_ONCE) -> Iterator[Row]:
         """Yield the jobs that may read as *state*, or all, as far as they can be read; without a cursor that stays
-        open."""
-        before = None
+        open. *expected*: how many are wanted, as far as that is known."""
+        before, at_once = None, min(_ROWS_AT_ONCE, expected)
         unreadable = 0
         while True:
             with self.reading() as database:
-                entries = table.newest(database, state, before, _ROWS_AT_ONCE)
+                entries = table.newest(database, state, before, at_once)
+            at_once = _ROWS_AT_ONCE
             if not entries:
                 break
             rows = [entry for entry in entries if isinstance(entry, Row)]

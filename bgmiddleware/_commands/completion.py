@@ -1,0 +1,64 @@
+"""``completion``: print what makes a shell complete our commands and options, which the parser knows."""
+
+import argparse
+from collections.abc import Iterator
+
+__all__ = ["SHELLS", "add_completion_command", "completion_of"]
+
+_BASH = """\
+_bgmiddleware() {{
+  local words=""
+  case "$COMP_CWORD:${{COMP_WORDS[1]}}:${{COMP_WORDS[2]}}" in
+{cases}
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _bgmiddleware bgmiddleware
+"""
+SHELLS = {"bash": _BASH, "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + _BASH}
+"""What is printed for each shell; zsh takes that of bash."""
+
+
+def add_completion_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``completion`` to the command line."""
+    parser = commands.add_parser(
+        "completion", help="print what makes a shell complete commands and options", description=__doc__
+    )
+    parser.add_argument("shell", metavar="SHELL", choices=list(SHELLS), help="bash or zsh")
+
+
+def completion_of(parser: argparse.ArgumentParser, shell: str) -> str:
+    """Return the completion of a command line for a *shell*, one of ``SHELLS``."""
+    cases = "\n".join(f'    {pattern}) words="{" ".join(words)}" ;;' for pattern, words in _cases(parser))
+    return SHELLS[shell].format(cases=cases)
+
+
+def _cases(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:
+    """Yield for each place, as how many words there are and the first two of them, what can come there."""
+    commands = _commands(parser)
+    yield "1:*", [*commands, *_options(parser)]
+    for name, command in commands.items():
+        actions = _commands(command)
+        if actions:
+            yield f"2:{name}:*", [*actions, *_options(command)]
+        for action, inner in actions.items():
+            yield f"*:{name}:{action}", _options(inner)
+        if not actions:
+            yield f"*:{name}:*", _options(command)
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    named = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    choices = [str(choice) for action in named if not action.option_strings for choice in _choices(action)]
+    return [*choices, *(option for action in named for option in action.option_strings if option.startswith("--"))]
+
+
+def _choices(action: argparse.Action) -> list[str]:
+    return [] if isinstance(action, argparse._SubParsersAction) else list(action.choices or ())
