@@ -5,17 +5,17 @@ second, first as the server sent it, then as the terminal draws it. "Load all" a
 """
 
 import argparse
+import contextlib
 import re
 import statistics
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 from urllib.request import Request, urlopen
 
-from bgmiddleware import BackgroundMiddleware, marks
+from bgmiddleware import BackgroundMiddleware, marks, step
 from bgmiddleware._commands.serve import serve
 from bgmiddleware._serving import assets
 from bgmiddleware._serving.shorten import shortened
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; or be the server."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
     parser.add_argument("--lines", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, default=40, help="within each other")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -57,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     with _server() as port:
-        url = _finished(port, options.lines)
-        print(header(f"The live page, and a finished log of {options.lines:,} lines"))
+        url = _finished(port, options.lines, options.steps)
+        print(header(f"The live page, and a finished log of {options.lines:,} lines in {options.steps} nested steps"))
         _report_size(url)
         with chromium() as browser:
             if browser is None:
@@ -72,13 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    for number in range(int(environ["QUERY_STRING"])):
-        print(_LINE.format(colour=number % 8, number=number))
+    lines, steps = map(int, environ["QUERY_STRING"].split("&"))
+    with contextlib.ExitStack() as opened:
+        for number in range(lines):
+            if number < steps:
+                opened.enter_context(step(f"Step {number}"))
+            print(_LINE.format(colour=number % 8, number=number))
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"done"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _server() -> Iterator[int]:
     command = [sys.executable, "-m", "benchmarks.page", "--serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -89,9 +94,9 @@ def _server() -> Iterator[int]:
             process.terminate()
 
 
-def _finished(port: int, lines: int) -> str:
-    """Run a job that prints so many lines; return the URL of it when it has ended."""
-    with urlopen(Request(f"http://127.0.0.1:{port}/log?{lines}", method="POST"), timeout=300) as followed:
+def _finished(port: int, lines: int, steps: int) -> str:
+    """Run a job that prints so many lines, in steps within each other; return the URL of it when it has ended."""
+    with urlopen(Request(f"http://127.0.0.1:{port}/log?{lines}&{steps}", method="POST"), timeout=300) as followed:
         followed.read()
         return str(followed.url)
 

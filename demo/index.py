@@ -49,7 +49,7 @@ DEMOS = (
     Demo(
         "show",
         "What a job can look like",
-        "In colours, with a bar, refused, failed, cancelled; whose job it is, and a list of all of them.",
+        "In colours, failed, cancelled; one that asks, runs again, is compared and shared; and a list of all of them.",
         "show_app.py",
         "",
         "curl -L -b '' ${url}build",

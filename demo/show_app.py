@@ -1,15 +1,17 @@
 """What a job can look like: in colours, with a bar, refused, failed, and one that runs until you cancel it.
 
-Each browser has jobs of its own, by a signed cookie; the list of all jobs is at ``jobs``.
+One asks its reader, and can be run again, compared with the run before it, and shared. Each browser has its own jobs,
+by a signed cookie; the list of all jobs is at ``jobs``.
 """
 
+import html
 import itertools
 import secrets
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bgmiddleware import BackgroundMiddleware, current_job, marks, owners, track
+from bgmiddleware import BackgroundMiddleware, ask, current_job, marks, owners, step, track
 
 from . import PAUSE
 
@@ -25,6 +27,7 @@ body { font: 16px/1.6 system-ui, sans-serif; margin: 2rem auto; max-width: 40rem
 <ul>
 <li><a href="build">A build, in colours and with a bar</a>
 <li><a href="endless">One that runs until you cancel it</a>
+<li><a href="clean">One that asks you. Answer no, then run it again, answer yes, and compare the two; then share it</a>
 <li><a href="refused">One that is refused</a>
 <li><a href="failed">One that fails</a>
 <li><a href="quick">One that is done before you see it</a>
@@ -63,6 +66,21 @@ def endless() -> tuple[str, str]:
     return "200 OK", "Nobody gets here"
 
 
+def clean() -> tuple[str, str]:
+    current_job().title = "Clean up the orders"
+    with step("Looking"):
+        print("14 orders have no customer.")
+        print(f"It is {time.strftime('%H:%M:%S')}.")
+    if ask("Delete 14 orders?", ("yes", "no")) == "no":
+        raise ValueError("nobody wanted to delete them")
+    with step("Deleting"):
+        for number in track(range(1, 15), "orders"):
+            time.sleep(PAUSE / 10)
+            print(f"Order {number} is deleted.")
+    name = input("What shall the list of them be called? ")
+    return "200 OK", f"{name or 'The list'}: 14 orders are deleted"
+
+
 def refused() -> tuple[str, str]:
     time.sleep(PAUSE * 2)
     print("The form has no price.")
@@ -80,14 +98,14 @@ def quick() -> tuple[str, str]:
     return "200 OK", "That was quick"
 
 
-VIEWS = {f"/{view.__name__}": view for view in (build, endless, refused, failed, quick)}
+VIEWS = {f"/{view.__name__}": view for view in (build, endless, clean, refused, failed, quick)}
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     path = environ["PATH_INFO"]
     if path in VIEWS:
         status, title = VIEWS[path]()
-        body = RESULT.format(title=title)
+        body = RESULT.format(title=html.escape(title))
     else:
         status, body = ("200 OK", INDEX) if path == "/" else ("404 Not Found", RESULT.format(title="No such page"))
     start_response(status, [("Content-Type", "text/html; charset=utf-8")])
@@ -97,6 +115,8 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
 application = BackgroundMiddleware(
     app,
     when=marks.path(*VIEWS),
+    keep_requests=True,  # so that each of them can be run again
+    answers=True,  # so that input() asks
     owner=owners.cookie(secrets.token_hex(32)),  # a site has one that it keeps, for all of its processes
     dashboard="/jobs",
     authorize=lambda environ: True,  # a demo has no secrets; a site looks who asks

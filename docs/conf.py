@@ -49,6 +49,10 @@ class LinksToPages(SphinxTransform):
             if target.endswith(".rst") and ":" not in target:
                 here = PurePosixPath(self.env.docname).parent
                 node.replace_self(self._to(os.path.normpath(here / target), node.astext()))
+            elif ":" not in target and (Path(self.document["source"]).parent / target).is_file():
+                file = addnodes.download_reference("", "", reftarget=target, refdoc=self.env.docname)
+                file += nodes.literal("", node.astext(), classes=["xref", "download"])
+                node.replace_self(file)
         for literal in list(self.document.findall(nodes.literal)):
             text = literal.astext()
             if text.startswith("docs/") and text.endswith(".rst"):

@@ -86,9 +86,10 @@ def _question(action: str, jobs: list[Job], filters: Filters, *, all_of_them: bo
     titles = [readable(job.title) for job in jobs[:_SHOWN]]
     if len(jobs) > _SHOWN:
         titles.append(f"… and {len(jobs) - _SHOWN} more")
+    items = [filled_in(_TITLE, {"title": title}) for title in titles]
     values = {
         "question": f"{action.capitalize()} {named}?",
-        "titles": Markup("".join(filled_in(_TITLE, {"title": title}) for title in titles)),
+        "titles": Markup("".join(items)),
         "fields": Markup("".join(filled_in(_FIELD, {"name": name, "value": value}) for name, value in fields)),
         "here": filters.query(),
         "word": f"{action.capitalize()} {named}",

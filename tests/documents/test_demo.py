@@ -222,6 +222,33 @@ def test_a_job_can_look_like_that(client: OverHTTP, view: str, state: str, statu
     assert client.request("GET", at).status == 404, "it is its owner's"
 
 
+def test_a_job_asks_is_run_again_is_compared_and_is_shared(client: OverHTTP) -> None:
+    assert 'href="clean"' in client.request("GET", "/show/").text
+    started = client.request("GET", "/show/clean")
+    mine = {"cookie": started["Set-Cookie"].partition(";")[0], "content_type": "application/x-www-form-urlencoded"}
+
+    def answers(at: str, text: str) -> None:
+        while client.request("GET", f"{at}&_view=status", **mine).json["waiting_for"] is None:
+            pass
+        assert client.request("POST", at, f"_answer={text}".encode(), **mine).status == 202
+
+    first = "/show/clean" + started["Location"]
+    answers(first, "no")
+    client.request("GET", first, **mine)  # to its end
+    second = "/show/clean" + client.request("POST", first, b"_action=rerun", **mine)["Location"]
+    answers(second, "yes")
+    answers(second, "The%20%3Clist%3E")
+    client.request("GET", second, **mine)
+    assert "The &lt;list&gt;: 14 orders are deleted" in client.request("GET", f"{second}&_view=result", **mine).text
+    compared = client.request("GET", f"{second}&_view=compare&_ignore=numbers", **mine).text
+    assert "State: failed → finished, 200 OK\n" in compared
+    assert "-> no\n" in compared
+    assert "It is" not in [line for line in compared.splitlines() if line.startswith(("-", "+"))]
+    shared = client.request("POST", second, b"_action=share&_scope=output", **mine)["Location"]
+    assert "Order 14 is deleted.\n" in client.request("GET", f"/show/clean{shared}").text
+    assert client.request("GET", second).status == 404, "it is its owner's"
+
+
 def test_a_refusal_can_look_like_that(client: OverHTTP) -> None:
     assert 'href="refused"' in client.request("GET", "/show/", accept="text/html").text
     started = client.request("GET", "/show/refused")

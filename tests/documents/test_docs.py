@@ -180,6 +180,17 @@ def test_the_webpy_guide_is_the_example_of_2008(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in lines[2:]] == [str(number) for number in range(10)]
 
 
+def test_the_guide_from_the_module_of_webpy_works(tmp_path: Path) -> None:
+    needs("web")
+    (answer,) = run(tmp_path, example("moving.rst", "From web.py's background module"), ["/ada"])
+    assert answer["log"] == "hello ada\nline 0\nline 1\nline 2\n"
+
+
+def test_the_guide_from_waitforit_answers_a_quick_report_directly(tmp_path: Path) -> None:
+    (answer,) = run(tmp_path, example("moving.rst", "From WaitForIt"), ["/reports/2026"])
+    assert answer == {"status": "200 OK", "body": "a good year\n"}
+
+
 @pytest.mark.parametrize(
     ("section", "module"),
     [

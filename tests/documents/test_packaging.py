@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import setuptools
 
 import bgmiddleware
+from tests.conftest import needs
 from tests.kit.documents import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -77,6 +79,47 @@ def test_the_source_distribution_has_all_of_the_clone(built: Path) -> None:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     made = {name for name in names if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
     assert names - made == set(_tracked())
+
+
+@pytest.mark.everything
+def test_an_index_would_take_both_distributions_and_show_the_readme(built: Path) -> None:
+    needs("twine")
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, sorted(built.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
+    assert (done.returncode, done.stdout.count("PASSED")) == (0, 2), done.stdout + done.stderr
+
+
+@pytest.mark.everything
+def test_check_wheel_contents_has_nothing_to_complain_of(built: Path) -> None:
+    needs("check_wheel_contents")
+    (wheel,) = built.glob("*.whl")
+    done = subprocess.run([sys.executable, "-m", "check_wheel_contents", str(wheel)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.everything
+def test_pyroma_misses_nothing_but_a_place_and_an_address_on_the_web(built: Path) -> None:
+    """There is none of either yet."""
+    needs("pyroma")
+    (source,) = built.glob("*.tar.gz")
+    done = subprocess.run([sys.executable, "-m", "pyroma", str(source)], capture_output=True, text=True, timeout=300)
+    missed = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Your ")]
+    assert [re.findall("author-email|'url'", line) for line in missed] == [["author-email"], ["'url'"]], done.stdout
+
+
+@pytest.mark.everything
+def test_the_tests_run_from_the_source_distribution(built: Path, tmp_path: Path) -> None:
+    """Some of them, which read all of its files: the whole short run would take as long as in a clone."""
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    names = ("documents/test_architecture", "documents/test_packaging", "starting/test_marks")
+    some = [f"tests/{name}.py" for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *some]
+    environ = {**os.environ, "PYTHONPATH": str(unpacked)}
+    done = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_readme_needs_no_other_file_to_be_followed_on_an_index_page() -> None:

@@ -102,6 +102,14 @@ class Scene:
     def empty_dashboard(self) -> str:
         return "/_jobs"
 
+    def operated(self) -> str:
+        self.answered()
+        return f"/_jobs/{self.site.registry.jobs()[0].key}"
+
+    def filtered(self) -> str:
+        self.dashboard()
+        return "/_jobs?state=failed&text=report&since=900"
+
 
 SCENES: list[Callable[[Scene], str]] = [
     Scene.running,
@@ -117,6 +125,8 @@ SCENES: list[Callable[[Scene], str]] = [
     Scene.busy,
     Scene.dashboard,
     Scene.empty_dashboard,
+    Scene.operated,
+    Scene.filtered,
 ]
 
 

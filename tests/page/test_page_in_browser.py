@@ -1055,7 +1055,17 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(stage: Stage) -> N
         assert shown, f"that {tag} has the focus cannot be seen"
         reached.append(tag)
     assert reached == [
-        *("Cancel", "job-download", "job-search", "job-follow", "job-wrap", "job-notify", "job-times", "job-copy"),
+        *(
+            "Cancel",
+            "job-download",
+            "Share",
+            "job-search",
+            "job-follow",
+            "job-wrap",
+            "job-notify",
+            "job-times",
+            "job-copy",
+        ),
         *("Details", "My jobs", "job-output"),
     ]
     snapshot = tab.page.locator("body").aria_snapshot()

@@ -9,6 +9,7 @@ $.wrap.onchange();
 $.times.value = stored(TIMES) ?? "";
 root.dataset.times = $.times.value;
 remember(face());
+follow(following);
 begin(Math.max(0, job.output.end - 2 ** 20));
 show(job);
 live();

@@ -8,6 +8,7 @@ let starts, ends, ats, partial, learned;
 let firstNumber, unnumbered;
 // The parts that fold: those of the job's steps, and those that lines of the output begin.
 let stepFolds, groups, trace;
+let arranging = 0;
 // Where those begin that failed.
 let failed = [];
 let wantsLink = !following;
@@ -112,6 +113,7 @@ const foldsOf = () => [...Object.values(stepFolds), ...groups].sort((one, other)
 
 // Bring the page in line with what is known: after each change of it.
 function arrange() {
+  arranging = 0;
   takeSteps();
   const {chunks} = terminal;
   const drawn = chunks.at(-1)?.div.lastChild?.number ?? -1;

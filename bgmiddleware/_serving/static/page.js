@@ -81,7 +81,7 @@ document.adoptedStyleSheets = [sheet];
 const screen = made("div", "", {id: "job-text"});
 const terminal = new Terminal(screen, {
   onprogress: (read) => show(job, read),
-  ondraw: () => arrange(),
+  ondraw: () => (arranging ||= setTimeout(arrange, 100)),
   earlier: (lines) => say("lines", {lines: count(lines)}),
 });
 let offset, midline;
@@ -156,6 +156,8 @@ function toEnd() {
 
 function follow(wanted) {
   following = $.follow.checked = $.end.hidden = wanted;
+  // At the end nothing needs to be held in its place, which takes the browser long.
+  pane.style.overflowAnchor = wanted ? "none" : "";
   toEnd();
 }
 
