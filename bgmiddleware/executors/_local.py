@@ -94,7 +94,7 @@ class LocalExecutor(Executor):
                 raise QueueFull("the server is shutting down")
             self._submitted += 1
             entry = run.priority.rank, self._submitted, run
-            if self._hold(entry):
+            if run.groups and self._hold(entry):
                 return
             waiting = len(self._pending) + len(self._parked)
             if waiting + len(self._running) >= self.max_workers + self.max_pending:
@@ -185,7 +185,8 @@ class LocalExecutor(Executor):
 
     def _enter(self, entry: _Entry) -> None:
         """Queue a run for the next free thread."""
-        self._entered.update(entry[-1].groups.keys())
+        if entry[-1].groups:  # most jobs belong to none
+            self._entered.update(entry[-1].groups.keys())
         heappush(self._pending, entry)
 
     def _leave(self, entry: _Entry) -> None:
