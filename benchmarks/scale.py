@@ -20,6 +20,7 @@ import redis
 
 from bgmiddleware import BackgroundMiddleware, Channel, Job, JobState, marks
 from bgmiddleware._jobs import key_of
+from bgmiddleware.registries.base import Transition
 from bgmiddleware.registries.redis import RedisRegistry
 
 from ._measure import header, verdict
@@ -64,8 +65,7 @@ def _constants(url: str, calls: int) -> dict[str, tuple[float, float]]:
         environ = {"PATH_INFO": "/report", "HTTP_USER_AGENT": "x" * 100, "HTTP_ACCEPT": "text/html"}
 
         def end(key: str) -> None:
-            registry.append(key, Channel.BODY, 0, b"ok\n", runner=_RUNNER)
-            registry.finish(key, _RUNNER, JobState.FINISHED)
+            registry.finish_with(key, b"ok\n", Transition(JobState.FINISHED, _RUNNER))
 
         registry.claim(registry.add(Job(key_of("first"), "first")).key, _RUNNER, lease=15.0)  # loads the scripts
         parts: dict[str, Callable[[str], object]] = {

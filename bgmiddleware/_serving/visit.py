@@ -398,10 +398,17 @@ class Visit:
 
     def linked(self, answer: Answer) -> Answer:
         """Return an answer about the job with where its response, its output and its state are (RFC 8288)."""
+        # Whose job it is has all these rights: so does who just started it.
+        links = _LINKS if self.rights is None else _links(self.may)
         here = self.site.place("", self.token)
-        allowed = ((view, relation) for view, right, relation in _RELATIONS if self.may(right))
-        links = ", ".join(f'<{here}&_view={view}>; rel="{relation}"' for view, relation in allowed)
-        return Answer(answer.status, (*answer.headers, ("Link", links)), answer.body)
+        return Answer(answer.status, (*answer.headers, ("Link", links.format(here))), answer.body)
+
+
+def _links(may: Callable[[str], bool]) -> str:
+    return ", ".join(f'<{{0}}&_view={view}>; rel="{relation}"' for view, right, relation in _RELATIONS if may(right))
+
+
+_LINKS = _links(lambda right: True)
 
 
 def _ask_again(seconds: float) -> Headers:
