@@ -114,7 +114,7 @@ def test_the_tests_run_from_the_source_distribution(built: Path, tmp_path: Path)
     with tarfile.open(path) as archive:
         archive.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.iterdir()
-    names = ("documents/test_architecture", "documents/test_packaging", "starting/test_marks")
+    names = ("documents/test_architecture", "documents/test_messages", "starting/test_marks")
     some = [f"tests/{name}.py" for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *some]
     environ = {**os.environ, "PYTHONPATH": str(unpacked)}
