@@ -65,6 +65,7 @@ def _tracked() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
+@pytest.mark.everything
 def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     ours = {name for name in _tracked() if name.startswith("bgmiddleware/")}
     in_wheel = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -73,6 +74,7 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: zipfile.ZipFil
     assert any(name.endswith("/licenses/LICENSE") for name in wheel.namelist())
 
 
+@pytest.mark.everything
 def test_the_source_distribution_has_all_of_the_clone(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:

@@ -10,7 +10,7 @@ from bgmiddleware import BackgroundMiddleware, Registry, ThreadExecutor, marks
 from bgmiddleware.registries import open_registry
 from tests.kit.clients import OverHTTP, served
 
-STORES = ("memory", "spool", pytest.param("redis", marks=pytest.mark.everything))
+STORES = ("memory", *(pytest.param(name, marks=pytest.mark.everything) for name in ("spool", "redis")))
 
 
 class Stores:

@@ -127,6 +127,7 @@ class TestSpoolRegistry(SharedRegistryContract):
         return make
 
 
+@pytest.mark.everything
 class TestSpoolRegistryWithoutInotify(RegistryContract):
     @pytest.fixture
     def make(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> Make:

@@ -52,7 +52,7 @@ class Example:
         assert len(self.kept) == min(len(self.printed), most)
 
 
-@pytest.fixture(params=["memory", "spool"])
+@pytest.fixture(params=["memory", pytest.param("spool", marks=pytest.mark.everything)])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

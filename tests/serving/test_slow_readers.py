@@ -31,7 +31,7 @@ def app(asked: dict[str, Any], start_response: Any) -> list[bytes]:
     return [bytes_of(body) if body else b"pong"]
 
 
-@pytest.fixture(params=["memory", "spool"])
+@pytest.fixture(params=["memory", pytest.param("spool", marks=pytest.mark.everything)])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     sizes = {"max_output": LARGE + 1024, "max_result": 2 * LARGE}
     return MemoryRegistry(**sizes) if request.param == "memory" else SpoolRegistry(tmp_path / "jobs", **sizes)

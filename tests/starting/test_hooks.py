@@ -154,6 +154,7 @@ def test_a_webhook_is_told_of_the_states_that_it_asks_for(receiver: Receiver) ->
     assert site.registry.outbox(hook.name).size() == 0
 
 
+@pytest.mark.everything
 def test_what_was_not_taken_is_sent_again_for_a_day_and_then_given_up(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
