@@ -112,9 +112,11 @@ class Keeper:
         self._keeping: Keeping | None = None  # None: the registry takes all at once
         self._place: Place | None = None  # None: no turns any more
         self._changed = threading.Condition()  # guards the next seven
-        self._waiting: deque[tuple[memoryview, int]] = deque()  # and when it came
+        # What it is, when it came, and how many bytes of the output it stands for: a note stands for what was dropped.
+        self._waiting: deque[tuple[memoryview, int, int]] = deque()
         self._size = 0
         self._given = 0
+        self._owed = 0  # so much of that is not stored, nor a word about it
         self._dropped_from: int | None = None
         self._away = False
         self._full = False  # so is its storage
@@ -123,10 +125,10 @@ class Keeper:
         self._pause = _BACK_OFF[0]
         self._sending = threading.Lock()  # guards the next four: one chunk at a time, the same until it is taken
         self._chunk = b""
+        self._stands_for = 0  # the chunk
         self._came: list[tuple[int, int]] = []  # when the bytes of the chunk came up to there
         self._end = 0
         self._forgot = False
-        self._missing = 0
         self._progress: Progress | None = None
         self._title: str | None = None
         self._steps: Steps | None = None
@@ -177,6 +179,7 @@ class Keeper:
             elif self._dropped_from is None:
                 self._dropped_from = self._given
             self._given += len(data)
+            self._owed += len(data)
             self._ends_line = data.endswith((b"\n", b"\r"))
             is_due = self._is_quiet or (self._size > _ENOUGH and not self._away and not self._is_told)
             if is_due:
@@ -228,23 +231,16 @@ class Keeper:
         for _ in _tries(self._registry):
             if self._has_told_all() or self._full:
                 break
-        self._missing = self._unstored()
         if self._send():
-            self._missing = self._unstored()  # what was dropped while there was no room
             with self._changed:
-                if self._dropped_from is not None:
+                if self._dropped_from is not None:  # while there was no room
                     self._put(b"")
-            if self._send():
-                self._missing = 0
+            self._send()
 
     @property
     def missing(self) -> str:
         """In the end: what is to be said of output that is not stored, nor a word about it; empty: nothing."""
-        return f"the last {self._missing} bytes of its output could not be stored" if self._missing else ""
-
-    def _unstored(self) -> int:
-        with self._changed:
-            return self._size + (0 if self._dropped_from is None else self._given - self._dropped_from)
+        return f"the last {self._owed} bytes of its output could not be stored" if self._owed else ""
 
     def _is_keeper(self) -> bool:
         return self._keeping is not None and self._keeping.is_here()
@@ -272,22 +268,27 @@ class Keeper:
 
     def _put(self, data: bytes) -> None:
         if self._dropped_from is not None:
-            missing = f"\n[bytes {self._dropped_from} to {self._given} of the output could not be stored]\n"
+            note = f"\n[bytes {self._dropped_from} to {self._given} of the output could not be stored]\n".encode()
+            self._waiting.append((memoryview(note), self.now(), self._given - self._dropped_from))
+            self._size += len(note)
             self._dropped_from = None
-            data = missing.encode() + data
-        self._waiting.append((memoryview(data), self.now()))
-        self._size += len(data)
+        if data:
+            self._waiting.append((memoryview(data), self.now(), len(data)))
+            self._size += len(data)
 
     def _next_chunk(self) -> bytes:
         if not self._chunk:
             with self._changed:
                 parts, room = [], _CHUNK
                 self._came = []
+                self._stands_for = 0
                 while self._waiting and room:
-                    part, came = self._waiting.popleft()
+                    part, came, stands_for = self._waiting.popleft()
                     if len(part) > room:
-                        self._waiting.appendleft((part[room:], came))
-                        part = part[:room]
+                        left = stands_for * (len(part) - room) // len(part)
+                        self._waiting.appendleft((part[room:], came, left))
+                        part, stands_for = part[:room], stands_for - left
+                    self._stands_for += stands_for
                     parts.append(part)
                     room -= len(part)
                     if self._came and self._came[-1][1] == came:
@@ -309,6 +310,7 @@ class Keeper:
                     left -= len(chunk)
                     with self._changed:
                         self._size -= len(chunk)
+                        self._owed -= self._stands_for
                         self._is_told = False
                         self._changed.notify_all()
                     if self._keeping is not None and self._keeping.is_here():
@@ -353,7 +355,7 @@ class Keeper:
         with self._changed:
             self._chunk = b""
             self._waiting.clear()
-            self._size = 0
+            self._size = self._owed = 0
             self._changed.notify_all()
 
     def _say_away(self, error: Exception) -> None:

@@ -451,6 +451,25 @@ def test_what_a_log_handler_raises_does_not_end_a_keeper(registry):
     assert (registry.get(KEY).state, output_of(registry)) == (JobState.FINISHED, "line\n")
 
 
+def test_what_a_note_stands_for_is_missing_as_long_as_the_note_is(registry, monkeypatch):
+    monkeypatch.setattr(_keeper, "_PATIENCE", 0.01)
+    registry.add(Job(KEY, "title"))
+    registry.claim(KEY, "runner")
+    keeper = _keeper.Keeper(registry, KEY, "runner")
+    registry.away = frozenset({"append output"})
+    keeper.store(b"a" * 1_000_000)
+    keeper.store(b"b" * 500_000)  # for which there is no room
+    registry.away = frozenset()
+    keeper.flush()
+    registry.away = frozenset({"append output"})
+    keeper.store(b"c" * 10)  # behind a note
+    keeper.end()
+    assert keeper.missing == "the last 500010 bytes of its output could not be stored"
+    registry.away = frozenset()
+    keeper.flush()
+    assert keeper.missing == ""
+
+
 def test_a_print_does_not_wait_for_a_keeper_that_is_no_more(registry, monkeypatch):
     monkeypatch.setattr(Keeping, "_run", lambda self: None)
 
