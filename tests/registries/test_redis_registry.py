@@ -554,7 +554,7 @@ def test_closing_lets_go_of_the_connections_and_a_later_call_opens_others(make: 
     before = connections(server)
     registry = make()
     running(registry)
-    registry.wait(KEY, 0, 0.001)
+    registry.wait(KEY, 0, 1.0)
     assert connections(server) == before + 2
     registry.close()
     eventually(lambda: connections(server) == before)

@@ -280,8 +280,9 @@ def refusal(server: Server) -> None:
                     break
             else:
                 break  # it has room for all
-            done = subprocess.run([curl, "-sS", version, url], capture_output=True, timeout=LONG)
-            # Where a follower has a bound, a slot may be free again by now: then the text says that it is not the end.
+            done = subprocess.run([curl, "-sS", "-m", "60", version, url], capture_output=True, timeout=LONG)
+            # A slot may be free again by now: then curl follows, until it has enough or the text says that it is held
+            # no longer.
             assert done.returncode != 0 or _SAYS_NO_END in done.stdout, (version, done.stdout)
             assert done.stdout.startswith(b"begun\n") or not done.stdout
     opened(server, gate)
