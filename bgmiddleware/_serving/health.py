@@ -1,6 +1,5 @@
 """Whether this process can take jobs, for load balancers and Kubernetes."""
 
-import json
 import logging
 import threading
 import time
@@ -9,7 +8,7 @@ from typing import Any
 
 from .._jobs import JobState
 from ..errors import ConfigurationError, RegistryError
-from .problems import UNSTORED, Answer, problem
+from .problems import UNSTORED, Answer, as_json, problem
 from .visit import Site
 
 __all__ = ["Health"]
@@ -37,9 +36,7 @@ class Health:
         takes_jobs = self._site.executor.takes_jobs
         is_well = takes_jobs and seen["registry"]
         document = {"status": "ok" if is_well else "unavailable", "executor": takes_jobs, **seen}
-        body = f"{json.dumps(document)}\n".encode()
-        content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))), *UNSTORED)
-        return Answer("200 OK" if is_well else "503 Service Unavailable", content, [body])
+        return as_json(document, UNSTORED, "200 OK" if is_well else "503 Service Unavailable")
 
     def _look(self) -> dict[str, Any]:
         # While one looks at a registry that hangs, the others are told what was seen last.
