@@ -33,7 +33,7 @@ _PAGE = Template("""<h1>$heading</h1>
 <p><a href="$this">$this_run</a> <a href="$switch">$switch_word</a></p>
 <div class="job-table" role="region" aria-label="$facts" tabindex="0">
 <table>
-<thead><tr><th></th><th>$earlier</th><th>$later</th><th>$change</th></tr></thead>
+<thead><tr><td></td><th>$earlier</th><th>$later</th><th>$change</th></tr></thead>
 <tbody>
 $rows</tbody>
 </table>
