@@ -1,4 +1,4 @@
-"""The contract of a registry: a dozen primitives, and the conveniences written once above them.
+"""The contract of a registry: fewer than twenty primitives, and the conveniences written once above them.
 
 A registry keeps, under a job's *key*, one record (a :class:`~bgmiddleware.Job`) and three append-only byte channels.
 Every primitive may be called from any thread, and for a registry that processes share, from any process.
