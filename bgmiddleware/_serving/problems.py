@@ -19,6 +19,7 @@ __all__ = [
     "StartResponse",
     "as_json",
     "bad_query",
+    "json_line",
     "problem",
     "retry_after",
     "see_other",
@@ -94,6 +95,11 @@ def whole(content_type: str, body: bytes | str, headers: Headers, status: str = 
 def as_json(document: object, headers: Headers, status: str = "200 OK") -> Answer:
     """Return an answer that is a JSON document."""
     return whole("application/json", f"{json.dumps(document)}\n", headers, status)
+
+
+def json_line(value: object) -> bytes:
+    """Return a value as one line of JSON, for answers that have one after the other."""
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
 def see_other(place: str, text: str, headers: Headers) -> Answer:
