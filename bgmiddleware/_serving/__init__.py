@@ -119,7 +119,7 @@ def serve(visit: Visit, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def answer_operator(site: Site, environ: Mapping[str, Any], authorize: Authorize) -> Answer:
-    """Answer a request for the list of jobs, or below it for the job of a key, by the right of who asks."""
+    """Answer a request for the list of jobs, or below it for the job of a key, by the rights of the client."""
     rights = rights_of(authorize, environ)
     key = site.key_in(environ)
     if not rights or not key:

@@ -71,7 +71,7 @@ def may_compare(visit: Visit, job: Job) -> bool:
 
 def answer_compare(visit: Visit, job: Job) -> Answer:
     """Answer with what differs between this job and another one that the client sees too: the one whose token
-    ``_with`` has, else an earlier run of the same request; as a page for who names HTML, else as text."""
+    ``_with`` has, else an earlier run of the same request; as a page for a client that names HTML, else as text."""
     other = _other(visit, job)
     if other is None:
         detail = "There is no other run to compare with: name one that you may see, by _with and its token."

@@ -38,8 +38,8 @@ _OLDER = Template('<a href="$link">$word</a>\n')
 
 
 def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> Answer:
-    """Answer with one page of the jobs that are asked for, newest first; as a page for who names HTML, else as JSON. A
-    POST does something with several of them."""
+    """Answer with some of the jobs that are asked for, newest first: as a page for a client that names HTML, else as
+    JSON. A POST does something with several of them."""
     if "list" not in rights:
         return problem(environ, 403, "forbidden", "You are not allowed to list jobs.")
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD", "POST"):

@@ -23,7 +23,7 @@ class Health:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._lock = threading.Lock()  # held by who looks
+        self._lock = threading.Lock()  # held by the thread that looks
         self._seen: dict[str, Any] = {}
         self._fresh_until = float("-inf")
 

@@ -103,7 +103,7 @@ def json_line(value: object) -> bytes:
 
 
 def see_other(place: str, text: str, headers: Headers) -> Answer:
-    """Return an answer that leads to another *place*, with a line of text for who does not go there."""
+    """Return an answer that leads to another *place*, with a line of text for a client that does not go there."""
     return whole("text/plain; charset=utf-8", f"{text}\n", (("Location", place), *headers), "303 See Other")
 
 

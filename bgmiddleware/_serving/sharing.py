@@ -116,7 +116,7 @@ def answer_shares(visit: Visit, job: Job) -> Answer:
 
 
 def shared_note(visit: Visit, said: Mapping[str, str]) -> Markup:
-    """Return what the page says to whom it is shown by a shared link."""
+    """Return what the page says to a reader with a shared link."""
     share = visit.share
     return Markup() if share is None else filled_in(_NOTE, {"note": f"{said['shared']}, {_until(share.until, said)}"})
 
