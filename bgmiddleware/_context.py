@@ -179,8 +179,8 @@ def track(items: Iterable[_T], message: str = "", *, total: float | None = None)
 def ask(question: str, choices: Sequence[str] = (), timeout: float = TIMEOUT) -> str:
     """Ask the readers of the current job, and return the answer: one of *choices*, or with none any line.
 
-    The question is on the job's page, in its output, and in its state (``waiting_for``); whoever may cancel the job may
-    answer it. The job waits, and keeps its worker, at most *timeout* seconds: then this raises
+    The question is on the job's page, in its output, and in its state (``waiting_for``). Anyone who may cancel the job
+    may answer it. The job waits, and keeps its worker, at most *timeout* seconds: then this raises
     :class:`~bgmiddleware.NoAnswer`. A cancel ends the waiting. Outside a job it asks at the terminal.
 
     Raises ``ConfigurationError`` for what is no question, for choices that are no short texts, and in a forked process.

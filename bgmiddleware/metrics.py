@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from ._jobs import Job, JobState
+from ._jobs import Job
 from .errors import ConfigurationError, RegistryError
-from .registries.base import BOUNDS, Registry, path_of
+from .registries.base import BOUNDS, MOST_PATHS, OTHER, Registry, path_of
 
 try:
     import prometheus_client
@@ -22,10 +22,6 @@ except ImportError as _error:
 
 __all__ = ["Metrics", "register"]
 
-MOST_PATHS = 200
-"""How many paths one process tells apart; jobs of further ones count as ``other``."""
-
-_OTHER = "other"
 _PREFIX = "bgmiddleware_"
 _SEVERAL = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -94,7 +90,7 @@ class Metrics:
     def _bounded(self, path: str) -> str:
         with self._lock:
             if path not in self._paths and len(self._paths) >= MOST_PATHS:
-                return _OTHER
+                return OTHER
             self._paths.add(path)
         return path
 
@@ -111,19 +107,16 @@ class _Now:
 
     def collect(self) -> Iterator[Metric]:
         try:
-            now = self._jobs.clock()
-            levels = self._jobs.history(now).levels
-            waiting, running = (levels[-1].waiting, levels[-1].running) if levels else (0, 0)
-            oldest = self._jobs.jobs(JobState.PENDING, 1, skip=waiting - 1) if waiting else []
+            queue = self._jobs.queue()
+            age = queue.waited(self._jobs.clock())
         except (RegistryError, ConfigurationError):
             yield GaugeMetricFamily(f"{_PREFIX}registry_up", "Whether the registry answers.", value=0)
             return
         yield GaugeMetricFamily(f"{_PREFIX}registry_up", "Whether the registry answers.", value=1)
         jobs = GaugeMetricFamily(f"{_PREFIX}jobs", "Jobs that wait and run now.", labels=["state"])
-        jobs.add_metric(["pending"], waiting)
-        jobs.add_metric(["running"], running)
+        jobs.add_metric(["pending"], queue.waiting)
+        jobs.add_metric(["running"], queue.running)
         yield jobs
-        age = max(0.0, now - oldest[-1].created_at) if oldest else 0.0
         yield GaugeMetricFamily(f"{_PREFIX}queue_oldest_seconds", "How long the oldest job has waited.", value=age)
 
 

@@ -1,12 +1,15 @@
 """Pyramid: a ``permission`` on the view, checked by the security policy before ``@backgrounder`` is reached."""
 
 import time
+import warnings
 from typing import Any
 
-from pyramid.authentication import extract_http_basic_credentials
-from pyramid.config import Configurator
-from pyramid.httpexceptions import HTTPUnauthorized
-from pyramid.request import Request
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # Pyramid imports it; users cannot help it
+    from pyramid.authentication import extract_http_basic_credentials
+    from pyramid.config import Configurator
+    from pyramid.httpexceptions import HTTPUnauthorized
+    from pyramid.request import Request
 
 from bgmiddleware import BackgroundMiddleware, backgrounder, track
 

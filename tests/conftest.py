@@ -6,9 +6,10 @@ import itertools
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Never
 
 import pytest
 
@@ -41,6 +42,20 @@ def needs(name: str) -> ModuleType:
         if PROMISED:
             raise
         pytest.skip(f"needs {name}", allow_module_level=True)
+
+
+def missing(what: str) -> Never:
+    """Skip the test for want of a program, or fail where it was promised."""
+    assert not PROMISED, f"CI=true promises {what}"
+    pytest.skip(f"needs {what}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from tests.kit.browsing import chromium  # which imports this module
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(autouse=True)

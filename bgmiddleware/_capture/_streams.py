@@ -304,7 +304,7 @@ class StdinStandIn(io.TextIOBase):
         return str(self._source().readline(size))
 
     def __next__(self) -> str:  # type: ignore[override]
-        return str(next(self._source()))  # who reads to the end asks nobody
+        return str(next(self._source()))  # reading to the end asks nobody
 
     def fileno(self) -> int:
         return int(self._source().fileno())

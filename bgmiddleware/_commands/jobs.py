@@ -39,14 +39,22 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser = commands.add_parser("jobs", help="look at the jobs of a shared registry", description=__doc__)
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
 
-    def add(name: str, text: str, *, names_job: bool = True) -> argparse.ArgumentParser:
-        action = actions.add_parser(name, help=text, description=text.capitalize() + ".")
-        action.add_argument("--registry", metavar="URL", required=True, help="spool:DIRECTORY or redis://…")
-        if names_job:
+    def add(name: str, text: str, *, by: str = "key") -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if by == "url":
+            action.add_argument("url", metavar="URL", help="the job's URL, which has its token")
+        else:
+            action.add_argument("--registry", metavar="URL", required=True, help="spool:DIRECTORY or redis://…")
+        if by == "key":
             action.add_argument("job", metavar="JOB", help="its token, its key, or the first characters of its key")
         return action
 
-    listing = add("list", "list jobs, newest first", names_job=False)
+    _add_looks(add)
+    _add_changes(add)
+
+
+def _add_looks(add: Callable[..., argparse.ArgumentParser]) -> None:
+    listing = add("list", "list jobs, newest first", by="")
     listing.add_argument("--state", choices=[state.value for state in JobState], help="only those in this state")
     listing.add_argument("--limit", type=count, default=50, help="how many at most (default: %(default)s)")
     listing.add_argument("--json", action="store_true", help="a JSON document per line")
@@ -57,28 +65,28 @@ def add_jobs_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "print a job's output as it comes, and exit by how it ended (0 finished, 1 failed, 3 cancelled, 4 lost)",
     )
     following.add_argument("--times", action="store_true", help="begin each line with the seconds since the job began")
-    add("cancel", "ask a job to stop")
-    answering = add("answer", "answer what a job asks")
-    answering.add_argument("answer", metavar="ANSWER", help="one of the choices, or a line")
-    rerunning = actions.add_parser("rerun", help="run an ended job again, by its URL; print that of the new one")
-    rerunning.add_argument("url", metavar="URL", help="the job's URL, which has its token")
-    sharing = actions.add_parser("share", help="make a link that shows a job to others; print it")
-    sharing.add_argument("url", metavar="URL", help="the job's URL, which has its token")
-    sharing.add_argument("--scope", choices=["output", "result", "both"], default="both", help="what it shows")
-    sharing.add_argument("--for", dest="seconds", type=count, default=604800, help="seconds (default: %(default)s)")
-    unsharing = actions.add_parser("unshare", help="take back all links that show a job to others")
-    unsharing.add_argument("url", metavar="URL", help="the job's URL, which has its token")
     for name, text in (
-        ("stats", "say how many jobs wait and run, and what was counted of each path"),
-        ("watch", "say that and list the newest jobs, again and again"),
+        ("stats", "print how many jobs wait and run, and what was counted of each path"),
+        ("watch", "print what stats prints, and the newest jobs, again and again"),
     ):
-        counting = add(name, text, names_job=False)
+        counting = add(name, text, by="")
         counting.add_argument("--minutes", type=count, default=60, help="how far back (default: %(default)s)")
         counting.add_argument("--json", action="store_true", help="a JSON document per line")
     counting.add_argument("--every", type=float, default=2.0, help="seconds between two looks (default: %(default)s)")
     counting.add_argument("--limit", type=count, default=20, help="how many jobs at most (default: %(default)s)")
     counting.add_argument("--rounds", type=count, help="end after so many looks")
-    evicting = add("evict", "make losses permanent and forget what has expired", names_job=False)
+
+
+def _add_changes(add: Callable[..., argparse.ArgumentParser]) -> None:
+    add("cancel", "ask a job to stop")
+    answering = add("answer", "answer what a job asks")
+    answering.add_argument("answer", metavar="ANSWER", help="one of the choices, or a line")
+    add("rerun", "run an ended job again, by its URL; print that of the new one", by="url")
+    sharing = add("share", "make a link that shows a job to others; print it", by="url")
+    sharing.add_argument("--scope", choices=["output", "result", "both"], default="both", help="what it shows")
+    sharing.add_argument("--for", dest="seconds", type=count, default=604800, help="seconds (default: %(default)s)")
+    add("unshare", "take back all links that show a job to others", by="url")
+    evicting = add("evict", "make losses permanent and forget what has expired", by="")
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 
 from .._jobs import Job
 from ..registries.base import History, Registry, Spread
@@ -13,6 +12,7 @@ __all__ = ["jobs_line", "printable", "run_stats", "run_watch"]
 
 _CLEAR = "\x1b[H\x1b[2J"
 _MOST_PATHS = 20
+_COUNTS = ("started", "finished", "failed", "cancelled", "lost")
 _LEAST = 0.1  # seconds between two looks
 
 
@@ -58,18 +58,13 @@ def printable(text: str | None) -> str:
 
 
 def _document(history: History, minutes: int) -> dict[str, object]:
-    paths: dict[str, dict[str, int]] = {}
-    spreads: dict[str, tuple[Spread, Spread]] = {}
-    for minute in history.minutes:
-        counts = paths.setdefault(minute.path, {})
-        for name, value in asdict(minute).items():
-            if name not in ("at", "path", "run_time", "queue_wait"):
-                counts[name] = counts.get(name, 0) + value
-        ran, waited = spreads.get(minute.path, (Spread(), Spread()))
-        spreads[minute.path] = ran + minute.run_time, waited + minute.queue_wait
     told = {
-        path: {**counts, "run_time": _told(spreads[path][0]), "queue_wait": _told(spreads[path][1])}
-        for path, counts in paths.items()
+        path: {
+            **{name: getattr(each, name) for name in _COUNTS},
+            "run_time": _told(each.run_time),
+            "queue_wait": _told(each.queue_wait),
+        }
+        for path, each in history.by_path().items()
     }
     level = history.levels[-1]
     return {"minutes": minutes, "waiting": level.waiting, "running": level.running, "paths": told}
@@ -88,7 +83,7 @@ def _table(document: Mapping[str, object]) -> str:
     paths = document["paths"]
     assert isinstance(paths, dict)  # noqa: S101  # we made it
     for path, counts in sorted(paths.items(), key=lambda item: -item[1]["started"])[:_MOST_PATHS]:
-        numbers = [counts[name] for name in ("started", "finished", "failed", "cancelled", "lost")]
+        numbers = [counts[name] for name in _COUNTS]
         times = [counts["run_time"][name] for name in ("median", "p95", "longest")]
         cells = "".join(f"{number:9}" for number in numbers)
         lines.append(f"{printable(path)[:40]:40}{cells}{''.join(map(_seconds, times))}")

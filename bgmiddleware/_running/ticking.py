@@ -45,7 +45,7 @@ class Ticking:
 
     def turn(self) -> float:
         for output in self._outputs.copy():
-            with contextlib.suppress(Exception):  # who stores next meets it again
+            with contextlib.suppress(Exception):  # the next one that stores meets it again
                 output.drain()
         with self._lock:
             place, self._place = self._place, None

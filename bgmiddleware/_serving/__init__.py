@@ -23,7 +23,7 @@ from .negotiate import View, by_script, choose, means_result, names_json, saves,
 from .numbers import Numbers, answer_metrics
 from .page import answer_page
 from .parts import PageMaker, PageParts, page_maker
-from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after
+from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after, see_other
 from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, is_for_us, refused_for_others
 from .rights import Authorize, rights_of
 from .shared_links import SHARED
@@ -65,6 +65,7 @@ __all__ = [
     "problem",
     "retry_after",
     "sealed",
+    "see_other",
     "serve",
     "status_answer",
     "threads_of",
@@ -118,7 +119,7 @@ def serve(visit: Visit, start_response: StartResponse) -> Iterable[bytes]:
 
 
 def answer_operator(site: Site, environ: Mapping[str, Any], authorize: Authorize) -> Answer:
-    """Answer a request for the list of jobs, or below it for the job of a key, by the right of who asks."""
+    """Answer a request for the list of jobs, or below it for the job of a key, by the rights of the client."""
     rights = rights_of(authorize, environ)
     key = site.key_in(environ)
     if not rights or not key:

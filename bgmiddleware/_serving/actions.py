@@ -8,10 +8,10 @@ from .._ground.webob import Request
 from .._jobs import Job
 from .cancel import answer_cancel, answer_discard
 from .negotiate import View, choose
-from .problems import UNSTORED, Answer, problem
+from .problems import UNSTORED, Answer, see_other
 from .question import answer_answer
 from .rerun import answer_rerun
-from .same_site import is_from_another_site
+from .same_site import refused_cross_site
 from .sharing import answer_share, answer_unshare
 from .visit import Visit, job_headers
 
@@ -63,20 +63,12 @@ def action_of(environ: Mapping[str, Any], form: Form) -> str | None:
 def answer_action(visit: Visit, job: Job, action: str, form: Form) -> Answer:
     """Do what is asked, unless a page of another site asks it. Say so: to a person by going back to the page, else by
     the job's state."""
-    if is_from_another_site(visit.environ):
-        return problem(visit.environ, 403, "cross-site", "A job can only be changed from its own site.")
+    refused = refused_cross_site(visit.environ)
+    if refused is not None:
+        return refused
     answer = ACTIONS[action](visit, job, form)
     by_person = visit.environ["REQUEST_METHOD"] == "POST" and choose(visit.environ.get("HTTP_ACCEPT")) is View.PAGE
     if not (by_person and answer.status.startswith("2")):
         return answer
-    return _back(visit, job, visit.link(_view=View.SHARE) if action in ("share", "unshare") else visit.link())
-
-
-def _back(visit: Visit, job: Job, place: str) -> Answer:
-    body = b"See the job.\n"
-    headers = (
-        ("Location", place),
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Content-Length", str(len(body))),
-    )
-    return Answer("303 See Other", (*headers, *UNSTORED, *job_headers(job)), [body])
+    back = visit.link(_view=View.SHARE) if action in ("share", "unshare") else visit.link()
+    return see_other(back, "See the job.", (*UNSTORED, *job_headers(job)))

@@ -7,11 +7,12 @@ from typing import Any
 from .._jobs import KEY_LENGTH, Job
 from ..errors import JobExpired, JobNotFound
 from .actions import fields_of
+from .cancel import stop
 from .listing import Filters, matching
 from .markup import Markup, filled_in
-from .problems import UNSTORED, Answer, problem
+from .problems import UNSTORED, Answer, problem, see_other
 from .readable import readable
-from .same_site import is_from_another_site
+from .same_site import refused_cross_site
 from .visit import Site
 
 __all__ = ["answer_batch"]
@@ -36,8 +37,9 @@ def answer_batch(
     page: Callable[[Markup], Answer],
 ) -> Answer:
     """Ask whether an action is meant, as a *page*; or do it, where that was said, and lead back to the list."""
-    if is_from_another_site(environ):
-        return problem(environ, 403, "cross-site", "A job can only be changed from its own site.")
+    refused = refused_cross_site(environ)
+    if refused is not None:
+        return refused
     fields = fields_of(environ)
     given = dict(fields)
     action = given.get("_action", "")
@@ -52,9 +54,7 @@ def answer_batch(
         return page(_question(action, jobs, filters, all_of_them="_all" in given))
     for job in jobs:
         _do(site, action, job.key)
-    body = b"See the list.\n"
-    content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
-    return Answer("303 See Other", (("Location", filters.query()), *content, *UNSTORED), [body])
+    return see_other(filters.query(), "See the list.", UNSTORED)
 
 
 def _jobs(site: Site, filters: Filters, keys: Iterable[str], *, all_of_them: bool) -> list[Job]:
@@ -74,8 +74,7 @@ def _do(site: Site, action: str, key: str) -> None:
         if action == "discard":
             site.registry.discard(key)
         else:
-            site.registry.request_cancel(key)
-            site.executor.stop(key)
+            stop(site, key)
     except (JobNotFound, JobExpired):  # it is gone meanwhile
         return
 

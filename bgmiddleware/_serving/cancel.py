@@ -1,17 +1,22 @@
 """Asking a job to stop, and having it forgotten."""
 
 from .._jobs import Job
-from .problems import UNSTORED, Answer, problem
+from .problems import UNSTORED, Answer, problem, see_other
 from .status import status_answer
-from .visit import Visit
+from .visit import Site, Visit
 
-__all__ = ["answer_cancel", "answer_discard"]
+__all__ = ["answer_cancel", "answer_discard", "stop"]
+
+
+def stop(site: Site, key: str) -> None:
+    """Ask a job to stop, wherever it runs."""
+    site.registry.request_cancel(key)
+    site.executor.stop(key)
 
 
 def answer_cancel(visit: Visit, job: Job) -> Answer:
     """Ask the job to stop, and say so by its state. Raises nothing where the job has ended: then nothing changes."""
-    visit.registry.request_cancel(visit.key)
-    visit.site.executor.stop(visit.key)
+    stop(visit.site, visit.key)
     ended = job.state.ended
     return status_answer(visit, visit.registry.get(visit.key), "200 OK" if ended else "202 Accepted")
 
@@ -20,6 +25,4 @@ def answer_discard(visit: Visit, job: Job) -> Answer:
     """Have an operator's job forgotten, and lead him back to the list; 409 where it has not ended."""
     if not job.state.ended or not visit.registry.discard(visit.key):
         return problem(visit.environ, 409, "job-runs", "Only a job that has ended can be discarded. Cancel it first.")
-    body = b"See the others.\n"
-    content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
-    return Answer("303 See Other", (("Location", visit.site.path_to_list), *content, *UNSTORED), [body])
+    return see_other(visit.site.path_to_list, "See the others.", UNSTORED)

@@ -2,7 +2,6 @@
 asciinema before 3.0."""
 
 import codecs
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from .._jobs import EXIT_STATUS, Channel, Job
 from ..registries.base import PAGE_BYTES
 from .log import Held, file_name, gap, whole_length
 from .negotiate import View
-from .problems import Answer
+from .problems import Answer, json_line
 from .stored import TOO_MANY, Missing
 from .timed import Came
 from .visit import Visit, about
@@ -41,12 +40,12 @@ def _cast(visit: Visit, job: Job) -> Iterator[bytes]:
     header["title"] = job.title
     if job.started_at is not None:
         header["timestamp"] = int(job.started_at)
-    yield _line(header)
+    yield json_line(header)
     before = 0
     for at, code, data in _events(visit, job):
         at = max(at, before)
         # Since the begin in the old version, since the event before in the new one.
-        yield _line([(at if is_old else at - before) / 1000, code, data])
+        yield json_line([(at if is_old else at - before) / 1000, code, data])
         before = at
 
 
@@ -76,7 +75,3 @@ def _events(visit: Visit, job: Job) -> Iterator[tuple[int, str, str]]:
 def _shown(text: str) -> str:
     # A terminal that is played to has no driver that would put a carriage return before each end of a line.
     return text.replace("\r\n", "\n").replace("\n", "\r\n")
-
-
-def _line(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"

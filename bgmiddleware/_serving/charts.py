@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..registries.base import BOUNDS, History, Level, Minute, Registry, Spread
+from ..registries.base import BOUNDS, History, Level, Minute, Registry
 from .markup import Markup, filled_in
 from .readable import readable
 
@@ -100,7 +100,7 @@ def _charts(registry: Registry, span: str, link: Callable[[str], str]) -> Markup
         "span": span,
         "spans": Markup(" ".join(links)),
         "figures": Markup("".join(figures)),
-        "paths": _paths(history.minutes, link),
+        "paths": _paths(history, link),
     }
     return filled_in(_CHARTS, values)
 
@@ -175,35 +175,16 @@ def _figure(
     return filled_in(_FIGURE, values)
 
 
-class _Sum(NamedTuple):
-    """What happened to the jobs of one path, in all."""
-
-    path: str
-    started: int
-    failed: int
-    run_time: Spread
-    queue_wait: Spread
-
-
-def _summed(minutes: Iterable[Minute]) -> list[_Sum]:
-    """Return what happened to each path, the busiest first."""
-    sums: dict[str, _Sum] = {}
-    for minute in minutes:
-        path, started, failed, ran, waited = sums.get(minute.path) or _Sum(minute.path, 0, 0, Spread(), Spread())
-        failed += minute.failed + minute.lost
-        sums[path] = _Sum(path, started + minute.started, failed, ran + minute.run_time, waited + minute.queue_wait)
-    return sorted(sums.values(), key=lambda each: -each.run_time.total)
-
-
-def _paths(minutes: Iterable[Minute], link: Callable[[str], str]) -> Markup:
-    sums = _summed(minutes)[:_MOST_PATHS]
+def _paths(history: History, link: Callable[[str], str]) -> Markup:
+    busiest_first = sorted(history.by_path().values(), key=lambda each: -each.run_time.total)
+    sums = busiest_first[:_MOST_PATHS]
     if not sums:
         return Markup()
     longest = max(each.run_time.longest for each in sums) or 1.0
     return filled_in(_PATHS, {"rows": Markup("".join(_path(each, longest, link) for each in sums))})
 
 
-def _path(each: _Sum, longest: float, link: Callable[[str], str]) -> Markup:
+def _path(each: Minute, longest: float, link: Callable[[str], str]) -> Markup:
     ran, waited = each.run_time, each.queue_wait
     median, most = ran.quantile(0.5), ran.quantile(0.95)
     bar = {"median": f"{100 * (median or 0.0) / longest:.1f}", "most": f"{100 * (most or 0.0) / longest:.1f}"}
@@ -211,7 +192,7 @@ def _path(each: _Sum, longest: float, link: Callable[[str], str]) -> Markup:
         "link": link(each.path),
         "path": readable(each.path),
         "started": str(each.started),
-        "failed": str(each.failed),
+        "failed": str(each.failed + each.lost),
         "bar": filled_in(_BAR, bar),
         "median": _seconds(median),
         "most": _seconds(most),

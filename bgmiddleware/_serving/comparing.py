@@ -11,8 +11,8 @@ from .differences import MOST_LINES, Change, changes_between, keys_of
 from .links import unsealed
 from .markup import Markup, filled_in
 from .negotiate import View, choose
-from .policies import style_policy
-from .problems import Answer, problem
+from .plain import plain_page
+from .problems import Answer, problem, whole
 from .readable import readable
 from .stored import TOO_MANY
 from .visit import Visit, about
@@ -29,17 +29,7 @@ _CHAIN = 20
 Row = tuple[str, str, str]
 """A row of the comparison: a sign (``" "``, ``-``, ``+``, ``~`` or ``@``), and what is left and right."""
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="$language">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$compare: $title</title>
-<style>$style</style>
-</head>
-<body class="job job-list job-compare">
-<main>
-<h1>$compare: $title</h1>
+_PAGE = Template("""<h1>$heading</h1>
 <p><a href="$this">$this_run</a> <a href="$switch">$switch_word</a></p>
 <div class="job-table" role="region" aria-label="$facts" tabindex="0">
 <table>
@@ -56,9 +46,6 @@ $rows</tbody>
 $lines</tbody>
 </table>
 </div>
-</main>
-</body>
-</html>
 """)
 _FACT = Template("<tr><th>$name</th><td>$old</td><td>$new</td><td>$difference</td></tr>\n")
 _LINES: Mapping[str, Template] = {
@@ -84,7 +71,7 @@ def may_compare(visit: Visit, job: Job) -> bool:
 
 def answer_compare(visit: Visit, job: Job) -> Answer:
     """Answer with what differs between this job and another one that the client sees too: the one whose token
-    ``_with`` has, else an earlier run of the same request; as a page for who names HTML, else as text."""
+    ``_with`` has, else an earlier run of the same request; as a page for a client that names HTML, else as text."""
     other = _other(visit, job)
     if other is None:
         detail = "There is no other run to compare with: name one that you may see, by _with and its token."
@@ -102,9 +89,8 @@ def answer_compare(visit: Visit, job: Job) -> Answer:
     facts = _facts(visit, other, job, said)
     if choose(visit.environ.get("HTTP_ACCEPT")) is View.PAGE:
         return _page(visit, job, facts, rows, said, language, ignores_numbers=ignores)
-    body = "".join(_text(facts, rows)).encode("utf-8", "backslashreplace")
-    content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
-    return Answer("200 OK", (*content, *about(job, "Accept, Accept-Language")), [body])
+    text = "".join(_text(facts, rows))
+    return whole("text/plain; charset=utf-8", text, about(job, "Accept, Accept-Language"))
 
 
 # Which other one.
@@ -278,25 +264,17 @@ def _page(
     *,
     ignores_numbers: bool,
 ) -> Answer:
-    style = assets.style() + assets.stripped_style(assets.static("dashboard.css"))
     named = {name: value for name, value in visit.parameters.items() if name == "_with"}
     switch = named if ignores_numbers else {**named, "_ignore": "numbers"}
+    heading = f"{said['compare']}: {readable(job.title)}"
     values = {
         **said,
-        "language": language,
-        "title": readable(job.title),
-        "style": Markup(style),
+        "heading": heading,
         "this": visit.link(),
         "switch": visit.link(_view=View.COMPARE, **switch),
         "switch_word": said["all" if ignores_numbers else "ignore"],
         "rows": Markup("".join(filled_in(_FACT, fact._asdict()) for fact in facts)),
         "lines": Markup("".join(filled_in(_LINES[sign], {"old": old, "new": new}) for sign, old, new in rows)),
     }
-    body = filled_in(_PAGE, values).encode("utf-8", "backslashreplace")
-    headers = (
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Length", str(len(body))),
-        ("Content-Security-Policy", style_policy(style)),
-        *about(job, "Accept, Accept-Language"),
-    )
-    return Answer("200 OK", headers, [body])
+    headers = about(job, "Accept, Accept-Language")
+    return plain_page(heading, filled_in(_PAGE, values), headers, language=language, looks="job-compare")

@@ -1,6 +1,5 @@
 """All jobs, for those who may see them: what there is, how it goes, and what failed; and the way to each of them."""
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -16,8 +15,8 @@ from .charts import SPANS, history_document
 from .listing import ROWS, Filters, Found, look_for
 from .markup import Markup, filled_in
 from .negotiate import View, choose
-from .policies import dashboard_policy
-from .problems import UNSTORED, Answer, Headers, bad_query, problem, retry_after
+from .plain import plain_page
+from .problems import UNSTORED, Answer, Headers, as_json, bad_query, problem, retry_after
 from .rows import Rows
 from .shorten import shortened
 from .visit import BadParameter, Site
@@ -28,21 +27,7 @@ _log = logging.getLogger("bgmiddleware")
 
 _METHODS = ("Allow", "GET, HEAD, POST")
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Jobs</title>
-<style>$style</style>
-</head>
-<body class="job job-list">
-<main>
-$content</main>
-$script</body>
-</html>
-""")
-_SCRIPT = Template('<script type="module">$script</script>\n')
+_HEADERS: Headers = (("Vary", "Accept"), *UNSTORED)
 _LIST = Template("""<h1>Jobs</h1>
 $filters<div id="live" data-every="$every">
 <p role="status">$summary</p>
@@ -53,8 +38,8 @@ _OLDER = Template('<a href="$link">$word</a>\n')
 
 
 def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> Answer:
-    """Answer with one page of the jobs that are asked for, newest first; as a page for who names HTML, else as JSON. A
-    POST does something with several of them."""
+    """Answer with some of the jobs that are asked for, newest first: as a page for a client that names HTML, else as
+    JSON. A POST does something with several of them."""
     if "list" not in rights:
         return problem(environ, 403, "forbidden", "You are not allowed to list jobs.")
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD", "POST"):
@@ -84,18 +69,13 @@ def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[
         return problem(environ, 503, "registry-error", "The list of jobs cannot be read now.", retry_after(5.0))
 
 
-def _answer(content_type: str, body: bytes, *headers: tuple[str, str]) -> Answer:
-    content: Headers = (("Content-Type", content_type), ("Content-Length", str(len(body))), ("Vary", "Accept"))
-    return Answer("200 OK", (*content, *UNSTORED, *headers), [body])
-
-
 def _as_json(site: Site, filters: Filters, found: Found) -> Answer:
     now = site.registry.clock()
     document = {
         "jobs": [_row(job, now) for job in found.jobs],
         "next": None if found.next is None else filters.query(before=str(found.next)),
     }
-    return _answer("application/json", f"{json.dumps(document)}\n".encode())
+    return as_json(document, _HEADERS)
 
 
 def _row(job: Job, now: float) -> dict[str, Any]:
@@ -117,8 +97,8 @@ def _row(job: Job, now: float) -> dict[str, Any]:
 
 
 def _history(site: Site, span: str) -> Answer:
-    document = history_document(site.registry.history(site.registry.clock() - SPANS[span][0] + 60.0))
-    return _answer("application/json", f"{json.dumps(document)}\n".encode())
+    since = site.registry.clock() - SPANS[span][0] + 60.0
+    return as_json(history_document(site.registry.history(since)), _HEADERS)
 
 
 def _charts_of(site: Site, span: str) -> Markup:
@@ -160,15 +140,7 @@ _LEAST = 4.0  # seconds more than the fastest poll, since a list costs more than
 
 
 def _page(content: Markup, *, script: bool = False) -> Answer:
-    style = assets.style() + assets.stripped_style(assets.static("dashboard.css"))
-    code = _script() if script else ""
-    values = {
-        "style": Markup(style),
-        "content": content,
-        "script": filled_in(_SCRIPT, {"script": Markup(code)}) if script else Markup(),
-    }
-    body = filled_in(_PAGE, values).encode("utf-8", "backslashreplace")
-    return _answer("text/html; charset=utf-8", body, ("Content-Security-Policy", dashboard_policy(style, code)))
+    return plain_page("Jobs", content, _HEADERS, script=_script() if script else "")
 
 
 def _links(filters: Filters, found: Found, *, is_first: bool) -> Markup:

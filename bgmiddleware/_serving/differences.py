@@ -10,7 +10,7 @@ from typing import NamedTuple
 __all__ = ["MOST_LINES", "Change", "changes_between", "keys_of"]
 
 MOST_LINES = 100_000
-"""Of how many lines a text may be; who has more compares its head and its tail."""
+"""How many lines a text may have; of a longer one, the head and the tail are compared."""
 
 _DEEPEST = 12  # how often what lies between lines that are the same is looked at anew
 _WORK = 4_000_000  # pairs of lines that are compared one with each other, in all

@@ -7,6 +7,7 @@ from typing import Any
 
 from .._jobs import Job, JobState, StepState
 from ..registries.base import Page
+from .log import Held
 from .problems import Answer
 from .status import status_document
 from .stored import Missing
@@ -39,7 +40,7 @@ def answer_events(visit: Visit, job: Job) -> Answer:
     held = visit.take_slot_for_bytes(job.output_end - offset) if job.state.ended else visit.take_slot()
     if held is None:
         return visit.refused("Too many viewers: ask for the log instead.")
-    return Answer("200 OK", headers, _Events(visit, offset, held))
+    return Answer("200 OK", headers, _events(visit, offset, held))
 
 
 def _offset(last_event_id: str) -> int:
@@ -58,30 +59,13 @@ def _event(data: dict[str, Any], *, kind: str | None = None, number: str | None 
     return ("\n".join(lines) + "\n\n").encode()
 
 
-class _Events:
-    """The stream of one client, for which a slot is *held* until it is read to its end, closed, or dropped."""
-
-    def __init__(self, visit: Visit, offset: int, held: Hold) -> None:
-        self._held = held
-        try:
-            first = visit.registry.page(visit.key, offset)  # what cannot be read can still be said
-        except BaseException:
-            self.close()
-            raise
-        self._events = _made(visit, offset, held, first)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            return next(self._events)
-        except BaseException:  # the end as well: not all servers and middlewares close what they have read
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self._held.give_back()
+def _events(visit: Visit, offset: int, held: Hold) -> Held:
+    try:
+        first = visit.registry.page(visit.key, offset)  # what cannot be read can still be said
+    except BaseException:
+        held.give_back()
+        raise
+    return Held(_made(visit, offset, held, first), held)
 
 
 def _made(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[bytes]:

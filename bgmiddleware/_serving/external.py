@@ -8,7 +8,7 @@ from .._jobs import Job
 from . import assets
 from .icons import ICON, LOOKS, icon
 from .negotiate import View
-from .problems import Answer
+from .problems import Answer, whole
 from .visit import BadParameter, Visit
 
 __all__ = ["answer_asset", "asset_link"]
@@ -41,14 +41,8 @@ def answer_asset(visit: Visit, job: Job) -> Answer:
     if view is View.ICON and asked not in LOOKS:
         raise BadParameter("_version of an icon must be a state")
     text, version = _content(view, asked)
-    body = text.encode()
-    headers = (
-        ("Content-Type", f"{_TYPES[view]}; charset=utf-8"),
-        ("Content-Length", str(len(body))),
-        _FOR_A_YEAR if asked == version else _NOT_KEPT,
-        ("X-Content-Type-Options", "nosniff"),
-    )
-    return Answer("200 OK", headers, [body])
+    headers = (_FOR_A_YEAR if asked == version else _NOT_KEPT, ("X-Content-Type-Options", "nosniff"))
+    return whole(f"{_TYPES[view]}; charset=utf-8", text, headers)
 
 
 def _content(view: View, state: str = "") -> tuple[str, str]:

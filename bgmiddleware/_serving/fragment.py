@@ -10,7 +10,7 @@ from . import assets
 from .icons import LOOKS, look_of
 from .markup import Markup, filled_in
 from .negotiate import View
-from .problems import Answer
+from .problems import Answer, whole
 from .readable import readable
 from .result import answer_ended
 from .visit import Visit, about
@@ -39,9 +39,7 @@ def answer_fragment(visit: Visit, job: Job) -> Answer:
         return Answer("200 OK", (("HX-Redirect", page), ("Content-Type", "text/plain"), *headers), [b""])
     if look_of(job) == JobState.FINISHED:
         return answer_ended(visit, job)
-    body = _fragment(visit.environ, job, page).encode("utf-8", "backslashreplace")
-    length = ("Content-Length", str(len(body)))
-    return Answer("200 OK", (("Content-Type", "text/html; charset=utf-8"), length, *headers), [body])
+    return whole("text/html; charset=utf-8", _fragment(visit.environ, job, page), headers)
 
 
 def _fragment(environ: Mapping[str, Any], job: Job, page: str) -> str:

@@ -1,15 +1,13 @@
 """Whether this process can take jobs, for load balancers and Kubernetes."""
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from .._jobs import JobState
 from ..errors import ConfigurationError, RegistryError
-from .problems import UNSTORED, Answer, problem
+from .problems import UNSTORED, Answer, as_json, problem
 from .visit import Site
 
 __all__ = ["Health"]
@@ -25,7 +23,7 @@ class Health:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._lock = threading.Lock()  # held by who looks
+        self._lock = threading.Lock()  # held by the thread that looks
         self._seen: dict[str, Any] = {}
         self._fresh_until = float("-inf")
 
@@ -37,9 +35,7 @@ class Health:
         takes_jobs = self._site.executor.takes_jobs
         is_well = takes_jobs and seen["registry"]
         document = {"status": "ok" if is_well else "unavailable", "executor": takes_jobs, **seen}
-        body = f"{json.dumps(document)}\n".encode()
-        content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))), *UNSTORED)
-        return Answer("200 OK" if is_well else "503 Service Unavailable", content, [body])
+        return as_json(document, UNSTORED, "200 OK" if is_well else "503 Service Unavailable")
 
     def _look(self) -> dict[str, Any]:
         # While one looks at a registry that hangs, the others are told what was seen last.
@@ -57,14 +53,13 @@ class Health:
     def _seen_now(self) -> dict[str, Any]:
         registry = self._site.registry
         try:
-            now = registry.clock()
-            levels = registry.history(now).levels
-            waiting, running = (levels[-1].waiting, levels[-1].running) if levels else (0, 0)
-            oldest = registry.jobs(JobState.PENDING, 1, skip=waiting - 1) if waiting else []
-            age = round(max(0.0, now - oldest[-1].created_at), 3) if oldest else 0.0
-            unseen = self._site.workers.unseen_for(registry, self._site.executor, oldest[-1]) if oldest else None
+            queue = registry.queue()
+            oldest = queue.oldest
+            waited = round(queue.waited(registry.clock()), 3)
+            unseen = self._site.workers.unseen_for(registry, self._site.executor, oldest) if oldest else None
         except (RegistryError, ConfigurationError) as error:
             _log.warning("health: the registry cannot be used: %s", error)
             return {"registry": False, "workers": None, "queue": None}
         workers = unseen is None if self._site.executor.needs_workers else None
-        return {"registry": True, "workers": workers, "queue": {"waiting": waiting, "running": running, "oldest": age}}
+        told = {"waiting": queue.waiting, "running": queue.running, "oldest": waited}
+        return {"registry": True, "workers": workers, "queue": told}

@@ -1,15 +1,13 @@
 """A job's output as JSON, a line for each of its lines: for jq and for what ships logs."""
 
-import json
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from .._jobs import Job
 from ..registries.base import Piece
 from .connections import broken_off, is_behind_proxy
 from .log import SIGN_EVERY, SIGN_EVERY_TO_PROXY, Held, whole_length
-from .problems import Answer
+from .problems import Answer, json_line
 from .readable import readable
 from .stored import TOO_MANY, Missing
 from .timed import Came, step_at
@@ -82,7 +80,7 @@ class _Lines:
         """Yield the lines that a piece ends."""
         if piece.offset > self.end:
             yield from self.rest(job)
-            yield _line({"offset": self.end, "next": piece.offset, "dropped": piece.offset - self.end})
+            yield json_line({"offset": self.end, "next": piece.offset, "dropped": piece.offset - self.end})
             self.begin = piece.offset
         self.end = piece.end
         *lines, self._data = (self._data + piece.data).split(b"\n")
@@ -102,7 +100,7 @@ class _Lines:
         self.begin += size
         came = self._came.at(self.begin - 1)
         step = step_at(job, begin)
-        return _line(
+        return json_line(
             {
                 "offset": begin,
                 "next": self.begin,
@@ -115,8 +113,6 @@ class _Lines:
 
 
 def _last(job: Job) -> bytes:
-    return _line({"offset": job.output_end, "time": job.elapsed(0.0), "state": job.state.value, "reason": job.reason})
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    return json_line(
+        {"offset": job.output_end, "time": job.elapsed(0.0), "state": job.state.value, "reason": job.reason}
+    )

@@ -10,7 +10,7 @@ __all__ = ["sealed", "unsealed"]
 
 
 def sealed(token: str, under: str) -> str:
-    """Return a text that gives *token* to nobody but who has the token *under*; empty where one of them is none.
+    """Return a text that gives *token* only to a client with the token *under*; empty where one of them is none.
 
     It is what a mask hides that is made of *under*, and used for this one token and never again.
     """

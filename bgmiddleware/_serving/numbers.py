@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from .problems import UNSTORED, Answer, problem
+from .problems import UNSTORED, Answer, problem, whole
 from .rights import Authorize, rights_of
 
 __all__ = ["Numbers", "answer_metrics"]
@@ -24,6 +24,4 @@ def answer_metrics(environ: Mapping[str, Any], numbers: Numbers, authorize: Auth
         return problem(environ, 403, "forbidden", "You are not allowed to see the numbers of jobs.")
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return problem(environ, 405, "method-not-allowed", "Metrics can only be read.", ("Allow", "GET, HEAD"))
-    body = numbers.text()
-    content = (("Content-Type", numbers.content_type), ("Content-Length", str(len(body))), *UNSTORED)
-    return Answer("200 OK", content, [body])
+    return whole(numbers.content_type, numbers.text(), UNSTORED)

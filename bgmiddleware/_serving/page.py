@@ -16,7 +16,7 @@ from .markup import Markup, filled_in
 from .negotiate import View
 from .parts import PageParts
 from .policies import page_policy
-from .problems import Answer
+from .problems import Answer, whole
 from .question import asked_of, question_form
 from .readable import readable
 from .rerun import rerun_form
@@ -50,15 +50,9 @@ def answer_page(visit: Visit, job: Job) -> Answer:
         output,
     )
     site = visit.site
-    body = site.page(parts).encode("utf-8", "backslashreplace")
     policy = page_policy(of_the_site=site.own_page, external=site.external_assets)
-    headers = [
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Length", str(len(body))),
-        ("Content-Security-Policy", policy),
-        *about(job, "Accept, Accept-Language"),
-    ]
-    return Answer("200 OK", tuple(headers), [body])
+    headers = (("Content-Security-Policy", policy), *about(job, "Accept, Accept-Language"))
+    return whole("text/html; charset=utf-8", site.page(parts), headers)
 
 
 # The parts.

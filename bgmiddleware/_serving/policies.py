@@ -2,20 +2,15 @@
 
 from . import assets
 
-__all__ = ["dashboard_policy", "page_policy", "style_policy"]
+__all__ = ["page_policy", "plain_policy"]
 
 _COMMON = "form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
 # No string becomes code or HTML in any way, as far as the browser knows of it.
 _TRUSTED_TYPES = "require-trusted-types-for 'script'; trusted-types 'none'"
 
 
-def style_policy(style: str) -> str:
-    """Return the policy of a page that has this one style and no script."""
-    return f"default-src 'none'; style-src {_hash(style)}; {_COMMON}"
-
-
-def dashboard_policy(style: str, script: str) -> str:
-    """Return the policy of the list of all jobs: its style, and its script if there is one, which asks for the list."""
+def plain_policy(style: str, script: str = "") -> str:
+    """Return the policy of a page with this one *style*, and with *script* if there is one, which may ask its site."""
     scripts = f"; script-src {_hash(script)}; connect-src 'self'" if script else ""
     return f"default-src 'none'; style-src {_hash(style)}{scripts}; {_COMMON}"
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from . import assets
 from .markup import Markup, filled_in
-from .policies import style_policy
+from .policies import plain_policy
 from .readable import readable
 
 __all__ = ["problem_fragment", "problem_page", "reference"]
@@ -55,7 +55,7 @@ def problem_page(
         "advice": _advice(environ, said["advice"], again, watch),
         "style": Markup(style),
     }
-    return filled_in(_PAGE, values), style_policy(style)
+    return filled_in(_PAGE, values), plain_policy(style)
 
 
 def _advice(environ: Mapping[str, Any], said: Mapping[str, str], again: str | None, watch: str | None) -> str:

@@ -12,7 +12,19 @@ from typing import Any
 from .negotiate import by_script, parsed, wants_html
 from .problem_page import problem_fragment, problem_page
 
-__all__ = ["UNSTORED", "Answer", "StartResponse", "bad_query", "problem", "retry_after"]
+__all__ = [
+    "UNSTORED",
+    "Answer",
+    "Headers",
+    "StartResponse",
+    "as_json",
+    "bad_query",
+    "json_line",
+    "problem",
+    "retry_after",
+    "see_other",
+    "whole",
+]
 
 # PEP 3333: a native string is latin-1; and RFC 9110 §5.5: a header has no controls.
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
@@ -74,6 +86,27 @@ class Answer:
         return Answer(self.status, headers, iter(self.body))
 
 
+def whole(content_type: str, body: bytes | str, headers: Headers, status: str = "200 OK") -> Answer:
+    """Return an answer with a body that is there, and so with its length; a text is sent as UTF-8."""
+    data = body.encode("utf-8", "backslashreplace") if isinstance(body, str) else body
+    return Answer(status, (("Content-Type", content_type), ("Content-Length", str(len(data))), *headers), [data])
+
+
+def as_json(document: object, headers: Headers, status: str = "200 OK") -> Answer:
+    """Return an answer that is a JSON document."""
+    return whole("application/json", f"{json.dumps(document)}\n", headers, status)
+
+
+def json_line(value: object) -> bytes:
+    """Return a value as one line of JSON, for answers that have one after the other."""
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def see_other(place: str, text: str, headers: Headers) -> Answer:
+    """Return an answer that leads to another *place*, with a line of text for a client that does not go there."""
+    return whole("text/plain; charset=utf-8", f"{text}\n", (("Location", place), *headers), "303 See Other")
+
+
 def bad_query(environ: Mapping[str, Any]) -> Answer | None:
     """Return the answer to a query that no header can repeat, None where it is none: a faulty gateway gave it on as
     text, or with controls in it."""
@@ -111,26 +144,20 @@ def problem(
             "status": code,
             "detail": detail,
         }
-        body = f"{json.dumps(document)}\n".encode()
+        body = f"{json.dumps(document)}\n"
     elif wants_html(environ):
         content_type = "text/html; charset=utf-8"
         vary = f"{vary}, Accept-Language"
         if by_script(environ):
-            text = problem_fragment(detail)
+            body = problem_fragment(detail)
         else:
-            text, policy = problem_page(environ, status, kind, detail, again, watch)
+            body, policy = problem_page(environ, status, kind, detail, again, watch)
             headers = (*headers, ("Content-Security-Policy", policy))
-        body = text.encode("utf-8", "backslashreplace")
     else:
         content_type = "text/plain; charset=utf-8"
         # One line, though what an app raised may have several.
-        body = f"{' '.join(detail.split())}\n".encode("utf-8", "backslashreplace")
-    length = str(len(body))
-    return Answer(
-        status,
-        (("Content-Type", content_type), ("Content-Length", length), ("Vary", vary), *UNSTORED, *headers),
-        [body],
-    )
+        body = f"{' '.join(detail.split())}\n"
+    return whole(content_type, body, (("Vary", vary), *UNSTORED, *headers), status)
 
 
 _JSON = ("application/json", "application/problem+json", "text/event-stream")

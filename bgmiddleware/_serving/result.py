@@ -6,7 +6,7 @@ from urllib.parse import quote
 from .._jobs import Channel, Job, JobState, RecordedResponse
 from ..registries.base import END
 from .asked import delivered_cookies
-from .problems import Answer, Headers, problem
+from .problems import Answer, Headers, problem, see_other
 from .status import status_answer
 from .stored import TOO_MANY, Stored, conditional, entity_tag
 from .visit import PATIENCE, Visit, about, job_headers
@@ -69,9 +69,7 @@ def ask_anew(visit: Visit, job: Job) -> Answer:
     path = visit.environ.get("PATH_INFO", "").rpartition("/")[2]
     # From the last part of the path on: right behind every proxy, whatever it does to host and path.
     location = "./" + quote(path, safe="!$&'()*+,;=:@", encoding="latin-1") + ("?" + query if query else "")
-    body = b"Ask again with these credentials.\n"
-    content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
-    return Answer("303 See Other", (("Location", location), *content, *about(job)), [body])
+    return see_other(location, "Ask again with these credentials.", about(job))
 
 
 def answer_download(visit: Visit, job: Job) -> Answer:

@@ -63,7 +63,7 @@ _ALL = '<label><input type="checkbox" name="_all" value="yes"> All that match, n
 
 
 class Rows:
-    """What one operator sees, who has these *rights* and asks with these *filters*."""
+    """What an operator with these *rights* sees, who asks with these *filters*."""
 
     def __init__(self, site: Site, rights: Collection[str], filters: Filters) -> None:
         self._site = site

@@ -5,14 +5,23 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["is_from_another_site"]
+from .problems import Answer, problem
+
+__all__ = ["refused_cross_site"]
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _PORT = re.compile(r":[0-9]+\Z")
 _FORWARDED_HOST = re.compile(r"""(?:^|[;,])\s*host="?([^;,"\s]+)""", re.IGNORECASE)  # RFC 7239 §5.3
 
 
-def is_from_another_site(environ: Mapping[str, Any]) -> bool:
+def refused_cross_site(environ: Mapping[str, Any]) -> Answer | None:
+    """Return the answer to a change that a page of another site asks for; None where none does."""
+    if not _is_from_another_site(environ):
+        return None
+    return problem(environ, 403, "cross-site", "A job can only be changed from its own site.")
+
+
+def _is_from_another_site(environ: Mapping[str, Any]) -> bool:
     """Whether a browser says that a page of another origin caused this request; programs say nothing."""
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:

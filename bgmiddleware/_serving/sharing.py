@@ -1,6 +1,5 @@
 """Sharing a job: its owner makes links that read and do nothing else, sees them, and takes them back."""
 
-import json
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,8 +10,8 @@ from .._jobs import Job
 from . import assets
 from .markup import Markup, filled_in
 from .negotiate import View, choose
-from .policies import style_policy
-from .problems import Answer, problem
+from .plain import plain_page
+from .problems import Answer, as_json, problem
 from .readable import readable
 from .shared_links import SCOPES, Share, signed
 from .status import status_answer
@@ -24,17 +23,7 @@ _MOST = 20
 _SHORTEST, _LONGEST = 60.0, 90 * 86400.0
 _USUAL = 7 * 86400.0
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="$language">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$share</title>
-<style>$style</style>
-</head>
-<body class="job job-list">
-<main>
-<h1>$share: $title</h1>
+_PAGE = Template("""<h1>$share: $title</h1>
 <p>$explained</p>
 <form method="post" action="$back">
 <label>$what <select name="_scope"><option value="both">$both</option>
@@ -46,9 +35,6 @@ _PAGE = Template("""<!DOCTYPE html>
 <ul>
 $shares</ul>
 <p><a href="$back">$job</a></p>
-</main>
-</body>
-</html>
 """)
 _SHARE = Template("""<li><a href="$link">$what</a> <span>$until</span>
 <form method="post" action="$back"><input type="hidden" name="_share" value="$id">
@@ -69,13 +55,7 @@ def answer_share(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
         detail = f"At most {_MOST} links to a job are shared. Take one back first."
         return problem(visit.environ, 409, "too-many-shares", detail)
     document = _document(visit, share)
-    return _json(job, "201 Created", document, ("Location", document["link"]))
-
-
-def _json(job: Job, status: str, document: Any, *headers: tuple[str, str]) -> Answer:
-    body = f"{json.dumps(document)}\n".encode()
-    content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
-    return Answer(status, (*content, *about(job), *headers), [body])
+    return as_json(document, (*about(job), ("Location", document["link"])), "201 Created")
 
 
 def answer_unshare(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
@@ -122,7 +102,7 @@ def _document(visit: Visit, share: Share) -> dict[str, Any]:
 def answer_shares(visit: Visit, job: Job) -> Answer:
     """Answer with a page on which links are made and taken back, or for scripts with the links."""
     if choose(visit.environ.get("HTTP_ACCEPT")) is not View.PAGE:
-        return _json(job, "200 OK", {"shares": shares_of(visit, job)})
+        return as_json({"shares": shares_of(visit, job)}, about(job))
     language = assets.language_of(visit.environ.get("HTTP_ACCEPT_LANGUAGE"))
     said: dict[str, str] = assets.words(language)["share"]
     back = visit.link()
@@ -130,27 +110,13 @@ def answer_shares(visit: Visit, job: Job) -> Answer:
         {**said, **share, "what": said[share["scope"]], "back": back, "until": _until(share["until"], said)}
         for share in shares_of(visit, job)
     )
-    style = assets.style() + assets.stripped_style(assets.static("dashboard.css"))
-    values = {
-        **said,
-        "language": language,
-        "title": readable(job.title),
-        "style": Markup(style),
-        "back": back,
-        "shares": Markup("".join(filled_in(_SHARE, row) for row in rows)),
-    }
-    body = filled_in(_PAGE, values).encode("utf-8", "backslashreplace")
-    headers = (
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Length", str(len(body))),
-        ("Content-Security-Policy", style_policy(style)),
-        *about(job, "Accept, Accept-Language"),
-    )
-    return Answer("200 OK", headers, [body])
+    shares = Markup("".join(filled_in(_SHARE, row) for row in rows))
+    content = filled_in(_PAGE, {**said, "title": readable(job.title), "back": back, "shares": shares})
+    return plain_page(said["share"], content, about(job, "Accept, Accept-Language"), language=language)
 
 
 def shared_note(visit: Visit, said: Mapping[str, str]) -> Markup:
-    """Return what the page says to whom it is shown by a shared link."""
+    """Return what the page says to a reader with a shared link."""
     share = visit.share
     return Markup() if share is None else filled_in(_NOTE, {"note": f"{said['shared']}, {_until(share.until, said)}"})
 

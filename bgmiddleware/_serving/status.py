@@ -1,10 +1,9 @@
 """A job's state as JSON."""
 
-import json
 from typing import Any
 
 from .._jobs import Job, JobState, Progress, Question, Steps
-from .problems import Answer
+from .problems import Answer, as_json
 from .rerun import link_to
 from .visit import Visit, about
 
@@ -163,9 +162,7 @@ def _estimate(visit: Visit, job: Job) -> dict[str, Any] | None:
 
 def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str], vary: str = "Accept") -> Answer:
     """Return the state of *job* as the body of an answer with this *status* line."""
-    body = f"{json.dumps(status_document(visit, job))}\n".encode()
-    content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
-    answer = Answer(status, (*content, *about(job, vary), *headers), [body])
+    answer = as_json(status_document(visit, job), (*about(job, vary), *headers), status)
     return answer if job.state.ended else visit.polled(answer)
 
 

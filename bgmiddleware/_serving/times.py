@@ -4,7 +4,7 @@ import json
 
 from .._jobs import Channel, Job
 from ..registries.base import PAGE_BYTES
-from .problems import Answer
+from .problems import Answer, whole
 from .visit import Visit, about
 
 __all__ = ["answer_times"]
@@ -20,9 +20,7 @@ def answer_times(visit: Visit, job: Job) -> Answer:
         "line": _line_at(visit, job, offset),
         "times": [(end, at / 1000) for end, at in visit.registry.times(visit.key, offset)],
     }
-    body = f"{json.dumps(document, separators=(',', ':'))}\n".encode()
-    headers = (("Content-Type", "application/json"), ("Content-Length", str(len(body))), *about(job))
-    answer = Answer("200 OK", headers, [body])
+    answer = whole("application/json", f"{json.dumps(document, separators=(',', ':'))}\n", about(job))  # it may be long
     return answer if job.state.ended else visit.polled(answer)
 
 

@@ -82,7 +82,7 @@ class Site:
     details: bool = True
     """Whether those who may see a job are told tracebacks, and the host and the process that ran it."""
     rerun: "Callable[[Visit, Job], Answer] | None" = None
-    """Runs the request of an ended job again, and answers who asks for that."""
+    """Runs the request of an ended job again, and answers the client that asks for it."""
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
     charts: Charts = field(default_factory=Charts)
@@ -160,13 +160,13 @@ class Site:
         not known here. A link that we did not sign is one to no job."""
         try:
             share = opened(self.registry, token)
-        except (RegistryError, ConfigurationError):  # it is away: who looks for the job says so
+        except (RegistryError, ConfigurationError):  # it is away: looking for the job says so
             share = None
         key, rights = (key_of(token), frozenset[str]()) if share is None else (share.key, share.rights)
         return Visit(self, environ, token, key, (), parameters, rights, share)
 
     def operator_visit(self, environ: Mapping[str, Any], key: str, rights: Collection[str]) -> "Visit":
-        """Return what a request of an operator about the job of a *key* needs, who has these *rights*."""
+        """Return what the request of an operator with these *rights* about the job of a *key* needs."""
         parameters = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True))
         return Visit(self, environ, "", key, (), parameters, frozenset(rights))
 

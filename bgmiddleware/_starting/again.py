@@ -1,16 +1,19 @@
 """Runs the request of an ended job again, as a new job."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from contextvars import copy_context
+from typing import IO
 
 from .._jobs import Job, new_token
 from .._recording import IN_MEMORY, RecordedRequest, record_request
 from .._running import Run, open_request_body, replay_request
 from .._serving import Answer, Visit, problem, sealed
 from ..errors import JobExpired, JobNotFound, RegistryError
+from ..registries.base import Registry
 from .joining import Asking, asking
 from .starter import Starter, WSGIApplication
 
@@ -54,14 +57,9 @@ def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) ->
         work = replay_request(app, visit.registry, new.key, stored, kept, multiprocess=multiprocess)
         return starter.run(new, work, copy_context())
 
+    size = int(stored.get("CONTENT_LENGTH") or 0)
     with tempfile.SpooledTemporaryFile(IN_MEMORY) as body:
-        size = int(stored.get("CONTENT_LENGTH") or 0)
-        try:
-            with closing(open_request_body(visit.registry, job.key, size)) as source:
-                while chunk := source.read(_COPIED):
-                    body.write(chunk)
-        except OSError as error:
-            raise RegistryError("the request of the job is not there any more") from error
+        _copy_body(visit.registry, job, size, body)
         token, request = new_token(), RecordedRequest(stored, kept, body, size)
         link = sealed(visit.token, token)
         new = starter.new_job(dict(stored), token, who, request, keeps_request=True, rerun_of=link)
@@ -70,6 +68,14 @@ def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) ->
     if "Location" in dict(answer.headers):
         _tell_earlier(visit, sealed(token, visit.token))
     return answer
+
+
+def _copy_body(registry: Registry, job: Job, size: int, copy: IO[bytes]) -> None:
+    try:
+        with closing(open_request_body(registry, job.key, size)) as source:
+            shutil.copyfileobj(source, copy, _COPIED)
+    except OSError as error:
+        raise RegistryError("the request of the job is not there any more") from error
 
 
 def _replayed(job: Job, sender: Mapping[str, str], *, is_owner: bool) -> dict[str, str]:

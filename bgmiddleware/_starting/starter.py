@@ -34,6 +34,7 @@ from .._serving import (
     names_json,
     problem,
     retry_after,
+    see_other,
     status_answer,
 )
 from ..errors import (
@@ -514,17 +515,16 @@ class Starter:
     def _started(self, visit: Visit, job: Job, *cookie: tuple[str, str], applied: str = "") -> Answer:
         """Answer with the job's place: a redirect, or for scripts its state."""
         environ = visit.environ
-        location = ("Location", self.site.place(environ.get("QUERY_STRING") or "", visit.token))
+        place = self.site.place(environ.get("QUERY_STRING") or "", visit.token)
         vary = "Accept, Prefer"
         prefers_async = marks.prefers_async(environ)
         preferences = ", ".join(filter(None, ("respond-async" if prefers_async else "", applied)))
-        headers = (location, *((("Preference-Applied", preferences),) if preferences else ()), *cookie)
+        headers = (*((("Preference-Applied", preferences),) if preferences else ()), *cookie)
         # A client that repeats its DELETE where a redirect leads would cancel the job.
         if prefers_async or names_json(environ.get("HTTP_ACCEPT")) or environ["REQUEST_METHOD"] == "DELETE":
-            return status_answer(visit, job, "202 Accepted", *headers, vary=vary)
-        body = f"Started in the background: see {location[1]}\n".encode()
-        content = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))))
-        return Answer("303 See Other", (*headers, *content, *about(job, vary)), [body])
+            return status_answer(visit, job, "202 Accepted", ("Location", place), *headers, vary=vary)
+        text = f"Started in the background: see {place}"
+        return see_other(place, text, (*headers, *about(job, vary)))
 
 
 def _not_started(environ: Mapping[str, Any], error: BackgroundError) -> Answer:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .._jobs import Job, JobState
@@ -92,6 +92,11 @@ class Minute:
         states = {name: max(0, counts.get(name, 0)) for name in _STATES}
         return cls(60.0 * minute, path, **states, run_time=_spread(counts, "run"), queue_wait=_spread(counts, "wait"))
 
+    def __add__(self, other: "Minute") -> "Minute":
+        """Return what happened in both, as if it were in this one."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in (*_STATES, "run_time", "queue_wait")}
+        return replace(self, **sums)
+
 
 class Level(NamedTuple):
     """How many jobs were *waiting* and *running* when somebody looked, in the minute that began *at* then."""
@@ -106,6 +111,14 @@ class History(NamedTuple):
 
     minutes: tuple[Minute, ...] = ()
     levels: tuple[Level, ...] = ()
+
+    def by_path(self) -> dict[str, Minute]:
+        """Return what happened to the jobs of each path in all, as if it were in its first minute."""
+        sums: dict[str, Minute] = {}
+        for minute in self.minutes:
+            there = sums.get(minute.path)
+            sums[minute.path] = minute if there is None else there + minute
+        return sums
 
 
 def _spread(counts: Mapping[str, int], what: str) -> Spread:

@@ -1,4 +1,4 @@
-"""Messages that wait to be delivered: to whom is not a registry's matter."""
+"""Messages that wait to be delivered. A registry does not know to whom."""
 
 import threading
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""The contract of a registry: a dozen primitives, and the conveniences written once above them.
+"""The contract of a registry: fewer than twenty primitives, and the conveniences written once above them.
 
 A registry keeps, under a job's *key*, one record (a :class:`~bgmiddleware.Job`) and three append-only byte channels.
 Every primitive may be called from any thread, and for a registry that processes share, from any process.
@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 from .._ground.numbers import check_count, check_positive
 from .._jobs import Channel, Job, JobState, Progress, RecordedResponse, Steps
 from ..errors import Fenced, RegistryError
-from ._history import BOUNDS, History, Level, Minute, Spread, path_of
+from ._history import BOUNDS, MOST_PATHS, OTHER, History, Level, Minute, Spread, path_of
 from ._housekeeping import house
 from ._outbox import MemoryOutbox, Outbox
 from ._times import MOST as MOST_TIMES
@@ -24,6 +24,8 @@ __all__ = [
     "BOUNDS",
     "END",
     "FILLED",
+    "MOST_PATHS",
+    "OTHER",
     "PAGE_BYTES",
     "SHORT",
     "Evicted",
@@ -33,6 +35,7 @@ __all__ = [
     "Outbox",
     "Page",
     "Piece",
+    "Queue",
     "Registry",
     "Renewal",
     "Source",
@@ -65,6 +68,18 @@ _TIDIED_AT_ONCE = 10  # each may be some files to remove, and requests wait for 
 
 class StorageFull(RegistryError):
     """The registry's storage is full. Waiting would block the caller; other jobs must end first."""
+
+
+class Queue(NamedTuple):
+    """How many jobs are *waiting* and *running*, and the *oldest* that waits, if it does still."""
+
+    waiting: int
+    running: int
+    oldest: Job | None
+
+    def waited(self, now: float) -> float:
+        """Return for how many seconds the oldest has waited."""
+        return 0.0 if self.oldest is None else max(0.0, now - self.oldest.created_at)
 
 
 class Piece(NamedTuple):
@@ -479,6 +494,13 @@ class Registry(ABC):
                 yield piece
                 offset = piece.end
                 piece = self.read(key, Channel.OUTPUT, offset)
+
+    def queue(self) -> Queue:
+        """Return how many jobs wait and run now, and the one that has waited longest."""
+        levels = self.history(self.clock()).levels
+        waiting, running = (levels[-1].waiting, levels[-1].running) if levels else (0, 0)
+        oldest = self.jobs(JobState.PENDING, 1, skip=waiting - 1) if waiting else []
+        return Queue(waiting, running, oldest[-1] if oldest else None)
 
     def page(
         self, key: str, offset: int, *, limit: int = PAGE_BYTES, timeout: float = 0.0, job: Job | None = None

@@ -2,8 +2,8 @@
 
 # ruff: noqa: F401  # fixtures are imported by their names
 
+import difflib
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bgmiddleware import current_job, owners, step
+from bgmiddleware._serving import differences
 from bgmiddleware._serving.comparing import _bounded, _rows
 from bgmiddleware._serving.differences import MOST_LINES, changes_between, keys_of
 from tests.kit.clients import OverHTTP, ended, start
@@ -169,12 +170,27 @@ HARD = {
 
 @pytest.mark.everything
 @pytest.mark.parametrize("line", HARD.values(), ids=HARD.keys())
-def test_a_comparison_takes_no_more_than_a_few_seconds_whatever_the_lines(line: Any) -> None:
+def test_the_work_of_a_comparison_is_bounded_whatever_the_lines(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    compared: list[int] = []
+    anchors = differences._Differences._anchors
+
+    def counted(self: Any, begin: int, end: int, new_begin: int, new_end: int) -> Any:
+        looked_at.append(end - begin + new_end - new_begin)
+        return anchors(self, begin, end, new_begin, new_end)
+
+    class Matcher(difflib.SequenceMatcher[int]):
+        def __init__(self, junk: None, old: list[int], new: list[int], *, autojunk: bool) -> None:
+            compared.append(len(old) * len(new))
+            super().__init__(junk, old, new, autojunk=autojunk)
+
+    monkeypatch.setattr(differences._Differences, "_anchors", counted)
+    monkeypatch.setattr("difflib.SequenceMatcher", Matcher)
     chance = random.Random(2)
     old, new = ([line(chance, at) for at in range(MOST_LINES)] for _ in range(2))
-    begun_at = time.process_time()
     changes_between(old, new)
-    assert time.process_time() - begun_at < 10.0, "it is quadratic: then it were minutes"
+    assert 0 < sum(looked_at) <= 2 * MOST_LINES * differences._DEEPEST
+    assert sum(compared) <= differences._WORK
 
 
 def test_what_is_shown_is_bounded() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, ThreadExecutor, ask, marks
 from tests.conftest import needs
-from tests.kit.browsing import Tab, chromium
+from tests.kit.browsing import Tab
 from tests.kit.clients import served
 
 needs("playwright.sync_api")
@@ -30,12 +30,6 @@ class Scripted(Tab):
     """A tab of a browser with scripts, or without."""
 
     has_scripts = True
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 def app(environ: Any, start_response: Any) -> list[bytes]:

@@ -18,7 +18,7 @@ from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries.spool import SpoolRegistry
 from tests.conftest import needs
 from tests.kit.clients import ended, served
-from tests.kit.documents import DOCUMENTS, PAGES, SHOP, blocks, get, parsed, run
+from tests.kit.documents import DOCUMENTS, PAGES, ROOT, SHOP, blocks, get, parsed, run
 
 needs("docutils")
 needs("redis")
@@ -50,6 +50,12 @@ def test_docutils_has_nothing_to_complain_of(path: Path) -> None:
 def test_every_link_to_a_file_leads_to_one(path: Path) -> None:
     for target in re.findall(r"<([^<>: ]+\.rst)>`_", path.read_text()):
         assert (path.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("path", sorted({*DOCUMENTS, *ROOT.glob("*.rst")}), ids=lambda path: path.name)
+def test_no_line_has_more_than_120_characters(path: Path) -> None:
+    lines = enumerate(path.read_text("utf-8").splitlines(), 1)
+    assert [number for number, line in lines if len(line) > 120] == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

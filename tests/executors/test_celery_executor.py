@@ -6,8 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.executors.engine_contract import (
 )
 from tests.executors.engine_worker import Worker, working
 from tests.kit.clients import InProcess, ended, start
+from tests.kit.looking import eventually
 from tests.kit.ports import free_port
 from tests.kit.processes import LONG
 from tests.kit.rabbitmq_server import RabbitMQServer, rabbitmq_server  # noqa: F401  # a fixture
@@ -338,7 +338,7 @@ def sentinel(tmp_path: Path) -> Iterator[tuple[int, RedisServer]]:
     port = free_port()
     with RedisServer() as first, RedisServer("--replicaof", "127.0.0.1", str(first.port)):
         with Redis.from_url(first.url) as client:
-            _until(lambda: client.info("replication")["connected_slaves"] == 1)
+            eventually(lambda: client.info("replication")["connected_slaves"] == 1)
         (tmp_path / "sentinel.conf").write_text(
             f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor jobs 127.0.0.1 {first.port} 1\n"
             "sentinel down-after-milliseconds jobs 1000\nsentinel failover-timeout jobs 3000\n"
@@ -347,7 +347,7 @@ def sentinel(tmp_path: Path) -> Iterator[tuple[int, RedisServer]]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             with Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as client:
-                _until(lambda: client.execute_command("SENTINEL", "REPLICAS", "jobs"))
+                eventually(lambda: client.execute_command("SENTINEL", "REPLICAS", "jobs"))
             yield port, first
         finally:
             process.kill()
@@ -369,12 +369,5 @@ def test_a_worker_and_a_site_follow_sentinels_to_another_server(
         site = InProcess(app)
         assert ended(app, start(site, "/")).state is JobState.FINISHED
         first.kill()
-        _until(lambda: site.request("POST", "/").status == 303)
+        eventually(lambda: site.request("POST", "/").status == 303)
         assert ended(app, start(site, "/"), LONG).state is JobState.FINISHED
-
-
-def _until(is_so: Callable[[], object]) -> None:
-    until = time.monotonic() + LONG
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.05)  # between two looks, as there is nothing to wait for

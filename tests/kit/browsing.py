@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from tests.conftest import PROMISED, needs
+from tests.conftest import missing, needs
 
 # What Chromium would do besides: update itself, look up its maker's hosts, use a GPU that is not there.
 _ARGUMENTS = (
@@ -31,8 +29,7 @@ def chromium() -> Iterator[Any]:
     api = needs("playwright.sync_api")
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
-        assert not PROMISED, "CI=true promises Chromium"
-        pytest.skip("needs Chromium")
+        missing("Chromium")
     arguments = [*_ARGUMENTS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=arguments)

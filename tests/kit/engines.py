@@ -18,9 +18,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
 
-import pytest
-
-from tests.conftest import PROMISED
+from tests.conftest import missing
 from tests.kit.apps import WAIT
 from tests.kit.browsing import chromium
 from tests.kit.ports import free_port
@@ -150,7 +148,7 @@ class _WebKit(_Driven):
         program, screen = _found("WebKitWebDriver"), _found("xvfb-run")
         browsers = glob("/usr/lib/*/webkit2gtk-4*/MiniBrowser")
         if not browsers:
-            _missing("MiniBrowser")
+            missing("MiniBrowser")
         home = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         self._port = free_port()
         environ = {**os.environ, "HOME": home, "XDG_RUNTIME_DIR": home, "LANGUAGE": "en_US", "LC_ALL": "C.UTF-8"}
@@ -187,14 +185,9 @@ class _WebKit(_Driven):
 def _found(*names: str) -> str:
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
-        _missing(names[0])
+        missing(names[0])
     assert program is not None
     return program
-
-
-def _missing(what: str) -> None:
-    assert not PROMISED, f"CI=true promises {what}"
-    pytest.skip(f"needs {what}")
 
 
 def _running(stack: contextlib.ExitStack, command: list[str], environ: dict[str, str]) -> None:

@@ -10,18 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.conftest import PROMISED
+from tests.conftest import missing
 
 HERE = Path(__file__).parent / "terminal"
 RECORDINGS = {path.stem: path.read_bytes().decode() for path in sorted((HERE / "fixtures").glob("*.txt"))}
-
-
-def missing(what: str) -> None:
-    """Skip the test for want of something, or fail where it was promised."""
-    assert not PROMISED, f"CI=true promises {what}"
-    pytest.skip(f"needs {what}")
 
 
 @functools.cache

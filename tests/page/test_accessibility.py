@@ -9,7 +9,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress, step
 from tests.conftest import needs
-from tests.kit.browsing import Tab, chromium
+from tests.kit.browsing import Tab
 from tests.kit.clients import OverHTTP, ended, served, start
 from tests.kit.readers import UNKNOWN, Clock, Play
 
@@ -128,12 +128,6 @@ SCENES: list[Callable[[Scene], str]] = [
     Scene.operated,
     Scene.filtered,
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

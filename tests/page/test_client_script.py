@@ -12,7 +12,7 @@ import pytest
 
 from bgmiddleware._serving import assets
 from tests.conftest import needs
-from tests.kit.browsing import Tab, chromium
+from tests.kit.browsing import Tab
 from tests.kit.clients import served, start
 from tests.kit.documents import PAGES, blocks
 from tests.kit.readers import UNKNOWN, Opener, answering
@@ -22,12 +22,6 @@ needs("docutils")
 
 PRINTED = "".join(f"adding up month {month}\n" for month in range(1, 13))
 MADE = "2026 was a good year\n"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

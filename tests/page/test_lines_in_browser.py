@@ -12,7 +12,7 @@ import pytest
 from bgmiddleware import Channel, Job, JobState, MemoryRegistry, step
 from bgmiddleware._jobs import key_of, new_token
 from tests.conftest import needs
-from tests.kit.browsing import Tab, chromium
+from tests.kit.browsing import Tab
 from tests.kit.clients import ended, start
 from tests.kit.readers import Clock
 
@@ -22,12 +22,6 @@ from playwright.sync_api import expect  # noqa: E402  # there may be none
 from tests.page.test_page_in_browser import Stage, badge, output  # noqa: E402
 
 pytestmark = pytest.mark.everything
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

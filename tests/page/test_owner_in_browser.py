@@ -9,7 +9,7 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, ThreadExecutor, marks, owners
 from tests.kit.apps import WAIT
-from tests.kit.browsing import Tab, chromium
+from tests.kit.browsing import Tab
 from tests.kit.clients import served
 
 pytestmark = pytest.mark.everything
@@ -37,12 +37,6 @@ class BothAtOnce:
             self.without_cookies += "HTTP_COOKIE" not in environ
             self.both.wait(WAIT)
         return self.site(environ, start_response)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from bgmiddleware import (
 )
 from bgmiddleware._jobs import key_of
 from tests.conftest import needs
-from tests.kit.browsing import Tab, chromium
+from tests.kit.browsing import Tab
 from tests.kit.clients import OverHTTP, ended, served, start
 from tests.kit.readers import PLAIN, Clock, Play, answering, token_of
 
@@ -35,12 +35,6 @@ pytestmark = pytest.mark.everything
 expect.set_options(timeout=10_000)
 
 MARKUP = "</pre></script></title><script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 class Stage:

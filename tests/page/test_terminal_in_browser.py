@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROMISED
-from tests.kit.browsing import Tab, chromium
+from tests.kit.browsing import Tab
 from tests.kit.clients import served
 from tests.kit.documents import ROOT
 from tests.page.terminals import RECORDINGS, ours
@@ -75,12 +75,6 @@ class Stage:
     def evaluate(self, script: str) -> Any:
         """Return what a script in the page returns."""
         return self.page.evaluate(script)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ from bgmiddleware.testing.registries import (
 from bgmiddleware.testing.shared_registries import SharedRegistryContract
 from tests.conftest import needs
 from tests.kit.documents import PAGES, ROOT
+from tests.kit.looking import eventually
 from tests.kit.redis_server import RedisServer, needs_server, redis_server, redis_server_of_module
 
 redis: Any = needs("redis")
@@ -81,12 +82,6 @@ def making(server: RedisServer, **own_settings: object) -> Iterator[Make]:
     yield make
     for registry in made:
         registry.close()
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < until
 
 
 class TestRedisRegistry(SharedRegistryContract):

@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from bgmiddleware.registries import open_registry
 from bgmiddleware.testing.clock import Clock
 from tests.conftest import needs
 from tests.kit.clients import InProcess, ended, start
+from tests.kit.looking import eventually
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 
 SECRET = f"whsec_{base64.b64encode(b'x' * 24).decode()}"
@@ -71,14 +71,6 @@ def receiver() -> Iterator[Receiver]:
     yield receiver
     receiver.server.shutdown()
     receiver.server.server_close()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Look again and again: nothing says that a message was put off."""
-    until = time.monotonic() + WAIT
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def due_at(outbox: Any) -> float:
@@ -167,10 +159,10 @@ def test_what_was_not_taken_is_sent_again_for_a_day_and_then_given_up(
         outbox = site.registry.outbox(hook.name)
         for tries, delay in enumerate(ends.DELAYS, 1):
             receiver.messages(tries)
-            wait_until(lambda: abs(due_at(outbox) - clock.now - delay) < 0.01)  # noqa: B023  # called at once
+            eventually(lambda: abs(due_at(outbox) - clock.now - delay) < 0.01)  # noqa: B023  # called at once
             clock.advance(delay)
         receiver.messages(len(ends.DELAYS) + 1)
-        wait_until(lambda: outbox.size() == 0)
+        eventually(lambda: outbox.size() == 0)
         assert 20 * 3600 < clock.now - begun < 25 * 3600
     assert "was not told" in caplog.text
     assert "secret-path" not in caplog.text

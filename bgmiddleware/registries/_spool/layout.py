@@ -40,7 +40,6 @@ _MAGIC = b"bgm-job\x01"
 _FIXED = struct.Struct("<8sQQ")  # magic, bounds: what every process must know the same
 _ENDS = struct.Struct("<QQQQ")
 _CHECK = struct.Struct("<I")
-_CHECK_AT = ENDS_AT + _ENDS.size
 
 
 class Ends(NamedTuple):
