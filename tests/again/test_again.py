@@ -168,6 +168,19 @@ def test_anybody_else_sends_his_own(opens: Stores, owner: Any) -> None:
     assert token_of(first) not in str({name: value for name, value in asked.items() if name != "wsgi.input"})
 
 
+def test_who_has_the_first_job_only_is_not_led_to_what_another_client_ran_again(opens: Stores) -> None:
+    """Without owners a token is enough to read a job: one that has another client's credentials in it, too."""
+    site, client = opens(Told(), keep_requests=True)
+    first = start(client, "/", cookie="session=eve")
+    ended(site, first)
+    reply = again(client, first, cookie="session=ada", **JSON)
+    ended(site, "/" + reply["Location"])
+    assert reply.json["rerun_of"] is not None
+    assert client.request("GET", f"{first}&_view=status", cookie="session=eve").json["rerun_as"] is None
+    again(client, first, cookie="session=eve", origin=f"http://127.0.0.1:{client.port}")
+    assert client.request("GET", f"{first}&_view=status", cookie="session=eve").json["rerun_as"] is not None
+
+
 def test_a_browser_with_a_cookie_of_ours_keeps_what_it_runs_again(opens: Stores) -> None:
     site, client = opens(Told(), keep_requests=True, owner=owners.cookie("sixteen letters!"))
     begun = client.request("POST", "/")
