@@ -40,7 +40,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
     connection = http.client.HTTPConnection(host, port)
     connected = _connect(host, port, allow_private)
     # A server that sends a byte now and then would keep the time-out of each read from passing.
-    last = threading.Timer(_WHOLE, _shut_down, (connected,))
+    last = threading.Timer(_WHOLE, lambda: _shut_down(connected))  # the one that there is then: TLS makes another
     last.daemon = True
     last.name = "bgmiddleware-post"
     last.start()
@@ -82,4 +82,5 @@ def _is_public(address: str) -> bool:
 
 def _shut_down(connected: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
+        # Not what TLS makes of it, which takes away what another thread is reading with.
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)

@@ -1,12 +1,16 @@
 """What follows the end of a job: hooks are called, and webhooks delivered, also if their process is killed."""
 
 import base64
+import contextlib
+import http.client
 import http.server
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -220,6 +224,42 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
         hook = hooks.webhook(f"http://127.0.0.1:{silent.getsockname()[1]}/", SECRET, allow_private=True)
         with pytest.raises(OSError):  # noqa: PT011  # of what kind depends on the system
             hook.deliver("id", "{}")
+
+
+def test_a_server_that_answers_by_tls_without_an_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for all of it passes, though each byte comes in time."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr(posting, "_WHOLE", 0.3)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    given_up = threading.Event()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(server.accept()[0], server_side=True) as connected:
+            while not given_up.wait(0.02):
+                connected.send(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, name="drip")
+        thread.start()
+        late = threading.Timer(WAIT, given_up.set)
+        late.start()
+        hook = hooks.webhook(f"https://127.0.0.1:{server.getsockname()[1]}/", SECRET, allow_private=True)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            hook.deliver("id", "{}")
+        assert not given_up.is_set()
+        late.cancel()
+        given_up.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(
