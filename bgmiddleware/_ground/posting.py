@@ -74,10 +74,20 @@ def _connect(host: str, port: int, allow_private: bool) -> socket.socket:
     raise refused
 
 
+# Of IPv6, nothing else is given out (RFC 4291 §2.4): site-local addresses, say, and those of IPv4 in old spellings pass
+# for global ones in Python.
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")  # how a network without IPv4 spells that (RFC 6052)
+
+
 def _is_public(address: str) -> bool:
     known = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(known, "ipv4_mapped", None) or getattr(known, "sixtofour", None)
-    return known.is_global and not known.is_multicast and (mapped is None or mapped.is_global)
+    if isinstance(known, ipaddress.IPv4Address):
+        return known.is_global and not known.is_multicast
+    inner = ipaddress.IPv4Address(int(known) & 0xFFFFFFFF) if known in _TRANSLATED else known.ipv4_mapped
+    if inner is not None:
+        return _is_public(str(inner))
+    return known in _UNICAST and known.is_global and (known.sixtofour is None or known.sixtofour.is_global)
 
 
 def _shut_down(connected: socket.socket) -> None:

@@ -188,7 +188,11 @@ def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "[::1]", "10.1.2.3", "169.254.169.254", "localhost", "[::ffff:127.0.0.1]"]
+    "host",
+    [
+        *("127.0.0.1", "10.1.2.3", "169.254.169.254", "0.0.0.0", "localhost", "[::1]", "[::ffff:127.0.0.1]"),
+        *("[64:ff9b::10.1.2.3]", "[64:ff9b:1::1]", "[2002:a01:203::]", "[::10.1.2.3]", "[fec0::1]", "[ff02::1]"),
+    ],
 )
 def test_a_private_address_is_not_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[Any] = []
@@ -196,6 +200,11 @@ def test_a_private_address_is_not_connected_to(host: str, monkeypatch: pytest.Mo
     with pytest.raises(posting.Refused, match="no public address"):
         hooks.webhook(f"https://{host}/x", SECRET).deliver("id", "{}")
     assert connected == []
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700::1", "64:ff9b::93.184.216.34"])
+def test_a_public_address_is_one(address: str) -> None:
+    assert posting._is_public(address)
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
