@@ -27,6 +27,7 @@ _LOOK_AGAIN = 5.0, 60.0
 _LOST_FROM_SIGHT = 120.0  # a job that was never added
 _POLL = 1.0
 _LAST = 5.0
+_LONGEST_TROUBLE = 300  # characters of a line of the log
 
 
 class Ends:
@@ -161,7 +162,9 @@ class Ends:
             status = hook.deliver(key, str(message["body"]))
             trouble = "" if 200 <= status < 300 else f"it answered {status}"
         except (OSError, http.client.HTTPException) as error:
-            trouble = f"{type(error).__name__}: {error}"
+            # What the receiver said may be in it: of any length, and with controls of a terminal.
+            said = f"{type(error).__name__}: {error}"[:_LONGEST_TROUBLE].strip()
+            trouble = "".join(character if character.isprintable() else "?" for character in said)
         if not trouble:
             outbox.remove(key)
         elif tries < len(DELAYS):

@@ -180,6 +180,28 @@ def test_what_was_not_taken_is_sent_again_for_a_day_and_then_given_up(
     assert "secret-path" not in caplog.text
 
 
+def test_what_a_receiver_says_that_is_no_answer_is_one_short_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    said = b"HTP \x1b[2J\rERROR of somebody else" + b"y" * 60_000 + b"\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connected, _ = server.accept()
+            with connected:
+                connected.recv(65536)
+                connected.sendall(said)
+
+        thread = threading.Thread(target=answer, name="receiver")
+        thread.start()
+        hook = hooks.webhook(f"http://127.0.0.1:{server.getsockname()[1]}/", SECRET, allow_private=True)
+        with BackgroundMiddleware(app, when=marks.always, on_end=hook) as site:
+            ended(site, start(InProcess(site), "/x"))
+            wait_until(lambda: "was not told" in caplog.text)
+        thread.join()
+    (told,) = [record.getMessage() for record in caplog.records if "was not told" in record.getMessage()]
+    assert told.isprintable()
+    assert len(told) < 500
+
+
 def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
     receiver.statuses = [302]
     hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
