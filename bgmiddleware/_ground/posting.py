@@ -28,6 +28,7 @@ def checked_url(url: object, *, allow_private: bool) -> str:
         raise ValueError("it does not begin with https://")
     if not parts.hostname or "@" in parts.netloc or parts.fragment:
         raise ValueError("it needs a host, and no user and fragment")
+    parts.hostname.encode("idna")  # raises where a part of it is empty or too long, as looking it up would
     return f"{parts.scheme}://{parts.hostname}{'' if parts.port is None else f':{parts.port}'}"
 
 

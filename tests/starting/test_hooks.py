@@ -300,6 +300,8 @@ def test_a_server_that_answers_by_tls_without_an_end_is_given_up(
         ("https://user:secret@example.com/", SECRET, {}),
         ("https:///secret", SECRET, {}),
         ("https://example.com/#secret", SECRET, {}),
+        ("https://example..com/secret", SECRET, {}),
+        (f"https://{'x' * 64}.com/secret", SECRET, {}),
         ("https://example.com/", "my secret", {}),
         ("https://example.com/", base64.b64encode(b"secret").decode(), {}),
         ("https://example.com/", SECRET, {"events": {"running"}}),
@@ -312,6 +314,14 @@ def test_a_bad_webhook_is_refused_and_shows_no_secret(url: str, secret: str, opt
     assert "secret@" not in str(caught.value)
     assert "/secret" not in str(caught.value)
     assert secret not in str(caught.value)
+
+
+def test_two_webhooks_of_one_url_are_refused() -> None:
+    """They would have one outbox, and each would take out of it what only the other one is told of."""
+    both = [hooks.webhook("https://example.com/secret", SECRET, events={state}) for state in ("failed", "finished")]
+    with pytest.raises(ConfigurationError, match=r"^on_end ") as caught:
+        BackgroundMiddleware(app, on_end=both)
+    assert "/secret" not in str(caught.value)
 
 
 # A process that is killed between the end of a job and the delivery.
