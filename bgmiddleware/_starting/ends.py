@@ -11,6 +11,7 @@ from contextvars import Context
 from .._capture import detached
 from .._ground.redaction import Redaction
 from .._jobs import Job
+from .._running import one_line
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ..hooks import OnEnd, Webhook, message_of
 from ..registries.base import Outbox, Registry
@@ -163,8 +164,7 @@ class Ends:
             trouble = "" if 200 <= status < 300 else f"it answered {status}"
         except (OSError, http.client.HTTPException) as error:
             # What the receiver said may be in it: of any length, and with controls of a terminal.
-            said = f"{type(error).__name__}: {error}"[:_LONGEST_TROUBLE].strip()
-            trouble = "".join(character if character.isprintable() else "?" for character in said)
+            trouble = one_line(f"{type(error).__name__}: {error}"[:_LONGEST_TROUBLE].strip())
         if not trouble:
             outbox.remove(key)
         elif tries < len(DELAYS):
