@@ -479,7 +479,8 @@ class Starter:
             return who.token(there.name_salt), there, True
 
     def _kept_of(self, environ: Mapping[str, Any], token: str) -> dict[str, str]:
-        return kept_of(environ, token, self.site.cut_off(environ.get("QUERY_STRING") or ""))
+        redacted = str if self.redaction is None else self.redaction
+        return kept_of(environ, token, self.site.cut_off(environ.get("QUERY_STRING") or ""), redacted)
 
     def _admitted(self, key: str, until: float) -> Job | None:
         """Return a job that can be joined; None if there is none. Wait while another process is still submitting it.
