@@ -29,7 +29,7 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 class Questions:
     """Asks the readers of the job that *key* names and *runner* runs. Any thread of the job may ask; one at a time.
 
-    *output* is the job's; *flush* brings to the registry what was printed so far; *redacted* takes secrets out of texts.
+    *output* is the job's; *flush* brings to the registry what was printed so far; *redacted* takes secrets out of text.
     """
 
     def __init__(

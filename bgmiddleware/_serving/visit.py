@@ -280,6 +280,16 @@ class Visit:
             return self._held(least=1)
         return Hold(self.site.viewers, None, lambda: False, float("inf"))
 
+    def take_slot_for_work(self) -> "Hold | None":
+        """Take the right to have this process work for seconds, whatever the method is and though its client may leave
+        meanwhile. None: no slot is free. There is always one for this, and a server with one thread needs none."""
+        slot: object | None = None
+        if self.environ.get("wsgi.multithread"):
+            slot = self.site.viewers.take_slot(lambda: False, threads=threads_of(self.environ), least=1)
+            if slot is None:
+                return None
+        return Hold(self.site.viewers, slot, lambda: False, float("inf"))
+
     def _held(self, least: int = 0) -> "Hold | None":
         gone = disconnection_of(self.environ)
         viewers = self.site.viewers
