@@ -179,6 +179,21 @@ def test_a_comparison_takes_no_more_than_a_few_seconds_whatever_the_lines(line: 
     assert time.process_time() - begun_at < 10.0, "it is quadratic: then it were minutes"
 
 
+def test_lines_that_are_the_same_one_by_one_take_no_longer() -> None:
+    """The slowest for ``difflib``: each match is one line long, and what is behind it is looked at anew."""
+    old, new = (
+        [
+            line
+            for gap in range(16)
+            for line in (f"gap {gap}", *(f"{name} {at // 2 % 100}" if at % 2 else "same" for at in range(498)))
+        ]
+        for name in ("old", "new")
+    )
+    begun_at = time.process_time()
+    changes_between(old, new)
+    assert time.process_time() - begun_at < 8.0
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_one_comparison_at_a_time_works_in_a_slot_though_its_client_has_gone(
     method: str, monkeypatch: pytest.MonkeyPatch
