@@ -194,6 +194,8 @@ class Hold:
     """Whether the client has gone, as far as the server lets us know."""
     ends_at: float
     """By the monotonic clock."""
+    revoked: Callable[[], bool] = lambda: False
+    """Whether the client may not see the job any more: its shared link is over, or was taken back."""
 
     def must_end(self) -> bool:
         """Whether the connection is not to be held any longer."""
@@ -297,7 +299,26 @@ class Visit:
         if slot is None:
             return None
         stream_live(self.environ)
-        return Hold(viewers, slot, gone, time.monotonic() + longest(self.environ))
+        return Hold(viewers, slot, gone, time.monotonic() + longest(self.environ), self._revoked())
+
+    def _revoked(self) -> Callable[[], bool]:
+        """Return what tells whether a shared link leads here no longer, and looks for that once a second at most."""
+        if self.share is None:
+            return lambda: False
+        looked_at = time.monotonic()
+
+        def is_revoked() -> bool:
+            nonlocal looked_at
+            if time.monotonic() - looked_at < LOOK_EVERY:
+                return False
+            looked_at = time.monotonic()
+            try:
+                self.job()
+            except (JobNotFound, JobExpired):
+                return True
+            return False
+
+        return is_revoked
 
     def hold(self, job: Job, offset: int, seconds: float) -> Job:
         """Return the job when it has more output than *offset* or has ended, after at most *seconds*.
@@ -311,11 +332,13 @@ class Visit:
             return job
         try:
             deadline = min(held.ends_at, time.monotonic() + seconds)
-            while (left := deadline - time.monotonic()) > 0 and not held.gone() and not held.must_end():
+            while (left := deadline - time.monotonic()) > 0 and not held.must_end():
+                if held.gone() or held.revoked():
+                    break
                 job = self.registry.wait(self.key, offset, min(left, LOOK_EVERY))
                 if job.state.ended or job.output_end > offset:
                     break
-            return job
+            return job if self.share is None else self.job()  # its link may be over by now
         finally:
             held.give_back()
 
