@@ -16,10 +16,11 @@ from .starter import Starter, WSGIApplication
 
 __all__ = ["run_again"]
 
-# What a request asks for, whoever sends it.
+# What a request asks for, whoever sends it. Not the host: the links in what an app answers would lead to one that the
+# first client made up. Nor X-Requested-With, by which apps tell requests that no other site can have caused.
 _ASKED = frozenset(
-    """REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING REQUEST_URI RAW_URI CONTENT_TYPE CONTENT_LENGTH HTTP_HOST
-    HTTP_ACCEPT HTTP_ACCEPT_LANGUAGE HTTP_X_REQUESTED_WITH wsgi.url_scheme SERVER_NAME SERVER_PORT""".split()
+    """REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING REQUEST_URI RAW_URI CONTENT_TYPE CONTENT_LENGTH
+    HTTP_ACCEPT HTTP_ACCEPT_LANGUAGE""".split()
 )
 # What was said of the first job: that it is the same as another one, and how its client waits.
 _OF_THE_FIRST = ("HTTP_IDEMPOTENCY_KEY", "HTTP_PREFER")
