@@ -59,6 +59,12 @@ class Ends:
                 _log.warning("%s will not be told of the job %s: too many messages wait", hook, key[:8])
         self.look()
 
+    def forget(self, key: str) -> None:
+        """Say that there will be no such job after all: requests that are refused take no room from messages."""
+        with contextlib.suppress(RegistryError):
+            for hook in self._webhooks:
+                self._outbox(hook).remove(key)
+
     def look(self) -> None:
         """See to it that a thread delivers what there is. Never blocks for long."""
         if not self._webhooks:

@@ -425,10 +425,14 @@ class Starter:
             job = job.changed(process=self.waiting.process)
         leased = {} if lease is None else {"lease": lease}
         chunks: Iterable[bytes] = () if request is None else request.chunks()
-        if request is not None and 0 < request.size <= SHORT:
-            job, chunks = registry.add_request(job, b"".join(chunks), **leased), ()
-        else:
-            job = registry.add(job, **leased)
+        try:
+            if request is not None and 0 < request.size <= SHORT:
+                job, chunks = registry.add_request(job, b"".join(chunks), **leased), ()
+            else:
+                job = registry.add(job, **leased)
+        except (JobExists, QueueFull, RegistryFull):
+            self.ends.forget(job.key)
+            raise
         try:
             offset = 0
             for chunk in chunks:
@@ -439,6 +443,7 @@ class Starter:
             self.site.executor.submit(begun)
         except BaseException:
             registry.discard(job.key)
+            self.ends.forget(job.key)
             if must_hold:
                 self.waiting.let_go(job.key)
             raise

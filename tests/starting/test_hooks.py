@@ -21,7 +21,17 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, Job, JobState, MemoryRegistry, hooks, marks
+from bgmiddleware import (
+    BackgroundMiddleware,
+    ConfigurationError,
+    Job,
+    JobState,
+    MemoryRegistry,
+    QueueFull,
+    ThreadExecutor,
+    hooks,
+    marks,
+)
 from bgmiddleware._ground import posting
 from bgmiddleware._starting import ends
 from bgmiddleware.registries import open_registry
@@ -314,6 +324,23 @@ def test_a_bad_webhook_is_refused_and_shows_no_secret(url: str, secret: str, opt
     assert "secret@" not in str(caught.value)
     assert "/secret" not in str(caught.value)
     assert secret not in str(caught.value)
+
+
+def test_requests_that_are_refused_take_no_room_of_messages() -> None:
+    class Full(ThreadExecutor):
+        def submit(self, run: Any) -> None:
+            raise QueueFull(1.0)
+
+    hook = hooks.webhook("https://example.invalid/", SECRET)
+    for site in (
+        BackgroundMiddleware(app, when=marks.always, on_end=hook, executor=Full()),
+        BackgroundMiddleware(app, when=marks.always, on_end=hook, registry=MemoryRegistry(max_jobs=1)),
+    ):
+        with site:
+            outbox = site.registry.outbox(hook.name)
+            site.registry.add(Job("0" * 32, "of somebody"))
+            assert InProcess(site).request("POST", "/x").status == 503
+            assert outbox.size() == 0
 
 
 def test_two_webhooks_of_one_url_are_refused() -> None:
