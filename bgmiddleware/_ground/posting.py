@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -61,9 +62,12 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
 def _connect(host: str, port: int, allow_private: bool) -> socket.socket:
     """Connect to an address that was checked: were the name looked up again, it might have another one."""
     refused: OSError = Refused(f"{host} has no public address")
+    until = time.monotonic() + _WHOLE
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         if not allow_private and not _is_public(str(address[0])):
             continue
+        if time.monotonic() >= until:  # a name may have any number of addresses at which nobody answers
+            break
         connected = socket.socket(family, kind, protocol)
         connected.settimeout(_CONNECT)
         try:

@@ -258,6 +258,23 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monkeypatc
     assert connected == [("93.184.216.34", 443)]
 
 
+def test_a_name_with_many_addresses_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected: list[Any] = []
+
+    def connect(self: socket.socket, address: Any) -> None:
+        connected.append(address)
+        time.sleep(0.02)
+        raise TimeoutError
+
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))]
+    monkeypatch.setattr(posting, "_WHOLE", 0.1)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: 1000 * found)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(TimeoutError):
+        hooks.webhook("https://shop.example/x", SECRET).deliver("id", "{}")
+    assert 1 <= len(connected) <= 6
+
+
 @pytest.mark.everything
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posting, "_WHOLE", 0.2)
