@@ -163,7 +163,10 @@ def _estimate(visit: Visit, job: Job) -> dict[str, Any] | None:
 
 def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str], vary: str = "Accept") -> Answer:
     """Return the state of *job* as the body of an answer with this *status* line."""
-    body = f"{json.dumps(status_document(visit, job))}\n".encode()
+    # Who may cancel a job, say, but not look at it, is told nothing else of it.
+    is_shown = visit.may("list")
+    document = status_document(visit, job) if is_shown else {**_name(visit, job), "state": job.state.value}
+    body = f"{json.dumps(document)}\n".encode()
     content = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
     answer = Answer(status, (*content, *about(job, vary), *headers), [body])
     return answer if job.state.ended else visit.polled(answer)
