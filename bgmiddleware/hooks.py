@@ -101,4 +101,7 @@ def hooks_of(hooks: object) -> tuple[OnEnd, ...]:
     found: tuple[Any, ...] = tuple(hooks) if isinstance(hooks, list | tuple) else (hooks,)
     if not all(map(callable, found)) or isinstance(hooks, Mapping):
         raise ConfigurationError.of_setting("on_end", hooks, "functions of a Job, or hooks.webhook(…)")
+    names = [hook.name for hook in found if isinstance(hook, Webhook)]
+    if len(set(names)) < len(names):  # what one is told of, the other one would take out of the outbox
+        raise ConfigurationError.of_setting("on_end", hooks, "one webhook(…) of a URL, with all its events")
     return found

@@ -29,25 +29,37 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 class Questions:
     """Asks the readers of the job that *key* names and *runner* runs. Any thread of the job may ask; one at a time.
 
-    *output* is the job's; *flush* brings to the registry what was printed so far.
+    *output* is the job's; *flush* brings to the registry what was printed so far; *redacted* takes secrets out of text.
     """
 
-    def __init__(self, registry: Registry, key: str, runner: str, output: JobOutput, flush: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        key: str,
+        runner: str,
+        output: JobOutput,
+        flush: Callable[[], None],
+        redacted: Callable[[str], str],
+    ) -> None:
         self._registry = registry
         self._key = key
         self._runner = runner
         self._output = output
         self._flush = flush
+        self._redacted = redacted
         self._one = threading.Lock()  # held by the thread whose question waits
 
     def ask(self, text: str, choices: Sequence[str], timeout: float) -> str:
         """Print a question and wait for its answer, which is printed too. Raises ``NoAnswer``."""
         _check(text, choices, timeout)
-        said = f" [{'/'.join(choices)}]" if choices else ""
-        self._output.note(f"? {plain_title(text)}{said}\n")
-        answer = self._answer(plain_title(text), tuple(choices), timeout)
+        text, shown = plain_title(self._redacted(text)), tuple(map(self._redacted, choices))
+        if len(set(shown)) < len(set(choices)):
+            raise ConfigurationError.of_setting("choices", shown, "texts that differ without the secrets in them")
+        said = f" [{'/'.join(shown)}]" if shown else ""
+        self._output.note(f"? {text}{said}\n")
+        answer = self._answer(text, shown, timeout)
         self._output.note(f"> {answer}\n")
-        return answer
+        return choices[shown.index(answer)] if shown else answer
 
     def read_line(self) -> str:
         """Return a line that somebody answers, for ``input()``: the question is what the job printed last, behind the

@@ -277,7 +277,7 @@ class Run:
             redaction=self.redaction,
         )
         output.begin()
-        self._questions = Questions(self.registry, self.key, self._runner, output, keeper.flush)
+        self._questions = Questions(self.registry, self.key, self._runner, output, keeper.flush, self.redacted)
         self._steps.belong()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
@@ -499,7 +499,7 @@ class Run:
     def _ask(self, text: str, choices: Sequence[str], timeout: float) -> str:
         if self._questions is None or os.getpid() != self._pid:
             raise ConfigurationError("ask() was called in a forked process: make the job's own process ask")
-        return self._questions.ask(self.redacted(text), choices, timeout)
+        return self._questions.ask(text, choices, timeout)
 
     def _read_line(self) -> str:
         # A forked child has a copy of the registry, which nobody looks at: its input is at its end.

@@ -4,7 +4,7 @@ job's token can make."""
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._jobs import Job
@@ -15,9 +15,11 @@ _CREDENTIALS = "credentials"
 _COOKIE = "cookie "
 
 
-def kept_of(environ: Mapping[str, Any], token: str, query: str = "") -> dict[str, str]:
+def kept_of(
+    environ: Mapping[str, Any], token: str, query: str = "", redacted: Callable[[str], str] = str
+) -> dict[str, str]:
     """Return what is kept of a request when its job has ended. *query*: what the job's URL is too short for."""
-    path = pattern_of(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+    path = pattern_of(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""), redacted)
     kept = {"method": environ["REQUEST_METHOD"], "path": path, **_digests(environ, token)}
     if query:
         kept["query"] = query
@@ -29,12 +31,13 @@ _VARIABLE = re.compile(r"(?<=/)(?:(?!v[0-9]{1,2}(?:/|\Z))[^/]*[0-9][^/]*|[^/]{33
 _LONGEST_PATTERN = 100
 
 
-def pattern_of(path: str) -> str:
+def pattern_of(path: str, redacted: Callable[[str], str] = str) -> str:
     """Return what a path has in common with others of its kind, by which jobs are counted: each part of it that has a
-    digit, or is long, is a ``*``."""
-    pattern = _VARIABLE.sub("*", path)
-    if not pattern.isascii() or not pattern.isprintable():
-        pattern = pattern.encode("latin-1", "replace").decode("utf-8", "replace")
+    digit, or is long, is a ``*``. It has no secrets, which *redacted* takes out."""
+    if not path.isascii():
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+    pattern = _VARIABLE.sub("*", redacted(path))
+    if not pattern.isprintable():
         pattern = "".join(character if character.isprintable() else "�" for character in pattern)
     return pattern[:_LONGEST_PATTERN]
 

@@ -14,7 +14,6 @@ from .negotiate import View, choose
 from .plain import plain_page
 from .problems import Answer, problem, whole
 from .readable import readable
-from .stored import TOO_MANY
 from .visit import Visit, about
 
 __all__ = ["answer_compare", "may_compare"]
@@ -25,6 +24,7 @@ _LONGEST_LINE = 500
 _AROUND = 3  # lines that are shown before and behind a change
 _LOOKED_AT = 500  # jobs, for an earlier one of the same owner and title
 _CHAIN = 20
+_BUSY = "Too many compare runs just now: ask again."
 
 Row = tuple[str, str, str]
 """A row of the comparison: a sign (``" "``, ``-``, ``+``, ``~`` or ``@``), and what is left and right."""
@@ -76,9 +76,9 @@ def answer_compare(visit: Visit, job: Job) -> Answer:
     if other is None:
         detail = "There is no other run to compare with: name one that you may see, by _with and its token."
         return problem(visit.environ, 404, "nothing-to-compare", detail)
-    held = visit.take_slot_for_bytes(2**62)  # it takes its time
+    held = visit.take_slot_for_work()
     if held is None:
-        return visit.refused(TOO_MANY)
+        return visit.refused(_BUSY)
     try:
         ignores = visit.parameters.get("_ignore") == "numbers"
         rows = _bounded(_rows(_lines(visit, other), _lines(visit, job), ignores_numbers=ignores))

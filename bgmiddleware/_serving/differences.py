@@ -13,7 +13,7 @@ MOST_LINES = 100_000
 """How many lines a text may have; of a longer one, the head and the tail are compared."""
 
 _DEEPEST = 12  # how often what lies between lines that are the same is looked at anew
-_WORK = 4_000_000  # pairs of lines that are compared one with each other, in all
+_WORK = 1_000_000  # pairs of lines that are compared one with each other, in all: at worst each some hundred times
 _MOST_PAIRS = 250_000  # and of one gap
 _NUMBERS = re.compile(r"\d+(?:[.,:]\d+)*")
 

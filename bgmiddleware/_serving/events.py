@@ -109,7 +109,7 @@ def _blocks(visit: Visit, offset: int, held: Hold, first: Page) -> Iterator[byte
             yield _event(status_document(visit, job), kind="done", number=f"{offset}{_DONE}")
             return
         now = time.monotonic()
-        if now >= ends_at or held.gone() or held.must_end():
+        if now >= ends_at or held.gone() or held.must_end() or held.revoked():
             return
         if now - sent_at >= _HEARTBEAT_EVERY:
             sent_at = now

@@ -62,7 +62,7 @@ def _followed(visit: Visit, held: Hold) -> Iterator[bytes]:
         if data:
             sent_at = time.monotonic()
             yield data
-        if held.gone() or (held.must_end() and not job.state.ended):
+        if held.gone() or held.revoked() or (held.must_end() and not job.state.ended):
             raise broken_off(visit.environ)
         if lines.end >= job.output_end or not goes_on:
             visit.registry.wait(visit.key, lines.end, LOOK_EVERY)

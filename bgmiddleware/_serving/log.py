@@ -230,6 +230,8 @@ class _Followed:
             raise StopIteration
         piece, self._next = self._next, None
         while piece is None or piece.end <= self._offset:
+            if self._held.revoked():
+                raise broken_off(self._environ)
             if self._held.must_end() and not self._can_be_read_out():
                 return self._broken_off()
             following = next(self._pieces, None)

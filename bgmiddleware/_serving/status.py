@@ -162,7 +162,9 @@ def _estimate(visit: Visit, job: Job) -> dict[str, Any] | None:
 
 def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str], vary: str = "Accept") -> Answer:
     """Return the state of *job* as the body of an answer with this *status* line."""
-    answer = as_json(status_document(visit, job), (*about(job, vary), *headers), status)
+    # Who may cancel a job, say, but not look at it, is told nothing else of it.
+    document = status_document(visit, job) if visit.may("list") else {**_name(visit, job), "state": job.state.value}
+    answer = as_json(document, (*about(job, vary), *headers), status)
     return answer if job.state.ended else visit.polled(answer)
 
 

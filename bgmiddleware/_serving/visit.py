@@ -194,6 +194,8 @@ class Hold:
     """Whether the client has gone, as far as the server lets us know."""
     ends_at: float
     """By the monotonic clock."""
+    revoked: Callable[[], bool] = lambda: False
+    """Whether the client may not see the job any more: its shared link is over, or was taken back."""
 
     def must_end(self) -> bool:
         """Whether the connection is not to be held any longer."""
@@ -280,6 +282,16 @@ class Visit:
             return self._held(least=1)
         return Hold(self.site.viewers, None, lambda: False, float("inf"))
 
+    def take_slot_for_work(self) -> "Hold | None":
+        """Take the right to have this process work for seconds, whatever the method is and though its client may leave
+        meanwhile. None: no slot is free. There is always one for this, and a server with one thread needs none."""
+        slot: object | None = None
+        if self.environ.get("wsgi.multithread"):
+            slot = self.site.viewers.take_slot(lambda: False, threads=threads_of(self.environ), least=1)
+            if slot is None:
+                return None
+        return Hold(self.site.viewers, slot, lambda: False, float("inf"))
+
     def _held(self, least: int = 0) -> "Hold | None":
         gone = disconnection_of(self.environ)
         viewers = self.site.viewers
@@ -287,7 +299,26 @@ class Visit:
         if slot is None:
             return None
         stream_live(self.environ)
-        return Hold(viewers, slot, gone, time.monotonic() + longest(self.environ))
+        return Hold(viewers, slot, gone, time.monotonic() + longest(self.environ), self._revoked())
+
+    def _revoked(self) -> Callable[[], bool]:
+        """Return what tells whether a shared link leads here no longer, and looks for that once a second at most."""
+        if self.share is None:
+            return lambda: False
+        looked_at = time.monotonic()
+
+        def is_revoked() -> bool:
+            nonlocal looked_at
+            if time.monotonic() - looked_at < LOOK_EVERY:
+                return False
+            looked_at = time.monotonic()
+            try:
+                self.job()
+            except (JobNotFound, JobExpired):
+                return True
+            return False
+
+        return is_revoked
 
     def hold(self, job: Job, offset: int, seconds: float) -> Job:
         """Return the job when it has more output than *offset* or has ended, after at most *seconds*.
@@ -301,11 +332,13 @@ class Visit:
             return job
         try:
             deadline = min(held.ends_at, time.monotonic() + seconds)
-            while (left := deadline - time.monotonic()) > 0 and not held.gone() and not held.must_end():
+            while (left := deadline - time.monotonic()) > 0 and not held.must_end():
+                if held.gone() or held.revoked():
+                    break
                 job = self.registry.wait(self.key, offset, min(left, LOOK_EVERY))
                 if job.state.ended or job.output_end > offset:
                     break
-            return job
+            return job if self.share is None else self.job()  # its link may be over by now
         finally:
             held.give_back()
 

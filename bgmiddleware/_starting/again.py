@@ -14,19 +14,22 @@ from .._running import Run, open_request_body, replay_request
 from .._serving import Answer, Visit, problem, sealed
 from ..errors import JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry
-from .joining import Asking, asking
+from .joining import Asking, asker_of, asking
 from .starter import Starter, WSGIApplication
 
 __all__ = ["run_again"]
 
-# What a request asks for, whoever sends it.
+# What a request asks for, whoever sends it. Not the host: the links in what an app answers would lead to one that the
+# first client made up. Nor X-Requested-With, by which apps tell requests that no other site can have caused.
 _ASKED = frozenset(
-    """REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING REQUEST_URI RAW_URI CONTENT_TYPE CONTENT_LENGTH HTTP_HOST
-    HTTP_ACCEPT HTTP_ACCEPT_LANGUAGE HTTP_X_REQUESTED_WITH wsgi.url_scheme SERVER_NAME SERVER_PORT""".split()
+    """REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING REQUEST_URI RAW_URI CONTENT_TYPE CONTENT_LENGTH
+    HTTP_ACCEPT HTTP_ACCEPT_LANGUAGE""".split()
 )
 # What was said of the first job: that it is the same as another one, and how its client waits.
 _OF_THE_FIRST = ("HTTP_IDEMPOTENCY_KEY", "HTTP_PREFER")
 _OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input", "wsgi.input_terminated")
+# What a form says and a link does not, whoever sends them.
+_OF_A_FORM = ("HTTP_ORIGIN", "HTTP_UPGRADE_INSECURE_REQUESTS", "HTTP_X_REQUESTED_WITH")
 _COPIED = 256 * 1024
 
 
@@ -65,7 +68,10 @@ def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) ->
         new = starter.new_job(dict(stored), token, who, request, keeps_request=True, rerun_of=link)
         there = {**environ, "QUERY_STRING": stored.get("QUERY_STRING", "")}
         answer = starter.start_again(starter.site.started_visit(there, token, new.key), new, request, run, who.cookie)
-    if "Location" in dict(answer.headers):
+    # A job that nobody owns shows itself to whoever has its token. A link would give all who have that of the first job
+    # what was answered to the credentials of who ran it again.
+    is_told = new.owner is not None or _is_the_same_client(job.request, sender)
+    if is_told and "Location" in dict(answer.headers):
         _tell_earlier(visit, sealed(token, visit.token))
     return answer
 
@@ -85,6 +91,14 @@ def _replayed(job: Job, sender: Mapping[str, str], *, is_owner: bool) -> dict[st
         return stored
     asked = {name: value for name, value in stored.items() if name in _ASKED}
     return {**{name: value for name, value in sender.items() if name not in _ASKED}, **asked}
+
+
+def _is_the_same_client(first: Mapping[str, str], sender: RecordedRequest) -> bool:
+    """Whether the app could not tell the client from the one of the *first* request."""
+    told, unknown = asker_of(sender)
+    before, _ = asker_of(RecordedRequest(first, {}, sender.body, 0))
+    now, then = ([sign for sign in signs if sign[0] not in _OF_A_FORM] for signs in (told, before))
+    return not unknown and now == then
 
 
 def _tell_earlier(visit: Visit, link: str) -> None:

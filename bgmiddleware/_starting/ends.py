@@ -11,6 +11,7 @@ from contextvars import Context
 from .._capture import detached
 from .._ground.redaction import Redaction
 from .._jobs import Job
+from .._running import one_line
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ..hooks import OnEnd, Webhook, message_of
 from ..registries.base import Outbox, Registry
@@ -27,6 +28,7 @@ _LOOK_AGAIN = 5.0, 60.0
 _LOST_FROM_SIGHT = 120.0  # a job that was never added
 _POLL = 1.0
 _LAST = 5.0
+_LONGEST_TROUBLE = 300  # characters of a line of the log
 
 
 class Ends:
@@ -56,6 +58,12 @@ class Ends:
             if not self._outbox(hook).put(key, now + _LOOK_AGAIN[0], waits):
                 _log.warning("%s will not be told of the job %s: too many messages wait", hook, key[:8])
         self.look()
+
+    def forget(self, key: str) -> None:
+        """Say that there will be no such job after all: requests that are refused take no room from messages."""
+        with contextlib.suppress(RegistryError):
+            for hook in self._webhooks:
+                self._outbox(hook).remove(key)
 
     def look(self) -> None:
         """See to it that a thread delivers what there is. Never blocks for long."""
@@ -161,7 +169,8 @@ class Ends:
             status = hook.deliver(key, str(message["body"]))
             trouble = "" if 200 <= status < 300 else f"it answered {status}"
         except (OSError, http.client.HTTPException) as error:
-            trouble = f"{type(error).__name__}: {error}"
+            # What the receiver said may be in it: of any length, and with controls of a terminal.
+            trouble = one_line(f"{type(error).__name__}: {error}"[:_LONGEST_TROUBLE].strip())
         if not trouble:
             outbox.remove(key)
         elif tries < len(DELAYS):

@@ -426,10 +426,14 @@ class Starter:
             job = job.changed(process=self.waiting.process)
         leased = {} if lease is None else {"lease": lease}
         chunks: Iterable[bytes] = () if request is None else request.chunks()
-        if request is not None and 0 < request.size <= SHORT:
-            job, chunks = registry.add_request(job, b"".join(chunks), **leased), ()
-        else:
-            job = registry.add(job, **leased)
+        try:
+            if request is not None and 0 < request.size <= SHORT:
+                job, chunks = registry.add_request(job, b"".join(chunks), **leased), ()
+            else:
+                job = registry.add(job, **leased)
+        except (JobExists, QueueFull, RegistryFull):
+            self.ends.forget(job.key)
+            raise
         try:
             offset = 0
             for chunk in chunks:
@@ -440,6 +444,7 @@ class Starter:
             self.site.executor.submit(begun)
         except BaseException:
             registry.discard(job.key)
+            self.ends.forget(job.key)
             if must_hold:
                 self.waiting.let_go(job.key)
             raise
@@ -480,7 +485,8 @@ class Starter:
             return who.token(there.name_salt), there, True
 
     def _kept_of(self, environ: Mapping[str, Any], token: str) -> dict[str, str]:
-        return kept_of(environ, token, self.site.cut_off(environ.get("QUERY_STRING") or ""))
+        redacted = str if self.redaction is None else self.redaction
+        return kept_of(environ, token, self.site.cut_off(environ.get("QUERY_STRING") or ""), redacted)
 
     def _admitted(self, key: str, until: float) -> Job | None:
         """Return a job that can be joined; None if there is none. Wait while another process is still submitting it.

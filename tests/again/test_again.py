@@ -154,7 +154,8 @@ def test_its_owner_sends_the_credentials_of_the_first_request_again(opens: Store
 def test_anybody_else_sends_his_own(opens: Stores, owner: Any) -> None:
     app = Told()
     site, client = opens(app, keep_requests=True, owner=owner)
-    first = start(client, "/?year=1", body=b"row=1", **CREDENTIALS, **FORM)  # nobody's: who has its token may see it
+    made_up = {"host": "evil.example", "x_requested_with": "XMLHttpRequest"}
+    first = start(client, "/?year=1", body=b"row=1", **CREDENTIALS, **FORM, **made_up)  # nobody's: its token is enough
     ended(site, first)
     reply = again(client, first, cookie="session=eve", x_user="eve")
     second = "/" + reply["Location"]
@@ -164,8 +165,23 @@ def test_anybody_else_sends_his_own(opens: Stores, owner: Any) -> None:
     assert asked["HTTP_COOKIE"] == "session=eve"
     assert "HTTP_AUTHORIZATION" not in asked
     assert "HTTP_X_API_KEY" not in asked
+    assert "HTTP_X_REQUESTED_WITH" not in asked
+    assert asked["HTTP_HOST"] != "evil.example"
     assert (asked["QUERY_STRING"], asked["body"], asked["HTTP_ACCEPT"]) == ("year=1", b"row=1", "text/plain, */*;q=0.3")
     assert token_of(first) not in str({name: value for name, value in asked.items() if name != "wsgi.input"})
+
+
+def test_who_has_the_first_job_only_is_not_led_to_what_another_client_ran_again(opens: Stores) -> None:
+    """Without owners a token is enough to read a job: one that has another client's credentials in it, too."""
+    site, client = opens(Told(), keep_requests=True)
+    first = start(client, "/", cookie="session=eve")
+    ended(site, first)
+    reply = again(client, first, cookie="session=ada", **JSON)
+    ended(site, "/" + reply["Location"])
+    assert reply.json["rerun_of"] is not None
+    assert client.request("GET", f"{first}&_view=status", cookie="session=eve").json["rerun_as"] is None
+    again(client, first, cookie="session=eve", origin=f"http://127.0.0.1:{client.port}")
+    assert client.request("GET", f"{first}&_view=status", cookie="session=eve").json["rerun_as"] is not None
 
 
 def test_a_browser_with_a_cookie_of_ours_keeps_what_it_runs_again(opens: Stores) -> None:

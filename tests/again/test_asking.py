@@ -10,13 +10,24 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import ConfigurationError, Job, JobState, NoAnswer, Registry, ask, owners, step
+from bgmiddleware import (
+    BackgroundMiddleware,
+    ConfigurationError,
+    Job,
+    JobState,
+    NoAnswer,
+    Registry,
+    ask,
+    marks,
+    owners,
+    step,
+)
 from bgmiddleware._jobs import Question, key_of
 from bgmiddleware._running import questions
 from bgmiddleware.executors.process import ProcessExecutor
 from bgmiddleware.registries import open_registry
 from tests.again import asking_site
-from tests.kit.clients import OverHTTP, Reply, ended, start
+from tests.kit.clients import InProcess, OverHTTP, Reply, ended, start
 from tests.kit.readers import UNKNOWN, token_of
 from tests.kit.redis_server import redis_server, redis_server_of_module
 from tests.kit.stores import STORES, Stores, opened_stores
@@ -123,6 +134,24 @@ def test_a_person_answers_by_a_form_without_a_script(opens: Stores) -> None:
     assert (reply.status, reply["Location"]) == (303, target.removeprefix("/"))
     ended(site, target)
     assert "job-question" not in client.request("GET", target, **HTML).text.partition("<script")[0]
+
+
+def test_a_question_and_its_choices_have_no_secrets(opens: Stores) -> None:
+    site, client = opens(asking("Use hunter-two?", ("hunter-two", "none")), redact=["hunter-two"])
+    target = start(client, "/")
+    waits = asked(client, target)
+    assert (waits["question"], waits["choices"]) == ("Use [redacted]?", ["[redacted]", "none"])
+    assert answered(client, target, "[redacted]").status == 202
+    assert ended(site, target).state is JobState.FINISHED
+    assert client.request("GET", f"{target}&_view=result").text == "hunter-two"
+    assert client.request("GET", f"{target}&_view=log").text == "? Use [redacted]? [[redacted]/none]\n> [redacted]\n"
+
+
+def test_choices_that_only_their_secrets_tell_apart_are_refused() -> None:
+    both = ("hunter-two", "hunter-tree")
+    with BackgroundMiddleware(asking("Which?", both), when=marks.always, redact=both) as site:
+        job = ended(site, start(InProcess(site), "/"))
+    assert job.reason.endswith("expected texts that differ without the secrets in them")
 
 
 def test_another_site_and_another_owner_cannot_answer(opens: Stores) -> None:

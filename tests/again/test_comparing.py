@@ -4,17 +4,18 @@
 
 import difflib
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bgmiddleware import current_job, owners, step
-from bgmiddleware._serving import differences
+from bgmiddleware import BackgroundMiddleware, current_job, marks, owners, step
+from bgmiddleware._serving import comparing, differences
 from bgmiddleware._serving.comparing import _bounded, _rows
 from bgmiddleware._serving.differences import MOST_LINES, changes_between, keys_of
-from tests.kit.clients import OverHTTP, ended, start
+from tests.kit.clients import InProcess, OverHTTP, ended, environ, start
 from tests.kit.readers import UNKNOWN, token_of
 from tests.kit.redis_server import redis_server, redis_server_of_module
 from tests.kit.stores import STORES, Stores, opened_stores
@@ -191,6 +192,34 @@ def test_the_work_of_a_comparison_is_bounded_whatever_the_lines(line: Any, monke
     changes_between(old, new)
     assert 0 < sum(looked_at) <= 2 * MOST_LINES * differences._DEEPEST
     assert sum(compared) <= differences._WORK
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_one_comparison_at_a_time_works_in_a_slot_though_its_client_has_gone(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> list[str]:
+        begun.set()
+        assert may_end.wait(60)
+        return []
+
+    with BackgroundMiddleware(Told("one", "two"), when=marks.always, stream_slots=1) as site:
+        first, second = (start(InProcess(site), "/") for _ in range(2))
+        for each in (first, second):
+            ended(site, each)
+        monkeypatch.setattr(comparing, "_lines", slow)
+        target = f"{first}&_view=compare&_with={token_of(second)}"
+        asked = environ(method, target) | {"waitress.client_disconnected": lambda: True}
+        thread = threading.Thread(target=lambda: list(site(asked, lambda *_: None)), name="gone")
+        thread.start()
+        assert begun.wait(60)
+        refused = InProcess(site).request(method, target)
+        may_end.set()
+        thread.join()
+        assert refused.status == 503
+        assert InProcess(site).request(method, target).status == 200
 
 
 def test_what_is_shown_is_bounded() -> None:

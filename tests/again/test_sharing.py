@@ -2,6 +2,9 @@
 
 # ruff: noqa: F401  # fixtures are imported by their names
 
+import contextlib
+import http.client
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import owners
+from bgmiddleware import JobState, owners
 from bgmiddleware._jobs import key_of
 from bgmiddleware._serving.actions import ACTIONS
 from bgmiddleware._serving.negotiate import View
@@ -141,6 +144,42 @@ def test_a_link_that_was_taken_back_leads_nowhere(shown: Shown) -> None:
     assert (shown.reads(one).status, shown.reads(other).status) == (404, 200)
     shown.posts("_action=unshare&_share=all")
     assert shown.reads(other).status == 404
+
+
+@pytest.mark.parametrize("view", ["log", "lines", "events"])
+def test_who_follows_by_a_link_that_is_taken_back_is_cut_off(opens: Stores, view: str) -> None:
+    goes_on = threading.Event()
+
+    def chatting(environ: Any, start_response: Any) -> list[bytes]:
+        print("before", flush=True)
+        assert goes_on.wait(120)
+        print("after", flush=True)
+        return app(environ, start_response)
+
+    site, client = opens(chatting, owner=owners.header("X-User"))
+    target = start(client, "/", **ADA)
+    link = client.request("POST", target, b"_action=share", **{**FORM, **ADA, **JSON}).json["link"]
+    form = b"_action=unshare&_share=all"
+    taken_back: threading.Thread = threading.Thread(target=lambda: client.request("POST", target, form, **FORM, **ADA))
+    site.registry.wait(key_of(token_of(target)), 0, 60)
+    told, begun_at = b"", time.monotonic()
+    with (
+        contextlib.suppress(http.client.HTTPException, ConnectionError),
+        client.stream("GET", f"/{link}&_view={view}", **EVE) as (status, _, chunks),
+    ):
+        for chunk in chunks:
+            told += chunk
+            if b"before" in told and taken_back.ident is None:
+                taken_back.start()
+    assert status == 200
+    taken_back.join()
+    assert time.monotonic() - begun_at < 15.0, "events end after twenty seconds anyway"
+    taken_back = threading.Timer(0.3, lambda: client.request("POST", target, form, **FORM, **ADA))
+    link = client.request("POST", target, b"_action=share", **{**FORM, **ADA, **JSON}).json["link"]
+    taken_back.start()
+    assert client.request("GET", f"/{link}&_view=status&_wait=30", **EVE).status == 404
+    goes_on.set()
+    assert ended(site, target).state is JobState.FINISHED
 
 
 def test_a_link_that_was_forged_or_is_of_another_registry_leads_nowhere(shown: Shown) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -168,6 +169,18 @@ def test_titles_of_requests_and_of_the_site_have_no_secrets() -> None:
     )
     with titled as site:
         assert ended(site, start(InProcess(site), "/abcdef")).title == "t" * 995 + "/[re…"
+
+
+@pytest.mark.parametrize("secret", ["hunter-of-the-shop", "jäger", "part/of/two", "/x" * 60], ids=str)
+def test_the_path_by_which_jobs_are_counted_has_no_secrets(secret: str) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("204 No Content", [])
+        return []
+
+    with BackgroundMiddleware(app, when=marks.always, redact=[secret]) as site:
+        job = ended(site, start(InProcess(site), f"/hooks/{quote(secret)}/go"))
+        assert job.asked["path"] == "/hooks/[redacted]/go"
+        assert {minute.path for minute in site.registry.history(0).minutes} == {"/hooks/[redacted]/go"}
 
 
 def dying(environ: dict[str, Any], start_response: Any) -> list[bytes]:

@@ -88,6 +88,13 @@ def test_each_way_needs_its_right(opens_one: Any, method: str, query: str, heade
     assert asks(client, path, method, x_rights="all", **headers).status in (200, 303, 404)
 
 
+def test_who_may_not_look_at_a_job_is_told_nothing_of_it_when_he_cancels_it(opens_one: Any) -> None:
+    _, client, token = opens_one()
+    key = key_of(token)
+    reply = client.request("DELETE", f"/_jobs/{key}", x_rights="cancel", accept="application/json")
+    assert (reply.status, reply.json) == (200, {"key": key, "state": "finished"})
+
+
 @pytest.mark.parametrize("told", [1, "list", "all", [["list"]], {"list", "everything"}, 1.0, object()])
 def test_what_is_no_right_is_none_and_is_logged(told: Any, caplog: pytest.LogCaptureFixture) -> None:
     app = answering()

@@ -1,22 +1,37 @@
 """What follows the end of a job: hooks are called, and webhooks delivered, also if their process is killed."""
 
 import base64
+import contextlib
+import http.client
 import http.server
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, Job, JobState, MemoryRegistry, hooks, marks
+from bgmiddleware import (
+    BackgroundMiddleware,
+    ConfigurationError,
+    Job,
+    JobState,
+    MemoryRegistry,
+    QueueFull,
+    ThreadExecutor,
+    hooks,
+    marks,
+)
 from bgmiddleware._ground import posting
 from bgmiddleware._starting import ends
 from bgmiddleware.registries import open_registry
@@ -168,6 +183,28 @@ def test_what_was_not_taken_is_sent_again_for_a_day_and_then_given_up(
     assert "secret-path" not in caplog.text
 
 
+def test_what_a_receiver_says_that_is_no_answer_is_one_short_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    said = b"HTP \x1b[2J\rERROR of somebody else" + b"y" * 60_000 + b"\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connected, _ = server.accept()
+            with connected:
+                connected.recv(65536)
+                connected.sendall(said)
+
+        thread = threading.Thread(target=answer, name="receiver")
+        thread.start()
+        hook = hooks.webhook(f"http://127.0.0.1:{server.getsockname()[1]}/", SECRET, allow_private=True)
+        with BackgroundMiddleware(app, when=marks.always, on_end=hook) as site:
+            ended(site, start(InProcess(site), "/x"))
+            eventually(lambda: "was not told" in caplog.text)
+        thread.join()
+    (told,) = [record.getMessage() for record in caplog.records if "was not told" in record.getMessage()]
+    assert told.isprintable()
+    assert len(told) < 500
+
+
 def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
     receiver.statuses = [302]
     hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
@@ -176,7 +213,11 @@ def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "[::1]", "10.1.2.3", "169.254.169.254", "localhost", "[::ffff:127.0.0.1]"]
+    "host",
+    [
+        *("127.0.0.1", "10.1.2.3", "169.254.169.254", "0.0.0.0", "localhost", "[::1]", "[::ffff:127.0.0.1]"),
+        *("[64:ff9b::10.1.2.3]", "[64:ff9b:1::1]", "[2002:a01:203::]", "[::10.1.2.3]", "[fec0::1]", "[ff02::1]"),
+    ],
 )
 def test_a_private_address_is_not_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[Any] = []
@@ -184,6 +225,11 @@ def test_a_private_address_is_not_connected_to(host: str, monkeypatch: pytest.Mo
     with pytest.raises(posting.Refused, match="no public address"):
         hooks.webhook(f"https://{host}/x", SECRET).deliver("id", "{}")
     assert connected == []
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700::1", "64:ff9b::93.184.216.34"])
+def test_a_public_address_is_one(address: str) -> None:
+    assert posting._is_public(address)
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +251,23 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monkeypatc
     assert connected == [("93.184.216.34", 443)]
 
 
+def test_a_name_with_many_addresses_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected: list[Any] = []
+
+    def connect(self: socket.socket, address: Any) -> None:
+        connected.append(address)
+        time.sleep(0.02)
+        raise TimeoutError
+
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))]
+    monkeypatch.setattr(posting, "_WHOLE", 0.1)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: 1000 * found)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(TimeoutError):
+        hooks.webhook("https://shop.example/x", SECRET).deliver("id", "{}")
+    assert 1 <= len(connected) <= 6
+
+
 @pytest.mark.everything
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posting, "_WHOLE", 0.2)
@@ -214,6 +277,42 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
             hook.deliver("id", "{}")
 
 
+def test_a_server_that_answers_by_tls_without_an_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for all of it passes, though each byte comes in time."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr(posting, "_WHOLE", 0.3)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    given_up = threading.Event()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(server.accept()[0], server_side=True) as connected:
+            while not given_up.wait(0.02):
+                connected.send(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, name="drip")
+        thread.start()
+        late = threading.Timer(WAIT, given_up.set)
+        late.start()
+        hook = hooks.webhook(f"https://127.0.0.1:{server.getsockname()[1]}/", SECRET, allow_private=True)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            hook.deliver("id", "{}")
+        assert not given_up.is_set()
+        late.cancel()
+        given_up.set()
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("url", "secret", "options"),
     [
@@ -221,6 +320,8 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
         ("https://user:secret@example.com/", SECRET, {}),
         ("https:///secret", SECRET, {}),
         ("https://example.com/#secret", SECRET, {}),
+        ("https://example..com/secret", SECRET, {}),
+        (f"https://{'x' * 64}.com/secret", SECRET, {}),
         ("https://example.com/", "my secret", {}),
         ("https://example.com/", base64.b64encode(b"secret").decode(), {}),
         ("https://example.com/", SECRET, {"events": {"running"}}),
@@ -233,6 +334,31 @@ def test_a_bad_webhook_is_refused_and_shows_no_secret(url: str, secret: str, opt
     assert "secret@" not in str(caught.value)
     assert "/secret" not in str(caught.value)
     assert secret not in str(caught.value)
+
+
+def test_requests_that_are_refused_take_no_room_of_messages() -> None:
+    class Full(ThreadExecutor):
+        def submit(self, run: Any) -> None:
+            raise QueueFull(1.0)
+
+    hook = hooks.webhook("https://example.invalid/", SECRET)
+    for site in (
+        BackgroundMiddleware(app, when=marks.always, on_end=hook, executor=Full()),
+        BackgroundMiddleware(app, when=marks.always, on_end=hook, registry=MemoryRegistry(max_jobs=1)),
+    ):
+        with site:
+            outbox = site.registry.outbox(hook.name)
+            site.registry.add(Job("0" * 32, "of somebody"))
+            assert InProcess(site).request("POST", "/x").status == 503
+            assert outbox.size() == 0
+
+
+def test_two_webhooks_of_one_url_are_refused() -> None:
+    """They would have one outbox, and each would take out of it what only the other one is told of."""
+    both = [hooks.webhook("https://example.com/secret", SECRET, events={state}) for state in ("failed", "finished")]
+    with pytest.raises(ConfigurationError, match=r"^on_end ") as caught:
+        BackgroundMiddleware(app, on_end=both)
+    assert "/secret" not in str(caught.value)
 
 
 # A process that is killed between the end of a job and the delivery.
