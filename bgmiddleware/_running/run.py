@@ -277,7 +277,7 @@ class Run:
             redaction=self.redaction,
         )
         output.begin()
-        self._questions = Questions(self.registry, self.key, self._runner, output, keeper.flush, self.redacted)
+        self._questions = Questions(self.registry, self.key, self._runner, output, keeper.flush, weakly(self.redacted))
         self._steps.belong()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")

@@ -147,6 +147,7 @@ def test_a_link_that_was_taken_back_leads_nowhere(shown: Shown) -> None:
 
 
 @pytest.mark.parametrize("view", ["log", "lines", "events"])
+@pytest.mark.everything
 def test_who_follows_by_a_link_that_is_taken_back_is_cut_off(opens: Stores, view: str) -> None:
     goes_on = threading.Event()
 

@@ -319,6 +319,7 @@ def test_in_memory(request: pytest.FixtureRequest) -> None:
     holds(request, opened)
 
 
+@pytest.mark.everything
 def test_in_a_directory(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     def opened(clock: Callable[[], float]) -> Callable[[], Registry]:
         directory = Path(tempfile.mkdtemp(dir=tmp_path)) / "jobs"
