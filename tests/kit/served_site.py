@@ -125,7 +125,7 @@ def _dropped(query: str) -> str:
 
 def _has_dropped(it: keeper.Keeper) -> bool:
     with it._changed:
-        waiting = b"".join((it._chunk, *(data for data, _ in it._waiting)))
+        waiting = b"".join((it._chunk, *(data for data, _, _ in it._waiting)))
         return it._dropped_from is not None or b"could not be stored" in waiting
 
 
