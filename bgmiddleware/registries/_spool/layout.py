@@ -3,6 +3,7 @@
 import contextlib
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -35,6 +36,7 @@ STAMP_AT = 72
 DATA_AT = 128
 TRIES = 1000
 """How often to look again at what somebody writes just now."""
+_HEADER_TRIES = 100
 
 _MAGIC = b"bgm-job\x01"
 _FIXED = struct.Struct("<8sQQ")  # magic, bounds: what every process must know the same
@@ -99,8 +101,11 @@ def packed_ends(ends: Ends) -> bytes:
 
 def read_header(number: int) -> Header:
     """Return the header of an open file; ``RegistryError`` if it is none."""
-    # A read may meet a write half-way: then the check is wrong, and the next one is right.
-    for _ in range(TRIES):
+    # A read may meet a write half-way: then the check is wrong, and the next one is right; or a later one, where the
+    # system has stopped the writer for other processes.
+    for attempt in range(_HEADER_TRIES):
+        if attempt >= _HEADER_TRIES // 2:
+            time.sleep(0.002)
         header = os.pread(number, DATA_AT, 0)
         packed = header[ENDS_AT : ENDS_AT + _ENDS.size]
         if len(header) == DATA_AT and header[ENDS_AT + _ENDS.size :][: _CHECK.size] == _CHECK.pack(zlib.crc32(packed)):
