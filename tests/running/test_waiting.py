@@ -164,7 +164,10 @@ def test_what_waited_while_its_process_stood_still_is_run(tmp_path: Path, limits
             site.registry.wait(key(targets[-1]), END, 0.05)
 
 
-def test_what_was_given_up_for_good_while_its_process_stood_still_stays_lost(tmp_path: Path) -> None:
+def test_what_was_given_up_for_good_while_its_process_stood_still_stays_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_waiting, "RENEW_EVERY", LONG)  # or the process might say in between that it is there
     site, clock = stood_still(tmp_path)
     with site:
         client = InProcess(site)
