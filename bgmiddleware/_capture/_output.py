@@ -16,10 +16,11 @@ from ._files import Outlet, OutputFile
 from ._pieces import ErrorRanges, ErrorText, both, decoded, pieces_of, runs_of
 from ._pipes import HAS_PIPES, ChildPipe, after_fork, collector, identity, read_late
 
-__all__ = ["JobOutput", "Output", "pass_on"]
+__all__ = ["LARGE", "JobOutput", "Output", "pass_on"]
 
 _BATCH = 1024
-_LARGE = 4096
+LARGE = 4096
+"""Characters of a write that is stored at once."""
 _ROUNDS = 4
 _YIELD_EVERY = 0.0005
 _BACKLOG = 4 * 1024 * 1024
@@ -183,7 +184,7 @@ class JobOutput:
         else:
             self._pending.append(text)
         size = len(text)
-        if size > _LARGE or len(self._pending) >= self.batch:
+        if size > LARGE or len(self._pending) >= self.batch:
             self.drain_soon()
         return size
 
@@ -199,7 +200,7 @@ class JobOutput:
         if not isinstance(data, bytes):
             data = memoryview(data).tobytes()
         self._pending.append(data)
-        if len(data) > _LARGE or len(self._pending) >= self.batch:
+        if len(data) > LARGE or len(self._pending) >= self.batch:
             self.drain_soon()
         return len(data)
 
@@ -256,7 +257,7 @@ class JobOutput:
             last = self._pending[-1]
         except IndexError:  # somebody stored it already
             return False
-        return len(last) > _LARGE or (last[-1:] in ("\n", "\r", b"\n", b"\r") or last[:1] in ("\r", b"\r"))
+        return len(last) > LARGE or (last[-1:] in ("\n", "\r", b"\n", b"\r") or last[:1] in ("\r", b"\r"))
 
     def _write_in_order(self, text: str) -> int:
         if text != "\n":  # the end of a print, whose begin has looked
@@ -528,7 +529,7 @@ def _printer(pending: list[str | bytes]) -> tuple[Callable[[str], int], Callable
 
     def write(text: str) -> int:
         take(text)
-        if (size := len(text)) < _LARGE and len(pending) < limit:
+        if (size := len(text)) < LARGE and len(pending) < limit:
             return size
         drain_soon()
         return size

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from typing import Any, TextIO
 
-from ._output import JobOutput, Output, pass_on
+from ._output import LARGE, JobOutput, Output, pass_on
 
 __all__ = [
-    "LARGE",
     "ByteStandIn",
     "StandIn",
     "StandInOfOther",
@@ -26,9 +25,6 @@ __all__ = [
     "route",
     "use_output",
 ]
-
-LARGE = 4096
-"""Characters of a write that is stored at once."""
 
 current: ContextVar[Output | None] = ContextVar("bgmiddleware_output", default=None)
 
