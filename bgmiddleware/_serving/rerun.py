@@ -7,7 +7,7 @@ from typing import Any
 from .._jobs import Job
 from .links import unsealed
 from .markup import Markup, filled_in
-from .problems import Answer, problem
+from .problems import Answer
 from .visit import Visit
 
 __all__ = ["answer_rerun", "link_to", "rerun_form"]
@@ -19,10 +19,6 @@ _LINK = Template('<a href="$link">$word</a>\n')
 
 def answer_rerun(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
     """Start the request of the job again, and answer with the place of the new one."""
-    if visit.site.rerun is None:
-        return problem(
-            visit.environ, 409, "not-kept", "The request of this job is not kept, so it cannot be run again."
-        )
     return visit.site.rerun(visit, job)
 
 

@@ -19,7 +19,7 @@ from .charts import Charts
 from .connections import disconnection_of, is_stopping, longest, stream_live, takes_off_hands, threads_of
 from .estimates import Estimates
 from .pace import FASTEST
-from .parts import PageMaker, page_maker
+from .parts import PageMaker
 from .problem_page import reference
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .queue import Workers
@@ -74,15 +74,15 @@ class Site:
     viewers: Viewers
     token_name: str
     owner: Owner | None
-    page: PageMaker = field(default_factory=lambda: page_maker(None))
+    page: PageMaker
+    rerun: "Callable[[Visit, Job], Answer]"
+    """Runs the request of an ended job again, and answers the client that asks for it."""
     own_page: bool = False
     """Whether the site has looks of its own."""
     external_assets: bool = False
     """Whether the page's script and style are at URLs of their own."""
     details: bool = True
     """Whether those who may see a job are told tracebacks, and the host and the process that ran it."""
-    rerun: "Callable[[Visit, Job], Answer] | None" = None
-    """Runs the request of an ended job again, and answers the client that asks for it."""
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
     charts: Charts = field(default_factory=Charts)
