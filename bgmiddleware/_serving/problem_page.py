@@ -7,28 +7,15 @@ from urllib.parse import quote
 
 from . import assets
 from .markup import Markup, filled_in
-from .policies import plain_policy
 from .readable import readable
+from .skeleton import around
 
 __all__ = ["problem_fragment", "problem_page", "reference"]
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="$language">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body class="job job-problem">
-<main>
-<p class="job-code">$status</p>
+_CONTENT = Template("""<p class="job-code">$status</p>
 <h1>$title</h1>
 <p lang="$detail_language">$detail</p>
 <p>$advice</p>
-</main>
-</body>
-</html>
 """)
 _LINK = Template('<a class="job-button" href="$link">$word</a>')
 _FRAGMENT = Template('<div class="bgmiddleware-job" role="status"><p>$detail</p></div>\n')
@@ -45,17 +32,15 @@ def problem_page(
     language = assets.language_of(environ.get("HTTP_ACCEPT_LANGUAGE"))
     said = assets.words(language)
     title, text = said["problems"].get(kind, ""), said["details"].get(kind, "")
-    style = assets.style() + assets.stripped_style(assets.static("problem.css"))
+    title = title or status.partition(" ")[2]
     values = {
-        "language": language,
         "detail_language": language if text else assets.LANGUAGES[0],
-        "title": title or status.partition(" ")[2],
+        "title": title,
         "status": status,
         "detail": text or readable(" ".join(detail.split())),
         "advice": _advice(environ, said["advice"], again, watch),
-        "style": Markup(style),
     }
-    return filled_in(_PAGE, values), plain_policy(style)
+    return around(filled_in(_CONTENT, values), title, sheet="problem.css", looks="job-problem", language=language)
 
 
 def _advice(environ: Mapping[str, Any], said: Mapping[str, str], again: str | None, watch: str | None) -> str:
