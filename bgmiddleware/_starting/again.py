@@ -27,6 +27,7 @@ _ASKED = frozenset(
 )
 # What was said of the first job: that it is the same as another one, and how its client waits.
 _OF_THE_FIRST = ("HTTP_IDEMPOTENCY_KEY", "HTTP_PREFER")
+_OF_A_TRACE = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE")
 _OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input", "wsgi.input_terminated")
 # What a form says and a link does not, whoever sends them.
 _OF_A_FORM = ("HTTP_ORIGIN", "HTTP_UPGRADE_INSECURE_REQUESTS", "HTTP_X_REQUESTED_WITH")
@@ -85,10 +86,11 @@ def _copy_body(registry: Registry, job: Job, size: int, copy: IO[bytes]) -> None
 
 
 def _replayed(job: Job, sender: Mapping[str, str], *, is_owner: bool) -> dict[str, str]:
-    """Return the environ of the request: as the first one was for its owner, else as this client sends it."""
-    stored = {name: value for name, value in job.request.items() if name not in _OF_THE_FIRST}
+    """Return the environ of the request: as the first one was for its owner, else as this client sends it; but it is
+    of the trace that it is sent in now."""
+    stored = {name: value for name, value in job.request.items() if name not in (*_OF_THE_FIRST, *_OF_A_TRACE)}
     if is_owner:
-        return stored
+        return {**stored, **{name: sender[name] for name in _OF_A_TRACE if name in sender}}
     asked = {name: value for name, value in stored.items() if name in _ASKED}
     return {**{name: value for name, value in sender.items() if name not in _ASKED}, **asked}
 
