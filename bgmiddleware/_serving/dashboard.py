@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from string import Template
 from typing import Any
@@ -12,12 +13,12 @@ from ..errors import ConfigurationError, RegistryError
 from . import assets
 from .batch import answer_batch
 from .charts import SPANS, history_document
-from .listing import ROWS, Filters, Found, look_for
+from .listing import ROWS, Cursor, Filters, Found, look_for
 from .markup import Markup, filled_in
 from .negotiate import View, choose
 from .plain import plain_page
 from .problems import UNSTORED, Answer, Headers, as_json, bad_query, problem, retry_after
-from .rows import Rows
+from .rows import Rows, counted
 from .shorten import shortened
 from .visit import BadParameter, Site
 
@@ -28,13 +29,37 @@ _log = logging.getLogger("bgmiddleware")
 _METHODS = ("Allow", "GET, HEAD, POST")
 
 _HEADERS: Headers = (("Vary", "Accept"), *UNSTORED)
-_LIST = Template("""<h1>Jobs</h1>
+_PAGE_HEADERS: Headers = (("Vary", "Accept, Accept-Language"), *UNSTORED)
+_LIST = Template("""<h1>$title</h1>
 $filters<div id="live" data-every="$every">
 <p role="status">$summary</p>
 $failures$charts$table<nav>$links</nav>
 </div>
 """)
 _OLDER = Template('<a href="$link">$word</a>\n')
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a client with these *rights* looks at: the jobs behind *after* that *filters* match, and the charts."""
+
+    site: Site
+    rights: frozenset[str]
+    filters: Filters
+    after: Cursor | None
+    span: str
+    language: str
+
+    @property
+    def said(self) -> Mapping[str, Any]:
+        """The words of the list."""
+        words: Mapping[str, Any] = assets.words(self.language)["list"]
+        return words
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the first page of all jobs."""
+        return self.after is None and self.filters == Filters()
 
 
 def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> Answer:
@@ -48,20 +73,7 @@ def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[
     if refused is not None:
         return refused
     try:
-        filters, after = Filters.of_query(environ.get("QUERY_STRING") or "")
-        if environ["REQUEST_METHOD"] == "POST":
-            return answer_batch(site, environ, rights, filters, _page)
-        given = dict(parse_qsl(environ.get("QUERY_STRING") or ""))
-        span = given.get("span", "hour")
-        if span not in SPANS:
-            raise BadParameter(f"span must be one of {', '.join(SPANS)}")
-        if given.get("_view") == "history":
-            return _history(site, span)
-        found = look_for(site.registry, filters, after)
-        if choose(environ.get("HTTP_ACCEPT")) is not View.PAGE:
-            return _as_json(site, filters, found)
-        charts = _charts_of(site, span) if after is None and filters == Filters() else Markup()
-        return _as_page(site, environ, rights, filters, found, charts, is_first=after is None)
+        return _answer(environ, _look_of(site, environ, rights))
     except (BadParameter, ValueError) as error:
         return problem(environ, 400, "bad-parameter", f"{error}.")
     except (RegistryError, ConfigurationError) as error:  # the latter where a process finds no disk at its first use
@@ -69,11 +81,33 @@ def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[
         return problem(environ, 503, "registry-error", "The list of jobs cannot be read now.", retry_after(5.0))
 
 
-def _as_json(site: Site, filters: Filters, found: Found) -> Answer:
-    now = site.registry.clock()
+def _look_of(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> _Look:
+    query = environ.get("QUERY_STRING") or ""
+    filters, after = Filters.of_query(query)
+    span = dict(parse_qsl(query)).get("span", "hour")
+    if span not in SPANS:
+        raise BadParameter(f"span must be one of {', '.join(SPANS)}")
+    language = assets.language_of(environ.get("HTTP_ACCEPT_LANGUAGE"))
+    return _Look(site, frozenset(rights), filters, after, span, language)
+
+
+def _answer(environ: Mapping[str, Any], look: _Look) -> Answer:
+    site = look.site
+    if environ["REQUEST_METHOD"] == "POST":
+        return answer_batch(site, environ, look.rights, look.filters, lambda content: _page(look, content), look.said)
+    if dict(parse_qsl(environ.get("QUERY_STRING") or "")).get("_view") == "history":
+        return _history(site, look.span)
+    if choose(environ.get("HTTP_ACCEPT")) is not View.PAGE:
+        return _as_json(look, look_for(site.registry, look.filters, look.after))
+    return _as_page(environ, look)
+
+
+def _as_json(look: _Look, found: Found) -> Answer:
+    now = look.site.registry.clock()
     document = {
         "jobs": [_row(job, now) for job in found.jobs],
-        "next": None if found.next is None else filters.query(before=str(found.next)),
+        "next": None if found.next is None else look.filters.query(before=str(found.next)),
+        **({"sorted": found.looked} if look.filters.sort else {}),
     }
     return as_json(document, _HEADERS)
 
@@ -101,34 +135,34 @@ def _history(site: Site, span: str) -> Answer:
     return as_json(history_document(site.registry.history(since)), _HEADERS)
 
 
-def _charts_of(site: Site, span: str) -> Markup:
-    return site.charts.of(site.registry, span, lambda path: Filters(path=path).query())
-
-
-def _as_page(
-    site: Site,
-    environ: Mapping[str, Any],
-    rights: Collection[str],
-    filters: Filters,
-    found: Found,
-    charts: Markup,
-    *,
-    is_first: bool,
-) -> Answer:
-    rows = Rows(site, rights, filters)
-    summary = f"{len(found.jobs)} jobs" if len(found.jobs) != 1 else "1 job"
-    if not found.whole:
-        summary += f" among {found.looked} that were looked at. Look on for older ones."
+def _as_page(environ: Mapping[str, Any], look: _Look) -> Answer:
+    site = look.site
+    found = look_for(site.registry, look.filters, look.after)
+    rows = Rows(site, look.rights, look.filters, look.language)
     values = {
+        "title": look.said["title"],
         "filters": rows.filters(),
-        "summary": summary,
-        "failures": rows.failures(found.jobs) if is_first and filters == Filters() else Markup(),
-        "charts": charts,
+        "summary": _summary(look, found),
+        "failures": rows.failures(found.jobs) if look.is_plain else Markup(),
+        "charts": _charts_of(look) if look.is_plain else Markup(),
         "table": rows.table(found.jobs),
-        "links": _links(filters, found, is_first=is_first),
+        "links": _links(look, found),
         "every": f"{site.viewers.pace(None, ('list', environ.get('REMOTE_ADDR'))) + _LEAST:.3g}",
     }
-    return _page(filled_in(_LIST, values), script=is_first)
+    return _page(look, filled_in(_LIST, values), script=look.after is None)
+
+
+def _charts_of(look: _Look) -> Markup:
+    return look.site.charts.of(look.site.registry, look.span, look.language, lambda path: Filters(path=path).query())
+
+
+def _summary(look: _Look, found: Found) -> str:
+    jobs = counted(len(found.jobs), look.said)
+    if found.whole:
+        return jobs
+    sort = look.filters.sort
+    told = "looked" if not sort else "sorted_oldest" if sort == "created" else "sorted"
+    return str(look.said[told].format(jobs=jobs, looked=found.looked))
 
 
 @cache
@@ -139,13 +173,15 @@ def _script() -> str:
 _LEAST = 4.0  # seconds more than the fastest poll, since a list costs more than a job
 
 
-def _page(content: Markup, *, script: bool = False) -> Answer:
-    return plain_page("Jobs", content, _HEADERS, script=_script() if script else "")
+def _page(look: _Look, content: Markup, *, script: bool = False) -> Answer:
+    text = _script() if script else ""
+    return plain_page(look.said["title"], content, _PAGE_HEADERS, language=look.language, script=text)
 
 
-def _links(filters: Filters, found: Found, *, is_first: bool) -> Markup:
-    links = [] if is_first else [filled_in(_OLDER, {"link": filters.query(), "word": "Newest"})]
+def _links(look: _Look, found: Found) -> Markup:
+    filters, said = look.filters, look.said
+    links = [] if look.after is None else [filled_in(_OLDER, {"link": filters.query(), "word": said["newest"]})]
     if found.next is not None:
-        word = f"Next {ROWS}" if found.whole else "Look on"
+        word = said["following"].format(count=ROWS) if found.whole else said["look_on"]
         links.append(filled_in(_OLDER, {"link": filters.query(before=str(found.next)), "word": word}))
     return Markup("".join(links))

@@ -27,7 +27,7 @@ LAYERS = (
     ("executors",),
     ("hooks", "marks", "owners", "redact", "_context"),
     ("_serving",),
-    ("_starting", "metrics"),
+    ("_starting", "metrics", "tracing"),
     ("_middleware",),
     ("paste", "_commands", "_server", "__init__", "testing"),
     ("__main__",),
@@ -40,6 +40,7 @@ FOREIGN = {
     "waitress": {"_commands"},
     "redis": {"registries", "executors"},
     "prometheus_client": {"metrics"},
+    "opentelemetry": {"tracing", "_frameworks"},
     "pytest": {"testing"},
     "flask_login": {"owners"},
     **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
@@ -51,7 +52,6 @@ FOREIGN = {
             "cherrypy",
             "django",
             "flask",
-            "opentelemetry",
             "pyramid",
             "sqlalchemy",
             "web",
@@ -176,7 +176,7 @@ def test_what_is_public_is_exported() -> None:
     # What users import by its path is not private by accident.
     assert {name for name in modules if not name.startswith("_")} <= {
         *("client", "errors", "executors", "hooks", "marks", "metrics", "owners", "paste", "redact", "registries"),
-        "testing",
+        *("testing", "tracing"),
     }
 
 
