@@ -32,6 +32,7 @@ _PLACE = frozenset(
 )
 # What was said of the first job: that it is the same as another one, and how its client waits.
 _OF_THE_FIRST = ("HTTP_IDEMPOTENCY_KEY", "HTTP_PREFER")
+_OF_A_TRACE = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE")
 _OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input", "wsgi.input_terminated")
 # What a form says and a link does not, whoever sends them.
 _OF_A_FORM = ("HTTP_ORIGIN", "HTTP_UPGRADE_INSECURE_REQUESTS", "HTTP_X_REQUESTED_WITH")
@@ -83,16 +84,17 @@ def _sent(starter: Starter, visit: Visit, job: Job, asker: dict[str, Any]) -> _S
     """Return the request of a *job* as the client of a *visit* sends it again."""
     sender = record_request(asker)
     clean = starter.site.without_tokens(sender.environ)
-    stored = {name: value for name, value in job.request.items() if name not in _OF_THE_FIRST}
+    stored = {name: value for name, value in job.request.items() if name not in (*_OF_THE_FIRST, *_OF_A_TRACE)}
+    traced = {name: clean[name] for name in _OF_A_TRACE if name in clean}  # the new job is of the trace that asked
     asked = {name: value for name, value in stored.items() if name in _ASKED}
     if visit.is_operators:
         # Not with the operator's own credentials: whoever makes a request that fails would have it done by them. Nor
         # with what middlewares know of the operator, nor from an address that the app may trust.
-        stored = {**{name: value for name, value in clean.items() if name in _PLACE}, **asked}
+        stored = {**{name: value for name, value in clean.items() if name in _PLACE}, **asked, **traced}
         return _Sent(stored, {}, Asking(job.owner), is_told=True)
     kept = sender.kept if starter.site.executor.in_process else {}
     if job.owner is not None and job.owner in visit.owners:
-        return _Sent(stored, kept, Asking(job.owner), is_told=True)
+        return _Sent({**stored, **traced}, kept, Asking(job.owner), is_told=True)
     stored = {**{name: value for name, value in clean.items() if name not in _ASKED}, **asked}
     who = asking(starter.site.owner, asker)
     # A job that nobody owns shows itself to whoever has its token. A link would give all who have that of the first job
