@@ -150,8 +150,7 @@ class BackgroundMiddleware:
         check_places(self.registry, self.executor)
         self.redaction: Redaction | None = redaction_of(redact)
         self._ends = Ends(self.registry, hooks_of(on_end), self.redaction)
-        self.viewers: Viewers = Viewers(stream_slots)
-        parts = self.registry, self.executor, self.viewers, token_name, owner, page_maker(page)
+        parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
             *parts,
             own_page=page is not None,
@@ -186,6 +185,11 @@ class BackgroundMiddleware:
         self._authorize = authorize
         self._stays_in_foreground = foreground or foreground_is_asked_for()
         self._look_for(when, {"dashboard": dashboard, "health": health, "metrics": metrics}, token_name)
+
+    @property
+    def viewers(self) -> Viewers:
+        """Who follows jobs in this process; for :mod:`bgmiddleware.metrics`."""
+        return self._site.viewers
 
     def _look_for(self, when: marks.Mark, paths: Mapping[str, str | None], token_name: str) -> None:
         """Prepare the look at each request, and what answers at our own paths."""
