@@ -1,6 +1,5 @@
 """What a registry counted, as charts that the server draws: to be looked at, and beside each its numbers as a table."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from ..registries.base import BOUNDS, History, Level, Minute, Registry
 from . import assets
 from .markup import Markup, filled_in
 from .readable import readable
+from .recent import Recent
 
 __all__ = ["SPANS", "Charts", "history_document"]
 
@@ -63,22 +63,16 @@ class Charts:
     """The charts of one registry. They are drawn anew only every few seconds, however many look. Any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()  # guards the next
-        self._drawn: dict[tuple[str, str], tuple[float, Markup]] = {}
+        self._drawn = Recent[Markup](clock)
 
     def of(self, registry: Registry, span: str, language: str, link: Callable[[str], str]) -> Markup:
         """Return the charts of a *span*, one of ``SPANS``, in a *language*; *link* gives a reference to the jobs of a
         path."""
-        now = self._clock()
-        with self._lock:
-            drawn_at, drawn = self._drawn.get((span, language), (-_FRESH[span], Markup()))
-        if now - drawn_at < _FRESH[span]:
-            return drawn
-        drawn = _charts(registry, span, assets.words(language), link)
-        with self._lock:
-            self._drawn[span, language] = now, drawn
-        return drawn
+
+        def draw() -> Markup:
+            return _charts(registry, span, assets.words(language), link)
+
+        return self._drawn.of((span, language), _FRESH[span], draw)
 
 
 def history_document(history: History) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from functools import cache
-from string import Template
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -13,14 +10,12 @@ from ..errors import ConfigurationError, RegistryError
 from . import assets
 from .batch import answer_batch
 from .charts import SPANS, history_document
-from .listing import ROWS, Cursor, Filters, Found, look_for
-from .markup import Markup, filled_in
+from .listing import Filters, Found, look_for
 from .negotiate import View, choose
-from .plain import plain_page
-from .problems import UNSTORED, Answer, Headers, as_json, bad_query, problem, retry_after
-from .rows import Rows, counted
-from .shorten import shortened
-from .visit import BadParameter, Site
+from .news import answer_news
+from .overview import PAGE_HEADERS, Look, answer_overview, drawn_lately, page_of
+from .problems import UNSTORED, Answer, Headers, as_json, bad_query, problem, retry_after, whole
+from .visit import BadParameter, Site, Visit
 
 __all__ = ["answer_dashboard"]
 
@@ -29,37 +24,7 @@ _log = logging.getLogger("bgmiddleware")
 _METHODS = ("Allow", "GET, HEAD, POST")
 
 _HEADERS: Headers = (("Vary", "Accept"), *UNSTORED)
-_PAGE_HEADERS: Headers = (("Vary", "Accept, Accept-Language"), *UNSTORED)
-_LIST = Template("""<h1>$title</h1>
-$filters<div id="live" data-every="$every">
-<p role="status">$summary</p>
-$failures$charts$table<nav>$links</nav>
-</div>
-""")
-_OLDER = Template('<a href="$link">$word</a>\n')
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What a client with these *rights* looks at: the jobs behind *after* that *filters* match, and the charts."""
-
-    site: Site
-    rights: frozenset[str]
-    filters: Filters
-    after: Cursor | None
-    span: str
-    language: str
-
-    @property
-    def said(self) -> Mapping[str, Any]:
-        """The words of the list."""
-        words: Mapping[str, Any] = assets.words(self.language)["list"]
-        return words
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether this is the first page of all jobs."""
-        return self.after is None and self.filters == Filters()
+_LEAST = 4.0  # seconds more than the fastest poll, since a list costs more than a job
 
 
 def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> Answer:
@@ -81,28 +46,46 @@ def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[
         return problem(environ, 503, "registry-error", "The list of jobs cannot be read now.", retry_after(5.0))
 
 
-def _look_of(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> _Look:
+def _look_of(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> Look:
     query = environ.get("QUERY_STRING") or ""
     filters, after = Filters.of_query(query)
     span = dict(parse_qsl(query)).get("span", "hour")
     if span not in SPANS:
         raise BadParameter(f"span must be one of {', '.join(SPANS)}")
     language = assets.language_of(environ.get("HTTP_ACCEPT_LANGUAGE"))
-    return _Look(site, frozenset(rights), filters, after, span, language)
+    return Look(site, frozenset(rights), filters, after, span, language)
 
 
-def _answer(environ: Mapping[str, Any], look: _Look) -> Answer:
+def _answer(environ: Mapping[str, Any], look: Look) -> Answer:
     site = look.site
     if environ["REQUEST_METHOD"] == "POST":
-        return answer_batch(site, environ, look.rights, look.filters, lambda content: _page(look, content), look.said)
-    if dict(parse_qsl(environ.get("QUERY_STRING") or "")).get("_view") == "history":
+        return answer_batch(site, environ, look.rights, look.filters, lambda content: page_of(look, content), look.said)
+    visit = site.operator_visit(environ, "", look.rights)
+    named = visit.parameters.get("_view")
+    if named == "history":
         return _history(site, look.span)
-    if choose(environ.get("HTTP_ACCEPT")) is not View.PAGE:
+    view = choose(environ.get("HTTP_ACCEPT"))
+    if View.EVENTS in (named, view):
+        return answer_news(look, visit)
+    if named == "live":
+        return _part(look, _pace(visit))
+    if view is not View.PAGE:
         return _as_json(look, look_for(site.registry, look.filters, look.after))
-    return _as_page(environ, look)
+    return answer_overview(look, _pace(visit))
 
 
-def _as_json(look: _Look, found: Found) -> Answer:
+def _pace(visit: Visit) -> float:
+    """Return in how many seconds one who leaves the list open should ask again."""
+    place = "list", visit.environ.get("REMOTE_ADDR")
+    return visit.site.viewers.pace(visit.seconds("_every"), place) + _LEAST
+
+
+def _part(look: Look, every: float) -> Answer:
+    told = (("Content-Security-Policy", "default-src 'none'"), ("Job-Poll", f"{every:.3g}"), retry_after(every))
+    return whole("text/html; charset=utf-8", drawn_lately(look).html, (*told, *PAGE_HEADERS))
+
+
+def _as_json(look: Look, found: Found) -> Answer:
     now = look.site.registry.clock()
     document = {
         "jobs": [_row(job, now) for job in found.jobs],
@@ -133,55 +116,3 @@ def _row(job: Job, now: float) -> dict[str, Any]:
 def _history(site: Site, span: str) -> Answer:
     since = site.registry.clock() - SPANS[span][0] + 60.0
     return as_json(history_document(site.registry.history(since)), _HEADERS)
-
-
-def _as_page(environ: Mapping[str, Any], look: _Look) -> Answer:
-    site = look.site
-    found = look_for(site.registry, look.filters, look.after)
-    rows = Rows(site, look.rights, look.filters, look.language)
-    values = {
-        "title": look.said["title"],
-        "filters": rows.filters(),
-        "summary": _summary(look, found),
-        "failures": rows.failures(found.jobs) if look.is_plain else Markup(),
-        "charts": _charts_of(look) if look.is_plain else Markup(),
-        "table": rows.table(found.jobs),
-        "links": _links(look, found),
-        "every": f"{site.viewers.pace(None, ('list', environ.get('REMOTE_ADDR'))) + _LEAST:.3g}",
-    }
-    return _page(look, filled_in(_LIST, values), script=look.after is None)
-
-
-def _charts_of(look: _Look) -> Markup:
-    return look.site.charts.of(look.site.registry, look.span, look.language, lambda path: Filters(path=path).query())
-
-
-def _summary(look: _Look, found: Found) -> str:
-    jobs = counted(len(found.jobs), look.said)
-    if found.whole:
-        return jobs
-    sort = look.filters.sort
-    told = "looked" if not sort else "sorted_oldest" if sort == "created" else "sorted"
-    return str(look.said[told].format(jobs=jobs, looked=found.looked))
-
-
-@cache
-def _script() -> str:
-    return shortened(assets.static("dashboard.js"))
-
-
-_LEAST = 4.0  # seconds more than the fastest poll, since a list costs more than a job
-
-
-def _page(look: _Look, content: Markup, *, script: bool = False) -> Answer:
-    text = _script() if script else ""
-    return plain_page(look.said["title"], content, _PAGE_HEADERS, language=look.language, script=text)
-
-
-def _links(look: _Look, found: Found) -> Markup:
-    filters, said = look.filters, look.said
-    links = [] if look.after is None else [filled_in(_OLDER, {"link": filters.query(), "word": said["newest"]})]
-    if found.next is not None:
-        word = said["following"].format(count=ROWS) if found.whole else said["look_on"]
-        links.append(filled_in(_OLDER, {"link": filters.query(before=str(found.next)), "word": word}))
-    return Markup("".join(links))
