@@ -5,6 +5,7 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 
 
+FREE_THREADED = ["docutils>=0.21", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "WebTest>=3"]
 ROOMS_OF_THREADS = ["tests/capture", "tests/running", "tests/registries", "tests/starting"]
 
 
