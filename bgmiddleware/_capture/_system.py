@@ -10,6 +10,7 @@ import importlib
 import io
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from ._streams import ByteStandIn, StandIn, StandInOfOther, StdinStandIn, current, printing, use_output
@@ -311,6 +312,8 @@ def _class_with(attributes: dict[str, property]) -> type:
     """Return a class for the module ``sys`` that has *attributes*."""
     described: dict[str, Any] = {
         **attributes,
+        # Who imports makes modules by type(sys). They are to be plain ones: they may have a __getattr__, or a stdout.
+        "__new__": lambda cls, *arguments, **named: ModuleType(*arguments, **named),
         # What pickles modules by their exact class (cloudpickle) asks any other class for this.
         "__reduce__": lambda module: (importlib.import_module, (module.__name__,)),
         # Since Python 3.14 code that has read sys.stdout once goes on to read the module's dictionary, past the class,

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -385,3 +387,14 @@ class TestTakenBefore:
             print("server", text, end="")
         """
         assert run_python(script) == ("SERVER JOB\nserver job\nkept\n", "")
+
+
+def test_modules_that_are_imported_later_are_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import the whole app when the streams are replaced. Its modules may make names when they are asked."""
+    install()
+    (tmp_path / "imported_later.py").write_text("stdout = 'its own'\ndef __getattr__(name): return f'made {name}'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module: Any = importlib.import_module("imported_later")
+    assert (type(module), module.stdout, module.other) == (ModuleType, "its own", "made other")
+    made = type(sys)("made", "by hand")
+    assert (type(made), made.__name__, made.__doc__) == (ModuleType, "made", "by hand")
