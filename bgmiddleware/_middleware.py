@@ -158,6 +158,7 @@ class BackgroundMiddleware:
             details=details,
             rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
             dashboard=dashboard or "",
+            deliveries=self._ends.deliveries,
         )
         self._starter = Starter(
             self._site,

@@ -12,6 +12,7 @@ from .icons import LOOKS, look_of
 from .listing import Filters
 from .markup import Markup, filled_in
 from .readable import readable
+from .spans import span
 from .visit import Site
 
 __all__ = ["Rows", "counted"]
@@ -79,8 +80,8 @@ class Rows:
         said = assets.words(language)
         self._states: Mapping[str, str] = said["states"]
         self._said: Mapping[str, str] = said["list"]
-        self._spans: Mapping[str, str] = said["list"]["spans"]
-        self._words = {f"w_{name}": word for name, word in said["list"].items() if isinstance(word, str)}
+        self._spans: Mapping[str, str] = said["spans"]
+        self._words = {f"w_{name}": word for name, word in said["list"].items()}
 
     def filters(self) -> Markup:
         """Return the links and the form by which jobs are filtered."""
@@ -90,7 +91,7 @@ class Rows:
             filled_in(_STATE, {"link": filters.query(state=state), "word": word, "current": _current(filters, state)})
             for state, word in states
         ]
-        spans = {str(filters.since or ""): f"{_span(filters.since)}", **self._spans}
+        spans = {str(filters.since or ""): f"{span(filters.since)}", **self._spans}
         options = [
             filled_in(_SPAN, {"value": value, "word": word, "selected": _selected(filters, value)})
             for value, word in spans.items()
@@ -156,8 +157,8 @@ class Rows:
             "owner": self._filter("owner", job.owner or ""),
             "version": self._filter("version", job.version),
             "created": datetime.fromtimestamp(job.created_at, UTC).isoformat(timespec="seconds"),
-            "ago": self._said["ago"].format(time=_span(self._now - job.created_at)),
-            "elapsed": "–" if job.started_at is None else _span(job.elapsed(self._now), digits=1),
+            "ago": self._said["ago"].format(time=span(self._now - job.created_at)),
+            "elapsed": "–" if job.started_at is None else span(job.elapsed(self._now), digits=1),
             "output": _size(job.output_end),
         }
 
@@ -196,18 +197,6 @@ def _current(filters: Filters, state: str) -> Markup:
 
 def _selected(filters: Filters, value: str) -> Markup:
     return Markup(" selected" if str(filters.since or "") == value else "")
-
-
-def _span(seconds: float, digits: int = 0) -> str:
-    """Return a duration in its two largest units; what is shorter than ten seconds with so many *digits*."""
-    if seconds < 10:
-        return f"{max(0.0, seconds):.{digits}f} s"
-    whole = int(seconds)
-    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit}{f' {rest} {smaller}' if rest else ''}"
-    return f"{whole} s"
 
 
 def _size(count: float) -> str:
