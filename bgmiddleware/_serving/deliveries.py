@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from .markup import Markup, filled_in
 from .readable import readable
-from .spans import span
+from .timed import span
 
 __all__ = ["Delivery", "deliveries_document", "deliveries_table"]
 

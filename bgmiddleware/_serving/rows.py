@@ -12,7 +12,7 @@ from .icons import LOOKS, look_of
 from .listing import Filters
 from .markup import Markup, filled_in
 from .readable import readable
-from .spans import span
+from .timed import span
 from .visit import Site
 
 __all__ = ["Rows", "counted"]
