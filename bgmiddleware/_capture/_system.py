@@ -309,15 +309,18 @@ def replace_streams() -> dict[str, tuple[Any, Any]]:
 
 def _class_with(attributes: dict[str, property]) -> type:
     """Return a class for the module ``sys`` that has *attributes*."""
+    of_modules: type = type(sys)
     described: dict[str, Any] = {
         **attributes,
+        # The import system makes all modules by calling the class of sys: they are to be modules like any other.
+        "__new__": lambda cls, *args, **options: of_modules(*args, **options),
         # What pickles modules by their exact class (cloudpickle) asks any other class for this.
         "__reduce__": lambda module: (importlib.import_module, (module.__name__,)),
         # Since Python 3.14 code that has read sys.stdout once goes on to read the module's dictionary, past the class,
         # where attributes are found as modules find them. As other objects find them, it does not.
         "__getattribute__": object.__getattribute__,
     }
-    return type("module", (type(sys),), described)
+    return type("module", (of_modules,), described)
 
 
 def are_in_place() -> bool:

@@ -335,8 +335,11 @@ def test_a_decorated_view_has_a_span_too(spans: Spans) -> None:
     assert (inner.parent.span_id, inner.context.trace_id) == (job.context.span_id, job.context.trace_id)
 
 
-def test_a_job_that_is_run_again_is_of_the_trace_that_asked_for_it(spans: Spans) -> None:
-    with BackgroundMiddleware(app, when=marks.path("/x"), tracing=spans.provider, keep_requests=True) as site:
+@pytest.mark.parametrize("owner", [None, lambda environ: "ada"])
+def test_a_job_that_is_run_again_is_of_the_trace_that_asked_for_it(spans: Spans, owner: Any) -> None:
+    with BackgroundMiddleware(
+        app, when=marks.path("/x"), tracing=spans.provider, keep_requests=True, owner=owner
+    ) as site:
         client = InProcess(site)
         target = start(client, "/x", "GET", traceparent=PARENT)
         ended(site, target)
