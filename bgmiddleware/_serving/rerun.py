@@ -5,7 +5,7 @@ from string import Template
 from typing import Any
 
 from .._jobs import Job
-from .links import unsealed
+from .links import key_in, unsealed
 from .markup import Markup, filled_in
 from .problems import Answer
 from .visit import Visit
@@ -23,7 +23,10 @@ def answer_rerun(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
 
 
 def link_to(visit: Visit, link: str) -> str | None:
-    """Return a relative reference to the job of a sealed *link*; None where this client's token does not open it."""
+    """Return a relative reference to the job of a sealed *link*: for an operator by its key. None where there is none,
+    and where this client's token does not open it."""
+    if visit.is_operators:
+        return key_in(link) or None if visit.share is None else None
     token = unsealed(link, visit.token)
     query = visit.site.without_ours(visit.environ.get("QUERY_STRING") or "")
     return None if token is None else visit.site.place(query, token)

@@ -25,16 +25,28 @@ class Viewers:
         self._held: dict[object, Callable[[], bool]] = {}
         self._next_turn = clock()
         self._ended = False
+        self._tells: tuple[Callable[[str, int], None], ...] = ()
 
-    def take_slot(self, gone: Callable[[], bool], *, threads: int | None = None, least: int = 0) -> object | None:
+    def tell_numbers(self, tell: Callable[[str, int], None]) -> None:
+        """From now on call *tell* with ``held`` and by how many more (or fewer) connections are held, and with
+        ``refused`` and how many more were not. It must raise nothing."""
+        self._tells = (*self._tells, tell)
+
+    def _count(self, name: str, number: int) -> None:
+        for tell in self._tells:
+            tell(name, number)
+
+    def take_slot(
+        self, gone: Callable[[], bool], *, threads: int | None = None, least: int = 0, spare: int = 0
+    ) -> object | None:
         """Return a slot, to be given back; None if all are held by clients that are still there.
 
         *gone* tells whether the client that it is for has left, without waiting. *threads*: of the server, where that
-        is known. *least*: how many slots there are at least.
+        is known. *least*: how many slots there are at least. *spare*: how many are left to others.
         """
         slot = object()
         slots = self._slots if self._slots is not None else _SLOTS if threads is None else threads // 2
-        slots = max(slots, least)
+        slots = max(slots, least) - spare
         if not self._hold(slot, gone, slots):
             # Servers notice only at the next write: nobody shall be turned away for one who left. Not looked at with
             # the lock held: under gevent a look lets others run, who may want the lock.
@@ -42,7 +54,9 @@ class Viewers:
                 if other_gone():
                     self.give_back(other)
             if not self._hold(slot, gone, slots):
+                self._count("refused", 1)
                 return None
+        self._count("held", 1)
         return slot
 
     def _hold(self, slot: object, gone: Callable[[], bool], slots: int) -> bool:
@@ -55,7 +69,9 @@ class Viewers:
     def give_back(self, slot: object) -> None:
         """Give a slot back. Does nothing if somebody else was given it meanwhile."""
         with self._lock:
-            self._held.pop(slot, None)
+            was_held = self._held.pop(slot, None) is not None
+        if was_held:
+            self._count("held", -1)
 
     @property
     def none_allowed(self) -> bool:

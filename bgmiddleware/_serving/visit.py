@@ -3,7 +3,7 @@
 import contextlib
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,12 +17,14 @@ from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
 from .charts import Charts
 from .connections import disconnection_of, is_stopping, longest, stream_live, takes_off_hands, threads_of
+from .deliveries import Delivery
 from .estimates import Estimates
 from .pace import FASTEST
 from .parts import PageMaker
 from .problem_page import reference
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .queue import Workers
+from .recent import Recent
 from .shared_links import MARK, SHARED, Share, opened
 from .viewers import Viewers
 
@@ -86,6 +88,10 @@ class Site:
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
     charts: Charts = field(default_factory=Charts)
+    deliveries: Callable[[], Sequence[Delivery]] = tuple
+    """Returns how the messages of webhooks go."""
+    lists: Recent[Any] = field(default_factory=Recent)
+    """What those see who leave the list of all jobs open."""
     dashboard: str = ""
     """The path of the list of all jobs; below it, the jobs are at their keys."""
 
@@ -264,12 +270,12 @@ class Visit:
         if not self.may(right):
             raise Forbidden(right)
 
-    def take_slot(self) -> "Hold | None":
+    def take_slot(self, spare: int = 0) -> "Hold | None":
         """Take the right to hold this connection, which must be given back.
 
-        None: no slot is free, or this would hold the server's only thread.
+        None: no more than *spare* slots are free, or this would hold the server's only thread.
         """
-        return self._held() if self.environ.get("wsgi.multithread") else None
+        return self._held(spare=spare) if self.environ.get("wsgi.multithread") else None
 
     def take_slot_for_bytes(self, size: int) -> "Hold | None":
         """Take the right to send so many bytes to a client that may read them slowly, and hold a thread meanwhile.
@@ -292,10 +298,10 @@ class Visit:
                 return None
         return Hold(self.site.viewers, slot, lambda: False, float("inf"))
 
-    def _held(self, least: int = 0) -> "Hold | None":
+    def _held(self, least: int = 0, spare: int = 0) -> "Hold | None":
         gone = disconnection_of(self.environ)
         viewers = self.site.viewers
-        slot = viewers.take_slot(gone, threads=threads_of(self.environ), least=least)
+        slot = viewers.take_slot(gone, threads=threads_of(self.environ), least=least, spare=spare)
         if slot is None:
             return None
         stream_live(self.environ)

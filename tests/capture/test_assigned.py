@@ -367,6 +367,22 @@ def test_where_modules_are_pickled_by_their_class_ours_is_found() -> None:
     assert isinstance(sys, type(os))
 
 
+def test_a_module_imported_since_the_first_job_is_one_like_any_other(tmp_path: Path) -> None:
+    """The import system calls the class of ``sys`` to make them."""
+    (tmp_path / "own_names.py").write_text("stdout = 'its own'\ndef __getattr__(name):\n    return name.upper()\n")
+    script = f"""
+        import sys, types
+        from tests.kit.capturing import run_job
+        run_job(lambda: None)
+        sys.path.insert(0, {str(tmp_path)!r})
+        import own_names
+        print(type(own_names) is types.ModuleType, own_names.stdout, own_names.anything)
+        del own_names.stdout
+        print(own_names.stdout)
+    """
+    assert run_python(script) == ("True its own ANYTHING\nSTDOUT\n", "")
+
+
 class TestTakenBefore:
     """Streams that somebody took before the first job."""
 
