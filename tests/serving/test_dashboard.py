@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, MemoryRegistry, ThreadExecutor, marks, owners, progress
+from bgmiddleware import (
+    BackgroundMiddleware,
+    ConfigurationError,
+    MemoryRegistry,
+    ThreadExecutor,
+    marks,
+    owners,
+    progress,
+)
 from tests.kit.apps import Stage
 from tests.kit.clients import InProcess, Reply, ended, start
 from tests.kit.readers import BOTH, UNKNOWN, Clock, Opener, Play, answering, opened, token_of
