@@ -158,6 +158,7 @@ class BackgroundMiddleware:
             details=details,
             rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
             dashboard=dashboard or "",
+            deliveries=self._ends.deliveries,
         )
         self._starter = Starter(
             self._site,
@@ -182,8 +183,7 @@ class BackgroundMiddleware:
             tracing=_tracing_of(tracing, self.registry),
             secret=None if secret is None else secret.encode(),
         )
-        self._authorize = authorize
-        self._stays_in_foreground = foreground or foreground_is_asked_for()
+        self._authorize, self._stays_in_foreground = authorize, foreground or foreground_is_asked_for()
         self._look_for(when, {"dashboard": dashboard, "health": health, "metrics": metrics}, token_name)
 
     @property
