@@ -56,6 +56,7 @@ _PARTS = {
     "enter": ("_index",),
     "file": ("_index",),
     "reserve": ("_index",),
+    "keep": ("_index",),
     "name": ("_index",),
     "due": ("_index",),
     "hold": ("_index",),
