@@ -356,13 +356,17 @@ class Job:
         return self.progress
 
     @property
-    def error_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Which bytes of its output came on stderr, from a begin up to an end: the first 500 ranges. Known when it has
-        ended; what its child processes wrote is not told apart."""
-        ranges = str(self.receipt.get("stderr", ""))
-        return tuple(
-            (int(begin), int(end)) for begin, _, end in (part.partition("-") for part in ranges.split(",") if part)
-        )
+    def error_ranges(self) -> tuple[tuple[int, int], ...] | None:
+        """Which bytes of its output came on stderr, from a begin up to an end: the first 500 ranges.
+
+        What its child processes wrote is not told apart. None: nobody knows, because the job has not ended, was lost,
+        or ran where secrets are replaced.
+        """
+        ranges = self.receipt.get("stderr")
+        if ranges is None:
+            return None
+        parts = (part.partition("-") for part in str(ranges).split(",") if part)
+        return tuple((int(begin), int(end)) for begin, _, end in parts)
 
     @property
     def size(self) -> int:

@@ -4,7 +4,9 @@ import contextlib
 import importlib
 import itertools
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,28 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 PROMISED = os.environ.get("CI") == "true"
+
+_MEMORY = Path("/dev/shm")  # a file system that Linux keeps in memory
+_ENOUGH = 4 << 30
+
+
+def _write_to_memory() -> Path | None:
+    """Let temporary files lie in memory where there is room: the spool's tests wait for a disk half of their time.
+
+    ``TMPDIR`` names another place. Processes of xdist take the place from the first process.
+    """
+    if "TMPDIR" in os.environ or not _MEMORY.is_dir() or not os.access(_MEMORY, os.W_OK):
+        return None
+    system = os.statvfs(_MEMORY)
+    if system.f_bavail * system.f_frsize < _ENOUGH or system.f_flag & os.ST_NOEXEC:  # some tests build programs
+        return None
+    place = Path(tempfile.mkdtemp(prefix="bgmiddleware-tests-", dir=_MEMORY))
+    place.chmod(0o1777)  # Apache and others who give up root's rights write there too
+    os.environ["TMPDIR"] = tempfile.tempdir = str(place)
+    return place
+
+
+_in_memory = _write_to_memory()
 
 # A test that uses one of these needs another program or process, so a short run leaves it out.
 _OUTSIDE = {"browser", "child", "cluster", "rabbitmq_server", "redis_server", "redis_server_of_module", "valkey"}
@@ -142,6 +166,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_xdist_auto_num_workers() -> int:
     """Return what ``-n auto`` means: one more than there are cores, since many tests wait for a disk or a process."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
+def pytest_unconfigure() -> None:
+    """Give the memory back."""
+    if _in_memory is not None:
+        shutil.rmtree(_in_memory, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -99,8 +99,8 @@ class JobOutput:
         self.takes_children = takes_children
         self._store = store if tee is None else both(store, tee)
         self._stored = 0  # bytes
-        self.errors = ErrorRanges()
-        """Which bytes came on stderr, of those that this process wrote; none where redaction shifts them."""
+        self.errors = ErrorRanges() if redaction is None else None
+        """Which bytes came on stderr, of those that this process wrote; None where redaction shifts them."""
         self._marking = threading.RLock()  # guards the next, and a text of stderr until it is pending
         self._has_errors = False  # among what is pending
         self._redactor: Redactor | None = None
@@ -298,7 +298,7 @@ class JobOutput:
             for data in pieces_of(run):
                 self._put(data, file, pipe)
                 end = self._stored if file is None else file.end
-                if is_error and not self._is_forked and self._redactor is None:
+                if is_error and self.errors is not None and not self._is_forked:
                     self.errors.add(end - len(data), end)
 
     def _keep(self, data: bytes) -> None:

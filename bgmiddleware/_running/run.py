@@ -304,8 +304,8 @@ class Run:
             del error  # its frames would be kept for as long as the registry is away
             reason = self.redacted("; ".join(filter(None, (reason, keeper.missing))))
             receipt: dict[str, str | float] = {"cpu_time": max(0.0, self._cpu_clock() - begun)}
-            if errors := str(output.errors):
-                receipt["stderr"] = errors
+            if output.errors is not None:
+                receipt["stderr"] = str(output.errors)
             self._finish(Transition(state, self._runner, None, reason, self._response, receipt))
 
     def _finish(self, change: Transition) -> None:

@@ -10,7 +10,7 @@ from .log import SIGN_EVERY, SIGN_EVERY_TO_PROXY, Held, whole_length
 from .problems import Answer, json_line
 from .readable import readable
 from .stored import TOO_MANY, Missing
-from .timed import Came, step_at
+from .timed import Came, Streams, step_at
 from .visit import LOOK_EVERY, Hold, Visit, about
 
 __all__ = ["answer_lines"]
@@ -74,10 +74,13 @@ class _Lines:
     def __init__(self, visit: Visit, begin: int) -> None:
         self.begin = self.end = begin
         self._came = Came(visit.registry, visit.key, begin)
+        self._streams: Streams | None = None
         self._data = b""
 
     def add(self, job: Job, piece: Piece) -> Iterator[bytes]:
         """Yield the lines that a piece ends."""
+        if job.state.ended:
+            self._streams = self._streams or Streams(job)
         if piece.offset > self.end:
             yield from self.rest(job)
             yield json_line({"offset": self.end, "next": piece.offset, "dropped": piece.offset - self.end})
@@ -107,6 +110,7 @@ class _Lines:
                 "time": came / 1000,
                 "at": round((job.started_at or 0.0) + came / 1000, 3),
                 "step": None if step is None else step.title,
+                "stream": None if self._streams is None else self._streams.at(begin),
                 "text": readable(line.decode("utf-8", "replace")),
             }
         )

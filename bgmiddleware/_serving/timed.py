@@ -1,12 +1,14 @@
-"""When each part of a job's output came, and in which step."""
+"""When each part of a job's output came, in which step, and on which stream."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
 
 from .._jobs import Job, Step
-from ..registries.base import Piece, Registry
+from ..registries.base import END, Piece, Registry
 
-__all__ = ["Came", "step_at"]
+__all__ = ["Came", "Streams", "step_at"]
+
+_MOST_RANGES = 500  # which a job tells at most: what came behind so many is not known
 
 
 class Came:
@@ -53,3 +55,19 @@ def step_at(job: Job, offset: int) -> Step | None:
             return step
         number = step.parent
     return None
+
+
+class Streams:
+    """On which stream each byte of a job's output came."""
+
+    def __init__(self, job: Job) -> None:
+        self._ranges = job.error_ranges
+        ranges = self._ranges or ()
+        self._known = ranges[-1][1] if len(ranges) >= _MOST_RANGES else END
+
+    def at(self, offset: int) -> str | None:
+        """Return ``stdout`` or ``stderr`` for the byte at *offset*; None where nobody knows."""
+        if self._ranges is None or offset >= self._known:
+            return None
+        number = bisect_right(self._ranges, offset, key=lambda each: each[0]) - 1
+        return "stderr" if number >= 0 and offset < self._ranges[number][1] else "stdout"

@@ -77,7 +77,7 @@ def _texts(registry: Registry, job: Job) -> Iterator[tuple[bool, str]]:
 
 
 def _parts(registry: Registry, job: Job) -> Iterator[tuple[bool, bytes]]:
-    ranges = deque(job.error_ranges)
+    ranges = deque(job.error_ranges or ())
     offset = 0
     while (piece := registry.read(job.key, Channel.OUTPUT, offset)).data:
         offset, left = piece.offset, piece.data

@@ -197,7 +197,7 @@ class ExecutorContract:
         assert receipt["queue_wait"] >= 0
         assert receipt["run_time"] >= 0
         assert receipt["cpu_time"] >= 0
-        errors = [DEMO_OUTPUT[begin:end] for begin, end in job.error_ranges]
+        errors = [DEMO_OUTPUT[begin:end] for begin, end in job.error_ranges or ()]
         assert errors[0].startswith(b"a warning\n")
         assert errors[-1].endswith(b"an error\n")
         assert b"".join(errors).count(b"\n") in (2, 3)  # the log's handler is an executor's own

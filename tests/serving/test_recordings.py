@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
@@ -13,10 +14,22 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, Channel, Job, JobState, MemoryRegistry, Registry, Step, Steps, StepState
+from bgmiddleware import (
+    BackgroundMiddleware,
+    Channel,
+    Job,
+    JobState,
+    MemoryRegistry,
+    Registry,
+    Step,
+    Steps,
+    StepState,
+    marks,
+)
 from bgmiddleware._jobs import key_of, new_token
 from bgmiddleware._serving import log
-from tests.kit.clients import InProcess
+from bgmiddleware.testing import InlineExecutor
+from tests.kit.clients import InProcess, start
 
 RUNNER = "the runner"
 Print = Callable[..., None]
@@ -75,7 +88,9 @@ def test_each_line_has_its_place_its_time_and_its_step(job: Told) -> None:
     reply = job.read("lines")
     assert reply["Content-Type"] == "application/x-ndjson"
     begun = 1_700_000_000.0
-    assert [json.loads(line) for line in reply.text.splitlines()] == [
+    lines = [json.loads(line) for line in reply.text.splitlines()]
+    assert [line.pop("stream") for line in lines[:-1]] == [None] * 5, "nobody has told"
+    assert lines == [
         {"offset": 0, "next": 7, "time": 0.0, "at": begun, "step": None, "text": "before"},
         {"offset": 7, "next": 19, "time": 1.5, "at": begun + 1.5, "step": "Reading", "text": "▸ Reading"},
         {"offset": 19, "next": 26, "time": 2.75, "at": begun + 2.75, "step": "Reading", "text": "row 1"},
@@ -83,6 +98,41 @@ def test_each_line_has_its_place_its_time_and_its_step(job: Told) -> None:
         {"offset": 45, "next": 51, "time": 3.0, "at": begun + 3.0, "step": None, "text": "behind"},
         {"offset": 51, "time": 0.0, "state": "finished", "reason": ""},
     ]
+
+
+def test_in_the_end_each_line_has_the_stream_of_its_first_byte(job: Told) -> None:
+    job.prints("out\nerror\nou", 0)
+    assert [line["stream"] for line in job.lines("lines&_offset=0")] == [None, None], "it runs"
+    job.prints("t and error\nerror and out\n", 0)
+    job.registry.finish(job.key, RUNNER, JobState.FINISHED, receipt={"stderr": "4-10,18-29"})
+    told = [(line["text"], line["stream"]) for line in job.lines()[:-1]]
+    assert told == [
+        ("out", "stdout"),
+        ("error", "stderr"),
+        ("out and error", "stdout"),
+        ("error and out", "stderr"),
+    ]
+    assert [line["stream"] for line in job.lines("lines&_offset=4")[:-1]] == ["stderr", "stdout", "stderr"]
+
+
+def test_the_stream_is_not_made_up_where_nobody_knows_it() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        for number in range(501):
+            print(f"error {number}", file=sys.stderr)
+            print(f"out {number}")
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"done"]
+
+    def streams(**options: Any) -> list[str | None]:
+        with BackgroundMiddleware(app, when=marks.always, executor=InlineExecutor(), **options) as site:
+            client = InProcess(site)
+            reply = client.request("GET", f"{start(client, '/')}&_view=lines")
+        return [json.loads(line)["stream"] for line in reply.text.splitlines()[:-1]]
+
+    told = streams()
+    assert told[:999] == ["stderr", "stdout"] * 499 + ["stderr"]
+    assert told[999:] == [None] * 3, "only the first 500 ranges are kept"
+    assert set(streams(redact=["secret"])) == {None}, "what is replaced has another length"
 
 
 def test_of_steps_within_each_other_a_line_is_in_the_innermost(job: Told) -> None:
@@ -114,7 +164,7 @@ def test_lines_are_followed_until_the_job_has_ended(job: Told) -> None:
         assert json.loads(next(chunks))["text"] == "one"
         job.prints("o\n", 700)
         assert json.loads(next(chunks)) == {
-            "offset": 4, "next": 8, "time": 0.7, "at": 1_700_000_000.7, "step": None, "text": "two"
+            "offset": 4, "next": 8, "time": 0.7, "at": 1_700_000_000.7, "step": None, "stream": None, "text": "two"
         }  # fmt: skip
         job.prints("three", 900)
         job.ends(JobState.FAILED)
