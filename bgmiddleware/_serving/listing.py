@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
@@ -47,6 +47,8 @@ class Filters:
     version: str = ""
     text: str = ""
     since: int = 0
+    owners: Collection[str] = ()
+    """Where there are any, only the jobs of these. Nobody asks for that by a query."""
 
     @classmethod
     def of_query(cls, query: str) -> "tuple[Filters, Cursor | None]":
@@ -74,6 +76,7 @@ class Filters:
         return (
             (not self.state or job.state == self.state)
             and (not self.path or job.asked.get("path") == self.path)
+            and (not self.owners or job.owner in self.owners)
             and (not self.owner or job.owner == self.owner)
             and (not self.version or job.version == self.version)
             and (not self.since or job.created_at >= now - self.since)

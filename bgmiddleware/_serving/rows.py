@@ -116,7 +116,8 @@ class Rows:
 
     def _values(self, job: Job) -> dict[str, str]:
         look, title = look_of(job), readable(job.title)
-        badge = {"state": look, "symbol": LOOKS[look][0], "word": assets.words("en")["states"][look]}
+        word = assets.words("en")["states"][look]
+        badge = {"state": look, "symbol": LOOKS[look][0], "word": f"{word}, kept" if job.kept else word}
         acts = "cancel" in self._rights or "discard" in self._rights
         opens = "output" in self._rights
         linked = filled_in(_LINKED, {"link": self._site.path_to(job.key), "title": title}) if opens else title

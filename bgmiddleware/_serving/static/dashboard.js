@@ -8,8 +8,11 @@ async function renew() {
   if (busy()) return;
   const answer = await fetch(location.href, {headers: {accept: "text/html"}});
   if (!answer.ok) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(name);
-  if (fresh && !busy()) live().replaceWith(fresh);
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const fresh = page.getElementById(name);
+  if (!fresh || busy()) return;
+  document.title = page.title;
+  live().replaceWith(fresh);
 }
 async function run() {
   for (;;) {
