@@ -34,6 +34,8 @@ from ._starting import (
     Ends,
     LazyResponse,
     Starter,
+    TracerProvider,
+    Tracing,
     WSGIApplication,
     check_options,
     check_places,
@@ -80,13 +82,14 @@ class BackgroundMiddleware:
     process viewers may hold open; further viewers get the output so far and poll; default: half of the server's threads
     if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are opened below it, for
     users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a set of ``list``,
-    ``output``, ``result``, ``cancel`` and ``discard``. *health*: the path at which anybody may read whether this
-    process can take jobs. *metrics*: the path of numbers for Prometheus, for users whom *authorize* gives the right
-    ``list``. *title*: the name of a job, a function of the environ; default: its method, path and query. *redact*:
-    secrets that are replaced by ``[redacted]`` before anything of a job is stored, shown or logged, but not in its
-    response: texts, compiled patterns, and what the functions of :mod:`bgmiddleware.redact` return. *on_end*: what is
-    called with each job that has ended, by the process that wrote the end down: functions of a ``Job``, and what
-    ``hooks.webhook(…)`` returns. *page*: your own design of a job's page: a function of
+    ``output``, ``result``, ``cancel``, ``discard`` and ``rerun``. *health*: the path at which anybody may read whether
+    this process can take jobs. *metrics*: the path of numbers for Prometheus, for users whom *authorize* gives the
+    right ``list``. *tracing*: whether each job has a span of OpenTelemetry, by the provider of the process; or a
+    ``TracerProvider`` that makes them. *title*: the name of a job, a function of the environ; default: its method, path
+    and query. *redact*: secrets that are replaced by ``[redacted]`` before anything of a job is stored, shown or
+    logged, but not in its response: texts, compiled patterns, and what the functions of :mod:`bgmiddleware.redact`
+    return. *on_end*: what is called with each job that has ended, by the process that wrote the end down: functions of
+    a ``Job``, and what ``hooks.webhook(…)`` returns. *page*: your own design of a job's page: a function of
     :class:`~bgmiddleware.PageParts` that returns HTML, or a ``string.Template``. *assets*: ``inline`` puts the page's
     script and style in the page, ``external`` at their own URLs. *capture_logging*: whether a job's log records go to
     its output if no handler writes them to the console. *capture_children*: whether subprocesses without streams of the
@@ -119,6 +122,7 @@ class BackgroundMiddleware:
         authorize: Authorize | None = None,
         health: str | None = None,
         metrics: str | None = None,
+        tracing: bool | TracerProvider = False,
         title: Callable[[dict[str, Any]], str] | None = None,
         redact: Iterable[str | re.Pattern[str] | Redaction] = (),
         on_end: OnEnd | Sequence[OnEnd] = (),
@@ -175,16 +179,17 @@ class BackgroundMiddleware:
             redaction=self.redaction,
             waiting=Waiting(self.registry),
             ends=self._ends,
+            tracing=_tracing_of(tracing, self.registry),
             secret=None if secret is None else secret.encode(),
         )
         self._authorize = authorize
         self._stays_in_foreground = foreground or foreground_is_asked_for()
-        self._health = Health(self._site)
-        self._metrics = None if metrics is None else _metrics_of(self.registry)
         self._look_for(when, {"dashboard": dashboard, "health": health, "metrics": metrics}, token_name)
 
     def _look_for(self, when: marks.Mark, paths: Mapping[str, str | None], token_name: str) -> None:
-        """Prepare the look at each request."""
+        """Prepare the look at each request, and what answers at our own paths."""
+        self._health = Health(self._site)
+        self._metrics = None if paths["metrics"] is None else _metrics_of(self.registry)
         # Our own paths are looked for among the marked ones, so that they cost the others nothing.
         exact = {name: marks.never if path is None else marks.exactly(path) for name, path in paths.items()}
         self._is_dashboard = marks.never if paths["dashboard"] is None else marks.with_keys(paths["dashboard"])
@@ -344,6 +349,14 @@ def _metrics_of(registry: Registry) -> Numbers:
     from .metrics import Metrics  # it needs an extra
 
     return Metrics(registry)
+
+
+def _tracing_of(tracing: bool | TracerProvider, registry: Registry) -> Tracing | None:
+    if tracing is False:
+        return None
+    from .tracing import Tracing  # it needs an extra
+
+    return Tracing(registry, None if tracing is True else tracing)
 
 
 def _unwrapped(app: WSGIApplication) -> WSGIApplication:

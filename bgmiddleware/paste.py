@@ -210,6 +210,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "authorize": (_authorize, "python:MODULE:NAME", "middleware"),
     "health": (str, "a path that begins with '/'", "middleware"),
     "metrics": (str, "a path that begins with '/'", "middleware"),
+    "tracing": (_boolean, "true or false", "middleware"),
     "title": (_title, "python:MODULE:NAME", "middleware"),
     "redact": (_redact, "common, environment:GLOB, python:MODULE:NAME, with spaces between", "middleware"),
     "on_end": (_on_end, "python:MODULE:NAME, with spaces between", "middleware"),

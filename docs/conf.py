@@ -86,7 +86,7 @@ class ContentsOfLists(SphinxTransform):
             reference["refuri"].removesuffix(".rst")
             for found in lists
             for item in found.children
-            for reference in list(item.findall(nodes.reference))[:1]
+            for reference in item.findall(nodes.reference)
         ]
         pages = [{"../README": "readme", "../CONTRIBUTING": "contributing"}.get(page, page) for page in pages]
         if pages:

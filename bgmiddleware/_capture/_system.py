@@ -303,11 +303,21 @@ def replace_streams() -> dict[str, tuple[Any, Any]]:
         if original is not None:
             found[name] = original, place.stand_in
     if _places["stdout"].attribute is not vars(type(sys)).get("stdout"):
-        # What pickles modules by their exact class (cloudpickle) asks any other class for this.
-        attributes = {name: place.attribute for name, place in _places.items()}
-        described = {**attributes, "__reduce__": lambda module: (importlib.import_module, (module.__name__,))}
-        sys.__class__ = type("module", (type(sys),), described)
+        sys.__class__ = _class_with({name: place.attribute for name, place in _places.items()})
     return found
+
+
+def _class_with(attributes: dict[str, property]) -> type:
+    """Return a class for the module ``sys`` that has *attributes*."""
+    described: dict[str, Any] = {
+        **attributes,
+        # What pickles modules by their exact class (cloudpickle) asks any other class for this.
+        "__reduce__": lambda module: (importlib.import_module, (module.__name__,)),
+        # Since Python 3.14 code that has read sys.stdout once goes on to read the module's dictionary, past the class,
+        # where attributes are found as modules find them. As other objects find them, it does not.
+        "__getattribute__": object.__getattribute__,
+    }
+    return type("module", (type(sys),), described)
 
 
 def are_in_place() -> bool:

@@ -68,10 +68,9 @@ class Run:
     after which it is asked to stop. *version*: which version of the app this process runs. *tees*: whether its output
     goes to standard output too. *tells_errors*: whether tracebacks are in its output. *redaction*: what is replaced
     in all that is stored or logged of it, but in its response. *answers*: whether readers answer its ``input()``.
-    *outlet*: given by a
-    process that does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too;
-    who made it can read there what this process wrote before it died. The CPU time is that of the process and its
-    children then.
+    *around*: what the job runs within, from its claim until its end is written down. *outlet*: given by a process that
+    does nothing else meanwhile. All output goes through it, and that of the file descriptors 1 and 2 too; who made it
+    can read there what this process wrote before it died. The CPU time is that of the process and its children then.
     """
 
     def __init__(
@@ -93,6 +92,7 @@ class Run:
         groups: Mapping[str, int] | None = None,
         deadline: float | None = None,
         version: str = "",
+        around: contextlib.AbstractContextManager[object] = _NOTHING,
         outlet: Outlet | None = None,
     ) -> None:
         self.key = key
@@ -112,6 +112,7 @@ class Run:
         self._answers = answers
         self._deadline = deadline
         self._version = version
+        self._around = around
         self._outlet = outlet
         self._cpu_clock = time.thread_time if outlet is None else _process_time
         self._runner = new_runner(self._pid)
@@ -251,7 +252,7 @@ class Run:
         install()
         has_descriptors = self._outlet is not None
         tees = open_tee(has_descriptors=has_descriptors) if self._tees else _NOTHING
-        with tees as tee:
+        with self._around, tees as tee:
             self._run_captured(tee)
 
     def _run_captured(self, tee: Callable[[bytes], None] | None) -> None:

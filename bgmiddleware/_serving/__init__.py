@@ -17,7 +17,7 @@ from .external import answer_asset
 from .fragment import answer_fragment
 from .health import Health
 from .lines import answer_lines
-from .links import sealed
+from .links import key_in, operators_link, sealed
 from .log import answer_log
 from .mine import answer_mine
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
@@ -60,8 +60,10 @@ __all__ = [
     "disconnection_of",
     "is_for_us",
     "kept_of",
+    "key_in",
     "means_result",
     "names_json",
+    "operators_link",
     "page_maker",
     "problem",
     "retry_after",
@@ -97,7 +99,7 @@ _REFUSED = {
     "output": "You are not allowed to read what jobs print.",
     "result": "You are not allowed to read the results of jobs.",
     "answer": "A job's question is for who started it.",
-    "rerun": "A job can be run again by who started it.",
+    "rerun": "You are not allowed to run jobs again.",
     "compare": "A job can be compared by who started it.",
     "share": "A job can be shared by who started it.",
     "mine": "The list of one's own jobs is for who started them.",

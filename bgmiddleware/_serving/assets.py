@@ -41,20 +41,26 @@ def stripped_style(text: str) -> str:
     It must not have strings with ``/*``, or with white space beside any of ``{};,:>``.
     """
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
-    return re.sub(r"\s*([{};,>])\s*|(:)\s+", r"\1\2", text).replace(";}", "}").strip() + "\n"
+    return re.sub(r"\s*([{};,>]|!important)\s*|(:)\s+", r"\1\2", text).replace(";}", "}").strip() + "\n"
 
 
 SCRIPTS = ("terminal.js", "page.js", "lines.js", "begin.js")
 """The files that the script of the page is made of."""
 
-_CONSTANTS = ("Math", "Object", "document", "performance")
+_CONSTANTS = ("Math", "Object", "addEventListener", "document", "location", "null", "performance", "setTimeout")
+# What is no property of anything that the browser or the server gives us, and no text names it.
+_PROPERTIES = (
+    "cells chunk chunks createGauge createScreen cut dirty div drawn dressed erase explode first head held hides look"
+    " most node number ondraw onprogress pack rewritten runs touched was weight"
+).split()
 
 
 @cache
 def script() -> str:
     """Return the script of the page, its terminal first."""
     colours = f"const COLOURS = '{_colours()}';"
-    return shortened("".join([colours, *map(static, SCRIPTS)]), *_CONSTANTS)
+    script = "".join([colours, *map(static, SCRIPTS)])
+    return shortened(script, *_CONSTANTS, properties=_PROPERTIES)
 
 
 @cache

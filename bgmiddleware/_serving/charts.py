@@ -1,16 +1,17 @@
 """What a registry counted, as charts that the server draws: to be looked at, and beside each its numbers as a table."""
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from string import Template
 from typing import Any
 
 from ..registries.base import BOUNDS, History, Level, Minute, Registry
+from . import assets
 from .markup import Markup, filled_in
 from .readable import readable
+from .recent import Recent
 
 __all__ = ["SPANS", "Charts", "history_document"]
 
@@ -23,7 +24,7 @@ _WIDTH, _HEIGHT = 600, 90
 _MOST_PATHS = 20
 
 _CHARTS = Template("""<section class="job-charts" aria-labelledby="charts">
-<h2 id="charts">The last $span</h2> <nav aria-label="Time">$spans</nav>
+<h2 id="charts">$w_last</h2> <nav aria-label="$w_time">$spans</nav>
 <div class="job-figures">
 $figures</div>
 $paths</section>
@@ -31,18 +32,18 @@ $paths</section>
 _FIGURE = Template("""<figure>
 <figcaption>$title $key</figcaption>
 <svg role="img" aria-label="$told" viewBox="0 0 $width $height" preserveAspectRatio="none">$shapes</svg>
-<details><summary>Numbers</summary><div class="job-table" role="region" aria-label="$title" tabindex="0"><table>
-<thead><tr><th>From</th>$heads</tr></thead>
+<details><summary>$w_numbers</summary><div class="job-table" role="region" aria-label="$title" tabindex="0"><table>
+<thead><tr><th>$w_from</th>$heads</tr></thead>
 <tbody>$rows</tbody>
 </table></div></details>
 </figure>
 """)
-_KEY = Template('<span class="job-key job-$name">■ $name</span>')
-_PATHS = Template("""<div class="job-table" role="region" aria-label="Paths" tabindex="0">
+_KEY = Template('<span class="job-key job-$name">■ $word</span>')
+_PATHS = Template("""<div class="job-table" role="region" aria-label="$w_paths" tabindex="0">
 <table>
-<caption>By path</caption>
-<thead><tr><th>Path</th><th>Started</th><th>Failed</th><th>Run time: median</th><th>95 %</th><th>Longest</th>
-<th>Waited: median</th><th>95 %</th></tr></thead>
+<caption>$w_by_path</caption>
+<thead><tr><th>$w_path</th><th>$w_started</th><th>$w_failed</th><th>$w_run_time</th><th>$w_most</th><th>$w_longest</th>
+<th>$w_waited</th><th>$w_most</th></tr></thead>
 <tbody>
 $rows</tbody>
 </table>
@@ -62,21 +63,16 @@ class Charts:
     """The charts of one registry. They are drawn anew only every few seconds, however many look. Any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()  # guards the next
-        self._drawn: dict[str, tuple[float, Markup]] = {}
+        self._drawn = Recent[Markup](clock)
 
-    def of(self, registry: Registry, span: str, link: Callable[[str], str]) -> Markup:
-        """Return the charts of a *span*, one of ``SPANS``; *link* gives a reference to the jobs of a path."""
-        now = self._clock()
-        with self._lock:
-            drawn_at, drawn = self._drawn.get(span, (-_FRESH[span], Markup()))
-        if now - drawn_at < _FRESH[span]:
-            return drawn
-        drawn = _charts(registry, span, link)
-        with self._lock:
-            self._drawn[span] = now, drawn
-        return drawn
+    def of(self, registry: Registry, span: str, language: str, link: Callable[[str], str]) -> Markup:
+        """Return the charts of a *span*, one of ``SPANS``, in a *language*; *link* gives a reference to the jobs of a
+        path."""
+
+        def draw() -> Markup:
+            return _charts(registry, span, assets.words(language), link)
+
+        return self._drawn.of((span, language), _FRESH[span], draw)
 
 
 def history_document(history: History) -> dict[str, Any]:
@@ -88,19 +84,21 @@ def history_document(history: History) -> dict[str, Any]:
     }
 
 
-def _charts(registry: Registry, span: str, link: Callable[[str], str]) -> Markup:
+def _charts(registry: Registry, span: str, words: Mapping[str, Any], link: Callable[[str], str]) -> Markup:
     back, step = SPANS[span]
     now = registry.clock()
     history = registry.history(now - back + 60.0)
     first = (now - back) // step * step + step
     at = [first + step * number for number in range(round(back / step))]
-    links = (f'<a href="?span={name}"{_current(name, span)}>{name}</a>' for name in SPANS)
-    figures = [_ends(history.minutes, at, step), _levels(history.levels, at, step)]
+    said = words["charts"]
+    links = (f'<a href="?span={name}"{_current(name, span)}>{said[name]}</a>' for name in SPANS)
+    figures = [_ends(history.minutes, at, step, words), _levels(history.levels, at, step, said)]
     values = {
-        "span": span,
+        "w_last": said[f"last_{span}"],
+        "w_time": said["time"],
         "spans": Markup(" ".join(links)),
         "figures": Markup("".join(figures)),
-        "paths": _paths(history, link),
+        "paths": _paths(history, said, link),
     }
     return filled_in(_CHARTS, values)
 
@@ -109,7 +107,7 @@ def _current(name: str, span: str) -> str:
     return ' aria-current="true"' if name == span else ""
 
 
-def _ends(minutes: Iterable[Minute], at: Sequence[float], step: float) -> Markup:
+def _ends(minutes: Iterable[Minute], at: Sequence[float], step: float, words: Mapping[str, Any]) -> Markup:
     """Draw how many jobs ended, by state: a stack for each time."""
     sums = [[0] * len(_ENDS) for _ in at]
     for minute in minutes:
@@ -128,11 +126,13 @@ def _ends(minutes: Iterable[Minute], at: Sequence[float], step: float) -> Markup
                 box = f'x="{number * width:.1f}" y="{y:.1f}" width="{width - 1:.1f}" height="{height:.1f}"'
                 shapes.append(f'<rect class="job-{name}" {box}/>')
     totals = [sum(column) for column in zip(*sums, strict=True)]
-    told = ", ".join(f"{total} {name}" for name, total in zip(_ENDS, totals, strict=True))
-    return _figure("Jobs that ended", _ENDS, told + f"; at most {top} at a time", shapes, at, sums)
+    names = {name: words["states"][name] for name in _ENDS}
+    told = ", ".join(f"{total} {word}" for word, total in zip(names.values(), totals, strict=True))
+    said = words["charts"]
+    return _figure("ended", names, f"{told}; {said['at_most'].format(count=top)}", shapes, said, at, sums)
 
 
-def _levels(levels: Iterable[Level], at: Sequence[float], step: float) -> Markup:
+def _levels(levels: Iterable[Level], at: Sequence[float], step: float, said: Mapping[str, str]) -> Markup:
     """Draw how many jobs waited and ran: a line each. Where nobody looked it is as it was before."""
     found = {int((level.at - at[0]) // step): [level.waiting, level.running] for level in levels}
     rows, last = [], [0, 0]
@@ -145,15 +145,17 @@ def _levels(levels: Iterable[Level], at: Sequence[float], step: float) -> Markup
         heights = [_HEIGHT - (_HEIGHT - 2) * row[place] / top for row in rows]
         steps = " ".join(f"L{n * width:.1f} {y:.1f}H{(n + 1) * width:.1f}" for n, y in enumerate(heights))
         shapes.append(f'<path class="job-{name}" d="M{steps[1:]}"/>')
-    told = f"now {rows[-1][0]} waiting, {rows[-1][1]} running; at most {top} at a time"
-    return _figure("Waiting and running", ("waiting", "running"), told, shapes, at, rows)
+    told = f"{said['now'].format(waiting=rows[-1][0], running=rows[-1][1])}; {said['at_most'].format(count=top)}"
+    names = {name: said[name] for name in ("waiting", "running")}
+    return _figure("levels", names, told, shapes, said, at, rows)
 
 
 def _figure(
-    title: str,
-    names: Sequence[str],
+    name: str,
+    names: Mapping[str, str],
     told: str,
     shapes: Iterable[str],
+    said: Mapping[str, str],
     at: Sequence[float],
     rows: Sequence[Sequence[int]],
 ) -> Markup:
@@ -162,12 +164,15 @@ def _figure(
         if any(row):
             cells = "".join(f"<td>{number}</td>" for number in row)
             lines.append(f"<tr><td>{datetime.fromtimestamp(begin, UTC):%H:%M} UTC</td>{cells}</tr>")
+    title = said[name]
     values = {
+        "w_numbers": said["numbers"],
+        "w_from": said["from"],
         "title": title,
         "told": f"{title}: {told}",
-        "key": Markup(" ".join(filled_in(_KEY, {"name": name}) for name in names)),
+        "key": Markup(" ".join(filled_in(_KEY, {"name": key, "word": word}) for key, word in names.items())),
         "shapes": Markup("".join(shapes)),
-        "heads": Markup("".join(f"<th>{name}</th>" for name in names)),
+        "heads": Markup("".join(f"<th>{word}</th>" for word in names.values())),
         "rows": Markup("".join(lines)),
         "width": str(_WIDTH),
         "height": str(_HEIGHT),
@@ -175,13 +180,14 @@ def _figure(
     return filled_in(_FIGURE, values)
 
 
-def _paths(history: History, link: Callable[[str], str]) -> Markup:
+def _paths(history: History, said: Mapping[str, str], link: Callable[[str], str]) -> Markup:
     busiest_first = sorted(history.by_path().values(), key=lambda each: -each.run_time.total)
     sums = busiest_first[:_MOST_PATHS]
     if not sums:
         return Markup()
     longest = max(each.run_time.longest for each in sums) or 1.0
-    return filled_in(_PATHS, {"rows": Markup("".join(_path(each, longest, link) for each in sums))})
+    words = {f"w_{name}": word for name, word in said.items()}
+    return filled_in(_PATHS, {**words, "rows": Markup("".join(_path(each, longest, link) for each in sums))})
 
 
 def _path(each: Minute, longest: float, link: Callable[[str], str]) -> Markup:

@@ -2,8 +2,6 @@
 
 import logging
 from collections.abc import Collection, Mapping
-from functools import cache
-from string import Template
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -12,14 +10,12 @@ from ..errors import ConfigurationError, RegistryError
 from . import assets
 from .batch import answer_batch
 from .charts import SPANS, history_document
-from .listing import ROWS, Filters, Found, look_for
-from .markup import Markup, filled_in
+from .listing import Filters, Found, look_for
 from .negotiate import View, choose
-from .plain import plain_page
-from .problems import UNSTORED, Answer, Headers, as_json, bad_query, problem, retry_after
-from .rows import Rows
-from .shorten import shortened
-from .visit import BadParameter, Site
+from .news import answer_news
+from .overview import PAGE_HEADERS, Look, answer_overview, drawn_lately, page_of
+from .problems import UNSTORED, Answer, Headers, as_json, bad_query, problem, retry_after, whole
+from .visit import BadParameter, Site, Visit
 
 __all__ = ["answer_dashboard"]
 
@@ -28,13 +24,7 @@ _log = logging.getLogger("bgmiddleware")
 _METHODS = ("Allow", "GET, HEAD, POST")
 
 _HEADERS: Headers = (("Vary", "Accept"), *UNSTORED)
-_LIST = Template("""<h1>Jobs</h1>
-$filters<div id="live" data-every="$every">
-<p role="status">$summary</p>
-$failures$charts$table<nav>$links</nav>
-</div>
-""")
-_OLDER = Template('<a href="$link">$word</a>\n')
+_LEAST = 4.0  # seconds more than the fastest poll, since a list costs more than a job
 
 
 def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> Answer:
@@ -48,20 +38,7 @@ def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[
     if refused is not None:
         return refused
     try:
-        filters, after = Filters.of_query(environ.get("QUERY_STRING") or "")
-        if environ["REQUEST_METHOD"] == "POST":
-            return answer_batch(site, environ, rights, filters, _page)
-        given = dict(parse_qsl(environ.get("QUERY_STRING") or ""))
-        span = given.get("span", "hour")
-        if span not in SPANS:
-            raise BadParameter(f"span must be one of {', '.join(SPANS)}")
-        if given.get("_view") == "history":
-            return _history(site, span)
-        found = look_for(site.registry, filters, after)
-        if choose(environ.get("HTTP_ACCEPT")) is not View.PAGE:
-            return _as_json(site, filters, found)
-        charts = _charts_of(site, span) if after is None and filters == Filters() else Markup()
-        return _as_page(site, environ, rights, filters, found, charts, is_first=after is None)
+        return _answer(environ, _look_of(site, environ, rights))
     except (BadParameter, ValueError) as error:
         return problem(environ, 400, "bad-parameter", f"{error}.")
     except (RegistryError, ConfigurationError) as error:  # the latter where a process finds no disk at its first use
@@ -69,11 +46,51 @@ def answer_dashboard(site: Site, environ: Mapping[str, Any], rights: Collection[
         return problem(environ, 503, "registry-error", "The list of jobs cannot be read now.", retry_after(5.0))
 
 
-def _as_json(site: Site, filters: Filters, found: Found) -> Answer:
-    now = site.registry.clock()
+def _look_of(site: Site, environ: Mapping[str, Any], rights: Collection[str]) -> Look:
+    query = environ.get("QUERY_STRING") or ""
+    filters, after = Filters.of_query(query)
+    span = dict(parse_qsl(query)).get("span", "hour")
+    if span not in SPANS:
+        raise BadParameter(f"span must be one of {', '.join(SPANS)}")
+    language = assets.language_of(environ.get("HTTP_ACCEPT_LANGUAGE"))
+    return Look(site, frozenset(rights), filters, after, span, language)
+
+
+def _answer(environ: Mapping[str, Any], look: Look) -> Answer:
+    site = look.site
+    if environ["REQUEST_METHOD"] == "POST":
+        return answer_batch(site, environ, look.rights, look.filters, lambda content: page_of(look, content), look.said)
+    visit = site.operator_visit(environ, "", look.rights)
+    named = visit.parameters.get("_view")
+    if named == "history":
+        return _history(site, look.span)
+    view = choose(environ.get("HTTP_ACCEPT"))
+    if View.EVENTS in (named, view):
+        return answer_news(look, visit)
+    if named == "live":
+        return _part(look, _pace(visit))
+    if view is not View.PAGE:
+        return _as_json(look, look_for(site.registry, look.filters, look.after))
+    return answer_overview(look, _pace(visit))
+
+
+def _pace(visit: Visit) -> float:
+    """Return in how many seconds one who leaves the list open should ask again."""
+    place = "list", visit.environ.get("REMOTE_ADDR")
+    return visit.site.viewers.pace(visit.seconds("_every"), place) + _LEAST
+
+
+def _part(look: Look, every: float) -> Answer:
+    told = (("Content-Security-Policy", "default-src 'none'"), ("Job-Poll", f"{every:.3g}"), retry_after(every))
+    return whole("text/html; charset=utf-8", drawn_lately(look).html, (*told, *PAGE_HEADERS))
+
+
+def _as_json(look: Look, found: Found) -> Answer:
+    now = look.site.registry.clock()
     document = {
         "jobs": [_row(job, now) for job in found.jobs],
-        "next": None if found.next is None else filters.query(before=str(found.next)),
+        "next": None if found.next is None else look.filters.query(before=str(found.next)),
+        **({"sorted": found.looked} if look.filters.sort else {}),
     }
     return as_json(document, _HEADERS)
 
@@ -100,53 +117,3 @@ def _row(job: Job, now: float) -> dict[str, Any]:
 def _history(site: Site, span: str) -> Answer:
     since = site.registry.clock() - SPANS[span][0] + 60.0
     return as_json(history_document(site.registry.history(since)), _HEADERS)
-
-
-def _charts_of(site: Site, span: str) -> Markup:
-    return site.charts.of(site.registry, span, lambda path: Filters(path=path).query())
-
-
-def _as_page(
-    site: Site,
-    environ: Mapping[str, Any],
-    rights: Collection[str],
-    filters: Filters,
-    found: Found,
-    charts: Markup,
-    *,
-    is_first: bool,
-) -> Answer:
-    rows = Rows(site, rights, filters)
-    summary = f"{len(found.jobs)} jobs" if len(found.jobs) != 1 else "1 job"
-    if not found.whole:
-        summary += f" among {found.looked} that were looked at. Look on for older ones."
-    values = {
-        "filters": rows.filters(),
-        "summary": summary,
-        "failures": rows.failures(found.jobs) if is_first and filters == Filters() else Markup(),
-        "charts": charts,
-        "table": rows.table(found.jobs),
-        "links": _links(filters, found, is_first=is_first),
-        "every": f"{site.viewers.pace(None, ('list', environ.get('REMOTE_ADDR'))) + _LEAST:.3g}",
-    }
-    return _page(filled_in(_LIST, values), script=is_first)
-
-
-@cache
-def _script() -> str:
-    return shortened(assets.static("dashboard.js"))
-
-
-_LEAST = 4.0  # seconds more than the fastest poll, since a list costs more than a job
-
-
-def _page(content: Markup, *, script: bool = False) -> Answer:
-    return plain_page("Jobs", content, _HEADERS, script=_script() if script else "")
-
-
-def _links(filters: Filters, found: Found, *, is_first: bool) -> Markup:
-    links = [] if is_first else [filled_in(_OLDER, {"link": filters.query(), "word": "Newest"})]
-    if found.next is not None:
-        word = f"Next {ROWS}" if found.whole else "Look on"
-        links.append(filled_in(_OLDER, {"link": filters.query(before=str(found.next)), "word": word}))
-    return Markup("".join(links))

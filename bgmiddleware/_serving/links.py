@@ -7,7 +7,7 @@ import uuid
 from .._jobs import key_of
 from .shared_links import OWN
 
-__all__ = ["sealed", "unsealed"]
+__all__ = ["key_in", "operators_link", "sealed", "unsealed"]
 
 
 def sealed(token: str, under: str) -> str:
@@ -33,6 +33,16 @@ def unsealed(text: str, under: str) -> str | None:
     except ValueError:
         return None
     return token if hmac.compare_digest(key_of(token), key) else None
+
+
+def operators_link(key: str) -> str:
+    """Return a link that leads operators to the job of a *key*, and nobody else: there is no token in it."""
+    return f"{key}:"
+
+
+def key_in(link: str) -> str:
+    """Return the key of the job that a link is to, which every link has; empty where there is no link."""
+    return link.partition(":")[0]
 
 
 def _mask(under: str, key: str) -> int:

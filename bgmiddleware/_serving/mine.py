@@ -54,8 +54,7 @@ def answer_mine(visit: Visit, job: Job) -> Answer:
     running = sum(not each.state.ended for each in jobs)
     title = f"({running}) {said['mine']['mine']}" if running else said["mine"]["mine"]
     content = _list_of(visit, jobs, said) if visit.owners else _of_browser(said)
-    script = _script("dashboard.js" if visit.owners else "mine.js")
-    return plain_page(title, content, _headers(job), language=language, script=script)
+    return plain_page(title, content, _headers(job), language=language, script=_script())
 
 
 def _headers(job: Job) -> Headers:
@@ -125,5 +124,5 @@ def _of_browser(said: dict[str, Any]) -> Markup:
 
 
 @cache
-def _script(name: str) -> str:
-    return shortened(assets.static(name))
+def _script() -> str:
+    return shortened(assets.static("mine.js"))

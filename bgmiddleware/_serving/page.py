@@ -11,6 +11,7 @@ from .._jobs import Job, JobState
 from . import assets
 from .comparing import may_compare
 from .external import asset_link
+from .folded import folded
 from .icons import ICON, LOOKS, icon, look_of
 from .kept import keep_form
 from .markup import Markup, filled_in
@@ -40,7 +41,8 @@ def answer_page(visit: Visit, job: Job) -> Answer:
     status = status_document(visit, job)
     output = readable(piece.data.decode("utf-8", "replace"))
     values = _values(visit, job, language, status)
-    values["output"] = output
+    values["text"], has_errors = folded(visit, job, piece, output)
+    values["no_errors"] = _hidden(not has_errors)
     values["earlier"] = assets.words(language)["page"]["earlier"].format(bytes=f"{piece.offset:,}")
     values["no_earlier"] = _hidden(not piece.offset)
     parts = PageParts(
@@ -184,18 +186,30 @@ def _icon(visit: Visit, state: str = "STATE") -> str:
     return f"data:image/svg+xml,{ICON if state == 'STATE' else icon(ICON, state)}"
 
 
+_UNUSED = {"token", "key", "links", "priority", "rerun_as", "rerun_of", "steps_unlisted", "stopping"}
+"""What the script of the page does not read."""
+
+
 def _data(visit: Visit, said: Mapping[str, Any], status: Mapping[str, Any]) -> Markup:
     data = {
         # Its links are all made of one.
-        "job": {name: value for name, value in status.items() if name not in ("token", "key", "links")},
+        "job": {name: value for name, value in status.items() if name not in _UNUSED},
         "operator": visit.is_operators,
         "self": status["links"]["self"],
+    }
+    ours = {
         "words": said["script"],
         "looks": {state: (*look, said["states"][state]) for state, look in LOOKS.items()},
         "icon": _icon(visit),
     }
+    # What others choose is in ASCII, so that nothing in it turns the direction of the text around it.
+    text = f"{_json(data)[:-1]},{_json(ours, ensure_ascii=False)[1:]}"
     # Nothing in there can end the element that it is in, nor begin a comment.
-    return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _json(value: Mapping[str, Any], *, ensure_ascii: bool = True) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, separators=(",", ":"))
 
 
 _STYLE = Template('<link rel="stylesheet" href="$link">')

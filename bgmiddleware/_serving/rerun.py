@@ -5,7 +5,7 @@ from string import Template
 from typing import Any
 
 from .._jobs import Job
-from .links import unsealed
+from .links import key_in, unsealed
 from .markup import Markup, filled_in
 from .problems import Answer
 from .shared_links import OWN
@@ -24,7 +24,10 @@ def answer_rerun(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
 
 
 def link_to(visit: Visit, link: str) -> str | None:
-    """Return a relative reference to the job of a sealed *link*; None where this client's token does not open it."""
+    """Return a relative reference to the job of a sealed *link*: for an operator by its key. None where there is none,
+    and where this client's token does not open it."""
+    if visit.is_operators:
+        return key_in(link) or None if visit.share is None else None
     token = unsealed(link, visit.token)
     key, _, hidden = link.partition(":")
     if key and visit.owners and (visit.token.startswith(OWN) or not hidden):

@@ -1,6 +1,6 @@
 """The list of all jobs as HTML: filters that are links, what failed of late, and a row for each job."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from string import Template
 
@@ -12,37 +12,41 @@ from .icons import LOOKS, look_of
 from .listing import Filters
 from .markup import Markup, filled_in
 from .readable import readable
+from .timed import span
 from .visit import Site
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "counted"]
 
 _TAIL_BYTES = 8192
 _FAILURES = 5
-_SPANS = {"": "any time", "900": "15 minutes", "3600": "an hour", "86400": "a day"}
+_COLUMNS = (
+    *(("state", "state"), ("title", "job"), ("path", "path"), ("owner", "owner"), ("version", "version")),
+    *(("created", "created"), ("duration", "duration"), ("output", "output")),
+)
+"""What each column is sorted by, and the word for it."""
 
-_FILTERS = Template("""<nav aria-label="States">$states</nav>
+_FILTERS = Template("""<nav aria-label="$w_states">$states</nav>
 <form method="get" class="job-filters">
-$state<label>Path <input name="path" value="$path"></label>
-<label>Owner <input name="owner" value="$owner"></label>
-<label>Version <input name="version" value="$version"></label>
-<label>Text <input type="search" name="text" value="$text"></label>
-<label>Within <select name="since">$spans</select></label>
-<button>Filter</button> <a href="?">All jobs</a>
+$hidden<label>$w_path <input name="path" value="$path"></label>
+<label>$w_owner <input name="owner" value="$owner"></label>
+<label>$w_version <input name="version" value="$version"></label>
+<label>$w_text <input type="search" name="text" value="$text"></label>
+<label>$w_within <select name="since">$spans</select></label>
+<button>$w_filter</button> <a href="?">$w_all</a>
 </form>
 """)
 _STATE = Template('<a href="$link"$current>$word</a>\n')
 _SPAN = Template('<option value="$value"$selected>$word</option>')
-_HIDDEN = Template('<input type="hidden" name="state" value="$state">\n')
+_HIDDEN = Template('<input type="hidden" name="$name" value="$value">\n')
 _FAILURES_BOX = Template(
-    '<section class="job-failures" aria-labelledby="failures"><h2 id="failures">Failed lately</h2>\n<ul>\n$items</ul>\n'
-    '<a href="$link">All that failed</a></section>\n'
+    '<section class="job-failures" aria-labelledby="failures"><h2 id="failures">$w_failed_lately</h2>\n<ul>\n'
+    '$items</ul>\n<a href="$link">$w_all_failed</a></section>\n'
 )
-_FAILURE = Template('<li>$badge $title <time datetime="$created">$ago ago</time> $reason</li>\n')
+_FAILURE = Template('<li>$badge $title <time datetime="$created">$ago</time> $reason</li>\n')
 _TABLE = Template("""<form method="post" action="$here">
-<div class="job-table" role="region" aria-label="Jobs" tabindex="0">
+<div class="job-table" role="region" aria-label="$w_title" tabindex="0">
 <table>
-<thead><tr>$head<th>State</th><th>Job</th><th>Path</th><th>Owner</th><th>Version</th><th>Created</th><th>Duration</th>\
-<th>Output</th></tr></thead>
+<thead><tr>$head</tr></thead>
 <tbody>
 $rows</tbody>
 </table>
@@ -52,45 +56,51 @@ $actions</form>
 _BADGE = Template('<span class="job-badge" data-job="$state">$symbol $word</span>')
 _ROW = Template(
     "<tr>$box<td>$badge</td><td>$title$reason</td><td>$path</td><td>$owner</td><td>$version</td>"
-    '<td><time datetime="$created">$ago ago</time></td><td>$elapsed</td><td>$output</td></tr>\n'
+    '<td><time datetime="$created">$ago</time></td><td>$elapsed</td><td>$output</td></tr>\n'
 )
-_BOX = Template('<td><input type="checkbox" name="key" value="$key" aria-label="Select $title"></td>')
+_BOX = Template('<td><input type="checkbox" name="key" value="$key" aria-label="$select"></td>')
+_HEAD = Template('<th$sorted><a href="$link">$word</a>$arrow</th>')
 _LINKED = Template('<a href="$link">$title</a>')
 _REASON = Template('<br><small class="job-reason">$reason</small>')
-_NO_ROWS = '<tr><td colspan="9">There are no jobs.</td></tr>\n'
-_ACTION = Template('<button name="_action" value="$action">$word</button>\n')
-_ALL = '<label><input type="checkbox" name="_all" value="yes"> All that match, not only the selected</label>\n'
+_NO_ROWS = Template('<tr><td colspan="9">$none</td></tr>\n')
+_ACTION = Template('<button name="_action" value="$action">$word …</button>\n')
+_ACTIONS = Template(
+    '<p class="job-actions"><label><input type="checkbox" name="_all" value="yes"> $word</label>\n$buttons</p>\n'
+)
 
 
 class Rows:
-    """What an operator with these *rights* sees, who asks with these *filters*."""
+    """What an operator with these *rights* sees in a *language*, who asks with these *filters*."""
 
-    def __init__(self, site: Site, rights: Collection[str], filters: Filters) -> None:
+    def __init__(self, site: Site, rights: Collection[str], filters: Filters, language: str) -> None:
         self._site = site
         self._rights = rights
         self._filters = filters
         self._now = site.registry.clock()
+        said = assets.words(language)
+        self._states: Mapping[str, str] = said["states"]
+        self._said: Mapping[str, str] = said["list"]
+        self._spans: Mapping[str, str] = said["list"]["spans"]
+        self._words = {f"w_{name}": word for name, word in said["list"].items() if isinstance(word, str)}
 
     def filters(self) -> Markup:
         """Return the links and the form by which jobs are filtered."""
-        filters, said = self._filters, assets.words("en")["states"]
-        states = [("", "all"), *((state.value, said[state]) for state in JobState)]
+        filters = self._filters
+        states = [("", self._said["any_state"]), *((state.value, self._states[state]) for state in JobState)]
         links = [
             filled_in(_STATE, {"link": filters.query(state=state), "word": word, "current": _current(filters, state)})
             for state, word in states
         ]
-        spans = {str(filters.since or ""): f"{_span(filters.since)}", **_SPANS}
+        spans = {str(filters.since or ""): f"{span(filters.since)}", **self._spans}
         options = [
             filled_in(_SPAN, {"value": value, "word": word, "selected": _selected(filters, value)})
             for value, word in spans.items()
         ]
-        values = {
-            "states": Markup("".join(links)),
-            "state": filled_in(_HIDDEN, {"state": filters.state}) if filters.state else Markup(),
-            "spans": Markup("".join(options)),
-        }
+        hidden = {name: getattr(filters, name) for name in ("state", "sort")}
+        kept = [filled_in(_HIDDEN, {"name": name, "value": value}) for name, value in hidden.items() if value]
+        values = {"states": Markup("".join(links)), "hidden": Markup("".join(kept)), "spans": Markup("".join(options))}
         texts = {name: readable(getattr(filters, name)) for name in ("path", "owner", "version", "text")}
-        return filled_in(_FILTERS, values | texts)
+        return filled_in(_FILTERS, self._words | values | texts)
 
     def failures(self, newest: Iterable[Job]) -> Markup:
         """Return what failed or was lost among the newest jobs, with the reason."""
@@ -98,31 +108,49 @@ class Rows:
         if not failed:
             return Markup()
         items = Markup("".join(filled_in(_FAILURE, self._values(job)) for job in failed))
-        return filled_in(_FAILURES_BOX, {"items": items, "link": Filters(state="failed").query()})
+        return filled_in(_FAILURES_BOX, {**self._words, "items": items, "link": Filters(state="failed").query()})
 
-    def table(self, jobs: Iterable[Job]) -> Markup:
+    def table(self, jobs: Sequence[Job]) -> Markup:
         """Return a table of jobs, and what can be done with them."""
         rows = "".join(filled_in(_ROW, self._values(job)) for job in jobs)
-        allowed = [action for action in ("cancel", "discard") if action in self._rights]
-        words = {"cancel": "Cancel …", "discard": "Discard …"}
-        buttons = "".join(filled_in(_ACTION, {"action": action, "word": words[action]}) for action in allowed)
+        acts = [action for action in ("cancel", "discard", "rerun") if action in self._rights]
+        if not any(job.keeps_request for job in jobs):
+            acts = [action for action in acts if action != "rerun"]
+        buttons = "".join(filled_in(_ACTION, {"action": action, "word": self._said[action]}) for action in acts)
+        actions = filled_in(_ACTIONS, {"word": self._said["all_match"], "buttons": Markup(buttons)})
+        select = f"<th>{self._said['select']}</th>" if self._selects else ""
         values = {
             "here": self._filters.query(),
-            "head": Markup("<th>Select</th>" if allowed else ""),
-            "rows": Markup(rows or _NO_ROWS),
-            "actions": Markup(f'<p class="job-actions">{_ALL}{buttons}</p>\n' if allowed and rows else ""),
+            "head": Markup(select + "".join(self._head(name, self._said[word]) for name, word in _COLUMNS)),
+            "rows": Markup(rows) or filled_in(_NO_ROWS, {"none": self._said["none"]}),
+            "actions": actions if acts and rows else Markup(),
         }
-        return filled_in(_TABLE, values)
+        return filled_in(_TABLE, self._words | values)
+
+    @property
+    def _selects(self) -> bool:
+        return not {"cancel", "discard", "rerun"}.isdisjoint(self._rights)
+
+    def _head(self, name: str, word: str) -> Markup:
+        """Return the head of a column: a link that sorts by it, the other way round where that is so already."""
+        order, link = self._filters.order_by(name)
+        looks = {
+            "": ("", ""),
+            "ascending": (' aria-sort="ascending"', " ↑"),
+            "descending": (' aria-sort="descending"', " ↓"),
+        }
+        sorted_, arrow = looks[order]
+        return filled_in(_HEAD, {"sorted": Markup(sorted_), "link": link, "word": word, "arrow": arrow})
 
     def _values(self, job: Job) -> dict[str, str]:
         look, title = look_of(job), readable(job.title)
-        word = assets.words("en")["states"][look]
-        badge = {"state": look, "symbol": LOOKS[look][0], "word": f"{word}, kept" if job.kept else word}
-        acts = "cancel" in self._rights or "discard" in self._rights
+        word = f"{self._states[look]}, {self._said['kept']}" if job.kept else self._states[look]
+        badge = {"state": look, "symbol": LOOKS[look][0], "word": word}
         opens = "output" in self._rights
         linked = filled_in(_LINKED, {"link": self._site.path_to(job.key), "title": title}) if opens else title
+        select = {"key": job.key, "select": self._said["select_one"].format(title=title)}
         return {
-            "box": filled_in(_BOX, {"key": job.key, "title": title}) if acts else Markup(),
+            "box": filled_in(_BOX, select) if self._selects else Markup(),
             "badge": filled_in(_BADGE, badge),
             "title": linked,
             "reason": self._reason(job),
@@ -130,8 +158,8 @@ class Rows:
             "owner": self._filter("owner", job.owner or ""),
             "version": self._filter("version", job.version),
             "created": datetime.fromtimestamp(job.created_at, UTC).isoformat(timespec="seconds"),
-            "ago": _span(self._now - job.created_at),
-            "elapsed": "–" if job.started_at is None else _span(job.elapsed(self._now), digits=1),
+            "ago": self._said["ago"].format(time=span(self._now - job.created_at)),
+            "elapsed": "–" if job.started_at is None else span(job.elapsed(self._now), digits=1),
             "output": _size(job.output_end),
         }
 
@@ -159,24 +187,17 @@ class Rows:
         return raised_in(page.piece.data.decode("utf-8", "replace"))
 
 
+def counted(count: int, said: Mapping[str, str]) -> str:
+    """Return how many jobs, in words."""
+    return said["one"] if count == 1 else said["count"].format(count=count)
+
+
 def _current(filters: Filters, state: str) -> Markup:
     return Markup(' aria-current="page"' if filters.state == state else "")
 
 
 def _selected(filters: Filters, value: str) -> Markup:
     return Markup(" selected" if str(filters.since or "") == value else "")
-
-
-def _span(seconds: float, digits: int = 0) -> str:
-    """Return a duration in its two largest units; what is shorter than ten seconds with so many *digits*."""
-    if seconds < 10:
-        return f"{max(0.0, seconds):.{digits}f} s"
-    whole = int(seconds)
-    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit}{f' {rest} {smaller}' if rest else ''}"
-    return f"{whole} s"
 
 
 def _size(count: float) -> str:

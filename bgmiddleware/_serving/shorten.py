@@ -6,7 +6,7 @@ name of a global one that the script uses, comments are lines of ``//``, and the
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -44,19 +44,24 @@ class _Token:
     """Whether it is itself at such a level."""
 
 
-def shortened(script: str, *constants: str) -> str:
+def shortened(script: str, *constants: str, properties: Collection[str] = ()) -> str:
     """Return *script* without what is only for us: with a short name for each variable, function, class and parameter
-    that it declares, and for the global *constants*; with ``let`` for all, once for those that follow each other."""
+    that it declares, for the global *constants*, and for those *properties* that are only its own; with ``let`` for
+    all, once for those that follow each other."""
     said = list(_tokens(script))
     _pair(said)
     _divide(said)
     declared = [*_declared(said), *((name, True) for name in constants)]
     names = _names(said, declared)
+    ours = _names_of_properties(said, properties)
     for number, token in enumerate(said):
-        if token.kind == "word" and token.text in names and not _is_property(said, number):
-            short = names[token.text]
-            token.text = f"{token.text}:{short}" if _is_shorthand(said, number) else short
-        elif token.kind == "word" and not (_is_property(said, number) or said[number - 1].text in (".", "?.")):
+        if token.kind == "word" and _is_property(said, number):
+            token.text = ours.get(token.text, token.text)
+        elif token.kind == "word" and _is_shorthand(said, number) and token.text in {*names, *ours}:
+            token.text = f"{ours.get(token.text, token.text)}:{names.get(token.text, token.text)}"
+        elif token.kind == "word" and token.text in names:
+            token.text = names[token.text]
+        elif token.kind == "word" and said[number - 1].text not in (".", "?."):
             token.text = _WORDS.get(token.text, token.text)
         elif token.text in ("===", "!==") and re.match("['\"][a-z]", said[number + 1].text):
             token.text = token.text[:2]  # nothing else is equal to a word
@@ -264,3 +269,14 @@ def _names(said: list[_Token], declared: list[tuple[str, bool]]) -> dict[str, st
         taken[short] |= regions[name]
         names[name] = short
     return names
+
+
+def _names_of_properties(said: list[_Token], properties: Collection[str]) -> dict[str, str]:
+    """Return a short name, which no property has yet, for each of those that are used."""
+    uses = Counter(
+        token.text
+        for number, token in enumerate(said)
+        if token.kind == "word" and (_is_property(said, number) or _is_shorthand(said, number))
+    )
+    free = (name for name in _LETTERS if name not in uses)
+    return dict(zip(sorted(filter(uses.get, properties), key=lambda name: (-uses[name], name)), free, strict=False))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from .._jobs import Job, Step
 from ..registries.base import END, Piece, Registry
 
-__all__ = ["Came", "Streams", "step_at"]
+__all__ = ["Came", "Streams", "span", "step_at"]
 
 _MOST_RANGES = 500  # which a job tells at most: what came behind so many is not known
 
@@ -71,3 +71,15 @@ class Streams:
             return None
         number = bisect_right(self._ranges, offset, key=lambda each: each[0]) - 1
         return "stderr" if number >= 0 and offset < self._ranges[number][1] else "stdout"
+
+
+def span(seconds: float, digits: int = 0) -> str:
+    """Return a duration in its two largest units; what is shorter than ten seconds with so many *digits*."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.{digits}f} s"
+    whole = int(seconds)
+    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}{f' {rest} {smaller}' if rest else ''}"
+    return f"{whole} s"

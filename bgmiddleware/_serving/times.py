@@ -1,4 +1,4 @@
-"""When a job's output came, and how many lines are before it: for the page to number and time its lines."""
+"""When a job's output came and on which stream, and how many lines are before it: for the lines of the page."""
 
 import json
 
@@ -19,6 +19,7 @@ def answer_times(visit: Visit, job: Job) -> Answer:
         "offset": offset,
         "line": _line_at(visit, job, offset),
         "times": [(end, at / 1000) for end, at in visit.registry.times(visit.key, offset)],
+        "stderr": job.error_ranges,
     }
     answer = whole("application/json", f"{json.dumps(document, separators=(',', ':'))}\n", about(job))  # it may be long
     return answer if job.state.ended else visit.polled(answer)

@@ -26,15 +26,17 @@ class Viewers:
         self._next_turn = clock()
         self._ended = False
 
-    def take_slot(self, gone: Callable[[], bool], *, threads: int | None = None, least: int = 0) -> object | None:
+    def take_slot(
+        self, gone: Callable[[], bool], *, threads: int | None = None, least: int = 0, spare: int = 0
+    ) -> object | None:
         """Return a slot, to be given back; None if all are held by clients that are still there.
 
         *gone* tells whether the client that it is for has left, without waiting. *threads*: of the server, where that
-        is known. *least*: how many slots there are at least.
+        is known. *least*: how many slots there are at least. *spare*: how many are left to others.
         """
         slot = object()
         slots = self._slots if self._slots is not None else _SLOTS if threads is None else threads // 2
-        slots = max(slots, least)
+        slots = max(slots, least) - spare
         if not self._hold(slot, gone, slots):
             # Servers notice only at the next write: nobody shall be turned away for one who left. Not looked at with
             # the lock held: under gevent a look lets others run, who may want the lock.

@@ -23,6 +23,7 @@ from .parts import PageMaker
 from .problem_page import reference
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .queue import Workers
+from .recent import Recent
 from .shared_links import IN_PLACE_OF_TOKEN, MARK, OWN, Share, opened
 from .viewers import Viewers
 
@@ -86,6 +87,8 @@ class Site:
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
     charts: Charts = field(default_factory=Charts)
+    lists: Recent[Any] = field(default_factory=Recent)
+    """What those see who leave the list of all jobs open."""
     dashboard: str = ""
     """The path of the list of all jobs; below it, the jobs are at their keys."""
 
@@ -267,12 +270,12 @@ class Visit:
         if not self.may(right):
             raise Forbidden(right)
 
-    def take_slot(self) -> "Hold | None":
+    def take_slot(self, spare: int = 0) -> "Hold | None":
         """Take the right to hold this connection, which must be given back.
 
-        None: no slot is free, or this would hold the server's only thread.
+        None: no more than *spare* slots are free, or this would hold the server's only thread.
         """
-        return self._held() if self.environ.get("wsgi.multithread") else None
+        return self._held(spare=spare) if self.environ.get("wsgi.multithread") else None
 
     def take_slot_for_bytes(self, size: int) -> "Hold | None":
         """Take the right to send so many bytes to a client that may read them slowly, and hold a thread meanwhile.
@@ -295,10 +298,10 @@ class Visit:
                 return None
         return Hold(self.site.viewers, slot, lambda: False, float("inf"))
 
-    def _held(self, least: int = 0) -> "Hold | None":
+    def _held(self, least: int = 0, spare: int = 0) -> "Hold | None":
         gone = disconnection_of(self.environ)
         viewers = self.site.viewers
-        slot = viewers.take_slot(gone, threads=threads_of(self.environ), least=least)
+        slot = viewers.take_slot(gone, threads=threads_of(self.environ), least=least, spare=spare)
         if slot is None:
             return None
         stream_live(self.environ)

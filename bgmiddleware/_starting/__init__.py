@@ -9,19 +9,22 @@ checks the options of the middleware.
 from .again import run_again
 from .ends import Ends
 from .options import (
+    TracerProvider,
     check_options,
     check_places,
     foreground_is_asked_for,
     limits_of,
     priorities_of,
 )
-from .starter import Starter, WSGIApplication
+from .starter import Starter, Tracing, WSGIApplication
 from .watching import LazyResponse, end_of, foreground_of, may_be_lazy, may_begin_twice, settle, taken
 
 __all__ = [
     "Ends",
     "LazyResponse",
     "Starter",
+    "TracerProvider",
+    "Tracing",
     "WSGIApplication",
     "check_options",
     "check_places",

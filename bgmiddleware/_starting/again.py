@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from contextvars import copy_context
-from typing import IO
+from typing import IO, Any, NamedTuple
 
-from .._jobs import Job, new_token
+from .._jobs import Job, key_of, new_token
 from .._recording import IN_MEMORY, RecordedRequest, record_request
 from .._running import Run, open_request_body, replay_request
-from .._serving import Answer, Visit, problem, sealed
+from .._serving import UNSTORED, Answer, Visit, key_in, operators_link, problem, sealed, see_other
 from ..errors import JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry
 from .joining import Asking, asker_of, asking
@@ -25,19 +25,35 @@ _ASKED = frozenset(
     """REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING REQUEST_URI RAW_URI CONTENT_TYPE CONTENT_LENGTH
     HTTP_ACCEPT HTTP_ACCEPT_LANGUAGE""".split()
 )
+# Where the site is, whoever asks: for an operator's runs, which are sent in nobody's name.
+_PLACE = frozenset(
+    """SERVER_NAME SERVER_PORT SERVER_PROTOCOL HTTP_HOST wsgi.url_scheme HTTP_X_FORWARDED_PROTO HTTP_X_FORWARDED_HOST
+    HTTP_X_FORWARDED_PORT HTTP_X_FORWARDED_PREFIX""".split()
+)
 # What was said of the first job: that it is the same as another one, and how its client waits.
 _OF_THE_FIRST = ("HTTP_IDEMPOTENCY_KEY", "HTTP_PREFER")
+_OF_A_TRACE = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE")
 _OF_A_BODY = ("CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "wsgi.input", "wsgi.input_terminated")
 # What a form says and a link does not, whoever sends them.
 _OF_A_FORM = ("HTTP_ORIGIN", "HTTP_UPGRADE_INSECURE_REQUESTS", "HTTP_X_REQUESTED_WITH")
 _COPIED = 256 * 1024
 
 
+class _Sent(NamedTuple):
+    """A request as it is sent again: its *stored* environ, what is *kept* beside it for this process, and in whose name
+    (*who*). *is_told*: whether the first job may lead all who see it to the new one."""
+
+    stored: dict[str, str]
+    kept: Mapping[str, Any]
+    who: Asking
+    is_told: bool
+
+
 def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) -> Answer:
     """Start the request of an ended *job* again, for the client of a *visit*; answer with the place of the new job.
 
-    Credentials and cookies of the first request are sent again only if its owner asks. For all others the request is
-    sent with their own.
+    Credentials and cookies of the first request are sent again only if its owner asks. An operator's request is sent in
+    nobody's name. For all others it is sent with their own.
     """
     environ = visit.environ
     if not job.keeps_request or not job.request:
@@ -48,32 +64,64 @@ def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) ->
     refused = starter.refuse(asker)
     if refused is not None:
         return refused
-    is_owner = job.owner is not None and job.owner in visit.owners
+    sent, token = _sent(starter, visit, job, asker), new_token()
+    if not visit.is_operators:
+        answer = _start(starter, app, visit, job, sent, token, sealed(visit.token, token))
+        if sent.is_told and "Location" in dict(answer.headers):
+            _tell_earlier(visit, sealed(token, visit.token))
+        return answer
+    if not _take(visit, job, operators_link(key_of(token))):
+        there = key_in(visit.registry.get(job.key).rerun_as) or job.key
+        return see_other(there, "Somebody else has just run it again.", UNSTORED)
+    answer = _start(starter, app, visit, job, sent, token, operators_link(job.key))
+    if "Location" not in dict(answer.headers):
+        _tell_earlier(visit, job.rerun_as)
+        return answer
+    return see_other(key_of(token), "Started in the background.", UNSTORED)  # by its key: nobody gets the token
+
+
+def _sent(starter: Starter, visit: Visit, job: Job, asker: dict[str, Any]) -> _Sent:
+    """Return the request of a *job* as the client of a *visit* sends it again."""
     sender = record_request(asker)
-    stored = _replayed(job, starter.site.without_tokens(sender.environ), is_owner=is_owner)
-    who = Asking(job.owner) if is_owner else asking(starter.site.owner, asker)
-    in_process = starter.site.executor.in_process
-    kept = sender.kept if in_process else {}
-    multiprocess = not in_process or bool(environ.get("wsgi.multiprocess"))
+    clean = starter.site.without_tokens(sender.environ)
+    stored = {name: value for name, value in job.request.items() if name not in (*_OF_THE_FIRST, *_OF_A_TRACE)}
+    traced = {name: clean[name] for name in _OF_A_TRACE if name in clean}  # the new job is of the trace that asked
+    asked = {name: value for name, value in stored.items() if name in _ASKED}
+    if visit.is_operators:
+        # Not with the operator's own credentials: whoever makes a request that fails would have it done by them. Nor
+        # with what middlewares know of the operator, nor from an address that the app may trust.
+        stored = {**{name: value for name, value in clean.items() if name in _PLACE}, **asked, **traced}
+        return _Sent(stored, {}, Asking(job.owner), is_told=True)
+    kept = sender.kept if starter.site.executor.in_process else {}
+    if job.owner is not None and job.owner in visit.owners:
+        return _Sent({**stored, **traced}, kept, Asking(job.owner), is_told=True)
+    stored = {**{name: value for name, value in clean.items() if name not in _ASKED}, **asked}
+    who = asking(starter.site.owner, asker)
+    # A job that nobody owns shows itself to whoever has its token. A link would give all who have that of the first job
+    # what was answered to the credentials of who ran it again.
+    return _Sent(stored, kept, who, is_told=who.owner is not None or _is_the_same_client(job.request, sender))
+
+
+def _start(
+    starter: Starter, app: WSGIApplication, visit: Visit, job: Job, sent: _Sent, token: str, rerun_of: str
+) -> Answer:
+    """Start the new job, and answer as to who gets its token."""
+    stored = sent.stored
+    multiprocess = not starter.site.executor.in_process or bool(visit.environ.get("wsgi.multiprocess"))
 
     def run(new: Job) -> Run:
-        work = replay_request(app, visit.registry, new.key, stored, kept, multiprocess=multiprocess)
+        work = replay_request(app, visit.registry, new.key, stored, sent.kept, multiprocess=multiprocess)
         return starter.run(new, work, copy_context())
 
     size = int(stored.get("CONTENT_LENGTH") or 0)
     with tempfile.SpooledTemporaryFile(IN_MEMORY) as body:
         _copy_body(visit.registry, job, size, body)
-        token, request = new_token(), RecordedRequest(stored, kept, body, size)
-        link = sealed(visit.token, token)
-        new = starter.new_job(dict(stored), token, who, request, keeps_request=True, rerun_of=link)
-        there = {**environ, "QUERY_STRING": stored.get("QUERY_STRING", "")}
-        answer = starter.start_again(starter.site.started_visit(there, token, new.key), new, request, run, who.cookie)
-    # A job that nobody owns shows itself to whoever has its token. A link would give all who have that of the first job
-    # what was answered to the credentials of who ran it again.
-    is_told = new.owner is not None or _is_the_same_client(job.request, sender)
-    if is_told and "Location" in dict(answer.headers):
-        _tell_earlier(visit, sealed(token, visit.token))
-    return answer
+        request = RecordedRequest(stored, sent.kept, body, size)
+        new = starter.new_job(dict(stored), token, sent.who, request, keeps_request=True, rerun_of=rerun_of)
+        there = {**visit.environ, "QUERY_STRING": stored.get("QUERY_STRING", "")}
+        return starter.start_again(
+            starter.site.started_visit(there, token, new.key), new, request, run, sent.who.cookie
+        )
 
 
 def _copy_body(registry: Registry, job: Job, size: int, copy: IO[bytes]) -> None:
@@ -84,21 +132,22 @@ def _copy_body(registry: Registry, job: Job, size: int, copy: IO[bytes]) -> None
         raise RegistryError("the request of the job is not there any more") from error
 
 
-def _replayed(job: Job, sender: Mapping[str, str], *, is_owner: bool) -> dict[str, str]:
-    """Return the environ of the request: as the first one was for its owner, else as this client sends it."""
-    stored = {name: value for name, value in job.request.items() if name not in _OF_THE_FIRST}
-    if is_owner:
-        return stored
-    asked = {name: value for name, value in stored.items() if name in _ASKED}
-    return {**{name: value for name, value in sender.items() if name not in _ASKED}, **asked}
-
-
 def _is_the_same_client(first: Mapping[str, str], sender: RecordedRequest) -> bool:
     """Whether the app could not tell the client from the one of the *first* request."""
     told, unknown = asker_of(sender)
     before, _ = asker_of(RecordedRequest(first, {}, sender.body, 0))
     now, then = ([sign for sign in signs if sign[0] not in _OF_A_FORM] for signs in (told, before))
     return not unknown and now == then
+
+
+def _take(visit: Visit, job: Job, link: str) -> bool:
+    """Say in the *job* as what it is run again; false where somebody else did so since it was read: of two who confirm
+    the same, one runs it again."""
+
+    def changed(now: Job) -> Job | None:
+        return now.changed(rerun_as=link) if now.rerun_as == job.rerun_as else None
+
+    return visit.registry.amend(job.key, changed) is not None
 
 
 def _tell_earlier(visit: Visit, link: str) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from .. import marks
 from .._ground.numbers import check_count, is_finite, is_whole
@@ -16,6 +16,7 @@ from ..registries.base import Registry
 __all__ = [
     "Limits",
     "Priorities",
+    "TracerProvider",
     "check_options",
     "check_places",
     "foreground_is_asked_for",
@@ -47,6 +48,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     check_texts(**named("token_name secret dashboard health metrics assets version"))
     check_switches(**named("single_flight capture_logging capture_children tee answers details"))
     check_switches(**named("refuse_cross_site foreground keep_requests"))
+    check_tracing(given["tracing"])
     check_operators(**named("authorize dashboard metrics"))
 
 
@@ -90,6 +92,19 @@ def check_switches(**switches: object) -> None:
     for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise ConfigurationError.of_setting(name, switch, "True or False")
+
+
+class TracerProvider(Protocol):
+    """What OpenTelemetry calls so."""
+
+    def get_tracer(self, instrumenting_module_name: str, /) -> Any:
+        """Return what makes spans."""
+
+
+def check_tracing(tracing: object) -> None:
+    """Check what makes spans."""
+    if not isinstance(tracing, bool) and not callable(getattr(tracing, "get_tracer", None)):
+        raise ConfigurationError.of_setting("tracing", tracing, "True, False, or a TracerProvider of OpenTelemetry")
 
 
 def foreground_is_asked_for() -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from traceback import format_exception
-from typing import Any
+from typing import Any, Protocol
 
 from .. import marks
 from .._capture import Outlet
@@ -55,7 +55,7 @@ from .joining import Asking, Beginnings, asking, asking_again
 from .options import Limits, Priorities
 from .untouched import untouched
 
-__all__ = ["Starter", "WSGIApplication"]
+__all__ = ["Starter", "Tracing", "WSGIApplication"]
 
 WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
@@ -71,10 +71,21 @@ _LONGEST_IDEMPOTENCY_KEY = 255
 _ADMISSION = 60.0  # seconds that storing and submitting a request may take
 _PATIENCE = 5.0  # seconds to wait for another process that stores the same request
 _LOOK_EVERY = 0.02
+_NOTHING = contextlib.nullcontext()  # around a job
 
 
 class _OtherRequest(Exception):
     """An Idempotency-Key was used before, for a request that asks for something else."""
+
+
+class Tracing(Protocol):
+    """Makes spans of jobs."""
+
+    def carried(self, environ: Mapping[str, Any]) -> dict[str, str]:
+        """Return what is kept of a request's trace."""
+
+    def around(self, job: Job, *, flushes: bool) -> contextlib.AbstractContextManager[object]:
+        """Make the span of a *job* that runs within. *flushes*: whether this process may end any time after it."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,7 @@ class Starter:
     """The mark of each priority; the first mark that is true counts."""
     title: Callable[[dict[str, Any]], str] | None
     redaction: Redaction | None
+    tracing: Tracing | None
     secret: bytes | None = field(repr=False)
     """The secret from which the names and tokens of jobs that can be joined are derived. None: the registry's own."""
     waiting: Waiting
@@ -230,6 +242,7 @@ class Starter:
             groups=job.groups,
             deadline=job.deadline,
             version=self.version,
+            around=_NOTHING if self.tracing is None else self.tracing.around(job, flushes=outlet is not None),
             outlet=outlet,
         )
 
@@ -486,7 +499,8 @@ class Starter:
 
     def _kept_of(self, environ: Mapping[str, Any], token: str) -> dict[str, str]:
         redacted = str if self.redaction is None else self.redaction
-        return kept_of(environ, token, self.site.cut_off(environ.get("QUERY_STRING") or ""), redacted)
+        kept = kept_of(environ, token, self.site.cut_off(environ.get("QUERY_STRING") or ""), redacted)
+        return kept if self.tracing is None else {**kept, **self.tracing.carried(environ)}
 
     def _admitted(self, key: str, until: float) -> Job | None:
         """Return a job that can be joined; None if there is none. Wait while another process is still submitting it.

@@ -171,6 +171,14 @@ class TestStream:
         assert run_python(script) == ("as it was\n", "")
 
 
+def _in_context_of(thread: Any, text: str) -> None:
+    """Print in the context of *thread*, which runs in it already since Python 3.14."""
+    if sys.version_info >= (3, 14):
+        print(text)
+    else:
+        thread._context.run(print, text)
+
+
 class TestWhose:
     """Who prints to the job, and who does not."""
 
@@ -233,7 +241,7 @@ class TestWhose:
                 self._context = context
 
             def run(self) -> None:
-                self._context.run(print, "in its context")
+                _in_context_of(self, "in its context")
                 print("around it")
 
         def job() -> None:
@@ -249,7 +257,7 @@ class TestWhose:
 
         class Worker(threading.Thread):
             def run(self) -> None:
-                self._context.run(print, "worker")  # type: ignore[attr-defined]
+                _in_context_of(self, "worker")
 
         def job() -> None:
             from concurrent.futures.thread import _worker  # type: ignore[attr-defined]
@@ -266,7 +274,7 @@ class TestWhose:
         monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
         text = run_job(lambda: in_thread(lambda: 1 // 0))  # type: ignore[arg-type,return-value]
         assert text.startswith("Exception in thread ")
-        assert text.endswith("ZeroDivisionError: integer division or modulo by zero\n")
+        assert text.splitlines()[-1].startswith("ZeroDivisionError: ")
 
     def test_a_traceback_is_the_jobs(self) -> None:
         def job() -> None:

@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ LAYERS = (
     ("executors",),
     ("hooks", "marks", "owners", "redact", "_context"),
     ("_serving",),
-    ("_starting", "metrics"),
+    ("_starting", "metrics", "tracing"),
     ("_middleware",),
     ("paste", "_commands", "_server", "__init__", "testing"),
     ("__main__",),
@@ -39,6 +40,7 @@ FOREIGN = {
     "waitress": {"_commands"},
     "redis": {"registries", "executors"},
     "prometheus_client": {"metrics"},
+    "opentelemetry": {"tracing", "_frameworks"},
     "pytest": {"testing"},
     "flask_login": {"owners"},
     **{name: {"executors"} for name in ("celery", "click", "kombu", "rq")},
@@ -50,7 +52,6 @@ FOREIGN = {
             "cherrypy",
             "django",
             "flask",
-            "opentelemetry",
             "pyramid",
             "sqlalchemy",
             "web",
@@ -70,7 +71,12 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in MODULES.items()}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Return each module as it is parsed: not at import, which each process of xdist would wait for."""
+    return {name: ast.parse(path.read_text(), str(path)) for name, path in MODULES.items()}
 
 
 def imports(module: str) -> Iterator[str]:
@@ -78,7 +84,7 @@ def imports(module: str) -> Iterator[str]:
     is_package = MODULES[module].name == "__init__.py"
     parts = [] if module == "__init__" else module.split(".")
     home = parts if is_package else parts[:-1]
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(trees()[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -90,7 +96,10 @@ def imports(module: str) -> Iterator[str]:
                 yield "." + (inner if inner in MODULES else ".".join(base) or "__init__")
 
 
-IMPORTS = [(module, imported) for module in MODULES for imported in imports(module)]
+@cache
+def all_imports() -> list[tuple[str, str]]:
+    """Return each module with each that it imports."""
+    return [(module, imported) for module in MODULES for imported in imports(module)]
 
 
 def level_of(module: str) -> int:
@@ -100,7 +109,7 @@ def level_of(module: str) -> int:
 def test_imports_go_in_one_direction() -> None:
     upward = [
         f"{module} imports {imported}"
-        for module, imported in IMPORTS
+        for module, imported in all_imports()
         if imported.startswith(".") and level_of(imported[1:]) > level_of(module)
     ]
     assert upward == []
@@ -109,7 +118,7 @@ def test_imports_go_in_one_direction() -> None:
 def test_only_what_is_allowed_is_imported_from_elsewhere() -> None:
     foreign = [
         f"{module} imports {imported}"
-        for module, imported in IMPORTS
+        for module, imported in all_imports()
         if not imported.startswith(".")
         and (root := imported.partition(".")[0]) not in sys.stdlib_module_names
         and module.partition(".")[0] not in FOREIGN.get(root, ())
@@ -120,7 +129,7 @@ def test_only_what_is_allowed_is_imported_from_elsewhere() -> None:
 def test_nothing_imports_the_package_by_its_name() -> None:
     by_name = [
         f"{module} imports {imported}"
-        for module, imported in IMPORTS
+        for module, imported in all_imports()
         if imported.partition(".")[0] == "bgmiddleware" or imported == ".__init__"
     ]
     assert by_name == []
@@ -129,7 +138,7 @@ def test_nothing_imports_the_package_by_its_name() -> None:
 def test_imports_make_no_circle() -> None:
     """Those inside of functions count: a circle that they cut is one nevertheless, also within a room."""
     ways: dict[str, set[str]] = {module: set() for module in MODULES}
-    for module, imported in IMPORTS:
+    for module, imported in all_imports():
         if imported.startswith("."):
             ways[module].add(imported[1:])
     done: set[str] = set()
@@ -167,7 +176,7 @@ def test_what_is_public_is_exported() -> None:
     # What users import by its path is not private by accident.
     assert {name for name in modules if not name.startswith("_")} <= {
         *("client", "errors", "executors", "hooks", "marks", "metrics", "owners", "paste", "redact", "registries"),
-        "testing",
+        *("testing", "tracing"),
     }
 
 
@@ -200,7 +209,7 @@ def test_no_module_is_longer_than_one_can_read() -> None:
 def test_no_function_is_longer_than_a_screen_or_two() -> None:
     long = [
         f"{module}: {node.name}"
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
     ]
@@ -210,7 +219,7 @@ def test_no_function_is_longer_than_a_screen_or_two() -> None:
 def test_no_error_is_swallowed_whatever_it_is() -> None:
     swallowed = [
         f"{module}: line {node.lineno}"
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ExceptHandler) and _is_broad(node) and _is_silent(node)
     ]
@@ -231,7 +240,7 @@ def test_the_mirror_of_lengths(capsys: pytest.CaptureFixture[str]) -> None:
     lengths = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
     functions = [
         (node.end_lineno or 0) - node.lineno + 1
-        for tree in TREES.values()
+        for tree in trees().values()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
     ]

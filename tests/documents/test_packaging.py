@@ -184,8 +184,8 @@ def test_only_webob_and_waitress_are_installed_with_it() -> None:
 
 def test_the_tests_have_what_all_other_extras_have() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"celery", "demo", "docs", "prometheus", "redis", "rq", "test"}
-    assert "bgmiddleware[celery,demo,docs,prometheus,redis,rq]" in extras["test"]
+    assert set(extras) == {"celery", "demo", "docs", "opentelemetry", "prometheus", "redis", "rq", "test"}
+    assert "bgmiddleware[celery,demo,docs,opentelemetry,prometheus,redis,rq]" in extras["test"]
 
 
 def test_the_changes_begin_with_this_version() -> None:

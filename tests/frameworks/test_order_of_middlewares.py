@@ -1,4 +1,4 @@
-"""Other middlewares, inside of ours and outside: each row of the table in docs/how-to/frameworks.rst."""
+"""Other middlewares, inside of ours and outside: each row of the table in docs/how-to/middlewares.rst."""
 
 import warnings
 from collections.abc import Callable

@@ -1,6 +1,8 @@
 """Each page in each of its states, light and dark, on a wide and on a narrow screen: axe finds nothing wrong."""
 
 import contextlib
+import re
+import sys
 from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
@@ -68,6 +70,20 @@ class Scene:
         ended(self.site, target)
         return f"{target}&_view=page#L62-L64"
 
+    def spoken(self) -> str:
+        target = start(self.client, "/report?year=2026", "GET")
+
+        def work() -> None:
+            with step("Install"):
+                print("a line\n" * 60)
+                print("\x1b[33ma warning\x1b[0m\nand more of it", file=sys.stderr)
+            print("an error", file=sys.stderr)
+
+        self.play.does(work)
+        self.play.answers()
+        ended(self.site, target)
+        return f"{target}&_view=page"
+
     def waiting(self) -> str:
         self.begun()
         return start(self.client, "/second", "GET")
@@ -118,6 +134,7 @@ SCENES: list[Callable[[Scene], str]] = [
     Scene.refused,
     Scene.failed,
     Scene.stepped,
+    Scene.spoken,
     Scene.cancelled,
     Scene.without_result,
     Scene.expired,
@@ -166,8 +183,27 @@ def test_axe_has_nothing_to_complain_of(browser: Any, scene: Scene, make: Callab
                     tab.page.evaluate("for (const it of document.querySelectorAll('details')) it.open = true")
                     tab.page.evaluate("for (const it of document.querySelectorAll('.job-head')) it.click()")
                     assert complaints(tab) == [], (scheme, width, "with all panels open")
+                if tab.page.get_by_label("Only stderr").is_visible():
+                    tab.page.get_by_label("Only stderr").check()
+                    assert complaints(tab) == [], (scheme, width, "with what came on stderr")
             finally:
                 tab.close()
+
+
+@pytest.mark.parametrize("make", [Scene.running, Scene.stepped, Scene.spoken], ids=lambda make: make.__name__)
+def test_axe_has_nothing_to_complain_of_without_a_script(
+    browser: Any, scene: Scene, make: Callable[[Scene], str]
+) -> None:
+    page = scene.client.request("GET", make(scene).partition("#")[0], accept="text/html").text
+    page = re.sub("<noscript>.*?</noscript>|<script.*?</script>", "", page, flags=re.DOTALL)
+    for scheme in ("light", "dark"):
+        for width in (1200, 390):
+            tab = Tab(browser, color_scheme=scheme, viewport={"width": width, "height": 700})
+            tab.page.set_content(page)
+            assert complaints(tab) == [], (scheme, width)
+            tab.page.evaluate("for (const it of document.querySelectorAll('details')) it.open = true")
+            assert complaints(tab) == [], (scheme, width, "with all of it open")
+            tab.close()
 
 
 def test_axe_complains_where_there_is_reason_to(browser: Any) -> None:

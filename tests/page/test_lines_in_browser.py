@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
@@ -244,6 +245,69 @@ def test_one_click_leads_to_the_failure(stage: Stage) -> None:
     expect(output(tab).get_by_text("Traceback")).to_be_in_viewport()
 
 
+# What came on stderr.
+
+
+def spoken() -> None:
+    print("out\n" * 300, end="")
+    print("first error\nsecond error", file=sys.stderr)
+    with step("Install"):
+        print("package\n" * 300, end="")
+        sys.stdout.write("mixed ")
+        print("line", file=sys.stderr)
+        print("third error", file=sys.stderr)
+        print("package\n" * 300, end="")
+    print("last words")
+
+
+def test_what_came_on_stderr_is_marked_and_can_be_all_that_is_shown(stage: Stage) -> None:
+    tab = stage.shown(job_of(stage, spoken))
+    only = tab.page.get_by_label("Only stderr")
+    expect(head(tab, "Install").locator("button")).to_have_attribute("aria-expanded", "false")
+    only.focus()
+    tab.page.keyboard.press("Space")
+    marked = output(tab).locator("[data-stderr]")
+    expect(marked).to_have_text(["first error", "second error", "third error"])
+    for number, line in enumerate(marked.all()):
+        expect(line).to_be_in_viewport()
+        expect(line).to_have_css("border-left-width", "3px")
+        assert line.get_attribute("data-n") == ["301", "302", "605"][number]
+    visible = "[...document.querySelectorAll('#job-text > div > div')].filter((it) => it.checkVisibility()).length"
+    assert tab.page.evaluate(visible) == 3
+    only.press("Space")
+    expect(output(tab).get_by_text("last words")).to_be_in_viewport()
+    expect(head(tab, "Install").locator("button")).to_have_attribute("aria-expanded", "false")
+    assert tab.wrong == []
+
+
+def test_who_goes_to_another_line_sees_all_again(stage: Stage) -> None:
+    tab = stage.shown(job_of(stage, spoken))
+    only = tab.page.get_by_label("Only stderr")
+    only.check()
+    tab.page.evaluate("location.hash = '#L605'")
+    expect(tab.page.locator(".job-marked")).to_have_text("third error")
+    expect(only).to_be_checked()
+    tab.page.evaluate("location.hash = '#L12'")
+    expect(tab.page.locator(".job-marked")).to_be_in_viewport()
+    expect(only).not_to_be_checked()
+
+
+def test_there_is_no_filter_where_nothing_came_on_stderr(stage: Stage) -> None:
+    tab = stage.shown(job_of(stage, lambda: print("one")))
+    tab.until("document.querySelectorAll('[data-n=\"1\"]').length")
+    expect(tab.page.get_by_label("Only stderr")).not_to_be_visible()
+
+
+def test_a_job_that_ends_while_one_looks_has_its_marks_then(stage: Stage) -> None:
+    tab = stage.open().shown(stage.begun())
+    stage.play.does(lambda: print("an error", file=sys.stderr))
+    expect(output(tab)).to_contain_text("an error")
+    expect(tab.page.get_by_label("Only stderr")).not_to_be_visible()
+    stage.play.answers()
+    expect(tab.page.get_by_label("Only stderr")).to_be_visible()
+    expect(output(tab).locator("[data-stderr]")).to_have_text("an error")
+
+
 # Times.
 
 
@@ -316,4 +380,4 @@ def test_the_times_of_an_output_begin_where_one_asks(stage: Stage) -> None:
     whole = asked(0)
     assert (whole["offset"], whole["line"], whole["times"][-1][0]) == (0, 1, 14)
     assert asked(4)["line"] == 2
-    assert asked(99) == {"offset": 14, "line": 4, "times": []}
+    assert asked(99) == {"offset": 14, "line": 4, "times": [], "stderr": []}

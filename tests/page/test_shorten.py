@@ -54,6 +54,13 @@ def test_a_constant_has_a_short_name_too() -> None:
     assert shortened("x = Math.min(1, Math.PI);", "Math") == "let a=Math;x=a.min(1,a.PI);"
 
 
+def test_our_own_properties_have_short_names_that_no_other_has() -> None:
+    text = "const mine = {first: 1, a: 2};\nconst {first, a} = mine;\nx(mine.first, y?.first, first, `first`, 'first');"
+    assert shortened(text, properties=["first", "unused"]) == (
+        "let a={b:1,a:2},{b:b,a:c}=a;x(a.b,y?.b,b,`first`,'first');"
+    )
+
+
 def test_the_script_of_the_page_is_still_one() -> None:
     done = subprocess.run(
         [node_program(), "--check", "-"], cwd=HERE, input=assets.script(), capture_output=True, text=True, timeout=60

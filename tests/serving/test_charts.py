@@ -76,7 +76,7 @@ def test_the_charts_are_well_formed_and_show_nothing_as_markup(span: str) -> Non
     for number, state in enumerate((JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.LOST)):
         ran(registry, clock, f"/<script>{number}&\"'", 40.0, state)
     registry.add(Job(key_of("waits"), "waits"))
-    drawn = Charts().of(registry, span, link)
+    drawn = Charts().of(registry, span, "en", link)
     root = ElementTree.fromstring(drawn)  # we made it
     assert len(root.findall(".//rect[@class='job-lost']")) == 1
     assert len(root.findall(".//path")) == 2
@@ -89,12 +89,12 @@ def test_the_charts_are_well_formed_and_show_nothing_as_markup(span: str) -> Non
 def test_they_are_drawn_once_for_all_who_look() -> None:
     clock, now = Clock(), [0.0]
     registry, charts = MemoryRegistry(clock=clock), Charts(lambda: now[0])
-    first = charts.of(registry, "hour", link)
+    first = charts.of(registry, "hour", "en", link)
     ran(registry, clock, "/new", 1.0, JobState.FINISHED)
-    assert charts.of(registry, "hour", link) is first
-    assert "/new" in charts.of(registry, "day", link)
+    assert charts.of(registry, "hour", "en", link) is first
+    assert "/new" in charts.of(registry, "day", "en", link)
     now[0] = 5.0
-    assert "/new" in charts.of(registry, "hour", link)
+    assert "/new" in charts.of(registry, "hour", "en", link)
 
 
 def test_a_quantile_is_where_the_buckets_say() -> None:

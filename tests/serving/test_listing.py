@@ -9,7 +9,7 @@ import pytest
 
 from bgmiddleware import Job, JobState, MemoryRegistry, Registry, owners
 from bgmiddleware._jobs import key_of
-from bgmiddleware._serving.listing import Cursor, Filters, look_for
+from bgmiddleware._serving.listing import Cursor, Filters, _count, _oldest_first, look_for
 from bgmiddleware.testing import Clock
 from tests.kit.clients import ended, start
 from tests.kit.redis_server import redis_server, redis_server_of_module
@@ -218,3 +218,118 @@ def test_the_policy_lets_nothing_run_but_the_list_itself(opens: Stores) -> None:
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
     assert "script-src 'sha256-" in policy
+
+
+# Sorted.
+
+
+def sorts(client: Any, by: str, **query: str) -> list[str]:
+    reply = client.request("GET", f"/_jobs?{urlencode({'sort': by, **query})}")
+    assert (reply.status, reply.json["next"]) == (200, None)
+    return titles(reply)
+
+
+def test_each_column_sorts_both_ways(opens: Stores) -> None:
+    def printing(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        print("x" * len(environ["PATH_INFO"]), end="")
+        return app(environ, start_response)
+
+    site, client = opens(printing, **OPTIONS)
+    for path, user in (("/b", "bob"), ("/raise", "Ada"), ("/a/1", "cy"), ("/A/22", "dan")):
+        ended(site, start(client, path, x_user=user))
+    wanted = {
+        "title": ["/a/1", "/A/22", "/b", "/raise"],
+        "path": ["/A/22", "/a/1", "/b", "/raise"],
+        "owner": ["/raise", "/b", "/a/1", "/A/22"],
+        "created": ["/b", "/raise", "/a/1", "/A/22"],
+        "output": ["/b", "/a/1", "/A/22", "/raise"],
+    }
+    for by, order in wanted.items():
+        assert sorts(client, by) == order, by
+        if by == "created":
+            assert titles(client.request("GET", "/_jobs?sort=-created")) == order[::-1]
+        else:
+            assert sorts(client, f"-{by}") == order[::-1], by
+    assert sorts(client, "-state")[0] == "/raise"
+    assert sorts(client, "-path", state="finished") == ["/b", "/a/1", "/A/22"]
+    jobs = sorted(site.registry.jobs(), key=lambda job: job.elapsed(0.0))
+    took = client.request("GET", "/_jobs?sort=duration").json["jobs"]
+    assert [row["elapsed"] for row in took] == pytest.approx([job.elapsed(0.0) for job in jobs])
+    for bad in ("x", "--path", "before"):
+        assert client.request("GET", f"/_jobs?sort={bad}").status == 400
+
+
+def test_heads_of_columns_are_links_that_say_how_it_is_sorted(opens: Stores) -> None:
+    site, client = opens(app, **OPTIONS)
+    ended(site, start(client, "/a"))
+    heads = client.request("GET", "/_jobs?owner=ada", **HTML).text.partition("<thead>")[2].partition("</thead>")[0]
+    assert '<th aria-sort="descending"><a href="?owner=ada&amp;sort=created">Created</a> ↓</th>' in heads
+    assert '<th><a href="?owner=ada&amp;sort=-duration">Duration</a></th>' in heads
+    assert '<th><a href="?owner=ada&amp;sort=path">Path</a></th>' in heads
+    page = client.request("GET", "/_jobs?sort=-duration&owner=ada", **HTML).text
+    heads = page.partition("<thead>")[2].partition("</thead>")[0]
+    assert heads.count("aria-sort") == 1
+    assert '<th aria-sort="descending"><a href="?owner=ada&amp;sort=duration">Duration</a> ↓</th>' in heads
+    assert '<th><a href="?owner=ada">Created</a></th>' in heads
+    assert '<input type="hidden" name="sort" value="-duration">' in page
+
+
+def test_a_sorted_list_looks_at_so_many_and_says_so() -> None:
+    clock = Clock()
+    registry = MemoryRegistry(clock=clock)
+    newest_first = many(registry, clock, 1100)
+    found = look_for(registry, Filters(sort="title"), None, budget=float("inf"))
+    assert ([job.title for job in found.jobs], found.next) == (sorted(newest_first[:1000])[:50], None)
+    assert (found.looked, found.whole) == (1000, False)
+    oldest = look_for(registry, Filters(sort="created"), None, budget=float("inf"))
+    assert [job.title for job in oldest.jobs] == newest_first[::-1][:50]
+    odd = look_for(registry, Filters(sort="created", text="9"), None, budget=float("inf"))
+    assert [job.title for job in odd.jobs] == [title for title in newest_first[::-1] if "9" in title][:50]
+    few = look_for(registry, Filters(sort="-title", text="109"), None, budget=float("inf"))
+    assert ([job.title for job in few.jobs][:2], few.whole) == (["1099", "1098"], True)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 199, 200, 201, 512])
+def test_the_oldest_are_found_whatever_their_number(count: int) -> None:
+    clock = Clock()
+    registry = MemoryRegistry(clock=clock)
+    newest_first = many(registry, clock, count)
+    found = look_for(registry, Filters(sort="created"), None, 1000, budget=float("inf"))
+    assert [job.title for job in found.jobs] == newest_first[::-1][:50]
+    assert _count(registry, None) == count
+    shown = [job.title for _, job in _oldest_first(registry, Filters())]
+    assert shown == newest_first[::-1]
+
+
+def test_none_of_the_oldest_is_left_out_though_others_come() -> None:
+    clock = Clock()
+    registry = MemoryRegistry(clock=clock)
+    newest_first = many(registry, clock, 500)
+    shown = []
+    for number, (_, job) in enumerate(_oldest_first(registry, Filters())):
+        shown.append(job.title)
+        if number % 100 == 0:
+            registry.add(Job(key_of(f"new {number}"), "new"))
+    assert [title for title in shown if title != "new"] == newest_first[::-1]
+
+
+# Languages.
+
+
+def test_it_speaks_german_to_those_who_ask_for_it(opens: Stores) -> None:
+    site, client = opens(app, **{**OPTIONS, "keep_requests": True})
+    for path in ("/fail", "/fine"):
+        ended(site, start(client, path, x_user="ada"))
+    rights = {"x_rights": "list,output,cancel,discard,rerun"}
+    asked = {**HTML, **rights, "accept_language": "de-CH, en;q=0.5"}
+    reply = client.request("GET", "/_jobs", **asked)
+    assert reply["Vary"] == "Accept, Accept-Language"
+    text = re.sub(r"<style>.*?</style>|<script.*?</script>", "", reply.text, flags=re.DOTALL)
+    for said in ('lang="de"', "<h1>Aufträge</h1>", "Zuletzt gescheitert", "Die letzte Stunde", "2 Aufträge"):
+        assert said in text, said
+    seen = re.sub(r"<[^>]*>", " ", text)
+    for word in ("Jobs", "Failed", "Created", "ago", "Cancel", "Discard", "Within", "median", "waiting", "finished"):
+        assert not re.search(rf"\b{word}\b", seen), word
+    page = posts(client, "", [("_action", "rerun"), ("_all", "yes")], **asked)
+    assert "<h1>1 Auftrag noch einmal ausführen?</h1>" in page.text
+    assert "Failed lately" in client.request("GET", "/_jobs", **{**asked, "accept_language": "fr"}).text

@@ -12,7 +12,7 @@ from bgmiddleware._jobs import key_of
 from tests.kit.clients import InProcess, ended, start
 from tests.kit.readers import BOTH, UNKNOWN, Opener, Play, answering, opened, token_of
 
-ALL = ("list", "output", "result", "cancel", "discard")
+ALL = ("list", "output", "result", "cancel", "discard", "rerun")
 HTML = {"accept": "text/html"}
 # What is asked for, and the right to it.
 WAYS = [
@@ -34,6 +34,7 @@ WAYS = [
     ("DELETE", "", {}, "cancel"),
     ("POST", "", {"_action": "cancel"}, "cancel"),
     ("POST", "", {"_action": "discard"}, "discard"),
+    ("POST", "", {"_action": "rerun"}, "rerun"),
 ]
 
 
@@ -57,7 +58,7 @@ def opens_one(opens: Opener) -> Callable[..., Any]:
     def make(app: Any = None, **options: Any) -> Any:
         headers = [("Set-Cookie", "s=1"), ("Clear-Site-Data", '"*"')]
         app = app or answering(b"the body", output=b"the output", headers=headers)
-        site, client = opens(app, **{**OPTIONS, **options})
+        site, client = opens(app, **{**OPTIONS, "keep_requests": True, **options})
         target = start(client, "/slow", x_user="ada")
         ended(site, target)
         return site, client, token_of(target)
@@ -102,7 +103,7 @@ def test_what_is_no_right_is_none_and_is_logged(told: Any, caplog: pytest.LogCap
         client = InProcess(site)
         assert client.request("GET", "/_jobs").status == 403
         assert client.request("GET", f"/_jobs/{'0' * 32}").status == 403
-    assert "expected True, False, or a set of cancel, discard, list, output, result" in caplog.text
+    assert "expected True, False, or a set of cancel, discard, list, output, rerun, result" in caplog.text
 
 
 def test_an_operator_sees_the_page_that_its_owner_sees(opens_one: Any) -> None:

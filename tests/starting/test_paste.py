@@ -107,6 +107,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "authorize": ("python:bgmiddleware.marks:always", lambda app: app._authorize({}), True),
         "health": ("/_health", lambda app: app._is_health({"PATH_INFO": "/_health"}), True),
         "metrics": ("/_metrics", lambda app: app._is_metrics({"PATH_INFO": "/_metrics"}), True),
+        "tracing": ("on", lambda app: app._starter.tracing is not None, True),
         "title": ("python:bgmiddleware.marks:always", lambda app: app._starter.title, marks.always),
         "redact": ("common", lambda app: len(app.redaction.forms) > 10, True),
         "on_end": ("python:bgmiddleware.marks:always", lambda app: app._ends._hooks, (marks.always,)),
@@ -159,6 +160,8 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
     assert set(settings) == set(SETTINGS) - of_other_executors - of_other_registries
     if importlib.util.find_spec("prometheus_client") is None and not PROMISED:
         del settings["metrics"]
+    if importlib.util.find_spec("opentelemetry") is None and not PROMISED:
+        del settings["tracing"]
     app = load(FILTER + "\n".join(f"{name} = {text}" for name, (text, _, _) in settings.items()), APP)
     for name, (_, look, expected) in settings.items():
         assert look(app) == expected, name

@@ -4,6 +4,8 @@
 
 // Of each line where it begins, in bytes; of what came at one time where it ended, and when. Both begin where the page does.
 let starts, ends, ats, partial, learned;
+// What is known to have come on stderr, in bytes.
+let errors = [];
 // The number of the first line, if it is known; the line from which on nobody knows.
 let firstNumber, unnumbered;
 // The parts that fold: those of the job's steps, and those that lines of the output begin.
@@ -34,6 +36,8 @@ function firstOf(list, value) {
 const lineAt = (at) => firstOf(starts, at + 1) - 1;
 // When a line was at its end, in seconds.
 const timeOf = (line) => ats[Math.min(firstOf(ends, starts[line + 1] ?? Infinity), ats.length - 1)];
+// Whether its first byte came on stderr.
+const isError = (line) => errors.some(([begin, end]) => begin <= starts[line] && starts[line] < end);
 const encoder = new TextEncoder();
 
 // Take what is written to the terminal.
@@ -77,13 +81,15 @@ function takeMark(text, line) {
 // Learn from the server when all of it came, and what the number of the first line is.
 async function learn() {
   const [from] = starts;
-  const {line, times} = await (await ask(`${view("times")}&_offset=${from}`)).json();
+  const {line, times, stderr} = await (await ask(`${view("times")}&_offset=${from}`)).json();
   if (from !== starts[0]) return;
   const later = firstOf(ends, (times.at(-1)?.[0] ?? 0) + 1);
   ends = [...times.map(([end]) => end), ...ends.slice(later)];
   ats = [...times.map(([, at]) => at), ...ats.slice(later)];
   learned = true;
   firstNumber = line;
+  errors = stderr ?? [];
+  $.only.hidden = !errors.length;
   undress();
 }
 
@@ -99,6 +105,7 @@ function takeSteps() {
 
 function isOpen(fold) {
   const {state, to, from, sign} = fold;
+  if ($.errors.checked) return true;
   if (fold.open !== undefined) return fold.open;
   if (following || fold.was === undefined) {
     const ends = to === null || to >= starts.length - 1;
@@ -137,7 +144,7 @@ function arrange() {
     chunk.div.chunk = chunk;
     // The browser's own search opens it.
     if (hidden !== !!chunk.hidden) chunk.div.hidden = (chunk.hidden = hidden) && "until-found";
-    if (chunk.seen) dress(chunk);
+    if (chunk.seen || $.errors.checked) dress(chunk);
   }
   if (wantsLink && screen.isConnected) goToLink();
 }
@@ -176,7 +183,10 @@ function tellHead(fold) {
   head.firstChild.ariaLabel = `${title}: ${looks[state === "done" ? "finished" : state][2]}`;
 }
 
+$.errors.onchange = arrange;
+
 function unfold(line) {
+  if (!isError(line)) $.errors.checked = false;
   for (const fold of foldsOf()) if (fold.from < line && line < (fold.to ?? Infinity)) fold.open = true;
   arrange();
 }
@@ -204,6 +214,7 @@ function dress(chunk) {
     if (line === undefined) continue;
     const numbered = firstNumber !== null && line < unnumbered && previousSibling?.number !== line;
     dataset.n = numbered ? firstNumber + line : "";
+    if (isError(line)) dataset.stderr = "";
     // The last one may go on.
     if (!learned || line > starts.length - 3) break;
     const time = timeOf(line);

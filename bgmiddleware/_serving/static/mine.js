@@ -1,7 +1,8 @@
 // The jobs of this browser, which keeps their list by itself: a line each, looked at until it has ended.
 const NAME = "bgmiddleware-jobs";
+// Of an owner the server has the list: then it is asked for again and again.
 const list = document.getElementById("mine");
-const {words, looks} = JSON.parse(list.dataset.said);
+const {words, looks} = JSON.parse(list?.dataset.said ?? "{}");
 const rows = new Map();
 
 // What turns the direction of text is shown: "gpj.exe" is not to be read as "exe.jpg".
@@ -92,5 +93,22 @@ async function run() {
     await new Promise((done) => setTimeout(done, 1000 * pace));
   }
 }
-tell();
-run();
+async function renew() {
+  const live = document.getElementById("live");
+  await new Promise((done) => setTimeout(done, 1000 * Number(live.dataset.every)));
+  if (document.hidden || live.contains(document.activeElement) || !getSelection().isCollapsed) return;
+  const answer = await fetch(location.href, {headers: {Accept: "text/html"}});
+  if (!answer.ok) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  document.title = page.title;
+  live.replaceWith(page.getElementById("live"));
+}
+
+async function follow() {
+  for (;;) await renew().catch(() => {});
+}
+
+if (list) {
+  tell();
+  run();
+} else follow();

@@ -17,7 +17,7 @@ from ...registries.base import Registry
 
 __all__ = ["Site", "Unloaded", "fail_unloaded", "is_ini", "load_site"]
 
-_INNER = ("app", "wsgi_app", "application", "_app", "_wsgi_app", "_application", "wrap_app", "wrapped_app")
+_INNER = ("app", "wsgi_app", "wsgi", "application", "_app", "_wsgi_app", "_application", "wrap_app", "wrapped_app")
 _DEEPEST = 8
 
 

@@ -1,0 +1,41 @@
+"""What is made for one client, and is good for all who ask for the same just after it."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+__all__ = ["Recent"]
+
+_Made = TypeVar("_Made")
+
+_MOST = 50
+_OLD = 10.0
+
+
+class Recent(Generic[_Made]):
+    """Remembers up to fifty things by what they are made for. Any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()  # guards the next
+        self._made: dict[Hashable, tuple[float, _Made]] = {}
+
+    def of(self, key: Hashable, fresh: float, make: Callable[[], _Made]) -> _Made:
+        """Return what was made for *key* within the last *fresh* seconds, else what *make* returns now. Who asks while
+        that is being made gets the one before it, unless it is ten times as old."""
+        now = self._clock()
+        with self._lock:
+            at, made = self._made.get(key, (float("-inf"), None))
+            if made is not None:
+                if now - at < fresh:
+                    return made
+                if now - at < _OLD * fresh:
+                    self._made[key] = now, made
+        new = make()
+        with self._lock:
+            self._made.pop(key, None)
+            self._made[key] = now, new
+            while len(self._made) > _MOST:
+                del self._made[next(iter(self._made))]
+        return new

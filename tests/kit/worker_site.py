@@ -1,0 +1,93 @@
+"""A site whose jobs run in processes of their own: executors load it as ``tests.kit.worker_site:app``.
+
+``BGMIDDLEWARE_TEST_SITE``: as JSON the URL of its ``registry``, the name of its ``executor``, its ``settings``, and
+where its ``collector`` of spans listens, if it has one.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from bgmiddleware import BackgroundMiddleware, current_job, marks, progress, redact, step
+from bgmiddleware.executors import open_executor
+from bgmiddleware.registries import open_registry
+
+NAME = "tests.kit.worker_site:app"
+VARIABLE = "BGMIDDLEWARE_TEST_SITE"
+SECRET = "hunter2-and-more"
+
+shop = logging.getLogger("shop")
+
+
+def report(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """Do what ``PATH_INFO`` says."""
+    path = environ["PATH_INFO"]
+    if path == "/killed":
+        print("before", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if path == "/secrets":
+        tell_secrets()
+    if path == "/spans":
+        with step("Reading rows"):
+            shop.warning("within")
+    if path in ("/raises", "/secrets"):
+        raise LookupError(f"no {SECRET}")
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+
+
+def tell_secrets() -> None:
+    """Say a secret in all ways that a job has."""
+    job = current_job()
+    assert job is not None
+    job.title = f"title of {SECRET}"
+    print(f"printed {SECRET}")
+    sys.stdout.write("in two pieces " + SECRET[:5])
+    sys.stdout.flush()
+    sys.stdout.write(SECRET[5:] + "\n")
+    os.write(1, f"by number {SECRET}\n".encode())
+    os.system(f"echo by a child {SECRET}")
+    shop.warning("logged %s", SECRET)
+    progress(1, 2, f"at {SECRET}")
+    with step(f"Reading {SECRET}"):
+        progress(1, 2, f"in {SECRET}")
+
+
+def configured(config: dict[str, Any], **settings: Any) -> BackgroundMiddleware:
+    """Return the site of a *config*."""
+    options: dict[str, Any] = {"app": NAME} if config["executor"] == "process" else {}
+    return BackgroundMiddleware(
+        report,
+        when=marks.always,
+        registry=open_registry(config["registry"]),
+        executor=open_executor(config["executor"], **options),
+        redact=[SECRET, redact.common()] if config.get("redact") else (),
+        **{**config.get("settings", {}), **settings},
+    )
+
+
+def _export_to(collector: str) -> None:
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(collector)))
+    trace.set_tracer_provider(provider)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(name)
+    config = json.loads(os.environ[VARIABLE])
+    if config.get("collector"):
+        _export_to(config["collector"])
+        logging.basicConfig(format="%(message)s [%(job)s %(trace_id)s %(span_id)s]", stream=sys.stderr)
+        from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+        return OpenTelemetryMiddleware(configured(config, tracing=True))
+    return configured(config)
