@@ -158,6 +158,7 @@ class BackgroundMiddleware:
             details=details,
             rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
             dashboard=dashboard or "",
+            deliveries=self._ends.deliveries,
         )
         self._starter = Starter(
             self._site,
@@ -182,14 +183,18 @@ class BackgroundMiddleware:
             tracing=_tracing_of(tracing, self.registry),
             secret=None if secret is None else secret.encode(),
         )
-        self._authorize = authorize
-        self._stays_in_foreground = foreground or foreground_is_asked_for()
+        self._authorize, self._stays_in_foreground = authorize, foreground or foreground_is_asked_for()
         self._look_for(when, {"dashboard": dashboard, "health": health, "metrics": metrics}, token_name)
+
+    @property
+    def viewers(self) -> Viewers:
+        """Who follows jobs in this process; for :mod:`bgmiddleware.metrics`."""
+        return self._site.viewers
 
     def _look_for(self, when: marks.Mark, paths: Mapping[str, str | None], token_name: str) -> None:
         """Prepare the look at each request, and what answers at our own paths."""
         self._health = Health(self._site)
-        self._metrics = None if paths["metrics"] is None else _metrics_of(self.registry)
+        self._metrics = None if paths["metrics"] is None else _metrics_of(self.registry, self.viewers)
         # Our own paths are looked for among the marked ones, so that they cost the others nothing.
         exact = {name: marks.never if path is None else marks.exactly(path) for name, path in paths.items()}
         self._is_dashboard = marks.never if paths["dashboard"] is None else marks.with_keys(paths["dashboard"])
@@ -323,7 +328,7 @@ class BackgroundMiddleware:
         """Take no more jobs, and give those that run *drain* seconds (None: as the executor is configured). What does
         not end in time is ``lost``. What there is of all jobs can still be read. Idempotent."""
         self.executor.shutdown(drain)
-        self._site.viewers.end()
+        self.viewers.end()
         self._starter.waiting.close()
         self._ends.close()
 
@@ -345,10 +350,10 @@ _context.entrances.add(id(BackgroundMiddleware.__call__.__code__))
 _context.bypasses.add(id(BackgroundMiddleware._in_foreground.__code__))
 
 
-def _metrics_of(registry: Registry) -> Numbers:
+def _metrics_of(registry: Registry, viewers: Viewers) -> Numbers:
     from .metrics import Metrics  # it needs an extra
 
-    return Metrics(registry)
+    return Metrics(registry, viewers)
 
 
 def _tracing_of(tracing: bool | TracerProvider, registry: Registry) -> Tracing | None:

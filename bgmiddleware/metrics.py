@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from ._jobs import Job
+from ._serving import Viewers
 from .errors import ConfigurationError, RegistryError
 from .registries.base import BOUNDS, MOST_PATHS, OTHER, Registry, path_of
 
 try:
     import prometheus_client
-    from prometheus_client import CollectorRegistry, Counter, Histogram
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
     from prometheus_client.core import GaugeMetricFamily, Metric
     from prometheus_client.multiprocess import MultiProcessCollector
 except ImportError as _error:
@@ -26,16 +27,19 @@ _PREFIX = "bgmiddleware_"
 _SEVERAL = "PROMETHEUS_MULTIPROC_DIR"
 
 
-class HasRegistry(Protocol):
+class Counted(Protocol):
     """A ``BackgroundMiddleware``."""
 
     @property
     def registry(self) -> Registry: ...
 
+    @property
+    def viewers(self) -> Viewers: ...
 
-def register(middleware: HasRegistry, registry: CollectorRegistry = prometheus_client.REGISTRY) -> None:
+
+def register(middleware: Counted, registry: CollectorRegistry = prometheus_client.REGISTRY) -> None:
     """Add the numbers of *middleware* to a *registry* of ``prometheus_client`` that the site serves. Once each."""
-    Metrics(middleware.registry, registry)
+    Metrics(middleware.registry, middleware.viewers, registry)
 
 
 class Metrics:
@@ -46,7 +50,7 @@ class Metrics:
     the same for all processes that share it.
     """
 
-    def __init__(self, jobs: Registry, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, jobs: Registry, viewers: Viewers, registry: CollectorRegistry | None = None) -> None:
         self._jobs = jobs
         self._own = CollectorRegistry() if registry is None else registry
         self._lock = threading.Lock()  # guards the next
@@ -59,9 +63,27 @@ class Metrics:
         self._waited = Histogram(f"{_PREFIX}job_wait_seconds", "How long jobs waited.", buckets=BOUNDS, **named)
         self._printed = Counter(f"{_PREFIX}job_output_bytes", "Bytes that jobs printed.", **named)
         self._dropped = Counter(f"{_PREFIX}job_output_dropped_bytes", "Bytes of output that were dropped.", **named)
+        self._sums = self._sums_of_all_paths()
         self._now = _Now(jobs)
         self._own.register(self._now)
         jobs.tell_ends(self._count)
+        jobs.tell_numbers(self._add)
+        viewers.tell_numbers(self._add)
+
+    def _sums_of_all_paths(self) -> dict[str, Counter | Gauge]:
+        """Return what the registry and the viewers tell of, by the names that they have for it."""
+        named: dict[str, Any] = {"registry": self._own}
+        held = "Viewers whose connections are held open now."
+        return {
+            "held": Gauge(f"{_PREFIX}viewers_held", held, multiprocess_mode="livesum", **named),
+            "refused": Counter(f"{_PREFIX}viewers_refused", "Viewers who were told to poll instead.", **named),
+            "errors": Counter(f"{_PREFIX}registry_errors", "Calls that the registry's storage failed.", **named),
+            "away": Counter(f"{_PREFIX}registry_away_seconds", "How long that did not answer.", **named),
+            "evicted": Counter(f"{_PREFIX}jobs_evicted", "Ended jobs that were deleted, expired or for room.", **named),
+        }
+
+    def _add(self, name: str, number: float) -> None:
+        self._sums[name].inc(number)
 
     def text(self) -> bytes:
         """Return the numbers as Prometheus reads them."""
@@ -89,7 +111,7 @@ class Metrics:
 
     def _bounded(self, path: str) -> str:
         with self._lock:
-            if path not in self._paths and len(self._paths) >= MOST_PATHS:
+            if path not in self._paths and len(self._paths) >= MOST_PATHS - 1:  # and the others together
                 return OTHER
             self._paths.add(path)
         return path

@@ -103,5 +103,27 @@ def _hook_rich(module: Any) -> None:
         module.Console._live = _OfJob("_live", lambda: None)
 
 
-HOOKS: dict[str, Callable[[Any], None]] = {"tqdm.std": _hook_tqdm, "rich.console": _hook_rich}
+def _hook_progressbar(module: Any) -> None:
+    # It holds back what is printed beside bars, in one place for all: each job gets a place of its own.
+    streams, kind = module.streams, module.StreamWrapper
+    of_jobs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def get(self: Any, name: str) -> Any:
+        output = job_output()
+        if output is None:
+            return kind.__getattribute__(self, name)
+        own = of_jobs.get(output)
+        if own is None:
+            own = of_jobs[output] = kind()
+            own.original_excepthook = kind.__getattribute__(self, "original_excepthook")
+        return getattr(own, name)
+
+    streams.__class__ = type(kind.__name__, (kind,), {"__getattribute__": get})
+
+
+HOOKS: dict[str, Callable[[Any], None]] = {
+    "tqdm.std": _hook_tqdm,
+    "rich.console": _hook_rich,
+    "progressbar.utils": _hook_progressbar,
+}
 """By the modules that they are called with."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TextIO
 
-from . import _bars, _debugger, _pipes, _pools
+from . import _bars, _debugger, _green, _pipes, _pools, _writers
 from ._foreground import ForegroundOutput
 from ._imports import hook_modules
 from ._output import JobOutput, pass_on
@@ -38,8 +38,7 @@ def install_hooks(forget_lock: Callable[[], None]) -> None:
     _installed = True
     _hook_threads()
     _pools.hook_pools()
-    hook_modules({**_pools.HOOKS, **_bars.HOOKS, **_debugger.HOOKS})
-    _hook_greenlets()
+    hook_modules({**_pools.HOOKS, **_bars.HOOKS, **_debugger.HOOKS, **_green.HOOKS, **_writers.HOOKS})
     _hook_children()
     _hook_logging()
     _hook_faulthandler()
@@ -60,7 +59,7 @@ def _hook_threads() -> None:
         output = job_output()
         thread = getattr(function, "__self__", None)
         is_pools = pool_worker is not None and getattr(thread, "_target", None) is pool_worker
-        if is_pools or type(thread).__name__ == _MONITOR:
+        if is_pools or type(thread).__name__ in _OF_ALL:
             # A worker of a pool outlives the job that happens to begin it; its tasks are hooked one by one.
             _set_in_context_of(thread, None)
         elif output is not None:
@@ -71,7 +70,8 @@ def _hook_threads() -> None:
     setattr(threading, name, start_thread)
 
 
-_MONITOR = "TMonitor"  # tqdm's, which redraws the bars of all
+# tqdm's, which redraws the bars of all; what tells of the ends of a pool's tasks, whoever gave them
+_OF_ALL = ("TMonitor", "_ExecutorManagerThread")
 
 
 def _set_in_context_of(thread: object, output: JobOutput | None) -> None:
@@ -80,22 +80,6 @@ def _set_in_context_of(thread: object, output: JobOutput | None) -> None:
     if isinstance(context, Context) and context.get(current) is not output:
         with contextlib.suppress(RuntimeError):  # it was given to the thread by hand, and somebody is in it
             context.run(route, output)
-
-
-def _hook_greenlets() -> None:
-    """Greenlets begin in an empty context; gevent tells of each before it begins. If gevent came first."""
-    greenlet_class: Any = getattr(sys.modules.get("gevent"), "Greenlet", None)
-    if not hasattr(greenlet_class, "add_spawn_callback"):
-        return
-
-    def on_spawn(greenlet: Any) -> None:
-        output = job_output()
-        if output is not None and greenlet.gr_context is None:
-            context = Context()
-            context.run(route, output)
-            greenlet.gr_context = context
-
-    greenlet_class.add_spawn_callback(on_spawn)
 
 
 _POSITIONS = {"stdin": 3, "stdout": 4, "stderr": 5}  # among the arguments of Popen, self left out
@@ -120,12 +104,18 @@ def _hook_children() -> None:
                 if given[name] is None and at >= len(args):
                     given[name] = options[name] = defaults[name]
         begin(self, *args, **options)
-        if any(isinstance(stream, StandIn | ByteStandIn) for stream in given.values()) or (
+        if any(map(_is_standard, given.values())) or (
             number is not None and (given["stdout"] == number or given["stderr"] == error_number)
         ):
             output.adopt(self)
 
     subprocess.Popen.__init__ = begin_child  # type: ignore[method-assign]
+
+
+def _is_standard(stream: object) -> bool:
+    return isinstance(stream, StandIn | ByteStandIn) or (
+        stream is not None and (stream is sys.__stdout__ or stream is sys.__stderr__)
+    )
 
 
 def _hook_dup2() -> None:

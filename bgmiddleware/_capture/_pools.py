@@ -3,7 +3,7 @@
 import concurrent.futures
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ._streams import bound, job_output, use_output
@@ -28,6 +28,14 @@ def hook_pools() -> None:
         return submit(self, function, *args, **options)
 
     concurrent.futures.ThreadPoolExecutor.submit = submit_task  # type: ignore[method-assign]
+    add = concurrent.futures.Future.add_done_callback
+
+    @functools.wraps(add)
+    def add_done_callback(self: Any, fn: Callable[..., Any]) -> None:
+        output = job_output()
+        add(self, fn if output is None else bound(fn, output))
+
+    concurrent.futures.Future.add_done_callback = add_done_callback  # type: ignore[method-assign]
 
 
 def _runs_elsewhere(pool: object) -> bool:
@@ -50,8 +58,28 @@ def _hook_executor(module: Any) -> None:
 
 def _hook_pool(module: Any) -> None:
     _note_users_of_new(module.Pool)
+    _hook_callbacks(module.ApplyResult)
     for name in ("apply_async", "_map_async", "imap", "imap_unordered"):
         _hook_method(module, name)
+
+
+def _hook_callbacks(kind: Any) -> None:
+    """What a task's end calls is called by a thread of the pool, which whoever made the pool has begun."""
+    begin = kind.__init__
+
+    @functools.wraps(begin)
+    def begin_result(self: Any, pool: Any, callback: Any, error_callback: Any) -> None:
+        output = job_output()
+        begin(self, pool, *(each and bound(each, output) for each in (callback, error_callback)))
+
+    kind.__init__ = begin_result
+
+
+def _read_in(iterable: Iterable[Any], output: Any) -> Iterator[Any]:
+    """Yield what *iterable* has; what it prints meanwhile goes to *output*, in whatever thread it is read."""
+    read = bound(functools.partial(next, iter(iterable), _NOBODY), output)
+    while (item := read()) is not _NOBODY:
+        yield item
 
 
 def _hook_method(module: Any, name: str) -> None:
@@ -59,6 +87,8 @@ def _hook_method(module: Any, name: str) -> None:
 
     @functools.wraps(method)
     def give(self: Any, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if name.startswith("imap") and args:  # a thread of the pool reads it
+            args = (_read_in(args[0], job_output()), *args[1:])
         if isinstance(self, module.ThreadPool):
             return method(self, bound(func, job_output()), *args, **options)
         return _give(self, lambda function: method(self, function, *args, **options), func)

@@ -91,10 +91,8 @@ class StandIn(io.TextIOWrapper):
     def __init__(self, original: Any, name: str) -> None:
         write_original = _write_of(original)
         get = current.get
-        self.original = original
-        self._title = name
-        self._bytes = ByteStandIn(self)
-        buffer: Any = self._bytes
+        buffer: Any = ByteStandIn(self)
+        vars(self).update(original=original, _title=name, _bytes=buffer, write_original=write_original)
         super().__init__(buffer, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
 
         # Functions of the instance: no bound method is made for a write, and a copy that somebody keeps stays right.
@@ -123,8 +121,32 @@ class StandIn(io.TextIOWrapper):
                 write_slowly = output.err
                 return write_slowly(text)
 
-        self.__dict__["write"] = write
-        self.write_original = write_original
+        vars(self)["write"] = write
+
+    original: Any
+    write_original: Callable[[str], int]
+    _title: str
+    _bytes: "ByteStandIn"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let a job that replaces what the stream does, as ``mock.patch.object`` does, replace it for itself only."""
+        setattr_here = super().__setattr__ if (own := self._own()) is None else own.change
+        setattr_here(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr_here = super().__delattr__ if (own := self._own()) is None else own.restore
+        delattr_here(name)
+
+    def _own(self) -> "_ChangedStandIn | None":
+        """Return the stream that the running job has instead of this one, everybody's; None outside of jobs."""
+        output = current.get()
+        if output is None or output.job is None:
+            return None
+        own = output.assigned.get(self._title)
+        if not isinstance(own, _ChangedStandIn):
+            own = _ChangedStandIn(self.original, self._title)
+            output.assign(self._title, own)
+        return own
 
     def flush(self) -> None:
         output = current.get()
@@ -141,7 +163,8 @@ class StandIn(io.TextIOWrapper):
         if number is None:
             if self.original is None:
                 raise io.UnsupportedOperation("fileno")
-            number = self.original.fileno()
+            with use_output(None):  # the original asks us in a job
+                number = self.original.fileno()
         return int(number)
 
     def isatty(self) -> bool:
@@ -196,6 +219,19 @@ class StandIn(io.TextIOWrapper):
         return f"<bgmiddleware {self._title} of {self.original!r}>"
 
 
+class _ChangedStandIn(StandIn):
+    """What one job has as its stream once it has replaced a method of it."""
+
+    def _own(self) -> "_ChangedStandIn":
+        return self
+
+    def change(self, name: str, value: Any) -> None:
+        vars(self)[name] = value
+
+    def restore(self, name: str) -> None:
+        vars(self).pop(name, None)
+
+
 class StandInOfOther(StandIn):
     """For an original that may have more to it than a ``TextIOWrapper``: that is forwarded.
 
@@ -246,6 +282,10 @@ class ByteStandIn(io.BufferedIOBase):
 
     def flush(self) -> None:
         self._text.flush()
+
+    def detach(self) -> Any:
+        """Return what is below these bytes, which stay what they are."""
+        return self.raw
 
     def fileno(self) -> int:
         return self._text.fileno()

@@ -136,7 +136,7 @@ class Place:
         """Let what a job writes to *stream*, which somebody took before there was a stand-in, be the job's."""
         if self.name == "stdin" or type(stream) is not io.TextIOWrapper or "write" in vars(stream):
             return
-        write_here, flush_here = stream.write, stream.flush
+        write_here, flush_here, number_here = stream.write, stream.flush, stream.fileno
 
         def write(text: str) -> int:
             output = current.get()
@@ -152,7 +152,12 @@ class Place:
             else:
                 self.stand_in.flush()
 
-        vars(stream).update(write=write, flush=flush)
+        def fileno() -> int:
+            output = current.get()
+            number = number_here() if output is None or output.job is None else self.stand_in.fileno()
+            return int(number)
+
+        vars(stream).update(write=write, flush=flush, fileno=fileno)
 
     def _made(self, original: Any) -> Any:
         if self.name == "stdin":
@@ -309,15 +314,18 @@ def replace_streams() -> dict[str, tuple[Any, Any]]:
 
 def _class_with(attributes: dict[str, property]) -> type:
     """Return a class for the module ``sys`` that has *attributes*."""
+    of_modules: type = type(sys)
     described: dict[str, Any] = {
         **attributes,
+        # The import system makes all modules by calling the class of sys: they are to be modules like any other.
+        "__new__": lambda cls, *args, **options: of_modules(*args, **options),
         # What pickles modules by their exact class (cloudpickle) asks any other class for this.
         "__reduce__": lambda module: (importlib.import_module, (module.__name__,)),
         # Since Python 3.14 code that has read sys.stdout once goes on to read the module's dictionary, past the class,
         # where attributes are found as modules find them. As other objects find them, it does not.
         "__getattribute__": object.__getattribute__,
     }
-    return type("module", (type(sys),), described)
+    return type("module", (of_modules,), described)
 
 
 def are_in_place() -> bool:

@@ -12,6 +12,7 @@ from .cast import answer_cast
 from .comparing import answer_compare
 from .connections import disconnection_of, threads_of
 from .dashboard import answer_dashboard
+from .deliveries import Delivery
 from .events import answer_events
 from .external import answer_asset
 from .fragment import answer_fragment
@@ -40,6 +41,7 @@ __all__ = [
     "UNSTORED",
     "Answer",
     "Authorize",
+    "Delivery",
     "Headers",
     "Health",
     "Numbers",

@@ -10,10 +10,11 @@ from ..errors import ConfigurationError, RegistryError
 from . import assets
 from .batch import answer_batch
 from .charts import SPANS, history_document
+from .deliveries import deliveries_document
 from .listing import Filters, Found, look_for
 from .negotiate import View, choose
 from .news import answer_news
-from .overview import PAGE_HEADERS, Look, answer_overview, drawn_lately, page_of
+from .overview import PAGE_HEADERS, Look, answer_overview, deliveries_of, drawn_lately, page_of
 from .problems import UNSTORED, Answer, Headers, as_json, bad_query, problem, retry_after, whole
 from .visit import BadParameter, Site, Visit
 
@@ -87,10 +88,12 @@ def _part(look: Look, every: float) -> Answer:
 
 def _as_json(look: Look, found: Found) -> Answer:
     now = look.site.registry.clock()
+    deliveries = deliveries_of(look.site) if look.is_plain else ()
     document = {
         "jobs": [_row(job, now) for job in found.jobs],
         "next": None if found.next is None else look.filters.query(before=str(found.next)),
         **({"sorted": found.looked} if look.filters.sort else {}),
+        **({"webhooks": deliveries_document(deliveries, now)} if deliveries else {}),
     }
     return as_json(document, _HEADERS)
 

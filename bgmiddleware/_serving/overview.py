@@ -1,6 +1,6 @@
 """The page of all jobs, for one who looks at it: what stays, and what changes while he does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from string import Template
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .._jobs import Job
 from . import assets
+from .deliveries import Delivery, deliveries_table
 from .listing import ROWS, Cursor, Filters, Found, look_for
 from .markup import Markup, filled_in
 from .plain import plain_page
@@ -16,19 +17,21 @@ from .rows import Rows, counted
 from .shorten import shortened
 from .visit import Site
 
-__all__ = ["FRESH", "PAGE_HEADERS", "Drawn", "Look", "answer_overview", "drawn_lately", "page_of"]
+__all__ = ["FRESH", "PAGE_HEADERS", "Drawn", "Look", "answer_overview", "deliveries_of", "drawn_lately", "page_of"]
 
 PAGE_HEADERS: Headers = (("Vary", "Accept, Accept-Language"), *UNSTORED)
 
 FRESH = 1.0
 """For how many seconds those who leave a list open are shown the same, however many they are."""
 
+_FRESH_DELIVERIES = 5.0
+
 _LIST = Template("""<h1>$title</h1>
 <p id="pace" hidden data-live="$w_live" data-paced="$w_paced" data-paused="$w_paused" data-every="$every"></p>
 $filters$live""")
 _LIVE = Template("""<div id="live">
 <p role="status">$summary</p>
-$failures$charts$table<nav>$links</nav>
+$failures$webhooks$charts$table<nav>$links</nav>
 </div>
 """)
 _OLDER = Template('<a href="$link">$word</a>\n')
@@ -93,6 +96,7 @@ def _draw(look: Look) -> Drawn:
     values = {
         "summary": _summary(look, found),
         "failures": rows.failures(found.jobs) if look.is_plain else Markup(),
+        "webhooks": _webhooks(look) if look.is_plain else Markup(),
         "charts": _charts_of(look) if look.is_plain else Markup(),
         "table": rows.table(found.jobs),
         "links": _links(look, found),
@@ -102,6 +106,16 @@ def _draw(look: Look) -> Drawn:
 
 def _news(job: Job) -> tuple[object, ...]:
     return job.key, job.state, job.title, job.reason, job.output_end, job.rerun_as
+
+
+def deliveries_of(site: Site) -> Sequence[Delivery]:
+    """Return how the messages of webhooks go, as of the last seconds."""
+    found: Sequence[Delivery] = site.lists.of("deliveries", _FRESH_DELIVERIES, site.deliveries)
+    return found
+
+
+def _webhooks(look: Look) -> Markup:
+    return deliveries_table(deliveries_of(look.site), look.said, look.site.registry.clock())
 
 
 def _charts_of(look: Look) -> Markup:

@@ -80,8 +80,8 @@ class Rows:
         said = assets.words(language)
         self._states: Mapping[str, str] = said["states"]
         self._said: Mapping[str, str] = said["list"]
-        self._spans: Mapping[str, str] = said["list"]["spans"]
-        self._words = {f"w_{name}": word for name, word in said["list"].items() if isinstance(word, str)}
+        self._spans: Mapping[str, str] = said["spans"]
+        self._words = {f"w_{name}": word for name, word in said["list"].items()}
 
     def filters(self) -> Markup:
         """Return the links and the form by which jobs are filtered."""

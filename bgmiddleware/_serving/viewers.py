@@ -25,6 +25,16 @@ class Viewers:
         self._held: dict[object, Callable[[], bool]] = {}
         self._next_turn = clock()
         self._ended = False
+        self._tells: tuple[Callable[[str, int], None], ...] = ()
+
+    def tell_numbers(self, tell: Callable[[str, int], None]) -> None:
+        """From now on call *tell* with ``held`` and by how many more (or fewer) connections are held, and with
+        ``refused`` and how many more were not. It must raise nothing."""
+        self._tells = (*self._tells, tell)
+
+    def _count(self, name: str, number: int) -> None:
+        for tell in self._tells:
+            tell(name, number)
 
     def take_slot(
         self, gone: Callable[[], bool], *, threads: int | None = None, least: int = 0, spare: int = 0
@@ -44,7 +54,9 @@ class Viewers:
                 if other_gone():
                     self.give_back(other)
             if not self._hold(slot, gone, slots):
+                self._count("refused", 1)
                 return None
+        self._count("held", 1)
         return slot
 
     def _hold(self, slot: object, gone: Callable[[], bool], slots: int) -> bool:
@@ -57,7 +69,9 @@ class Viewers:
     def give_back(self, slot: object) -> None:
         """Give a slot back. Does nothing if somebody else was given it meanwhile."""
         with self._lock:
-            self._held.pop(slot, None)
+            was_held = self._held.pop(slot, None) is not None
+        if was_held:
+            self._count("held", -1)
 
     @property
     def none_allowed(self) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ from ..owners import CookieOwner, Owner, guest
 from ..registries.base import END, Registry
 from .charts import Charts
 from .connections import disconnection_of, is_stopping, longest, stream_live, takes_off_hands, threads_of
+from .deliveries import Delivery
 from .estimates import Estimates
 from .pace import FASTEST
 from .parts import PageMaker
@@ -87,6 +88,8 @@ class Site:
     estimates: Estimates = field(default_factory=Estimates)
     workers: Workers = field(default_factory=Workers)
     charts: Charts = field(default_factory=Charts)
+    deliveries: Callable[[], Sequence[Delivery]] = tuple
+    """Returns how the messages of webhooks go."""
     lists: Recent[Any] = field(default_factory=Recent)
     """What those see who leave the list of all jobs open."""
     dashboard: str = ""

@@ -12,6 +12,7 @@ from .._capture import detached
 from .._ground.redaction import Redaction
 from .._jobs import Job
 from .._running import one_line
+from .._serving import Delivery
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from ..hooks import OnEnd, Webhook, message_of
 from ..registries.base import Outbox, Registry
@@ -22,6 +23,9 @@ _log = logging.getLogger("bgmiddleware")
 
 DELAYS = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 21_600.0)
 """Seconds until a message that was not taken is sent again: for a day all in all."""
+
+_DAY = 86_400.0
+_MOST_FORGOTTEN = 100  # at a time
 
 _LEASE = 60.0  # a delivery takes at most 15 seconds, and looking up a name some more
 _LOOK_AGAIN = 5.0, 60.0
@@ -77,6 +81,21 @@ class Ends:
                 Context().run(thread.start)
                 self._thread = thread
 
+    def deliveries(self) -> list[Delivery]:
+        """Return how the messages of each webhook go. Raises ``RegistryError``."""
+        return [self._delivery(hook) for hook in self._webhooks]
+
+    def _delivery(self, hook: Webhook) -> Delivery:
+        failing, given_up = self._failing(hook), self._given_up(hook)
+        for _ in range(_MOST_FORGOTTEN):
+            over = given_up.take(self._registry.clock(), _LEASE)
+            if over is None:
+                break
+            given_up.remove(over[0])
+        first = failing.first()
+        oldest, trouble = (None, "") if first is None else first[1:]
+        return Delivery(hook.shown, self._outbox(hook).size(), failing.size(), oldest, trouble, given_up.size())
+
     def close(self) -> None:
         """Deliver what is due, for some seconds at most; what is left waits for another process, if it can."""
         with self._changed:
@@ -111,6 +130,14 @@ class Ends:
 
     def _outbox(self, hook: Webhook) -> Outbox:
         return self._registry.outbox(hook.name)
+
+    def _failing(self, hook: Webhook) -> Outbox:
+        """What was not taken yet, by when that was first: only to be looked at."""
+        return self._registry.outbox(f"{hook.name}failing")
+
+    def _given_up(self, hook: Webhook) -> Outbox:
+        """What was never taken, by when that is to be forgotten."""
+        return self._registry.outbox(f"{hook.name}givenup")
 
     # In the thread that delivers.
 
@@ -171,12 +198,16 @@ class Ends:
         except (OSError, http.client.HTTPException) as error:
             # What the receiver said may be in it: of any length, and with controls of a terminal.
             trouble = one_line(f"{type(error).__name__}: {error}"[:_LONGEST_TROUBLE].strip())
-        if not trouble:
-            outbox.remove(key)
-        elif tries < len(DELAYS):
+        now = self._registry.clock()
+        if trouble and tries < len(DELAYS):
             _log.warning("%s was not told of the end of job %s, once more later: %s", hook, key[:8], trouble)
-            retry = json.dumps({**message, "tries": tries + 1})
-            outbox.put(key, self._registry.clock() + DELAYS[tries], retry)
-        else:
+            since = float(str(message.get("failing_since", now)))
+            self._failing(hook).put(key, since, trouble)
+            retry = json.dumps({**message, "tries": tries + 1, "failing_since": since})
+            outbox.put(key, now + DELAYS[tries], retry)
+            return
+        if trouble:
             _log.error("%s was not told of the end of job %s: %s", hook, key[:8], trouble)
-            outbox.remove(key)
+            self._given_up(hook).put(key, now + _DAY, trouble)
+        self._failing(hook).remove(key)
+        outbox.remove(key)

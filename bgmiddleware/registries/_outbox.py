@@ -27,6 +27,10 @@ class Outbox(ABC):
         it is still there: exactly one of all who ask gets it."""
 
     @abstractmethod
+    def first(self) -> tuple[str, float, str] | None:
+        """Return the id of what is due first, when that is, and its text; None where there is nothing. Only looks."""
+
+    @abstractmethod
     def remove(self, id: str) -> None:  # noqa: A002
         """Forget a text. Does nothing if it is gone."""
 
@@ -58,6 +62,11 @@ class MemoryOutbox(Outbox):
                 return None
             self._texts[first] = now + lease, text
             return first, text
+
+    def first(self) -> tuple[str, float, str] | None:
+        with self._lock:
+            found = min(self._texts.items(), key=lambda item: item[1][0], default=None)
+        return None if found is None else (found[0], *found[1])
 
     def remove(self, id: str) -> None:  # noqa: A002
         with self._lock:

@@ -195,6 +195,7 @@ class Registry(ABC):
         self._secret = secrets.token_bytes(32)
         self._outboxes: dict[str, Outbox] = {}
         self._tells: tuple[Callable[[Job], None], ...] = ()
+        self._counters: tuple[Callable[[str, float], None], ...] = ()
         self.tidy_every: float = min(60.0, max(1.0, min(ttl, pending_ttl) / 10))
         """Seconds from one :meth:`tidy` to the next."""
         self.tidied_at: tuple[int, float] = 0, 0.0
@@ -436,6 +437,19 @@ class Registry(ABC):
         """To be called, with no lock held, when this object has written down the end of a job."""
         for tell in self._tells:
             tell(job)
+
+    def tell_numbers(self, tell: Callable[[str, float], None]) -> None:
+        """From now on call *tell* with numbers of this object, each to be added to a sum: ``errors``, calls that the
+        storage did not answer; ``away``, seconds for which it did not; ``evicted``, ended jobs that were forgotten.
+
+        In any thread, perhaps with a lock held: it must neither call the registry, nor raise anything.
+        """
+        self._counters = (*self._counters, tell)
+
+    def _count(self, name: str, number: float) -> None:
+        """To be called where there is such a number."""
+        for tell in self._counters:
+            tell(name, number)
 
     def attach(self, key: str, source: Source) -> bool:
         """Take the live output of a job to read it when asked; true if this registry does so.

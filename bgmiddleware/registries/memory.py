@@ -420,6 +420,7 @@ class MemoryRegistry(Registry):
                 log.stop_growing()
                 log.append(data)
         except OSError as error:
+            self._count("errors", 1)
             raise RegistryError(f"cannot write to {self._spool.directory}: {error}") from error
         finally:
             self._bytes += log.stored - before
@@ -481,6 +482,7 @@ class MemoryRegistry(Registry):
         record.wake()
 
     def _remember_expired(self, key: str) -> None:
+        self._count("evicted", 1)
         self._expired[key] = None
         while len(self._expired) > self.max_jobs:
             self._expired.popitem(last=False)

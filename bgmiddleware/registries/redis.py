@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar
 
 from .._ground.numbers import check_positive
+from .._ground.weakly import weakly
 from .._jobs import Channel, Job, JobState, Progress, Steps
 from ..errors import ConfigurationError, JobExists, JobExpired, JobNotFound, QueueFull, RegistryError
 from . import _changes as changes
@@ -88,7 +89,9 @@ class RedisRegistry(Registry):
             raise ConfigurationError.of_setting("prefix", prefix, "1 to 100 letters, digits and .:/_-")
         for name, value in {"timeout": timeout, "max_waiting": max_waiting}.items():
             check_positive(name, value)
-        self._server = Server(Address(url, timeout=timeout), max_waiting=max_waiting, clock=clock)
+        self._server = Server(
+            Address(url, timeout=timeout), max_waiting=max_waiting, clock=clock, count=weakly(self._count)
+        )
         super().__init__(
             ttl=ttl,
             pending_ttl=pending_ttl,
@@ -296,6 +299,8 @@ class RedisRegistry(Registry):
         expired, due, forgotten = self._index.due(limit, self.max_jobs)
         if forgotten:
             self._records.unremember(forgotten)
+        if expired:
+            self._count("evicted", expired)
         return Evicted(sum(map(self._settle, due)), expired)
 
     def tidy(self) -> float | None:
@@ -357,6 +362,8 @@ class RedisRegistry(Registry):
                 break
         else:
             raise self._too_busy(job.key)
+        if gone:
+            self._count("evicted", len(gone))
         for other in gone:
             with contextlib.suppress(JobNotFound, JobExpired):
                 self._records.forget(other, as_expired=True)

@@ -85,7 +85,7 @@ class SpoolRegistry(Registry):
         busy_timeout: float = 5.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._store = Store(directory, busy_timeout, weakly(self._has_ended))
+        self._store = Store(directory, busy_timeout, weakly(self._has_ended), weakly(self._count))
         steady = HostClock(self._store.path) if sys.platform == "linux" else time.time
         super().__init__(
             ttl=ttl,
@@ -414,6 +414,7 @@ class SpoolRegistry(Registry):
                     raise RegistryError(f"{error.filename} was removed by somebody else") from error
                 row = again  # it ended just now, or made room for another one
             except OSError as error:
+                self._store.trouble.failed()
                 raise trouble(error) from error
 
     def _as_read(self, row: Row, now: float) -> Job:

@@ -1452,15 +1452,33 @@ class RegistryContract(HistoryContract):
         assert [(job.title, job.state) for job in told[2:]] == [("vanished", JobState.LOST)]
         assert registry.get(told[2].key) == told[2]
 
+    def test_jobs_that_are_forgotten_are_counted(self, make: Callable[..., Registry], clock: Clock) -> None:
+        with make(ttl=10.0, max_jobs=2) as registry:
+            told: list[tuple[str, float]] = []
+            registry.tell_numbers(lambda name, number: told.append((name, number)))
+            ended(registry, "one")
+            registry.discard(key_of("one"))  # by somebody's wish
+            ended(registry, "two")
+            ended(registry, "three")
+            assert told == []
+            ended(registry, "four")  # for room
+            assert told == [("evicted", 1)]
+            clock.advance(10.0)
+            registry.evict()
+            assert {name for name, _ in told} == {"evicted"}
+            assert sum(number for _, number in told) == 3
+
     def test_an_outbox_gives_each_text_when_it_is_due_to_one_who_asks(self, registry: Registry) -> None:
         outbox = registry.outbox("a1")
-        assert (outbox.take(1e9, 60.0), outbox.size()) == (None, 0)
+        assert (outbox.take(1e9, 60.0), outbox.first(), outbox.size()) == (None, None, 0)
         assert outbox.put("later", 20.0, "l\u00e4ter")
         assert outbox.put("first", 10.0, "old")
         assert outbox.put("first", 11.0, "new")
         assert outbox.size() == 2
+        assert [outbox.first() for _ in range(2)] == [("first", 11.0, "new")] * 2
         assert outbox.take(10.9, 60.0) is None
         assert outbox.take(11.0, 60.0) == ("first", "new")
+        assert outbox.first() == ("later", 20.0, "l\u00e4ter")
         assert outbox.take(19.0, 60.0) is None
         assert outbox.take(20.0, 60.0) == ("later", "l\u00e4ter")
         assert outbox.take(71.0, 60.0) == ("first", "new")  # who took it did nothing with it

@@ -220,6 +220,53 @@ def test_mock_patch_restores_the_stream() -> None:
     assert run_job(job) == "after 'patched\\n'\n"
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_method_of_the_stream_that_a_job_replaces_is_replaced_for_that_job_only(name: str) -> None:
+    taken: list[str] = []
+
+    def first(step: Callable[[], None]) -> None:
+        stream = getattr(sys, name)
+        write = stream.write
+        stream.write = lambda text: taken.append(text) or write(text.upper())
+        getattr(sys, name).flush = mock.Mock(side_effect=ValueError)
+        print("mine", file=getattr(sys, name))
+        step()
+        getattr(sys, name).write("mine too\n")
+
+    def second() -> None:
+        stream = getattr(sys, name)
+        stream.write("another's\n")
+        print("another's", file=stream, flush=True)
+
+    two = Two(first, second)
+    assert (two.first, two.second) == ("MINE\nMINE TOO\n", "another's\nanother's\n")
+    assert "another's" not in "".join(taken)
+    assert run_job(second) == two.second  # nothing of it is left
+
+
+def test_a_method_of_the_stream_is_put_back_as_it_was() -> None:
+    def job() -> None:
+        stream = sys.stdout
+        with mock.patch.object(sys.stdout, "write") as write, mock.patch("sys.stdout.flush") as flush:
+            print("taken", flush=True)
+        print("after", write.call_count, flush.call_count, flush=True)
+        stream.isatty = lambda: True  # type: ignore[method-assign]
+        print(sys.stdout.isatty())
+        del sys.stdout.isatty
+        print(sys.stdout.isatty())
+        sys.stdout = stream
+        print(sys.stdout is stream)
+
+    assert run_job(job) == "after 2 1\nTrue\nFalse\nTrue\n"
+
+
+def test_a_method_of_the_stream_that_the_server_replaces_is_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    install()
+    with mock.patch.object(sys.stdout, "isatty", return_value=True):
+        assert sys.stdout.isatty()
+    assert "isatty" not in vars(sys.stdout)
+
+
 def _wrap_with_text() -> None:
     sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding="latin-1")
 
@@ -232,6 +279,11 @@ def _wrap_raw() -> None:
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer.raw), encoding="latin-1")  # type: ignore[attr-defined]
 
 
+def _wrap_detached_bytes() -> None:
+    raw = sys.stdout.buffer.detach()  # type: ignore[attr-defined]
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding="latin-1")
+
+
 def _write_by_codec() -> None:
     sys.stdout = codecs.getwriter("latin-1")(sys.stdout.buffer)  # type: ignore[assignment]
 
@@ -241,7 +293,9 @@ def _open_number() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # scripts leave that to the end of the process
-@pytest.mark.parametrize("wrap", [_wrap_with_text, _wrap_detached, _wrap_raw, _write_by_codec, _open_number])
+@pytest.mark.parametrize(
+    "wrap", [_wrap_with_text, _wrap_detached, _wrap_raw, _wrap_detached_bytes, _write_by_codec, _open_number]
+)
 def test_what_a_wrapper_holds_back_is_there_in_the_end_and_the_wrapper_is_not(wrap: Callable[[], None]) -> None:
     def job() -> None:
         print("before")
@@ -313,6 +367,22 @@ def test_where_modules_are_pickled_by_their_class_ours_is_found() -> None:
     assert isinstance(sys, type(os))
 
 
+def test_a_module_imported_since_the_first_job_is_one_like_any_other(tmp_path: Path) -> None:
+    """The import system calls the class of ``sys`` to make them."""
+    (tmp_path / "own_names.py").write_text("stdout = 'its own'\ndef __getattr__(name):\n    return name.upper()\n")
+    script = f"""
+        import sys, types
+        from tests.kit.capturing import run_job
+        run_job(lambda: None)
+        sys.path.insert(0, {str(tmp_path)!r})
+        import own_names
+        print(type(own_names) is types.ModuleType, own_names.stdout, own_names.anything)
+        del own_names.stdout
+        print(own_names.stdout)
+    """
+    assert run_python(script) == ("True its own ANYTHING\nSTDOUT\n", "")
+
+
 class TestTakenBefore:
     """Streams that somebody took before the first job."""
 
@@ -332,6 +402,24 @@ class TestTakenBefore:
             print(text, end="")
         """
         assert run_python(script) == ("server\none\ntwo\nthree\nfour\n", "")
+
+    def test_the_number_of_the_original_is_the_jobs(self) -> None:
+        script = """
+            import subprocess, sys
+            from sys import stdout
+            from tests.kit.capturing import run_job
+            def job():
+                print("one")
+                subprocess.run(["echo", "two"], stdout=sys.__stdout__)
+                subprocess.run(["sh", "-c", "echo three >&2"], stderr=sys.__stderr__)
+                subprocess.run(["echo", "four"], stdout=stdout)
+                print(stdout.fileno() == sys.stdout.fileno())
+            text = run_job(job)
+            print(stdout.fileno(), sys.stdout.fileno(), flush=True)
+            subprocess.run(["echo", "server"], stdout=stdout)
+            print(text, end="")
+        """
+        assert run_python(script) == ("1 1\nserver\none\ntwo\nthree\nfour\nTrue\n", "")
 
     def test_what_the_server_holds_back_there_stays_the_servers(self) -> None:
         script = """

@@ -94,6 +94,34 @@ class TestLogging:
             listener.stop()
         assert capsys.readouterr().err == "job\n"
 
+    def test_what_a_handler_holds_back_for_all_is_in_no_other_job(
+        self, logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        install()
+        logger.addHandler(logging.handlers.MemoryHandler(3, target=logging.StreamHandler()))
+        assert run_job(lambda: logger.info("first")) == "INFO tests.capture: first\n"
+        assert run_job(lambda: [logger.info("second") for _ in range(2)] and None) == "INFO tests.capture: second\n" * 2
+        assert capsys.readouterr() == ("", "first\nsecond\nsecond\n")
+
+    def test_loguru_that_writes_in_a_thread_of_its_own(self) -> None:
+        script = """
+            import sys
+            from loguru import logger
+            from tests.kit.capturing import run_job
+            logger.remove()
+            logger.add(sys.stderr, enqueue=True, format="{message}")
+            def other(message):
+                print("other", message, end="", file=sys.__stderr__)
+            logger.add(other, enqueue=True, format="{message}")
+            texts = [run_job(lambda: logger.info(name)) for name in "ab"]
+            logger.info("server")
+            logger.complete()
+            print(texts)
+        """
+        out, err = run_python(script)
+        assert out == "['a\\n', 'b\\n']\n"
+        assert sorted(err.splitlines()) == ["other a", "other b", "other server", "server"]
+
     def test_an_exception_comes_with_its_traceback(self, logger: logging.Logger, tmp_path: Path) -> None:
         def job() -> None:
             try:
@@ -400,3 +428,32 @@ class TestLibraries:
         """
         options = ["-W", "default"]  # gevent's own
         assert run_python(script, options=options)[0] == "server\n"
+
+    def test_gevent_that_comes_after_the_first_job(self) -> None:
+        pytest.importorskip("gevent", reason="gevent is not among our test requirements")
+        script = """
+            from tests.kit.capturing import run_job
+            def job():
+                import gevent, gevent.pool
+                gevent.spawn(print, "greenlet").join()
+                list(gevent.pool.Pool(1).imap(print, ["pool"]))
+                gevent.get_hub().threadpool.spawn(print, "thread").get()
+            run_job(lambda: None)
+            print(run_job(job), end="")
+        """
+        assert run_python(script, options=["-W", "default"])[0] == "greenlet\npool\nthread\n"
+
+    def test_eventlet(self) -> None:
+        pytest.importorskip("eventlet")
+        script = """
+            import eventlet
+            eventlet.monkey_patch()
+            from tests.kit.capturing import run_job
+            def job():
+                eventlet.spawn(print, "green").wait()
+                list(eventlet.GreenPool().imap(print, ["pool"]))
+            text = run_job(job)
+            eventlet.spawn(print, "server").wait()
+            print(text, end="")
+        """
+        assert run_python(script, options=["-W", "ignore"])[0] == "server\ngreen\npool\n"

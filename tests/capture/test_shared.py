@@ -4,12 +4,13 @@ import logging
 import logging.config
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import pytest
 
-from bgmiddleware._capture import install
+from bgmiddleware._capture import detached, install
 from tests.conftest import needs
 from tests.kit.capturing import LONG, RunningInThread, run_job, run_python
 
@@ -104,6 +105,28 @@ class TestBars:
         assert smiths.count("row of Smith") == 2
         assert "Smith" not in millers
         assert "Miller" not in smiths
+
+    def test_what_is_printed_beside_bars_of_progressbar2_is_in_its_own_job(self) -> None:
+        pytest.importorskip("progressbar")
+        script = """
+            import progressbar, sys
+            from tests.capture.test_shared import beside
+            def job(name, wait=lambda: None):
+                with progressbar.ProgressBar(max_value=2, redirect_stdout=True, prefix=f"bar of {name} ") as bar:
+                    print("line of", name)
+                    wait()
+                    print("end of", name)
+                    bar.update(1)
+            hook = sys.excepthook
+            for mine, other, text in zip("ab", "ba", beside(lambda wait: job("a", wait), lambda: job("b"))):
+                assert f"line of {mine}\\n" in text and f"end of {mine}\\n" in text and f"bar of {mine}" in text, text
+                assert f"of {other}" not in text, text
+            assert sys.excepthook is hook
+            progressbar.streams.wrap_stdout()
+            assert "wrap" in repr(sys.stdout).lower() and progressbar.streams.wrapped_stdout == 1
+            progressbar.streams.unwrap_stdout()
+        """
+        assert run_python(script) == ("", "")
 
     def test_a_library_that_is_imported_in_a_job_is_hooked_when_it_comes(self) -> None:
         script = """
@@ -215,3 +238,52 @@ class TestProcess:
         out, err = run_python(script)
         assert out == "said\nTrue\n"
         assert "most recent call first" in err
+
+    def test_what_a_task_calls_at_its_end_prints_to_the_job_that_gave_it(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pools: list[Any] = []
+
+        def use(name: str) -> None:
+            task = pools[0].apply_async(int, callback=lambda _: say(f"{name} end"))
+            task.wait()
+            failing = pools[0].map_async(int, ["x"], error_callback=lambda _: say(f"{name} error"))
+            failing.wait()
+            assert list(pools[0].imap(int, (say(f"{name} item") or item for item in [1]))) == [1]
+            told = threading.Event()
+            future = pools[1].submit(threading.Event().wait, 0.1)
+            future.add_done_callback(lambda _: (say(f"{name} future"), told.set()))
+            assert told.wait(LONG)
+
+        def first(wait: Callable[[], None]) -> None:
+            pools.extend([ThreadPool(1), ThreadPoolExecutor(1)])
+            wait()
+            use("the first's")
+
+        texts = beside(first, lambda: use("the second's"))
+        pools[0].terminate()
+        pools[0].join()
+        pools[1].shutdown()
+        for name, text in zip(("the first's", "the second's"), texts, strict=True):
+            assert sorted(text.splitlines()) == [f"{name} {what}" for what in ("end", "error", "future", "item")]
+        assert capsys.readouterr().out == ""
+
+    def test_what_a_task_of_the_server_calls_at_its_end_prints_to_the_server(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pools: list[Any] = []
+
+        def job(wait: Callable[[], None]) -> None:
+            pools.append(ThreadPool(1))
+            wait()
+
+        def use() -> None:
+            with detached():
+                task = pools[0].apply_async(int, callback=lambda _: say("server"))
+                task.wait()
+                list(pools[0].imap(int, (say("server") or item for item in [1])))
+
+        assert beside(job, use) == ("", "")
+        pools[0].terminate()
+        pools[0].join()
+        assert capsys.readouterr().out == "server\nserver\n"

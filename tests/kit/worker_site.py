@@ -4,16 +4,22 @@
 where its ``collector`` of spans listens, if it has one.
 """
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from bgmiddleware import BackgroundMiddleware, current_job, marks, progress, redact, step
 from bgmiddleware.executors import open_executor
 from bgmiddleware.registries import open_registry
+from tests.executors.engine_worker import Worker, working
 
 NAME = "tests.kit.worker_site:app"
 VARIABLE = "BGMIDDLEWARE_TEST_SITE"
@@ -28,8 +34,11 @@ def report(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     if path == "/killed":
         print("before", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    if path == "/secrets":
+    if path.startswith("/secrets"):
         tell_secrets()
+    if path == "/secrets-and-killed":
+        os.write(2, f"the last words: {SECRET}".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
     if path == "/spans":
         with step("Reading rows"):
             shop.warning("within")
@@ -67,6 +76,30 @@ def configured(config: dict[str, Any], **settings: Any) -> BackgroundMiddleware:
         redact=[SECRET, redact.common()] if config.get("redact") else (),
         **{**config.get("settings", {}), **settings},
     )
+
+
+@contextlib.contextmanager
+def working_for(config: dict[str, Any], **settings: Any) -> Iterator[tuple[BackgroundMiddleware, list[Worker]]]:
+    """Have the site of a *config*, with other *settings* in this process than in its workers, which run too."""
+    kind = config["executor"].partition(":")[0]
+    with contextlib.ExitStack() as stack:
+        environ = stack.enter_context(pytest.MonkeyPatch.context())
+        environ.setenv(VARIABLE, json.dumps(config))
+        workers = []
+        if kind == "rq":
+            workers = stack.enter_context(working(NAME, ready="Listening on"))
+        if kind == "celery":
+            options = ("--loglevel", "INFO", "--without-mingle", "--without-gossip", "--concurrency", "1")
+            workers = stack.enter_context(working(NAME, *options, ready=" ready."))
+        yield stack.enter_context(configured(config, **settings)), workers
+
+
+def config_of(executor: str, redis_url: str, directory: Path, **more: Any) -> dict[str, Any]:
+    """Return the config of a site whose jobs are run by ``process``, ``rq`` or ``celery``. The broker of Celery is in
+    ``CELERY_BROKER_URL``."""
+    names = {"rq": f"rq:{redis_url}", "celery": "celery:tests.executors.celery_app:app"}
+    registry = f"spool:{directory}/jobs" if executor == "process" else redis_url
+    return {"registry": registry, "executor": names.get(executor, executor), **more}
 
 
 def _export_to(collector: str) -> None:

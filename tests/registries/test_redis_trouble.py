@@ -89,13 +89,18 @@ def test_a_server_that_is_not_there_is_a_registry_error_and_the_next_call_may_su
 ) -> None:
     registry = make(own_server.url)
     own_server.kill()
+    told: list[tuple[str, float]] = []
+    registry.tell_numbers(lambda name, number: told.append((name, number)))
     for call in (lambda: registry.get(KEY), lambda: added(registry), registry.jobs, registry.secret, registry.evict):
         with pytest.raises(RegistryError, match=rf"^redis://127.0.0.1:{own_server.port}/0: ") as refused:
             call()
         assert isinstance(refused.value.__cause__, redis.RedisError)
+    assert [name for name, _ in told] == ["errors", *["errors", "away"] * 4]
     own_server.start()
     ended(registry, output=b"output")
     assert all_of(registry, KEY) == b"output"
+    assert [name for name, _ in told[9:]] == ["away"]
+    assert all(number > 0 for _, number in told)
 
 
 def test_a_host_that_cannot_be_found_is_a_registry_error(make: Make) -> None:

@@ -1,10 +1,13 @@
 """Numbers for Prometheus: what a scrape reads, by its own parser."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,14 @@ import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, Job, MemoryRegistry, RegistryError, marks
 from bgmiddleware._jobs import key_of
+from bgmiddleware.registries._trouble import Trouble
+from bgmiddleware.registries.spool import SpoolRegistry
 from bgmiddleware.testing.clock import Clock
 from tests.conftest import needs
 from tests.kit.clients import InProcess, ended, start
 from tests.kit.documents import ROOT
+from tests.kit.processes import gunicorn, running
+from tests.kit.servers import open_directory
 
 needs("prometheus_client")
 
@@ -99,7 +106,7 @@ def test_only_who_may_list_jobs_sees_the_numbers() -> None:
 
 
 def test_paths_that_clients_make_up_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "MOST_PATHS", 2)
+    monkeypatch.setattr(metrics, "MOST_PATHS", 3)
     registry = MemoryRegistry()
     with BackgroundMiddleware(app, registry=registry, metrics="/_metrics", authorize=allowed) as site:
         for name in "abcd":
@@ -161,6 +168,124 @@ def test_several_processes_add_up_what_they_count_and_not_what_the_registry_says
     assert found['bgmiddleware_jobs{"state": "pending"}'] == 0
 
 
+def test_viewers_who_are_held_and_refused_are_counted() -> None:
+    def said(site: BackgroundMiddleware) -> tuple[float, float]:
+        found = scraped(site)
+        return found["bgmiddleware_viewers_held{}"], found["bgmiddleware_viewers_refused_total{}"]
+
+    with BackgroundMiddleware(app, metrics="/_metrics", authorize=allowed, stream_slots=1) as site:
+        first = site.viewers.take_slot(lambda: False)
+        assert said(site) == (1, 0)
+        assert site.viewers.take_slot(lambda: False) is None
+        assert said(site) == (1, 1)
+        site.viewers.give_back(first)
+        site.viewers.give_back(first)
+        assert said(site) == (0, 1)
+        left = site.viewers.take_slot(lambda: True)
+        assert site.viewers.take_slot(lambda: False) is not None  # instead of one who has left
+        site.viewers.give_back(left)
+        assert said(site) == (1, 1)
+
+
+def test_evictions_are_counted() -> None:
+    clock = Clock()
+    registry = MemoryRegistry(ttl=10.0, clock=clock)
+    with BackgroundMiddleware(
+        app, when=marks.path("/x"), registry=registry, metrics="/_metrics", authorize=allowed
+    ) as site:
+        ended(site, start(InProcess(site), "/x"))
+        clock.advance(10.0)
+        registry.evict()
+        assert scraped(site)["bgmiddleware_jobs_evicted_total{}"] == 1
+
+
+def test_errors_of_a_registry_and_how_long_it_was_away_are_counted(tmp_path: Path) -> None:
+    registry = SpoolRegistry(tmp_path / "jobs")
+    clock = Clock()
+    registry._store.trouble = Trouble(registry._count, clock)
+    with BackgroundMiddleware(
+        app, when=marks.path("/x"), registry=registry, metrics="/_metrics", authorize=allowed
+    ) as site:
+        client = InProcess(site)
+        ended(site, start(client, "/x"))
+        index = Path(registry._store._index.path)
+        index.rename(tmp_path / "away")
+        index.mkdir()
+        assert client.request("POST", "/x").status == 503
+        clock.advance(7.0)
+        scraped(site)  # it asks the registry, too
+        found = scraped(site)
+        assert found["bgmiddleware_registry_up{}"] == 0
+        assert found["bgmiddleware_registry_errors_total{}"] >= 2
+        assert found["bgmiddleware_registry_away_seconds_total{}"] == 7
+        index.rmdir()
+        (tmp_path / "away").rename(index)
+        clock.advance(4.0)
+        assert scraped(site)["bgmiddleware_registry_up{}"] == 1
+        clock.advance(100.0)
+        found, again = scraped(site), scraped(site)
+        assert found["bgmiddleware_registry_away_seconds_total{}"] == 11
+        names = [f"bgmiddleware_registry_{name}_total{{}}" for name in ("errors", "away_seconds")]
+        assert [found[name] for name in names] == [again[name] for name in names]
+
+
+CONF = """
+from prometheus_client import multiprocess
+
+
+def child_exit(server, worker):
+    multiprocess.mark_process_dead(worker.pid)
+"""
+
+
+@pytest.mark.everything
+def test_each_worker_of_gunicorn_answers_with_the_sum_of_all() -> None:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(open_directory())
+        numbers = directory / "numbers"
+        numbers.mkdir()
+        (directory / "conf.py").write_text(CONF)
+        settings = {
+            "SITE_REGISTRY": f"spool:{directory}/jobs",
+            "SITE_SETTINGS": '{"metrics": "/_metrics", "stream_slots": 1}',
+            "PROMETHEUS_MULTIPROC_DIR": str(numbers),
+        }
+        options = ("-k", "gthread", "--threads", "4", "-c", str(directory / "conf.py"))
+        server = stack.enter_context(running(gunicorn(directory, *options, workers=2, **settings)))
+        by: Counter[str] = Counter()
+        targets = []
+        while len(by) < 2 or by.total() < 6:
+            reply = server.request("POST", "/x/count?3")
+            by[reply["Worker"]] += 1
+            targets.append(f"/x/count{reply['Location']}")
+        for target in targets:
+            server.until(lambda reply: reply.json["state"] == "finished", "GET", target, accept="application/json")
+
+        def scrape() -> tuple[str, dict[str, float]]:
+            reply = server.request("GET", "/_metrics", X_User="admin")
+            assert reply.status == 200, reply
+            return reply["Worker"], samples(reply.text)
+
+        said = server.request("POST", "/x/wait?gate")
+        follow = {"accept": "text/plain"}
+        with server.stream("GET", f"/x/wait{said['Location']}", **follow) as (_, headers, chunks):
+            assert next(chunks)
+            seen: set[str] = set()
+            while len(seen) < 2:
+                worker, found = scrape()
+                seen.add(worker)
+                ended_there = 'bgmiddleware_jobs_ended_total{"path": "/x/count", "state": "finished"}'
+                assert found[ended_there] == len(targets)
+                assert found["bgmiddleware_viewers_held{}"] == 1
+                assert found['bgmiddleware_jobs{"state": "running"}'] == 1
+            os.kill(int(dict(headers)["Worker"]), signal.SIGKILL)
+        server.said("Booting worker with pid", 3)
+        found = scrape()[1]
+        assert found[ended_there] == len(targets)
+        assert found["bgmiddleware_viewers_held{}"] == 0
+        (directory / "gate").touch()
+
+
 def test_the_dashboard_for_grafana_asks_for_numbers_that_there_are() -> None:
     dashboard = json.loads((ROOT / "docs" / "reference" / "grafana.json").read_text())
     with BackgroundMiddleware(app, when=marks.path("/x"), metrics="/_metrics", authorize=allowed) as site:
@@ -173,5 +298,5 @@ def test_the_dashboard_for_grafana_asks_for_numbers_that_there_are() -> None:
         for target in panel["targets"]
         for name in re.findall(r"bgmiddleware_\w+", target["expr"])
     }
-    assert len(asked) >= 8
+    assert len(asked) >= 13
     assert asked <= there

@@ -33,6 +33,7 @@ from bgmiddleware import (
     marks,
 )
 from bgmiddleware._ground import posting
+from bgmiddleware._serving.recent import Recent
 from bgmiddleware._starting import ends
 from bgmiddleware.registries import open_registry
 from bgmiddleware.testing.clock import Clock
@@ -168,19 +169,63 @@ def test_what_was_not_taken_is_sent_again_for_a_day_and_then_given_up(
     clock = Clock()
     receiver.statuses = [500] * 100
     hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
-    with BackgroundMiddleware(app, when=marks.always, registry=MemoryRegistry(clock=clock), on_end=hook) as site:
+    registry = MemoryRegistry(clock=clock, ttl=1e9)
+    options: dict[str, Any] = {"dashboard": "/_jobs", "authorize": lambda environ: True}
+    with BackgroundMiddleware(app, when=marks.always, registry=registry, on_end=hook, **options) as site:
         begun = clock.now
+        client = InProcess(site)
+
+        def shown() -> dict[str, Any]:
+            object.__setattr__(site._site, "lists", Recent())
+            found: dict[str, Any] = client.request("GET", "/_jobs").json["webhooks"][0]
+            return found
+
+        nothing = {"waiting": 0, "failing": 0, "oldest": None, "trouble": "", "given_up": 0}
+        assert shown() == {"receiver": hook.shown, **nothing}
         ended(site, start(InProcess(site), "/x"))
         outbox = site.registry.outbox(hook.name)
         for tries, delay in enumerate(ends.DELAYS, 1):
             receiver.messages(tries)
             eventually(lambda: abs(due_at(outbox) - clock.now - delay) < 0.01)  # noqa: B023  # called at once
+            assert shown() == {
+                "receiver": hook.shown,
+                **nothing,
+                "waiting": 1,
+                "failing": 1,
+                "oldest": pytest.approx(clock.now - begun),
+                "trouble": "it answered 500",
+            }
             clock.advance(delay)
         receiver.messages(len(ends.DELAYS) + 1)
         eventually(lambda: outbox.size() == 0)
-        assert 20 * 3600 < clock.now - begun < 25 * 3600
+        assert shown() == {"receiver": hook.shown, **nothing, "given_up": 1}
+        page = client.request("GET", "/_jobs", accept="text/html").text
+        assert "secret-path" not in page
+        assert f"<td>{hook.shown}</td><td>0</td><td>0</td><td>–</td><td>1</td>" in page
+        clock.advance(86_401.0)
+        assert shown() == {"receiver": hook.shown, **nothing}
+        assert 44 * 3600 < clock.now - begun < 49 * 3600
     assert "was not told" in caplog.text
     assert "secret-path" not in caplog.text
+
+
+def test_what_is_taken_after_a_failure_fails_no_more_on_the_dashboard(receiver: Receiver) -> None:
+    clock = Clock()
+    receiver.statuses = [503]
+    hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
+    options: dict[str, Any] = {"dashboard": "/_jobs", "authorize": lambda environ: True, "on_end": hook}
+    with BackgroundMiddleware(app, when=marks.always, registry=MemoryRegistry(clock=clock), **options) as site:
+        client = InProcess(site)
+        ended(site, start(client, "/x"))
+        failing, outbox = (site.registry.outbox(f"{hook.name}{kind}") for kind in ("failing", ""))
+        eventually(lambda: failing.size() == 1)
+        page = client.request("GET", "/_jobs", accept="text/html").text
+        assert "<td>1</td><td>1<br>" in page
+        assert "it answered 503" in page
+        assert "Webhooks" not in client.request("GET", "/_jobs?state=failed", accept="text/html").text
+        clock.advance(ends.DELAYS[0])
+        receiver.messages(2)
+        eventually(lambda: outbox.size() == failing.size() == 0)
 
 
 def test_what_a_receiver_says_that_is_no_answer_is_one_short_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:

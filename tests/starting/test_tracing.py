@@ -1,7 +1,5 @@
 """Spans of jobs: what a real SDK of OpenTelemetry exports, also to a real collector."""
 
-import contextlib
-import json
 import logging
 import os
 import re
@@ -30,7 +28,6 @@ from bgmiddleware import (
 from bgmiddleware._jobs import key_of
 from bgmiddleware.registries.base import Transition
 from tests.conftest import needs
-from tests.executors.engine_worker import working
 from tests.kit import worker_site
 from tests.kit.apps import WAIT
 from tests.kit.clients import UUID, InProcess, ended, served, start
@@ -335,8 +332,11 @@ def test_a_decorated_view_has_a_span_too(spans: Spans) -> None:
     assert (inner.parent.span_id, inner.context.trace_id) == (job.context.span_id, job.context.trace_id)
 
 
-def test_a_job_that_is_run_again_is_of_the_trace_that_asked_for_it(spans: Spans) -> None:
-    with BackgroundMiddleware(app, when=marks.path("/x"), tracing=spans.provider, keep_requests=True) as site:
+@pytest.mark.parametrize("owner", [None, lambda environ: "ada"])
+def test_a_job_that_is_run_again_is_of_the_trace_that_asked_for_it(spans: Spans, owner: Any) -> None:
+    with BackgroundMiddleware(
+        app, when=marks.path("/x"), tracing=spans.provider, keep_requests=True, owner=owner
+    ) as site:
         client = InProcess(site)
         target = start(client, "/x", "GET", traceparent=PARENT)
         ended(site, target)
@@ -448,20 +448,6 @@ def attributes_sent(span: Any) -> dict[str, str]:
     return {pair.key: pair.value.string_value for pair in span.attributes}
 
 
-@contextlib.contextmanager
-def traced(executor: str, config: dict[str, Any], provider: Any) -> Iterator[BackgroundMiddleware]:
-    """Have a site whose jobs run elsewhere, and its workers."""
-    with contextlib.ExitStack() as stack:
-        environ = stack.enter_context(pytest.MonkeyPatch.context())
-        environ.setenv(worker_site.VARIABLE, json.dumps(config))
-        if executor == "rq":
-            stack.enter_context(working(worker_site.NAME, ready="Listening on"))
-        if executor == "celery":
-            options = ("--loglevel", "INFO", "--without-mingle", "--without-gossip", "--concurrency", "1")
-            stack.enter_context(working(worker_site.NAME, *options, ready=" ready."))
-        yield stack.enter_context(worker_site.configured(config, tracing=provider))
-
-
 @pytest.mark.everything
 @pytest.mark.parametrize("executor", ["process", "rq", "celery"])
 def test_a_collector_sees_the_jobs_of_other_processes(
@@ -473,15 +459,11 @@ def test_a_collector_sees_the_jobs_of_other_processes(
 ) -> None:
     needs("opentelemetry.proto")
     monkeypatch.setenv("CELERY_BROKER_URL", redis_server.url)
-    names = {"rq": f"rq:{redis_server.url}", "celery": "celery:tests.executors.celery_app:app"}
     collector = Collector()
     with served(collector) as server:
-        config = {
-            "registry": f"spool:{tmp_path}/jobs" if executor == "process" else redis_server.url,
-            "executor": names.get(executor, executor),
-            "collector": f"http://127.0.0.1:{server.port}/v1/traces",
-        }
-        with traced(executor, config, spans.provider) as site:
+        url = f"http://127.0.0.1:{server.port}/v1/traces"
+        config = worker_site.config_of(executor, redis_server.url, tmp_path, collector=url)
+        with worker_site.working_for(config, tracing=spans.provider) as (site, _):
             client = InProcess(site)
             target = start(client, "/spans", traceparent=PARENT)
             job = ended(site, target)

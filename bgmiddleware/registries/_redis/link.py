@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from ...errors import ConfigurationError, RegistryError
+from .._trouble import Trouble
 from .breaker import Breaker
 
 try:
@@ -172,7 +173,7 @@ class Link:
     soon wait for a server that hangs.
     """
 
-    def __init__(self, address: Address, max_waiting: int) -> None:
+    def __init__(self, address: Address, max_waiting: int, trouble: Trouble) -> None:
         self.pid = os.getpid()
         self._shown = address.shown
         self._commands = address.client()
@@ -181,6 +182,7 @@ class Link:
         # What is blocked is never silent for longer than a socket may be, so a dead server is noticed as soon.
         self._block = address.timeout * 0.8
         self._timeout = address.timeout
+        self._trouble = trouble
         self._breaker = Breaker(self._answers, self._let_go)
         self._checked = False
         self.back_at = float("-inf")
@@ -265,11 +267,12 @@ class Link:
 
     def _call(self, call: Callable[[], T]) -> T:
         if self._breaker.is_open:
+            self._trouble.failed()
             raise RegistryError(f"{self._shown}: the server timed out and has not answered since")
         begun = time.monotonic()
         try:
             try:
-                return self._checked_call(call)
+                answer = self._checked_call(call)
             except Exception as error:
                 # Once more, for the server may have closed a connection that nobody used for a while, or be no primary
                 # any more. After a time-out never: the next one would take as long.
@@ -277,13 +280,17 @@ class Link:
                 if not is_cut and not is_elsewhere(error):
                     raise
                 self._let_go()
-                return self._checked_call(call)
+                answer = self._checked_call(call)
         except Exception as error:  # of the library's own, or of what is below it
             # Sentinels that hang are a connection that cannot be made, after as long.
             took_long = isinstance(error, redis.ConnectionError) and time.monotonic() - begun >= self._timeout
             if took_long or isinstance(error, redis.TimeoutError):
                 self._breaker.open()
+            self._trouble.failed()
             raise self._error(error) from error
+        if self._trouble.told_until is not None:
+            self._trouble.ended()
+        return answer
 
     def _answers(self) -> bool:
         """Ask the server for nothing in particular; return whether it answers, or is known to be away."""
@@ -340,7 +347,15 @@ class Server:
     That is the server's: machines need not agree. *clock* stands in its place in tests.
     """
 
-    def __init__(self, address: Address, *, max_waiting: int, clock: Callable[[], float] | None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        max_waiting: int,
+        clock: Callable[[], float] | None,
+        count: Callable[[str, float], None] = lambda name, number: None,
+    ) -> None:
+        self._trouble = Trouble(count)
         self.shown = address.shown
         self._address = address
         self._max_waiting = max_waiting
@@ -353,7 +368,7 @@ class Server:
         # Two threads may make one each at the same time: one of the two is let go after its first use.
         link = self._link
         if link is None or link.pid != os.getpid():
-            link = self._link = Link(self._address, self._max_waiting)
+            link = self._link = Link(self._address, self._max_waiting, self._trouble)
         return link
 
     def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:

@@ -29,6 +29,11 @@ end
 redis.call('ZADD', KEYS[1], ARGV[2], due)
 return {due, text}
 """
+_FIRST = """
+local due = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local text = due[1] and redis.call('HGET', KEYS[2], due[1])
+return text and {due[1], due[2], text}
+"""
 _REMOVE = """
 redis.call('ZREM', KEYS[1], ARGV[1])
 return redis.call('HDEL', KEYS[2], ARGV[1])
@@ -49,6 +54,10 @@ class RedisOutbox(Outbox):
     def take(self, now: float, lease: float) -> tuple[str, str] | None:
         found = self._run(_TAKE, _milliseconds(now), _milliseconds(now + lease))
         return (found[0].decode(), found[1].decode()) if found else None
+
+    def first(self) -> tuple[str, float, str] | None:
+        found = self._run(_FIRST)
+        return (found[0].decode(), float(found[1]) / 1000, found[2].decode()) if found else None
 
     def remove(self, id: str) -> None:  # noqa: A002
         self._run(_REMOVE, id)

@@ -49,6 +49,13 @@ class SpoolOutbox(Outbox):
                         return id, file.read()
         return None
 
+    def first(self) -> tuple[str, float, str] | None:
+        with storage_errors():
+            for name in self._names():
+                with contextlib.suppress(FileNotFoundError), open(self._path(name), encoding="utf-8") as file:
+                    return name.partition(".")[2], int(name[:_DIGITS]) / 1000, file.read()
+        return None
+
     def remove(self, id: str) -> None:  # noqa: A002
         with storage_errors():
             for name in self._names():

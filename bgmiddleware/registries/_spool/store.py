@@ -10,7 +10,8 @@ import sqlite3
 from collections.abc import Callable, Iterator
 
 from ..._jobs import Channel, Job, JobState
-from ...errors import ConfigurationError, RegistryError
+from ...errors import BadOffset, ConfigurationError, Fenced, RegistryError
+from .._trouble import Trouble
 from ..base import StorageFull
 from . import rows as table
 from .directory import Directory
@@ -34,9 +35,15 @@ class Store:
     """The storage of a spool registry. Constructing it makes nothing; *patience*: see :class:`Index`."""
 
     def __init__(
-        self, directory: str | os.PathLike[str], patience: float, tell: Callable[[Job], None] = lambda job: None
+        self,
+        directory: str | os.PathLike[str],
+        patience: float,
+        tell: Callable[[Job], None] = lambda job: None,
+        count: Callable[[str, float], None] = lambda name, number: None,
     ) -> None:
         self._tell = tell  # that a job has ended
+        self._count = count  # see Registry.tell_numbers
+        self.trouble = Trouble(count)
         self.writers = Writers()
         self._directory = Directory(directory)
         self._index = Index(self._directory.path, patience)
@@ -85,24 +92,36 @@ class Store:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Look at the index."""
-        self._prepare()
-        with self._index.reading() as database:
-            yield database
+        try:
+            self._prepare()
+            with self._index.reading() as database:
+                yield database
+        except RegistryError:
+            self.trouble.failed()
+            raise
+        if self.trouble.told_until is not None:
+            self.trouble.ended()
 
     @contextlib.contextmanager
     def changing(self) -> Iterator["Change"]:
         """Change the index; when that is done, the files, and wake who waits. One process at a time."""
-        self._prepare()
         try:
+            self._prepare()
             with storage_errors():
                 self.room.spare()
                 with self._index.writing() as database:
                     change = Change(database)
                     yield change
         except RegistryError as error:
+            if not isinstance(error, (BadOffset, Fenced)):  # which are answers
+                self.trouble.failed()
             if isinstance(error.__cause__, sqlite3.OperationalError):  # a quota, which the room does not say, is full
                 self.room.give_back()
             raise
+        if self.trouble.told_until is not None:
+            self.trouble.ended()
+        if change.evicted:
+            self._count("evicted", change.evicted)
         for row in change.ended:
             self.writers.close(row.key)
             if not row.job.keeps_request:
@@ -194,6 +213,7 @@ class Change:
         self.told: list[Job] = []
         """Those of them as they are now."""
         self.gone: list[Entry] = []
+        self.evicted = 0
 
     def store(self, row: Row, job: Job, kept: int | None = None) -> None:
         """Replace a job; who waits for it is to be woken."""
@@ -204,6 +224,7 @@ class Change:
         """Remove a job; its files are to be removed."""
         table.forget(self.database, row, remembered=remembered)
         self.gone.append(row)
+        self.evicted += remembered > 0
 
 
 @contextlib.contextmanager
