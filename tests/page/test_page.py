@@ -573,9 +573,9 @@ def test_every_language_says_all_there_is_to_say(language: str) -> None:
     assert {part: set(said) for part, said in other.items()} == {part: set(said) for part, said in english.items()}
     for part, said in english.items():
         for name, text in said.items():
-            places = sorted(re.findall(r"\{(\w+)\}", other[part][name]))
+            places = sorted(re.findall(r"\{(\w+)\}", str(other[part][name])))
             assert other[part][name], name
-            assert places == sorted(re.findall(r"\{(\w+)\}", text)), name
+            assert places == sorted(re.findall(r"\{(\w+)\}", str(text))), name
     assert set(other["states"]) == set(LOOKS)
 
 
