@@ -602,7 +602,7 @@ def test_a_body_that_ends_before_its_length_is_a_failure(replay):
     )
 
 
-@pytest.mark.parametrize("body, length", [(b"whole", "5"), (b"more", "3"), (b"", "5"), (b"any", "so many")])
+@pytest.mark.parametrize(("body", "length"), [(b"whole", "5"), (b"more", "3"), (b"", "5"), (b"any", "so many")])
 def test_a_body_that_is_whole_or_anothers_to_send_is_none(replay, body, length):
     """An empty one of some length is what X-Sendfile and X-Accel-Redirect ask a proxy to fill."""
     ran = replay(answering(body, headers=[("Content-Length", length)])[0])
