@@ -113,6 +113,7 @@ def _row(job: Job, now: float) -> dict[str, Any]:
         "age": max(0.0, now - job.created_at),
         "elapsed": job.elapsed(now),
         "output": job.output_end,
+        "percent": None if job.current_progress is None else job.current_progress.percent,
     }
 
 

@@ -10,7 +10,7 @@ from .timed import span
 
 __all__ = ["Delivery", "deliveries_document", "deliveries_table"]
 
-_TABLE = Template("""<section class="job-webhooks" aria-labelledby="webhooks"><h2 id="webhooks">$w_webhooks</h2>
+_TABLE = Template("""<section class="job-webhooks" aria-labelledby="$name"><h2 id="$name">$w_webhooks</h2>
 <div class="job-table" role="region" aria-label="$w_webhooks" tabindex="0">
 <table>
 <thead><tr><th>$w_receiver</th><th>$w_to_tell</th><th>$w_failing</th><th>$w_oldest</th><th>$w_given_up</th></tr></thead>
@@ -21,7 +21,7 @@ $rows</tbody>
 </section>
 """)
 _ROW = Template(
-    "<tr><td>$receiver</td><td>$waiting</td><td>$failing$trouble</td><td>$oldest</td><td>$given_up</td></tr>\n"
+    "<tr><td>$receiver$trouble</td><td>$waiting</td><td>$failing</td><td>$oldest</td><td>$given_up</td></tr>\n"
 )
 _TROUBLE = Template('<br><small class="job-reason">$trouble</small>')
 
@@ -44,11 +44,11 @@ def deliveries_document(deliveries: Iterable[Delivery], now: float) -> list[dict
     return [delivery._asdict() | {"oldest": _age(delivery, now)} for delivery in deliveries]
 
 
-def deliveries_table(deliveries: Iterable[Delivery], said: Mapping[str, str], now: float) -> Markup:
-    """Return a table of the deliveries; nothing where there are none."""
+def deliveries_table(deliveries: Iterable[Delivery], said: Mapping[str, str], now: float, *, name: str) -> Markup:
+    """Return a table of the deliveries, an element with this *name*; nothing where there are none."""
     rows = "".join(_row(delivery, said, now) for delivery in deliveries)
     words = {f"w_{name}": word for name, word in said.items()}
-    return filled_in(_TABLE, {**words, "rows": Markup(rows)}) if rows else Markup()
+    return filled_in(_TABLE, {**words, "name": name, "rows": Markup(rows)}) if rows else Markup()
 
 
 def _row(delivery: Delivery, said: Mapping[str, str], now: float) -> Markup:

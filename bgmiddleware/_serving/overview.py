@@ -31,8 +31,8 @@ _LIST = Template("""<h1>$title</h1>
 $filters$live""")
 _LIVE = Template("""<div id="live">
 <p role="status">$summary</p>
-$failures$webhooks$charts$table<nav>$links</nav>
-</div>
+$failures$troubles$charts$table<nav>$links</nav>
+$webhooks</div>
 """)
 _OLDER = Template('<a href="$link">$word</a>\n')
 
@@ -96,7 +96,7 @@ def _draw(look: Look) -> Drawn:
     values = {
         "summary": _summary(look, found),
         "failures": rows.failures(found.jobs) if look.is_plain else Markup(),
-        "webhooks": _webhooks(look) if look.is_plain else Markup(),
+        **_webhooks(look),
         "charts": _charts_of(look) if look.is_plain else Markup(),
         "table": rows.table(found.jobs),
         "links": _links(look, found),
@@ -114,8 +114,16 @@ def deliveries_of(site: Site) -> Sequence[Delivery]:
     return found
 
 
-def _webhooks(look: Look) -> Markup:
-    return deliveries_table(deliveries_of(look.site), look.said, look.site.registry.clock())
+def _webhooks(look: Look) -> dict[str, Markup]:
+    """Return the deliveries: those with *troubles* at the top, the others as *webhooks* at the end."""
+    deliveries = deliveries_of(look.site) if look.is_plain else ()
+    troubled = [delivery for delivery in deliveries if delivery.failing or delivery.given_up]
+    well = [delivery for delivery in deliveries if delivery not in troubled]
+    now = look.site.registry.clock()
+    return {
+        "troubles": deliveries_table(troubled, look.said, now, name="troubles"),
+        "webhooks": deliveries_table(well, look.said, now, name="webhooks"),
+    }
 
 
 def _charts_of(look: Look) -> Markup:
@@ -124,9 +132,11 @@ def _charts_of(look: Look) -> Markup:
 
 def _summary(look: Look, found: Found) -> str:
     jobs = counted(len(found.jobs), look.said)
-    if found.whole:
-        return jobs
     sort = look.filters.sort
+    if sort and found.whole:
+        return str(look.said["sorted_all"].format(jobs=jobs, looked=found.looked)) if found.looked > ROWS else jobs
+    if found.whole:
+        return str(look.said["the_newest"].format(jobs=jobs)) if found.next and look.after is None else jobs
     told = "looked" if not sort else "sorted_oldest" if sort == "created" else "sorted"
     return str(look.said[told].format(jobs=jobs, looked=found.looked))
 

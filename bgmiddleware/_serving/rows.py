@@ -55,13 +55,14 @@ $actions</form>
 """)
 _BADGE = Template('<span class="job-badge" data-job="$state">$symbol $word</span>')
 _ROW = Template(
-    "<tr>$box<td>$badge</td><td>$title$reason</td><td>$path</td><td>$owner</td><td>$version</td>"
+    "<tr>$box<td>$badge</td><td>$title$progress$reason</td><td>$path</td><td>$owner</td><td>$version</td>"
     '<td><time datetime="$created">$ago</time></td><td>$elapsed</td><td>$output</td></tr>\n'
 )
 _BOX = Template('<td><input type="checkbox" name="key" value="$key" aria-label="$select"></td>')
 _HEAD = Template('<th$sorted><a href="$link">$word</a>$arrow</th>')
 _LINKED = Template('<a href="$link">$title</a>')
 _REASON = Template('<br><small class="job-reason">$reason</small>')
+_PROGRESS = Template('<br><small class="job-progress">$told</small>')
 _NO_ROWS = Template('<tr><td colspan="9">$none</td></tr>\n')
 _ACTION = Template('<button name="_action" value="$action">$word …</button>\n')
 _ACTIONS = Template(
@@ -152,6 +153,7 @@ class Rows:
             "box": filled_in(_BOX, select) if self._selects else Markup(),
             "badge": filled_in(_BADGE, badge),
             "title": linked,
+            "progress": _progress(job),
             "reason": self._reason(job),
             "path": self._filter("path", job.asked.get("path") or ""),
             "owner": self._filter("owner", job.owner or ""),
@@ -184,6 +186,16 @@ class Rows:
         except (JobNotFound, JobExpired):
             return ""
         return raised_in(page.piece.data.decode("utf-8", "replace"))
+
+
+def _progress(job: Job) -> Markup:
+    """Return how far a running job is."""
+    progress = job.current_progress
+    if job.state is not JobState.RUNNING or progress is None:
+        return Markup()
+    percent = "" if progress.percent is None else f"{progress.percent:.0f} %"
+    told = " · ".join(filter(None, [percent, readable(progress.message)]))
+    return filled_in(_PROGRESS, {"told": told}) if told else Markup()
 
 
 def counted(count: int, said: Mapping[str, str]) -> str:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, ConfigurationError, MemoryRegistry, ThreadExecutor, marks, owners
+from bgmiddleware import (
+    BackgroundMiddleware,
+    ConfigurationError,
+    MemoryRegistry,
+    ThreadExecutor,
+    marks,
+    owners,
+    progress,
+)
 from tests.kit.apps import Stage
 from tests.kit.clients import InProcess, Reply, ended, start
 from tests.kit.readers import BOTH, UNKNOWN, Clock, Opener, Play, answering, opened, token_of
@@ -153,6 +161,7 @@ def test_it_is_json_for_programs(opens_one: Any) -> None:
         "age": row["age"],
         "elapsed": pytest.approx(job.elapsed(0.0)),
         "output": 1234,
+        "percent": None,
     }
     assert row["age"] >= 0.0
 
@@ -197,6 +206,18 @@ def test_every_state_is_shown_with_what_it_came_to(opens: Opener) -> None:
     page = client.request("GET", "/_jobs", **HTML, **ADMIN).text
     for said in ("… waiting", "<td>–</td><td>0 B</td>", "■ cancelled", "▶ running", "✗ failed"):
         assert said in page
+
+
+def test_a_running_job_says_how_far_it_is(opens: Opener) -> None:
+    play = Play()
+    site, client = opens(play, **OPTIONS)
+    target = start(client, "/x")
+    play.does(lambda: progress(3, 8, "<writing> sheets"))
+    assert client.request("GET", "/_jobs", **ADMIN).json["jobs"][0]["percent"] == 37.5
+    assert "38 % · &lt;writing&gt; sheets</small>" in client.request("GET", "/_jobs", **HTML, **ADMIN).text
+    play.answers()
+    ended(site, target)
+    assert "writing" not in client.request("GET", "/_jobs", **HTML, **ADMIN).text
 
 
 @pytest.mark.parametrize(
