@@ -5,11 +5,31 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 
 
-@nox.session(python=["3.11", "3.12", "3.13"])
+FREE_THREADED = ["docutils>=0.21", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "WebTest>=3"]
+ROOMS_OF_THREADS = ["tests/capture", "tests/running", "tests/registries", "tests/starting"]
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def devmode(session: nox.Session) -> None:
+    """Run what threads share in Python's development mode, with threads that take turns each microsecond."""
+    session.install("-e", ".[test]")
+    command = ["python", "-m", "pytest", "--switch-interval", "1e-6", "-m", "not everything"]
+    session.run(*command, *(session.posargs or ROOMS_OF_THREADS), env={"PYTHONDEVMODE": "1"})
+
+
+@nox.session(python=["3.13t", "3.14t"])
+def free_threaded(session: nox.Session) -> None:
+    """Run what threads share without the global interpreter lock; only with what installs on such a build."""
+    session.install("-e", ".", *FREE_THREADED)
+    command = ["python", "-m", "pytest", "-m", "not everything"]
+    session.run(*command, *(session.posargs or ROOMS_OF_THREADS), env={"PYTHON_GIL": "0"})
 
 
 @nox.session

@@ -259,8 +259,8 @@ class Job:
     started_at: float | None = None
     ended_at: float | None = None
     expires_at: float | None = None
-    """When a pending job turns lost, or an ended one is forgotten; None while it runs, and until a loss is made
-    permanent."""
+    """When a pending job turns lost, or an ended one is forgotten; None while it runs, until a loss is made permanent,
+    and while it is *kept*."""
     cancel_requested_at: float | None = None
     process: str = ""
     """The process in whose memory it waits, if it does; with that it is lost."""
@@ -294,6 +294,8 @@ class Job:
     """The recorded environ; empty when the job has ended, unless it *keeps_request*."""
     keeps_request: bool = False
     """Whether its request is kept until its TTL, so that it can be run again."""
+    kept: bool = False
+    """Whether it has ended and has no TTL, since somebody wants to keep it."""
     rerun_of: str = ""
     """Where the job is that it repeats: a link that only this job's token opens; empty: it repeats none."""
     rerun_as: str = ""
@@ -366,6 +368,13 @@ class Job:
         parts = (part.partition("-") for part in str(ranges).split(",") if part)
         return tuple((int(begin), int(end)) for begin, _, end in parts)
 
+    @property
+    def size(self) -> int:
+        """How many bytes are stored of its output, its response, and its request if it keeps that."""
+        begin, end = self.output_dropped or (0, 0)
+        request = int(self.request.get("CONTENT_LENGTH") or 0) if self.keeps_request else 0
+        return self.output_end - (end - begin) + self.body_end + request
+
     def has_expired(self, now: float) -> bool:
         """Whether it ended more than its TTL before *now*."""
         return self.state.ended and self.expires_at is not None and now >= self.expires_at
@@ -419,7 +428,7 @@ _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
     **dict.fromkeys(("name", "name_salt", "process", "rerun_of", "rerun_as"), (str,)),
-    **dict.fromkeys(("keeps_name", "admitted", "keeps_request"), (bool,)),
+    **dict.fromkeys(("keeps_name", "admitted", "keeps_request", "kept"), (bool,)),
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
     **dict.fromkeys(("asked", "groups", "request", "receipt", "shares"), (dict,)),

@@ -16,7 +16,7 @@ from ._ground.screens import screen_of
 from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
 from ._serving import (
-    SHARED,
+    IN_PLACE_OF_TOKEN,
     Answer,
     Authorize,
     Health,
@@ -205,7 +205,7 @@ class BackgroundMiddleware:
         self._when = marks.always if self._stays_in_foreground else marked  # always: to be passed on to the app
         self._key, self._word, self._second, self._third, self._has_more = screen_of(self._when).tests
         self._may_bear_token = f"{token_name}="
-        self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID}|{SHARED})(?=&|$)").findall
+        self._find_tokens = re.compile(rf"(?:^|&){re.escape(token_name)}=({_UUID}|{IN_PLACE_OF_TOKEN})(?=&|$)").findall
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         # Every request of the site passes here: for one that is not ours no object is made, and no function called.

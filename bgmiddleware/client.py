@@ -210,4 +210,6 @@ def _refused(url: str, response: Response) -> NoReturn:
     headers = http.client.HTTPMessage()
     for name, value in response.headers.items():
         headers[name] = value
-    raise urllib.error.HTTPError(url.partition("?")[0], response.status, response.text[:200], headers, None)
+    error = urllib.error.HTTPError(url.partition("?")[0], response.status, response.text[:200], headers, None)
+    error.close()  # of nothing, but since Python 3.14 it warns where nobody does
+    raise error

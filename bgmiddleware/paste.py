@@ -182,6 +182,8 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "max_jobs": (_integer, "a whole number", "registry"),
     "max_output": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
     "max_result": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
+    "max_kept": (_integer, "a whole number", "registry"),
+    "max_kept_bytes": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
     "max_bytes": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
     "spool_threshold": (_size, "bytes, also as 64k, 16M, 1G", "registry"),
     "busy_timeout": (_number, "seconds", "registry"),

@@ -13,7 +13,7 @@ from typing import Any, cast
 from ._capture import JobOutput, current_output
 from ._ground.version import VERSION
 from ._jobs import Job, JobState, key_of
-from ._serving import SHARED
+from ._serving import IN_PLACE_OF_TOKEN
 from .errors import JobExpired, JobNotFound, RegistryError
 from .registries.base import Registry, path_of
 
@@ -161,7 +161,7 @@ def hide_tokens(span: Span, environ: Mapping[str, Any]) -> None:
             span.set_attribute(name, hidden)
 
 
-_TOKEN = re.compile(rf"[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}|(?<==){SHARED}")
+_TOKEN = re.compile(rf"[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}|(?<==)(?:{IN_PLACE_OF_TOKEN})")
 
 
 def _short(found: re.Match[str]) -> str:

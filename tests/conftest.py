@@ -125,9 +125,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--everything", action="store_true", help="also run tests that need servers, engines, browsers or real time"
     )
+    parser.addoption(
+        "--switch-interval", type=float, metavar="SECONDS", help="how often threads take turns, such as 1e-6"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--switch-interval") is not None:
+        sys.setswitchinterval(config.getoption("--switch-interval"))
     text = "everything: runs only with --everything, since it needs a server, an engine, a browser or real time"
     config.addinivalue_line("markers", text)
     config.stash[_LEFT_OUT] = 0

@@ -15,8 +15,22 @@ _bgmiddleware() {{
 }}
 complete -o default -F _bgmiddleware bgmiddleware
 """
-SHELLS = {"bash": _BASH, "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + _BASH}
-"""What is printed for each shell; zsh takes that of bash."""
+_FISH = """\
+function __bgmiddleware_words
+  set -l before (commandline -opc)
+  set -l place (count $before)
+  switch "$place:$before[2]:$before[3]"
+{cases}
+  end
+end
+complete -c bgmiddleware -a '(__bgmiddleware_words)'
+"""
+SHELLS = {
+    "bash": (_BASH, '    {place}) words="{words}" ;;'),
+    "zsh": ("autoload -U +X bashcompinit && bashcompinit\n" + _BASH, '    {place}) words="{words}" ;;'),
+    "fish": (_FISH, "    case '{place}'\n      string split ' ' -- '{words}'"),
+}
+"""For each shell what is printed, and what is in it for each place; zsh takes that of bash."""
 
 
 def add_completion_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -24,13 +38,15 @@ def add_completion_command(commands: "argparse._SubParsersAction[argparse.Argume
     parser = commands.add_parser(
         "completion", help="print what makes a shell complete commands and options", description=__doc__
     )
-    parser.add_argument("shell", metavar="SHELL", choices=list(SHELLS), help="bash or zsh")
+    parser.add_argument("shell", metavar="SHELL", choices=list(SHELLS), help="bash, fish or zsh")
 
 
 def completion_of(parser: argparse.ArgumentParser, shell: str) -> str:
     """Return the completion of a command line for a *shell*, one of ``SHELLS``."""
-    cases = "\n".join(f'    {pattern}) words="{" ".join(words)}" ;;' for pattern, words in _cases(parser))
-    return SHELLS[shell].format(cases=cases)
+    script, case = SHELLS[shell]
+    return script.format(
+        cases="\n".join(case.format(place=place, words=" ".join(words)) for place, words in _cases(parser))
+    )
 
 
 def _cases(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:

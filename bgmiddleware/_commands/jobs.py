@@ -86,6 +86,8 @@ def _add_changes(add: Callable[..., argparse.ArgumentParser]) -> None:
     sharing.add_argument("--scope", choices=["output", "result", "both"], default="both", help="what it shows")
     sharing.add_argument("--for", dest="seconds", type=count, default=604800, help="seconds (default: %(default)s)")
     add("unshare", "take back all links that show a job to others", by="url")
+    add("keep", "keep an ended job beyond its TTL")
+    add("unkeep", "let a job that is kept expire")
     evicting = add("evict", "make losses permanent and forget what has expired", by="")
     evicting.add_argument("--limit", type=count, default=100_000, help="how many at most (default: %(default)s)")
 
@@ -98,6 +100,8 @@ def run_jobs_command(options: argparse.Namespace) -> int:
         "follow": _follow,
         "cancel": _cancel,
         "answer": _answer,
+        "keep": _keep,
+        "unkeep": _unkeep,
         "evict": _evict,
         "stats": run_stats,
         "watch": run_watch,
@@ -220,6 +224,20 @@ def _answer(registry: Registry, options: argparse.Namespace) -> int:
     if asked is None or asked.answer is not None:
         raise BackgroundError("the job does not wait for an answer")
     raise ConfigurationError.of_setting("answer", options.answer, f"one of {', '.join(asked.choices)}")
+
+
+def _keep(registry: Registry, options: argparse.Namespace) -> int:
+    kept = registry.keep(_key(registry, options.job))
+    if kept is None:
+        raise BackgroundError("there is no room for it: let another job expire, by unkeep, or raise max_kept")
+    if not kept.kept:
+        raise BackgroundError("only a job that has ended can be kept")
+    return 0
+
+
+def _unkeep(registry: Registry, options: argparse.Namespace) -> int:
+    registry.keep(_key(registry, options.job), False)
+    return 0
 
 
 def _ask_server(options: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def jobs_line(job: Job, now: float) -> str:
     owner = f"  ({printable(job.owner)})" if job.owner is not None else ""
     return (
         f"{job.key}  {job.state:9}  {begun}  {job.elapsed(now):8.1f} s"
-        f"  {job.output_end:>11,} B  {printable(job.title)}{owner}"
+        f"  {job.output_end:>11,} B  {printable(job.title)}{owner}{'  kept' * job.kept}"
     )
 
 

@@ -32,6 +32,7 @@ class Exchange:
         self._write = write
         self._response: RecordedResponse | None = None
         self._body_begun = False
+        self._sent = 0
 
     def run(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
         iterable = app(environ, self._start_response)
@@ -46,6 +47,7 @@ class Exchange:
                     self._send(data)
             if self._response is None:
                 raise RuntimeError("the application did not call start_response()")
+            self._check_length(self._response)
         finally:
             close = getattr(iterable, "close", None)
             if close is not None:
@@ -70,7 +72,16 @@ class Exchange:
         if not isinstance(data, bytes):
             raise TypeError(f"the application's body must be bytes, not {type(data).__name__}")
         self._body_begun = True
+        self._sent += len(data)
         self._write(data)
+
+    def _check_length(self, response: RecordedResponse) -> None:
+        """Raise if the body is a part of what its head names: a server would break the connection off, but a recorded
+        response that is sent again looks whole."""
+        lengths = [value for name, value in response.headers if name.lower() == "content-length" and value.isdecimal()]
+        # Without any body it may be another's to send: X-Sendfile, X-Accel-Redirect, HEAD.
+        if lengths and 0 < self._sent < int(lengths[0]):
+            raise RuntimeError(f"the application sent {self._sent} of the {lengths[0]} bytes of its Content-Length")
 
 
 # As lenient as the servers are, of which some take what PEP 3333 does not allow: an app that runs without us runs in a

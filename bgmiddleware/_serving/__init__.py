@@ -20,6 +20,7 @@ from .health import Health
 from .lines import answer_lines
 from .links import key_in, operators_link, sealed
 from .log import answer_log
+from .mine import answer_mine
 from .negotiate import View, by_script, choose, means_result, names_json, saves, wants_html
 from .numbers import Numbers, answer_metrics
 from .page import answer_page
@@ -27,7 +28,7 @@ from .parts import PageMaker, PageParts, page_maker
 from .problems import UNSTORED, Answer, Headers, StartResponse, bad_query, problem, retry_after, see_other
 from .result import answer_download, answer_ended, answer_meant, answer_result, ask_anew, is_for_us, refused_for_others
 from .rights import Authorize, rights_of
-from .shared_links import SHARED
+from .shared_links import IN_PLACE_OF_TOKEN
 from .sharing import answer_shares
 from .status import answer_status, status_answer
 from .stored import Stored, compressed, conditional
@@ -36,7 +37,7 @@ from .viewers import Viewers
 from .visit import BadParameter, Forbidden, Site, Visit, about
 
 __all__ = [
-    "SHARED",
+    "IN_PLACE_OF_TOKEN",
     "UNSTORED",
     "Answer",
     "Authorize",
@@ -89,6 +90,7 @@ _VIEWS = {
     View.RESULT: answer_result,
     View.SHARE: answer_shares,
     View.COMPARE: answer_compare,
+    View.MINE: answer_mine,
     View.SCRIPT: answer_asset,
     View.STYLE: answer_asset,
     View.CLIENT: answer_asset,
@@ -102,7 +104,8 @@ _REFUSED = {
     "rerun": "You are not allowed to run jobs again.",
     "compare": "A job can be compared by who started it.",
     "share": "A job can be shared by who started it.",
-    "unshare": "A job can be shared by who started it.",
+    "mine": "The list of one's own jobs is for who started them.",
+    "keep": "You are not allowed to keep jobs.",
     "cancel": "You are not allowed to cancel jobs.",
     "discard": "You are not allowed to discard jobs.",
 }
@@ -113,6 +116,7 @@ _RIGHTS = {
     View.RESULT: "result",
     View.SHARE: "share",
     View.COMPARE: "compare",
+    View.MINE: "mine",
 }
 """What an operator needs the right to."""
 
@@ -141,7 +145,7 @@ def _answer(visit: Visit) -> Answer:
         form = form_of(environ) if environ["REQUEST_METHOD"] == "POST" else {}
         action = action_of(environ, form)
         if action is not None and (action != "discard" or visit.is_operators):
-            visit.need(action)
+            visit.need(action.removeprefix("un"))  # who may do it may take it back
             answer = answer_action(visit, job, action, form)
             return answer if "Link" in dict(answer.headers) else visit.linked(answer)
         answer = _view(visit, job)

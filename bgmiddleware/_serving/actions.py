@@ -7,6 +7,7 @@ from typing import Any
 from .._ground.webob import Request
 from .._jobs import Job
 from .cancel import answer_cancel, answer_discard
+from .kept import answer_keep, answer_unkeep
 from .negotiate import View, choose
 from .problems import UNSTORED, Answer, see_other
 from .question import answer_answer
@@ -28,6 +29,8 @@ ACTIONS: dict[str, Callable[[Visit, Job, Form], Answer]] = {
     "rerun": answer_rerun,
     "share": answer_share,
     "unshare": answer_unshare,
+    "keep": answer_keep,
+    "unkeep": answer_unkeep,
     "discard": lambda visit, job, form: answer_discard(visit, job),
 }
 

@@ -104,6 +104,7 @@ def _row(job: Job, now: float) -> dict[str, Any]:
         "title": job.title,
         "state": job.state.value,
         "reason": job.reason,
+        "kept": job.kept,
         "owner": job.owner,
         "path": job.asked.get("path"),
         "version": job.version or None,

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -67,6 +67,8 @@ class Filters:
     text: str = ""
     sort: str = ""
     since: int = 0
+    owners: Collection[str] = ()
+    """Where there are any, only the jobs of these. Nobody asks for that by a query."""
 
     @classmethod
     def of_query(cls, query: str) -> "tuple[Filters, Cursor | None]":
@@ -106,6 +108,7 @@ class Filters:
         return (
             (not self.state or job.state == self.state)
             and (not self.path or job.asked.get("path") == self.path)
+            and (not self.owners or job.owner in self.owners)
             and (not self.owner or job.owner == self.owner)
             and (not self.version or job.version == self.version)
             and (not self.since or job.created_at >= now - self.since)

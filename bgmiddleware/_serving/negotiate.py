@@ -44,6 +44,9 @@ class View(StrEnum):
     SHARE = "share"
     """The links by which it is shown to others, for its owner. Never negotiated."""
 
+    MINE = "mine"
+    """The jobs of its reader, a line for each. Never negotiated."""
+
     COMPARE = "compare"
     """It beside another run. Never negotiated."""
 

@@ -13,6 +13,7 @@ from .comparing import may_compare
 from .external import asset_link
 from .folded import folded
 from .icons import ICON, LOOKS, icon, look_of
+from .kept import keep_form
 from .markup import Markup, filled_in
 from .negotiate import View
 from .parts import PageParts
@@ -82,6 +83,8 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         "rerun": rerun_form(visit, job, said["page"]),
         "share": filled_in(_SHARE, {**words, "link": visit.link(_view=View.SHARE)}) if visit.may("share") else Markup(),
         "compare": _compare(visit, job, words),
+        "mine": filled_in(_MINE, {**words, "link": visit.link(_view=View.MINE)}) if visit.may("mine") else Markup(),
+        "keep": keep_form(visit, job, said["page"]),
         "shared": shared_note(visit, said["share"]),
         "symbol": LOOKS[look][0],
         "title": readable(job.title),
@@ -116,6 +119,9 @@ _DISCARD = Template(
 
 
 _SHARE = Template('<a class="job-button" href="$link">$w_share</a>\n')
+
+
+_MINE = Template('<a href="$link">$w_mine</a>\n')
 
 
 def _compare(visit: Visit, job: Job, words: Mapping[str, str]) -> Markup:

@@ -8,6 +8,7 @@ from .._jobs import Job
 from .links import key_in, unsealed
 from .markup import Markup, filled_in
 from .problems import Answer
+from .shared_links import OWN
 from .visit import Visit
 
 __all__ = ["answer_rerun", "link_to", "rerun_form"]
@@ -28,6 +29,9 @@ def link_to(visit: Visit, link: str) -> str | None:
     if visit.is_operators:
         return key_in(link) or None if visit.share is None else None
     token = unsealed(link, visit.token)
+    key, _, hidden = link.partition(":")
+    if key and visit.owners and (visit.token.startswith(OWN) or not hidden):
+        token = OWN + key
     query = visit.site.without_ours(visit.environ.get("QUERY_STRING") or "")
     return None if token is None else visit.site.place(query, token)
 

@@ -10,9 +10,9 @@ _log = logging.getLogger("bgmiddleware")
 
 Authorize = Callable[[Mapping[str, Any]], bool | Collection[str]]
 
-RIGHTS = frozenset({"list", "output", "result", "cancel", "discard", "rerun"})
+RIGHTS = frozenset({"list", "output", "result", "cancel", "keep", "discard", "rerun"})
 """To see which jobs there are, and how they go; to read what they print; to read their responses; to ask them to stop;
-to have them forgotten; to run them again."""
+to keep them beyond their TTL; to have them forgotten; to run them again."""
 
 
 def rights_of(authorize: Authorize, environ: Mapping[str, Any]) -> frozenset[str]:

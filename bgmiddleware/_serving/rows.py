@@ -145,7 +145,8 @@ class Rows:
 
     def _values(self, job: Job) -> dict[str, str]:
         look, title = look_of(job), readable(job.title)
-        badge = {"state": look, "symbol": LOOKS[look][0], "word": self._states[look]}
+        word = f"{self._states[look]}, {self._said['kept']}" if job.kept else self._states[look]
+        badge = {"state": look, "symbol": LOOKS[look][0], "word": word}
         opens = "output" in self._rights
         linked = filled_in(_LINKED, {"link": self._site.path_to(job.key), "title": title}) if opens else title
         select = {"key": job.key, "select": self._said["select_one"].format(title=title)}

@@ -5,14 +5,16 @@ import re
 from typing import NamedTuple
 
 from .._ground.webob import SignedSerializer
-from .._jobs import Job
+from .._jobs import KEY_LENGTH, Job
 from ..registries.base import Registry
 
-__all__ = ["MARK", "SHARED", "Share", "opened", "signed"]
+__all__ = ["IN_PLACE_OF_TOKEN", "MARK", "OWN", "Share", "opened", "signed"]
 
 MARK = "share."
-SHARED = r"share\.[A-Za-z0-9_-]{80,600}"
-"""What a shared link has instead of a token, as a regular expression."""
+OWN = "own."
+"""Stands before a key, where an owner has a link to a job of his: a registry knows no tokens."""
+IN_PLACE_OF_TOKEN = rf"share\.[A-Za-z0-9_-]{{80,600}}|own\.[0-9a-f]{{{KEY_LENGTH}}}"
+"""What may stand where a token does, as a regular expression."""
 
 SCOPES = {
     "output": frozenset({"list", "output"}),

@@ -36,6 +36,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "cancel_requested_at": job.cancel_requested_at,
         "stopping": _stopping(visit, job),
         "waiting_for": _waiting_for(job.question) if job.state is JobState.RUNNING else None,
+        "kept": job.kept,
         "elapsed": job.elapsed(visit.registry.clock()),
         "priority": job.priority.value,
         "queue": _queue(visit, job),

@@ -25,7 +25,7 @@ from .problem_page import reference
 from .problems import UNSTORED, Answer, Headers, problem, retry_after
 from .queue import Workers
 from .recent import Recent
-from .shared_links import MARK, SHARED, Share, opened
+from .shared_links import IN_PLACE_OF_TOKEN, MARK, OWN, Share, opened
 from .viewers import Viewers
 
 __all__ = ["LOOK_EVERY", "BadParameter", "Forbidden", "Hold", "Site", "Visit", "about", "job_headers"]
@@ -54,7 +54,7 @@ class Forbidden(Exception):
 
 
 _IS_TOKEN = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_TOKEN = f"(?:[0-9a-f-]{{36}}|{SHARED})"
+_TOKEN = f"(?:[0-9a-f-]{{36}}|{IN_PLACE_OF_TOKEN})"
 
 
 @cache  # a few sites have as many names
@@ -159,7 +159,8 @@ class Site:
         parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
         if token.startswith(MARK):
             return self._shared_visit(environ, token, parameters)
-        return Visit(self, environ, token, key_of(token), self._owners(environ), parameters)
+        key = token.removeprefix(OWN) if token.startswith(OWN) else key_of(token)
+        return Visit(self, environ, token, key, self._owners(environ), parameters)
 
     def _shared_visit(self, environ: Mapping[str, Any], token: str, parameters: Mapping[str, str]) -> "Visit":
         """Return what a request by a shared link needs: its rights. Whose job it is does not matter, and its token is
@@ -242,7 +243,9 @@ class Visit:
         Raises ``JobNotFound`` (also where it is somebody else's) or ``JobExpired``.
         """
         job = self.registry.get(self.key)
-        if self.rights is None and job.owner is not None and job.owner not in self.owners:
+        # A key is no secret, as a token is: who has no more than that must be the owner.
+        is_owners = job.owner is not None or self.token.startswith(OWN)
+        if self.rights is None and is_owners and job.owner not in self.owners:
             raise JobNotFound(self.key)
         if self.share is not None and not self.share.is_of(job, self.registry.clock()):
             raise JobNotFound(self.key)

@@ -14,7 +14,9 @@ __all__ = [
     "claimed",
     "ended",
     "has_room",
+    "has_room_to_keep",
     "held",
+    "kept",
     "may_change",
     "renewed",
     "settled",
@@ -43,6 +45,17 @@ def has_room(groups: Mapping[str, int], running: Iterable[Job], now: float) -> b
             for group in counted.keys() & job.groups.keys():
                 counted[group] += 1
     return all(counted[group] < most for group, most in groups.items())
+
+
+def has_room_to_keep(job: Job, others: Iterable[Job], most: int, most_bytes: int) -> bool:
+    """Whether *job* may be kept beside the *others* that are."""
+    sizes = [other.size for other in others]
+    return len(sizes) < most and sum(sizes) + job.size <= most_bytes
+
+
+def kept(job: Job, now: float, *, ttl: float, keep: bool) -> Job:
+    """Return an ended job without a TTL, or with one that begins *now*."""
+    return job.changed(kept=keep, expires_at=None if keep else now + ttl)
 
 
 def claimed(job: Job, now: float, change: Transition) -> Job:

@@ -152,7 +152,9 @@ class Registry(ABC):
     *ttl*: seconds that an ended job stays readable, counted from its end. *pending_ttl*: seconds that a job may wait
     for a runner. *max_jobs*: the maximum number of jobs; ended ones are removed for new ones, oldest first.
     *max_output* and *max_result*: bytes of output of one job (beyond it the middle is dropped) and of its response
-    (beyond it the job fails). *clock* returns seconds since the epoch; only tests pass it.
+    (beyond it the job fails). *max_kept* and *max_kept_bytes*: how many ended jobs are kept beyond their TTL, and the
+    bytes of all of them; never more than half of what bounds all jobs. *clock* returns seconds since the epoch; only
+    tests pass it.
 
     A missing record is an exception: every primitive that names a job, except ``discard``, raises ``JobNotFound`` or
     ``JobExpired``. Errors of the storage behind a registry are raised as ``RegistryError``.
@@ -172,17 +174,23 @@ class Registry(ABC):
         max_jobs: int = 10_000,
         max_output: int = 16 * 1024 * 1024,
         max_result: int = 256 * 1024 * 1024,
+        max_kept: int = 100,
+        max_kept_bytes: int = 256 * 1024 * 1024,
         clock: Callable[[], float] = time.time,
     ) -> None:
         for name, seconds in {"ttl": ttl, "pending_ttl": pending_ttl}.items():
             check_positive(name, seconds)
         for name, most in {"max_jobs": max_jobs, "max_output": max_output, "max_result": max_result}.items():
             check_count(name, most, 1)
+        for name, most in {"max_kept": max_kept, "max_kept_bytes": max_kept_bytes}.items():
+            check_count(name, most, 0)
         self.ttl = ttl
         self.pending_ttl = pending_ttl
         self.max_jobs = max_jobs
         self.max_output = max_output
         self.max_result = max_result
+        self.max_kept = min(max_kept, max_jobs // 2)  # the rest is for new jobs
+        self.max_kept_bytes = max_kept_bytes
         self.clock = clock
         self._secret = secrets.token_bytes(32)
         self._outboxes: dict[str, Outbox] = {}
@@ -335,6 +343,15 @@ class Registry(ABC):
     @abstractmethod
     def take_cookies(self, key: str) -> bool:
         """Say that the caller delivers the response's cookies; true for exactly one of all who ask."""
+
+    @abstractmethod
+    def keep(self, key: str, keep: bool = True) -> Job | None:
+        """Take an ended job out of its TTL: it is not forgotten until it is discarded, not even to make room. Or give
+        it a TTL again, which begins now. Return the job as it is then, a job that has not ended as it was; None where
+        ``max_kept`` jobs are kept, or ``max_kept_bytes`` with this one would be exceeded.
+
+        What reads as lost is made permanent first.
+        """
 
     @abstractmethod
     def discard(self, key: str) -> bool:

@@ -56,6 +56,8 @@ class MemoryRegistry(Registry):
         max_jobs: int = 10_000,
         max_output: int = 16 * 1024 * 1024,
         max_result: int = 256 * 1024 * 1024,
+        max_kept: int = 100,
+        max_kept_bytes: int = 256 * 1024 * 1024,
         max_bytes: int = 1024 * 1024 * 1024,
         spool_threshold: int = 256 * 1024,
         clock: Callable[[], float] | None = None,
@@ -66,11 +68,14 @@ class MemoryRegistry(Registry):
             max_jobs=max_jobs,
             max_output=max_output,
             max_result=max_result,
+            max_kept=max_kept,
+            max_kept_bytes=max_kept_bytes,
             clock=clock or SteadyClock(),
         )
         for name, value in {"max_bytes": max_bytes, "spool_threshold": spool_threshold}.items():
             check_positive(name, value)
         self.max_bytes = max_bytes
+        self.max_kept_bytes = min(max_kept_bytes, int(max_bytes // 2))
         self._spool = Spool(spool_threshold)
         self._lock = threading.Lock()  # guards all that follows, and every record
         self._records: dict[str, _Record] = {}
@@ -79,6 +84,7 @@ class MemoryRegistry(Registry):
         self._pending: OrderedDict[str, None] = OrderedDict()  # in the order of their coming
         self._running: dict[str, None] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # in the order of their ends: oldest first
+        self._kept: dict[str, None] = {}  # of those that ended, who has no TTL
         self._expired: OrderedDict[str, None] = OrderedDict()  # remembered as gone, at most max_jobs
         self._held_until: dict[str, float] = {}  # by the process that jobs wait in
         self._names: dict[str, str] = {}  # the key of the last job of each name
@@ -284,6 +290,24 @@ class MemoryRegistry(Registry):
             taken, record.cookies_taken = record.cookies_taken, True
             return not taken
 
+    def keep(self, key: str, keep: bool = True) -> Job | None:
+        with self._lock:
+            record = self._find(key)
+            now = self._notice_the_time()
+            if record.snapshot().as_of(now).state.ended and not record.job.state.ended:
+                self._settle(record, now)
+            job = record.job
+            if job.state.ended and job.kept is not keep:
+                others = (self._records[other].job for other in self._kept)
+                if keep and not changes.has_room_to_keep(job, others, self.max_kept, self.max_kept_bytes):
+                    return None
+                job = record.job = changes.kept(job, now, ttl=self.ttl, keep=keep)
+                before, after = (self._ended, self._kept) if keep else (self._kept, self._ended)
+                before.pop(key)
+                after[key] = None
+        self._tell()
+        return job
+
     def discard(self, key: str) -> bool:
         with self._lock:
             record = self._records.get(key)
@@ -436,11 +460,17 @@ class MemoryRegistry(Registry):
         if self._tells:
             self._untold.append(job)
 
+    def _settle(self, record: "_Record", now: float) -> None:
+        """Write down that a job has ended which reads so."""
+        self._end(record, changes.settled(record.snapshot(), now, ttl=self.ttl))
+        record.wake()
+
     def _forget(self, key: str) -> None:
         record = self._records.pop(key)
         self._pending.pop(key, None)
         self._running.pop(key, None)
         self._ended.pop(key, None)
+        self._kept.pop(key, None)
         if self._names.get(record.job.name) == key:
             del self._names[record.job.name]
         for log in record.logs.values():
@@ -479,9 +509,7 @@ class MemoryRegistry(Registry):
             self._remember_expired(key)
             evicted += 1
         for key in self._overdue(now, limit - evicted):
-            record = self._records[key]
-            self._end(record, changes.settled(record.snapshot(), now, ttl=self.ttl))
-            record.wake()
+            self._settle(self._records[key], now)
             lost += 1
         return Evicted(lost, evicted)
 

@@ -79,6 +79,8 @@ class RedisRegistry(Registry):
         max_jobs: int = 10_000,
         max_output: int = 16 * 1024 * 1024,
         max_result: int = 256 * 1024 * 1024,
+        max_kept: int = 100,
+        max_kept_bytes: int = 256 * 1024 * 1024,
         timeout: float = 5.0,
         max_waiting: int = 50,
         clock: Callable[[], float] | None = None,
@@ -96,6 +98,8 @@ class RedisRegistry(Registry):
             max_jobs=max_jobs,
             max_output=max_output,
             max_result=max_result,
+            max_kept=max_kept,
+            max_kept_bytes=max_kept_bytes,
             clock=self._server.time,
         )
         for name, value in {"max_output": max_output, "max_result": max_result}.items():
@@ -252,6 +256,23 @@ class RedisRegistry(Registry):
 
     def take_cookies(self, key: str) -> bool:
         return self._records.take_cookies(key)
+
+    def keep(self, key: str, keep: bool = True) -> Job | None:
+        stored = self._look(key)
+        if stored.seen.state.ended and not stored.job.state.ended:
+            self._settle(key)
+        job = self.get(key)
+        asks = keep and job.state.ended and not job.kept
+        # Its place comes first. Who dies before the record is written leaves one that is given back when it is due.
+        if asks and not self._index.reserve_to_keep(job, self.max_kept, self.max_kept_bytes):
+            return None
+
+        def kept(stored: Stored) -> Job | None:
+            if not stored.job.state.ended or stored.job.kept is keep:
+                return None
+            return changes.kept(stored.job, stored.now, ttl=self.ttl, keep=keep)
+
+        return self._change(key, kept)[0]
 
     def discard(self, key: str) -> bool:
         try:
@@ -419,9 +440,9 @@ class RedisRegistry(Registry):
             return False
         self._index.filed(new.key, filed)
         self._remember(after)
-        if new.name and (new.state, new.admitted) != (stored.job.state, stored.job.admitted):
+        if new.name and _times_its_name(new) != _times_its_name(stored.job):
             with contextlib.suppress(RegistryError):  # it is done; the name lasts as long as it was meant to
-                self._index.keep_name(new, self.ttl + LINGER if new.state.ended else _NAMED)
+                self._index.keep_name(new, self.ttl + LINGER if new.state.ended and not new.kept else _NAMED)
         if self._tells and new.state.ended and not stored.job.state.ended:
             with contextlib.suppress(RegistryError, JobNotFound, JobExpired):  # how long it is, only the server knows
                 new = self.get(new.key)
@@ -488,3 +509,8 @@ class RedisRegistry(Registry):
             pass
         self._index.drop(key)
         return False
+
+
+def _times_its_name(job: Job) -> tuple[object, ...]:
+    """Return what of a job says for how long it has its name."""
+    return job.state, job.admitted, job.kept

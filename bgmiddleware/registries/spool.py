@@ -79,6 +79,8 @@ class SpoolRegistry(Registry):
         max_jobs: int = 10_000,
         max_output: int = 16 * 1024 * 1024,
         max_result: int = 256 * 1024 * 1024,
+        max_kept: int = 100,
+        max_kept_bytes: int = 256 * 1024 * 1024,
         max_bytes: int = 4 * 1024 * 1024 * 1024,
         busy_timeout: float = 5.0,
         clock: Callable[[], float] | None = None,
@@ -91,12 +93,15 @@ class SpoolRegistry(Registry):
             max_jobs=max_jobs,
             max_output=max_output,
             max_result=max_result,
+            max_kept=max_kept,
+            max_kept_bytes=max_kept_bytes,
             clock=clock or steady,
         )
         for name, value in {"max_bytes": max_bytes, "busy_timeout": busy_timeout}.items():
             check_positive(name, value)
         self.tidy_every: float = min(self.tidy_every, _CLEAN_UP_EVERY)
         self.max_bytes = max_bytes
+        self.max_kept_bytes = min(max_kept_bytes, int(max_bytes // 2))
         self.busy_timeout = busy_timeout
         self._waking = Waking(look)
         self._clean_up_at = float("-inf")  # by the monotonic clock
@@ -294,6 +299,22 @@ class SpoolRegistry(Registry):
     def take_cookies(self, key: str) -> bool:
         with self._store.changing() as change:
             return table.take_cookies(change.database, self._find(change.database, key))
+
+    def keep(self, key: str, keep: bool = True) -> Job | None:
+        with self._store.changing() as change:
+            now = self.clock()
+            row = self._find(change.database, key)
+            if row.job.as_of(now).state.ended and not row.job.state.ended:
+                self._end(change, row, changes.settled(row.job, now, ttl=self.ttl), now)
+                row = self._find(change.database, key)
+            if not row.job.state.ended or row.job.kept is keep:
+                return row.job
+            others = table.kept(change.database) if keep else []
+            if keep and not changes.has_room_to_keep(row.job, others, self.max_kept, self.max_kept_bytes):
+                return None
+            job = changes.kept(row.job, now, ttl=self.ttl, keep=keep)
+            change.store(row, job)
+        return job
 
     def discard(self, key: str) -> bool:
         with self._store.changing() as change:

@@ -166,6 +166,7 @@ CALLS: dict[str, Callable[[Registry, str], object]] = {
     "renew": lambda registry, key: registry.renew(key, RUNNER),
     "request_cancel": lambda registry, key: registry.request_cancel(key),
     "amend": lambda registry, key: registry.amend(key, lambda job: job),
+    "keep": lambda registry, key: registry.keep(key),
     "position": lambda registry, key: registry.position(key),
     "take_cookies": lambda registry, key: registry.take_cookies(key),
     "page": lambda registry, key: registry.page(key, 0),
@@ -1096,6 +1097,130 @@ class RegistryContract(HistoryContract):
             added(registry, "b")
         clock.advance(0.01)
         added(registry, "b")
+
+    # Keeping.
+
+    def test_a_kept_job_outlives_its_ttl_with_all_that_is_stored_of_it(self, registry: Registry, clock: Clock) -> None:
+        registry.add(Job(KEY, "one", keeps_request=True, request={"CONTENT_LENGTH": "7"}))
+        registry.append(KEY, Channel.REQUEST, 0, b"request")
+        registry.claim(KEY, RUNNER)
+        registry.append(KEY, Channel.OUTPUT, 0, b"the output", runner=RUNNER, times=[(10, 5)])
+        write(registry, KEY, b"body", Channel.BODY)
+        registry.finish(KEY, RUNNER, JobState.FAILED)
+        kept = registry.keep(KEY)
+        assert kept is not None
+        assert (kept.kept, kept.expires_at, kept.size) == (True, None, 21)
+        for _ in range(3):
+            clock.advance(3600.0)
+            registry.evict()
+        assert registry.get(KEY) == kept == registry.keep(KEY)
+        assert registry.jobs() == [kept]
+        assert [all_of(registry, KEY, channel) for channel in Channel] == [b"request", b"the output", b"body"]
+        assert registry.times(KEY) == ((10, 5),)
+        assert registry.discard(KEY)
+        assert registry.jobs() == []
+
+    def test_a_job_that_is_kept_no_more_has_a_ttl_from_then_on(self, registry: Registry, clock: Clock) -> None:
+        ended(registry)
+        for _ in range(2):
+            registry.keep(KEY)
+            clock.advance(1000.0)
+            given_back = registry.keep(KEY, False)
+            assert given_back is not None
+            assert (given_back.kept, given_back.expires_at) == (False, clock.now + 60.0)
+            clock.advance(59.99)
+            registry.evict()
+            assert registry.keep(KEY, False) == registry.get(KEY) == given_back
+        clock.advance(0.01)
+        assert registry.evict() == (0, 1)
+        with pytest.raises(JobExpired):
+            registry.keep(KEY)
+
+    def test_what_has_not_ended_is_not_kept_and_what_is_lost_is(self, registry: Registry, clock: Clock) -> None:
+        assert registry.keep(added(registry, "waits")) == registry.get(key_of("waits"))
+        assert registry.keep(running(registry, lease=15.0)) == registry.get(KEY)
+        assert not registry.get(KEY).kept
+        clock.advance(15.0)
+        told: list[Job] = []
+        registry.tell_ends(told.append)
+        kept = registry.keep(KEY)
+        assert kept is not None
+        assert (kept.state, kept.kept) == (JobState.LOST, True)
+        assert [job.state for job in told] == [JobState.LOST]
+        assert not registry.renew(KEY, RUNNER, lease=15.0).ok
+        clock.advance(3600.0)
+        registry.evict()
+        assert registry.get(KEY) == kept
+
+    def test_a_kept_job_does_not_make_room(self, make: Callable[..., Registry], clock: Clock) -> None:
+        registry = make(max_jobs=3, max_kept=1)
+        for name in "abc":
+            ended(registry, name)
+            clock.advance(0.1)
+        registry.keep(key_of("a"))
+        added(registry, "d")
+        assert [job.title for job in registry.jobs()] == ["d", "c", "a"]
+        added(registry, "e")
+        with pytest.raises(QueueFull):
+            added(registry, "f")
+        assert [job.title for job in registry.jobs()] == ["e", "d", "a"]
+        registry.keep(key_of("a"), False)
+        added(registry, "f")
+        assert [job.title for job in registry.jobs()] == ["f", "e", "d"]
+
+    def test_so_many_jobs_are_kept_and_no_more(self, make: Callable[..., Registry], clock: Clock) -> None:
+        registry = make(max_kept=2)
+        for name in "abcd":
+            ended(registry, name)
+        assert all(registry.keep(key_of(name)) for name in "aba")
+        assert registry.keep(key_of("c")) is None
+        assert not registry.get(key_of("c")).kept
+        registry.keep(key_of("a"), False)
+        assert registry.keep(key_of("c"))
+        assert registry.keep(key_of("d")) is None
+        registry.discard(key_of("b"))
+        assert registry.keep(key_of("d"))
+
+    def test_so_many_bytes_are_kept_and_no_more(self, make: Callable[..., Registry]) -> None:
+        registry = make(max_kept_bytes=10)
+        ended(registry, "a", output=b"1234567")
+        ended(registry, "b", output=b"123")
+        ended(registry, "c", output=b"1")
+        assert all(registry.keep(key_of(name)) for name in "ab")
+        assert registry.keep(key_of("c")) is None
+        registry.discard(key_of("b"))
+        assert registry.keep(key_of("c"))
+
+    def test_half_of_all_jobs_are_kept_at_most(self, make: Callable[..., Registry]) -> None:
+        registry = make(max_jobs=2)
+        ended(registry, "a")
+        ended(registry, "b")
+        assert registry.keep(key_of("a"))
+        assert registry.keep(key_of("b")) is None
+
+    def test_of_eight_threads_that_keep_jobs_as_many_do_as_there_is_room(self, make: Callable[..., Registry]) -> None:
+        registry = make(max_kept=3)
+        keys = [ended(registry, name) for name in "abcdefgh"]
+        kept = [done(future) for future in [begun(registry.keep, key) for key in keys]]
+        assert sum(job is not None for job in kept) == 3 == sum(job.kept for job in registry.jobs())
+
+    def test_a_name_that_a_kept_job_keeps_is_not_free(self, registry: Registry, clock: Clock) -> None:
+        registry.add(named("one", keeps_name=True))
+        registry.claim(KEY, RUNNER)
+        registry.finish(KEY, RUNNER, JobState.FINISHED)
+        registry.keep(KEY)
+        clock.advance(1000.0)
+        with pytest.raises(JobExists):
+            registry.add(named("two"))
+        registry.keep(KEY, False)
+        clock.advance(60.0)
+        registry.add(named("two"))
+
+    @pytest.mark.parametrize("name", ["max_kept", "max_kept_bytes"])
+    @pytest.mark.parametrize("value", [-1, 0.5, "5"])
+    def test_a_bad_bound_of_what_is_kept_is_refused(self, make: Callable[..., Registry], name: str, value: Any) -> None:
+        with pytest.raises(ConfigurationError, match=rf"^{name} = "):
+            make(**{name: value})
 
     @pytest.mark.parametrize("name", ["ttl", "pending_ttl", "max_jobs", "max_output", "max_result"])
     @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5", True])

@@ -219,6 +219,19 @@ class SharedRegistryContract(RegistryContract):
         won = self.all_at_once([child("claim_each", names=names, runner=runner) for runner in "abcd"])
         assert sum(map(len, won)) == 3
 
+    def test_what_is_kept_stays_so_for_who_opens_the_storage_later(self, opened: Opened) -> None:
+        first = opened(max_kept=1)
+        ended(first, "one", output=b"kept")
+        ended(first, "two")
+        kept = first.keep(KEY)
+        first.close()
+        second = opened(max_kept=1)
+        assert second.get(KEY) == kept
+        assert second.keep(key_of("two")) is None
+        assert second.evict() == (0, 0)
+        assert second.discard(KEY)
+        assert second.keep(key_of("two")) is not None
+
     def test_one_of_four_processes_takes_the_cookies(self, opened: Opened, child: Callable[..., Child]) -> None:
         names = [f"job {number}" for number in range(20)]
         for name in names:

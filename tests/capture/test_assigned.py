@@ -363,6 +363,7 @@ def test_a_thousand_jobs_with_wrappers_cost_the_server_nothing() -> None:
 
 
 def test_where_modules_are_pickled_by_their_class_ours_is_found() -> None:
+    install()
     assert pickle.loads(pickle.dumps(sys)) is sys
     assert isinstance(sys, type(os))
 

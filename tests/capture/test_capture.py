@@ -321,7 +321,7 @@ class TestWhose:
         async def task() -> None:
             print("task")
 
-        assert run_job(lambda: asyncio.run(main())) == "loop\ntask\nto_thread\nrun_in_executor\n"
+        assert run_job(lambda: asyncio.run(main(), debug=False)) == "loop\ntask\nto_thread\nrun_in_executor\n"
 
     def test_a_coroutine_in_the_servers_loop_is_the_jobs(self, capsys: pytest.CaptureFixture[str]) -> None:
         async def task(text: str) -> None:

@@ -276,7 +276,7 @@ class TestChildren:
             await child.wait()
             print("3")
 
-        assert run_job(lambda: asyncio.run(main())) == "1\n2\n3\n"
+        assert run_job(lambda: asyncio.run(main(), debug=False)) == "1\n2\n3\n"
 
     def test_a_child_given_our_stdin_is_at_its_end(self) -> None:
         assert run_job(lambda: subprocess.run(["cat"], stdin=sys.stdin, stdout=sys.stdout, timeout=120)) == ""

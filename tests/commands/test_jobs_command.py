@@ -5,7 +5,9 @@ takes a hundredth of the time.
 """
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from bgmiddleware.__main__ import main
 from bgmiddleware._jobs import key_of, new_token
 from bgmiddleware.registries import open_registry
 from bgmiddleware.testing.registries import LONG, RUNNER, write
+from tests.conftest import missing
 from tests.kit.documents import ROOT
 
 
@@ -306,17 +309,33 @@ def test_of_an_empty_registry_stats_says_that_nothing_is_there(
     assert command("stats", "--registry", url)[1].startswith("0 waiting, 0 running")
 
 
-@pytest.mark.parametrize(
-    ("words", "completed"),
-    [
-        (["jo"], ["jobs"]),
-        (["jobs", "st"], ["stats"]),
-        (["jobs", "watch", "--ro"], ["--rounds"]),
-        (["jobs", "list", "--registry", "x", "--j"], ["--json"]),
-        (["serve", "app:app", "--workers-that-do-not-exist"], []),
-        (["completion", "z"], ["zsh"]),
-    ],
-)
+COMPLETED = [
+    (["jo"], ["jobs"]),
+    (["jobs", "st"], ["stats"]),
+    (["jobs", "watch", "--ro"], ["--rounds"]),
+    (["jobs", "list", "--registry", "x", "--j"], ["--json"]),
+    (["serve", "app:app", "--workers-that-do-not-exist"], []),
+    (["completion", "z"], ["zsh"]),
+]
+
+
+@pytest.mark.everything
+@pytest.mark.parametrize(("words", "completed"), COMPLETED)
+def test_fish_completes_them_too(
+    capsys: pytest.CaptureFixture[str], words: list[str], completed: list[str], tmp_path: Path
+) -> None:
+    if shutil.which("fish") is None:
+        missing("fish")
+    assert main(["completion", "fish"]) == 0
+    asked = f"{capsys.readouterr().out}\ncomplete -C 'bgmiddleware {' '.join(words)}'"
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    said = subprocess.run(
+        ["fish", "--no-config", "-c", asked], capture_output=True, text=True, check=True, env=home, cwd=tmp_path
+    )
+    assert (said.stdout.split(), said.stderr) == (completed, "")
+
+
+@pytest.mark.parametrize(("words", "completed"), COMPLETED)
 def test_a_shell_completes_commands_and_options(
     capsys: pytest.CaptureFixture[str], words: list[str], completed: list[str]
 ) -> None:

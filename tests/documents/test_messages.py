@@ -127,7 +127,7 @@ SAID: dict[str, tuple[Callable[[], object], str]] = {
     "a setting of another registry": (
         lambda: open_registry("spool:/x", spool_threshold=1),
         "spool_threshold = 1: registry = spool has no such setting. Leave it out; expected one of ttl, pending_ttl,"
-        " max_jobs, max_output, max_result, max_bytes, busy_timeout, clock",
+        " max_jobs, max_output, max_result, max_kept, max_kept_bytes, max_bytes, busy_timeout, clock",
     ),
     "a setting of another executor": (
         lambda: open_executor("thread", grace=1.0),

@@ -142,6 +142,14 @@ def _shared(opens: Opener, accept: str) -> Reply:
     return client.request("POST", target, b"_action=share", accept=accept, **form)
 
 
+def _kept(opens: Opener, accept: str) -> Reply:
+    site, client = opens(answering(), registry=MemoryRegistry(max_kept=0))
+    target = start(client, "/")
+    ended(site, target)
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    return client.request("POST", target, b"_action=keep", accept=accept, **form)
+
+
 def _asked(body: bytes) -> Callable[..., Reply]:
     def provoke(opens: Opener, accept: str) -> Reply:
         play = Play()
@@ -223,6 +231,7 @@ PROVOKED: dict[str, Callable[[Opener, str], Reply]] = {
     "still-running": _running(method="POST", body=b"_action=rerun", content_type="application/x-www-form-urlencoded"),
     "nothing-to-compare": _running("&_view=compare"),
     "too-many-shares": _shared,
+    "too-many-kept": _kept,
     "cross-site": _running(method="DELETE", sec_fetch_site="cross-site"),
     "job-runs": _discard_running,
     "failed": _result_of(_raise),

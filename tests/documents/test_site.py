@@ -1,10 +1,12 @@
 """The site is made without a warning, its links lead somewhere, and what is generated in it is current."""
 
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -32,24 +34,40 @@ class Links(HTMLParser):
                 self.targets.append(named[name])
 
 
-@pytest.mark.everything
-def test_the_site_is_made_without_a_warning_and_has_all_it_should_have(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with the site, made without a warning."""
     needs("sphinx")
     needs("furo")
-    command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", str(DOCS), str(tmp_path)]
+    directory = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", str(DOCS), str(directory)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    pages = {path: Links(path.read_text("utf-8")) for path in tmp_path.rglob("*.html")}
+    return directory
+
+
+@pytest.mark.everything
+def test_the_site_has_all_it_should_have_and_its_links_lead_somewhere(site: Path) -> None:
+    pages = {path: Links(path.read_text("utf-8")) for path in site.rglob("*.html")}
     for path in pages:
         _links_lead_somewhere(path, pages)
-    contents = {*pages[tmp_path / "index.html"].targets, "index.html"}
+    contents = {*pages[site / "index.html"].targets, "index.html"}
     assert {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in PAGES.values()} <= contents
     public = {
         f"{'module-' if isinstance(value, ModuleType) else ''}bgmiddleware.{name}"
         for name, value in vars(bgmiddleware).items()
         if name in bgmiddleware.__all__
     }
-    assert public <= pages[tmp_path / "reference" / "api.html"].anchors
+    assert public <= pages[site / "reference" / "api.html"].anchors
+
+
+@pytest.mark.everything
+def test_the_protocol_on_one_page_is_one_page_in_print(site: Path, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto((site / "reference" / "protocol-card.html").as_uri())
+    sheet = page.pdf(format="A4", margin=dict.fromkeys(("top", "bottom", "left", "right"), "1cm"))
+    page.close()
+    assert len(re.findall(rb"/Type /Page\b", sheet)) == 1
 
 
 def _links_lead_somewhere(path: Path, pages: dict[Path, Links]) -> None:

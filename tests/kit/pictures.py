@@ -103,10 +103,14 @@ def _has(*lines: str) -> str:
     return " && ".join(some.format(f"one.textContent.startsWith({line!r})") for line in lines)
 
 
+def _says(text: str) -> str:
+    return f"document.body.innerText.includes({text!r})"
+
+
 PICTURES = [
-    Picture("running", 340, lambda site: site.job(2026), _has("no orders in April")),
+    Picture("running", 340, lambda site: site.job(2026), f"{_has('no orders in April')} && {_says(' left')}"),
     Picture("failed", 400, lambda site: site.job(1999), _has("ValueError: no such year: 1999", "  File")),
-    Picture("dashboard", 660, Site.all_jobs, "document.body.innerText.includes('/reports/2026')"),
+    Picture("dashboard", 660, Site.all_jobs, f"{_says('live')} && {_says('months')}"),
 ]
 
 # Texts with the colours and the weight that they have, in their order; numbers are left out, since many are times.

@@ -25,6 +25,7 @@ from bgmiddleware import (
     progress,
 )
 from bgmiddleware._serving import assets
+from bgmiddleware._serving import kept as kept_module
 from bgmiddleware._serving import page as page_module
 from bgmiddleware._serving import question as question_module
 from bgmiddleware._serving import rerun as rerun_module
@@ -572,15 +573,15 @@ def test_every_language_says_all_there_is_to_say(language: str) -> None:
     assert {part: set(said) for part, said in other.items()} == {part: set(said) for part, said in english.items()}
     for part, said in english.items():
         for name, text in said.items():
-            places = sorted(re.findall(r"\{(\w+)\}", other[part][name]))
+            places = sorted(re.findall(r"\{(\w+)\}", str(other[part][name])))
             assert other[part][name], name
-            assert places == sorted(re.findall(r"\{(\w+)\}", text)), name
+            assert places == sorted(re.findall(r"\{(\w+)\}", str(text))), name
     assert set(other["states"]) == set(LOOKS)
 
 
 def test_every_word_is_said_somewhere() -> None:
     script, templates = "".join(map(assets.static, assets.SCRIPTS)), assets.static("body.html")
-    python = inspect.getsource(page_module) + inspect.getsource(question_module) + inspect.getsource(rerun_module)
+    python = "".join(map(inspect.getsource, (page_module, question_module, rerun_module, kept_module)))
     for name in assets.words("en")["script"]:
         # Some are labels of the details, which are looked up by the name of what they are of.
         used = rf'words\.{name}\b|"{name}"|^    {name}[:,]'

@@ -36,6 +36,7 @@ RUNNERS = ("one", "two")
 TTL = 60.0
 KEPT = 20
 HEAD = KEPT // 2
+MOST_KEPT = 2
 
 names = st.sampled_from(NAMES)
 runners = st.sampled_from(RUNNERS)
@@ -59,6 +60,7 @@ class Model:
     lease: float | None = None
     asked_to_stop: bool = False
     cookies_taken: bool = False
+    kept: bool = False
     bytes: dict[Channel, bytes] = field(default_factory=lambda: dict.fromkeys(Channel, b""))
 
     def seen(self, now: float) -> JobState:
@@ -237,6 +239,24 @@ class Calls(RuleBasedStateMachine):
 
         self.expects(name, lambda: self.registries[by].take_cookies(key_of(name)), says)
 
+    @rule(by=handles, name=names, keep=st.booleans())
+    def keeps(self, by: int, name: str, keep: bool) -> None:
+        def says(job: Model) -> tuple[JobState, bool, float | None] | None:
+            self.notices_the_time()
+            if job.seen(self.now) is not job.state:
+                job.end(job.seen(self.now), self.now)
+            if job.state.ended and job.kept is not keep:
+                if keep and sum(other.kept for other in self.jobs.values()) >= MOST_KEPT:
+                    return None
+                job.kept, job.until = keep, None if keep else self.now + TTL
+            return job.state, job.kept, job.until
+
+        def call() -> tuple[JobState, bool, float | None] | None:
+            job = self.registries[by].keep(key_of(name), keep)
+            return None if job is None else (job.state, job.kept, job.expires_at)
+
+        self.expects(name, call, says)
+
     @rule(by=handles, name=names)
     def discards(self, by: int, name: str) -> None:
         job = self.jobs.get(name)
@@ -313,7 +333,7 @@ def holds(request: pytest.FixtureRequest, opened: Callable[[Callable[[], float]]
 
 def test_in_memory(request: pytest.FixtureRequest) -> None:
     def opened(clock: Callable[[], float]) -> Callable[[], Registry]:
-        registry = MemoryRegistry(ttl=TTL, pending_ttl=TTL, max_output=KEPT, clock=clock)
+        registry = MemoryRegistry(ttl=TTL, pending_ttl=TTL, max_output=KEPT, max_kept=MOST_KEPT, clock=clock)
         return lambda: registry
 
     holds(request, opened)
@@ -323,7 +343,9 @@ def test_in_memory(request: pytest.FixtureRequest) -> None:
 def test_in_a_directory(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     def opened(clock: Callable[[], float]) -> Callable[[], Registry]:
         directory = Path(tempfile.mkdtemp(dir=tmp_path)) / "jobs"
-        return lambda: SpoolRegistry(directory, ttl=TTL, pending_ttl=TTL, max_output=KEPT, clock=clock)
+        return lambda: SpoolRegistry(
+            directory, ttl=TTL, pending_ttl=TTL, max_output=KEPT, max_kept=MOST_KEPT, clock=clock
+        )
 
     holds(request, opened)
 
@@ -335,6 +357,7 @@ def test_in_redis(request: pytest.FixtureRequest, redis_server: RedisServer) -> 
 
     def opened(clock: Callable[[], float]) -> Callable[[], Registry]:
         settings: dict[str, Any] = {"prefix": next(prefixes), "ttl": TTL, "pending_ttl": TTL, "max_output": KEPT}
+        settings |= {"max_kept": MOST_KEPT}
         return lambda: RedisRegistry(redis_server.url, clock=clock, **settings)
 
     holds(request, opened)

@@ -594,6 +594,22 @@ def test_a_large_body_is_stored_whole_and_in_order(replay):
     assert replay(answering(*parts)[0]).body == b"".join(parts)
 
 
+def test_a_body_that_ends_before_its_length_is_a_failure(replay):
+    app, _ = answering(b"half", b"", b"of", headers=[("content-length", "7")])
+    assert replay(app).outcome == (
+        JobState.FAILED,
+        "RuntimeError: the application sent 6 of the 7 bytes of its Content-Length",
+    )
+
+
+@pytest.mark.parametrize(("body", "length"), [(b"whole", "5"), (b"more", "3"), (b"", "5"), (b"any", "so many")])
+def test_a_body_that_is_whole_or_anothers_to_send_is_none(replay, body, length):
+    """An empty one of some length is what X-Sendfile and X-Accel-Redirect ask a proxy to fill."""
+    ran = replay(answering(body, headers=[("Content-Length", length)])[0])
+    assert ran.outcome == (JobState.FINISHED, "")
+    assert ran.body == body
+
+
 # What an app is given.
 
 

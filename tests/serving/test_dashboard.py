@@ -152,6 +152,7 @@ def test_it_is_json_for_programs(opens_one: Any) -> None:
         "title": "POST /slow",
         "state": "finished",
         "reason": "",
+        "kept": False,
         "owner": "ada",
         "path": "/slow",
         "version": None,

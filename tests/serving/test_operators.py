@@ -12,7 +12,7 @@ from bgmiddleware._jobs import key_of
 from tests.kit.clients import InProcess, ended, start
 from tests.kit.readers import BOTH, UNKNOWN, Opener, Play, answering, opened, token_of
 
-ALL = ("list", "output", "result", "cancel", "discard", "rerun")
+ALL = ("list", "output", "result", "cancel", "keep", "discard", "rerun")
 HTML = {"accept": "text/html"}
 # What is asked for, and the right to it.
 WAYS = [
@@ -35,6 +35,8 @@ WAYS = [
     ("POST", "", {"_action": "cancel"}, "cancel"),
     ("POST", "", {"_action": "discard"}, "discard"),
     ("POST", "", {"_action": "rerun"}, "rerun"),
+    ("POST", "", {"_action": "keep"}, "keep"),
+    ("POST", "", {"_action": "unkeep"}, "keep"),
 ]
 
 
@@ -103,7 +105,7 @@ def test_what_is_no_right_is_none_and_is_logged(told: Any, caplog: pytest.LogCap
         client = InProcess(site)
         assert client.request("GET", "/_jobs").status == 403
         assert client.request("GET", f"/_jobs/{'0' * 32}").status == 403
-    assert "expected True, False, or a set of cancel, discard, list, output, rerun, result" in caplog.text
+    assert "expected True, False, or a set of cancel, discard, keep, list, output, rerun, result" in caplog.text
 
 
 def test_an_operator_sees_the_page_that_its_owner_sees(opens_one: Any) -> None:

@@ -122,6 +122,8 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "max_jobs": ("12", lambda app: app.registry.max_jobs, 12),
         "max_output": ("64k", lambda app: app.registry.max_output, 64 * 1024),
         "max_result": ("16M", lambda app: app.registry.max_result, 16 * 1024**2),
+        "max_kept": ("5", lambda app: app.registry.max_kept, 5),
+        "max_kept_bytes": ("2k", lambda app: app.registry.max_kept_bytes, 2048),
         "max_bytes": ("1G", lambda app: app.registry.max_bytes, 1024**3),
         "spool_threshold": ("1000", lambda app: app.registry._spool.threshold, 1000),
         "max_workers": ("3", lambda app: app.executor.max_workers, 3),

@@ -121,6 +121,7 @@ const foldsOf = () => [...Object.values(stepFolds), ...groups].sort((one, other)
 // Bring the page in line with what is known: after each change of it.
 function arrange() {
   arranging = 0;
+  root.classList.toggle("job-filtered", $.errors.checked);
   takeSteps();
   const {chunks} = terminal;
   const drawn = chunks.at(-1)?.div.lastChild?.number ?? -1;

@@ -5,9 +5,11 @@ const given = JSON.parse($.data.textContent);
 const {self, looks, words, operator} = given;
 let {job} = given;
 const over = () => job.ended_at !== null;
-// Who was just sent here, to a job that has ended meanwhile, wants its result; who comes back, or reloads, the page.
+// Who was just sent here, to a job that has ended meanwhile, wants its result; who comes back, reloads, or has sent a
+// form of this page, the page.
 const [entry] = performance.getEntriesByType("navigation");
-const early = over() && !operator && entry?.type === "navigate" && entry.redirectCount > 0;
+const sent = entry?.type === "navigate" && entry.redirectCount > 0 && !document.referrer.includes(self);
+const early = over() && !operator && sent;
 let finished = over() && !early;
 // What the page looks like: the state, but what was refused is no success.
 const face = () => (job.state === "finished" && job.status_code >= 400 ? "refused" : job.state);
@@ -420,9 +422,9 @@ function finish() {
   new Notification(document.title, {body: told(), tag: self}).onclick = () => focus();
 }
 
-// Who reads, selects, searches or looks at a list is not to be carried away.
-const listing = () => $.mine.open || $.details.open;
-const undisturbed = () => following && getSelection().isCollapsed && !$.search.value && !listing() && !$.ask.open;
+// Who reads, selects, searches or looks at the details is not to be carried away.
+const undisturbed = () =>
+  following && getSelection().isCollapsed && !$.search.value && !$.details.open && !$.ask.open;
 let touch = () => {};
 for (const name of ["pointerdown", "keydown", "wheel"]) addEventListener(name, (event) => touch(event), {passive: true});
 
@@ -470,7 +472,7 @@ $.copy.onclick = async () => {
 };
 
 function close(but) {
-  for (const fold of [$.mine, $.details]) if (!fold.contains(but)) fold.open = false;
+  if (!$.details.contains(but)) $.details.open = false;
   if (!but) $.menu.open = wide.matches;
 }
 
@@ -547,7 +549,7 @@ $.search.onkeydown = ({key, shiftKey}) => {
 $.previous.onclick = () => step(-1);
 $.next.onclick = () => step(1);
 
-// The jobs of this browser, by their paths on this site: it keeps the list, no server does.
+// The jobs of this browser, by their paths on this site: it keeps the list, no server does; mine.js shows it.
 
 const KEPT = "bgmiddleware-jobs";
 const own = location.pathname + self;
@@ -573,37 +575,12 @@ function kept() {
   }
 }
 
-function remember(state, path = own) {
+function remember(state) {
   // The jobs of others are none of his.
   if (operator) return;
   const jobs = kept();
-  const {title, at} = jobs.get(path) ?? {title: job.title, at: job.created_at};
-  jobs.delete(path);
-  if (state !== "expired") jobs.set(path, {title, at, state});
+  const {title, at} = jobs.get(own) ?? {title: job.title, at: job.created_at};
+  jobs.delete(own);
+  if (state !== "expired") jobs.set(own, {title, at, state});
   store(KEPT, JSON.stringify([...jobs].slice(-20)));
 }
-
-const others = () => [...kept()].filter(([path]) => path !== own);
-
-function listJobs() {
-  const rows = others().map(([href, {title, at, state}]) => {
-    const row = made("li", `${looks[state][0]} `);
-    row.append(made("a", title, {href}), made("span", moment(at)));
-    return row;
-  });
-  $.others.replaceChildren(...(rows.length ? rows.reverse() : [made("li", words.none)]));
-}
-
-$.mine.ontoggle = async () => {
-  listJobs();
-  if (!$.mine.open) return;
-  for (const [path] of others()) {
-    try {
-      const answer = await ask(`${path}&_view=status`);
-      remember((await answer.json()).state, path);
-    } catch (error) {
-      if (error instanceof Gone) remember("expired", path);
-    }
-  }
-  listJobs();
-};

@@ -15,10 +15,10 @@ __all__ = ["LINGER", "Entered", "Index"]
 
 _log = logging.getLogger("bgmiddleware")
 
-_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue", "processes", "held", "expired")
+_NAMES = ("jobs", "pending", "running", "due", "ended", "last", "queue", "processes", "held", "expired", "kept")
 _MOST_PROCESSES = 1000
 _MINUTES_AT_ONCE = 60
-_LOOK_AGAIN = 3600.0  # at jobs that run without a lease
+_LOOK_AGAIN = 3600.0  # at jobs that run without a lease, or are kept
 LINGER = 60.0  # for so many seconds more a name is kept than its job may hold it
 
 
@@ -94,6 +94,8 @@ class Index:
         if job.state is JobState.RUNNING:
             at = now + _LOOK_AGAIN if job.lease_expires_at is None else job.lease_expires_at
         where = "ended" if job.state.ended else job.state.value
+        if job.kept:
+            where, at = "kept", now + _LOOK_AGAIN
         rank = str(job.priority.rank)
         args = (job.key, where, repr(at), "anew" if anew else "", place, _until(job), rank, job.process)
         return Call("file", [*self._keys, *map(self._group, job.groups), *map(self._waits, job.groups)], args)
@@ -119,6 +121,10 @@ class Index:
     def reserve(self, job: Job, place: str) -> bool:
         """Do so; return whether there is room."""
         return bool(self._server.checked(self._server.run_all(self.reserving(job, place))[0])[0] == b"ok")
+
+    def reserve_to_keep(self, job: Job, most: int, most_bytes: int) -> bool:
+        """Take a place among the jobs that are kept; return whether there is room, also where it has one."""
+        return bool(self._run("keep", [], job.key, job.size, most, most_bytes, _LOOK_AGAIN)[0] == b"ok")
 
     def leave(self, job: Job, place: str) -> None:
         """Give back what was reserved."""

@@ -57,6 +57,7 @@ _PARTS = {
     "enter": ("_index",),
     "file": ("_index",),
     "reserve": ("_index",),
+    "keep": ("_index",),
     "name": ("_index",),
     "due": ("_index",),
     "hold": ("_index",),

@@ -68,6 +68,10 @@ _STEPS = (
     CREATE TABLE paths (path TEXT PRIMARY KEY, minute INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE levels (minute INTEGER PRIMARY KEY, waiting INTEGER NOT NULL, running INTEGER NOT NULL);
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN kept INTEGER;  -- NULL, unless it has ended and has no TTL
+    CREATE INDEX jobs_by_keeping ON jobs (number) WHERE kept IS NOT NULL;
+    """,
 )
 
 

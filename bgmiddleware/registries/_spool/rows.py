@@ -26,6 +26,7 @@ __all__ = [
     "hold",
     "insert",
     "keeps_request",
+    "kept",
     "last_of_name",
     "newest",
     "place",
@@ -109,10 +110,12 @@ def store(database: sqlite3.Connection, row: Row, job: Job, kept: int | None = N
     """Replace a job of which *kept* bytes are in files (None: as many as before)."""
     due = job.lease_expires_at if job.state is JobState.RUNNING else job.expires_at
     process = (job.process or None) if job.state is JobState.PENDING else None
-    ended = "(SELECT IFNULL(MAX(ended), 0) + 1 FROM jobs WHERE ended IS NOT NULL)" if job.state.ended else "NULL"
+    makes_room = job.state.ended and not job.kept
+    ended = "(SELECT IFNULL(MAX(ended), 0) + 1 FROM jobs WHERE ended IS NOT NULL)" if makes_room else "NULL"
     database.execute(
-        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, bytes = ?, process = ?, document = ? WHERE number = ?",  # noqa: S608
-        (job.state, due, row.bytes if kept is None else kept, process, _document(job), row.number),
+        f"UPDATE jobs SET state = ?, due = ?, ended = {ended}, kept = ?, bytes = ?, process = ?, document = ?"  # noqa: S608
+        " WHERE number = ?",
+        (job.state, due, job.kept or None, row.bytes if kept is None else kept, process, _document(job), row.number),
     )
 
 
@@ -140,6 +143,12 @@ def due(database: sqlite3.Connection, now: float, limit: int) -> list[Entry]:
 def first_ended(database: sqlite3.Connection) -> Entry | None:
     """Return the job that ended before all others."""
     return _first(database.execute(f"{_ROW} WHERE ended IS NOT NULL ORDER BY ended LIMIT 1"))
+
+
+def kept(database: sqlite3.Connection) -> list[Job]:
+    """Return the jobs that have ended and have no TTL, as far as they can be read."""
+    rows = _all(database.execute(f"{_ROW} WHERE kept IS NOT NULL"))
+    return [row.job for row in rows if isinstance(row, Row)]
 
 
 def running(database: sqlite3.Connection) -> list[Job]:

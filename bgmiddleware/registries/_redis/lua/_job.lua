@@ -6,9 +6,9 @@ if not NOW then
   local time = redis.call('TIME')
   NOW = time[1] + time[2] / 1000000
 end
--- until: when a pending job is lost, or an ended one is forgotten.
+-- until: when a pending job is lost, or an ended one is forgotten; empty while it runs, or is kept.
 local state, limit, op = unpack(redis.call('HMGET', RECORD, 'state', 'until', 'op'))
-local expired = state and state ~= 'pending' and state ~= 'running' and NOW >= tonumber(limit)
+local expired = state and state ~= 'pending' and state ~= 'running' and NOW >= (tonumber(limit) or math.huge)
 
 -- Wake who waits, whatever for, and who comes a little later. Not by deleting the stream: that wakes nobody.
 local function wake_for_good()

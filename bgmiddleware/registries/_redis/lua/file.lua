@@ -1,4 +1,4 @@
--- ARGV: now, key, 'pending', 'running', 'ended' or 'gone', when to look at it, 'anew' if it comes only now,
+-- ARGV: now, key, 'pending', 'running', 'ended', 'kept' or 'gone', when to look at it, 'anew' if it comes only now,
 -- its place in its groups, until when it takes that, the rank of its priority, its process. File a job as what its record
 -- says. Behind the KEYS: each of its groups, then who waits of each.
 local key, where, at, place, process = ARGV[2], ARGV[3], ARGV[4], ARGV[6], ARGV[9]
@@ -8,6 +8,9 @@ redis.call('ZREM', QUEUE, key)
 redis.call('ZREM', RUNNING, key)
 redis.call('ZREM', DUE, key)
 redis.call('ZREM', ENDED, key)
+if where ~= 'kept' then
+  redis.call('ZREM', KEPT, key)
+end
 if process ~= '' then
   redis.call('ZREM', HELD, process .. SEPARATOR .. key)
 end
@@ -27,6 +30,9 @@ if where ~= 'gone' then
   end
   if where == 'ended' then
     redis.call('ZADD', ENDED, at, key)
+  elseif where == 'kept' then
+    redis.call('ZADD', KEPT, 'NX', 0, key)
+    redis.call('ZADD', DUE, at, key)
   else
     redis.call('ZADD', where == 'pending' and PENDING or RUNNING, number, key)
     redis.call('ZADD', DUE, at, key)

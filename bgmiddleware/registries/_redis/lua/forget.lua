@@ -1,6 +1,6 @@
 -- ARGV: now, 'expired' to remember it as that or '' to know nothing of it. Forget a job that does not run; for the
--- first, only one that has ended: by now the key may be a new job's.
-if state == 'running' or (ARGV[2] == 'expired' and state == 'pending') then
+-- first, only one that has ended and is not kept: by now the key may be a new job's, or somebody kept it.
+if state == 'running' or (ARGV[2] == 'expired' and (state == 'pending' or limit == '')) then
   return {'ok', 0}
 end
 redis.call('DEL', RECORD, REQUEST, OUTPUT, BODY, TIMES)

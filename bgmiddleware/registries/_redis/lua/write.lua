@@ -1,6 +1,6 @@
 -- ARGV: now, op of the record that was read, new op, state, until, runner, place, job, the least bytes of output and of
--- body, and for an ended state: milliseconds to keep it, milliseconds to remember it, and 1 where
--- its request is kept. Replace the record, if nobody else
+-- body, and for an ended state: milliseconds to keep it or '' where it has no TTL, milliseconds to remember it, and 1
+-- where its request is kept. Replace the record, if nobody else
 -- did since it was read; not where there are fewer bytes: then return the end of those.
 if op == ARGV[3] then
   return {'ok'} -- this is the repetition of a call whose answer did not arrive
@@ -22,16 +22,22 @@ redis.call('HSET', RECORD, 'op', ARGV[3], 'state', ARGV[4], 'until', ARGV[5], 'r
 redis.call('HDEL', RECORD, 'created')
 if ARGV[11] then
   redis.call('HDEL', RECORD, 'runner', 'place')
-  if ARGV[13] == '1' then
-    redis.call('PEXPIRE', REQUEST, ARGV[11])
-  else
+  if ARGV[13] ~= '1' then
     redis.call('HDEL', RECORD, 'environ', 'request')
     redis.call('DEL', REQUEST)
   end
-  for _, key in ipairs({RECORD, OUTPUT, BODY, TIMES}) do
-    redis.call('PEXPIRE', key, ARGV[11])
+  for _, key in ipairs({RECORD, REQUEST, OUTPUT, BODY, TIMES}) do
+    if ARGV[11] == '' then
+      redis.call('PERSIST', key)
+    else
+      redis.call('PEXPIRE', key, ARGV[11])
+    end
   end
-  redis.call('SET', GONE, '', 'PX', ARGV[12])
+  if ARGV[11] == '' then
+    redis.call('DEL', GONE)
+  else
+    redis.call('SET', GONE, '', 'PX', ARGV[12])
+  end
   if state == 'pending' or state == 'running' then -- else it has ended before, and all are awake
     wake_for_good()
   end
