@@ -287,7 +287,10 @@ class RedisRegistry(Registry):
 
     def jobs(self, state: JobState | None = None, limit: int = 100, *, skip: int = 0) -> list[Job]:
         found: dict[str, Job] = {}  # by key: who comes meanwhile moves the others down
-        begin, batch = 0, min(_BATCH, skip + limit)  # of most lists the first one is all
+        # Those that are skipped need not be read where the index tells all. A state may have changed since it was
+        # filed, and only the job says so.
+        begin, skip = (skip, 0) if state is None else (0, skip)
+        batch = min(_BATCH, skip + limit)  # of most lists the first one is all
         while len(found) < skip + limit and (keys := self._index.newest(state, begin, batch)):
             batch = _BATCH
             begin += len(keys)
