@@ -119,6 +119,17 @@ def test_paths_that_clients_make_up_are_bounded(monkeypatch: pytest.MonkeyPatch)
     assert paths == {"/a", "/b", "other"}
 
 
+def test_metrics_tell_as_many_paths_apart_as_the_history_of_a_day() -> None:
+    registry = MemoryRegistry()
+    with BackgroundMiddleware(app, registry=registry, metrics="/_metrics", authorize=allowed) as site:
+        for number in range(205):
+            registry.add(Job(key_of(str(number)), "one", asked={"path": f"/{number}"}))
+            registry.request_cancel(key_of(str(number)))
+        found = scraped(site)
+    told = {name.split('"path": ')[1] for name in found if name.startswith("bgmiddleware_jobs_ended_total")}
+    assert len(told) == len(registry.history(0.0).by_path()) == 200
+
+
 def test_a_registry_that_is_away_is_a_number_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*arguments: Any) -> Any:
         raise RegistryError("away")
