@@ -13,6 +13,7 @@ import pytest
 from bgmiddleware import JobState, ThreadExecutor, current_job, owners, progress
 from bgmiddleware._jobs import key_of
 from tests.kit.clients import OverHTTP, Reply, ended, start
+from tests.kit.looking import eventually
 from tests.kit.readers import Play, answering, token_of
 from tests.kit.redis_server import redis_server, redis_server_of_module
 from tests.kit.stores import STORES, Stores, opened_stores
@@ -126,6 +127,7 @@ def test_the_title_counts_those_that_run_and_a_line_says_how_far(opens: Stores) 
     site, client = opens(play, owner=owners.header("X-User"))
     target = start(client, "/", **ADA)
     play.does(lambda: progress(1, 4))
+    eventually(lambda: site.registry.get(key_of(token_of(target))).progress)
     page = client.request("GET", f"{target}&_view=mine", **ADA, **HTML).text
     assert "<title>(1) My jobs</title>" in page
     assert '<progress max="100" value="25.0"></progress>' in page
