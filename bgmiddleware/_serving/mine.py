@@ -28,7 +28,7 @@ _OF_OWNER = Template("""<h1>$mine</h1>
 <div id="live" data-every="$every">
 <ul class="job-mine">
 $rows</ul>
-<p$hidden>$none</p>
+<p id="none"$hidden>$none</p>
 </div>
 """)
 _ROW = Template("""<li><span class="job-badge" data-job="$look">$symbol $word</span> <a href="$link">$title</a>

@@ -59,7 +59,7 @@ _ROW = Template(
     '<td><time datetime="$created">$ago</time></td><td>$elapsed</td><td>$output</td></tr>\n'
 )
 _BOX = Template('<td><input type="checkbox" name="key" value="$key" aria-label="$select"></td>')
-_HEAD = Template('<th$sorted><a href="$link">$word</a>$arrow</th>')
+_HEAD = Template('<th scope="col"$sorted><a href="$link">$word</a>$arrow</th>')
 _LINKED = Template('<a href="$link">$title</a>')
 _REASON = Template('<br><small class="job-reason">$reason</small>')
 _PROGRESS = Template('<br><small class="job-progress">$told</small>')
