@@ -23,6 +23,7 @@ from ._foreground import ForegroundOutput
 from ._imports import hook_modules
 from ._output import JobOutput, pass_on
 from ._streams import ByteStandIn, StandIn, bound, current, job_output, restore, route, use_output
+from ._system import stand_in_of
 
 __all__ = ["install_hooks", "rebind_logging"]
 
@@ -94,6 +95,8 @@ def _hook_children() -> None:
         if output is None:
             begin(self, *args, **options)
             return
+        args = tuple(map(_meant_for_child, args))
+        options = {name: _meant_for_child(value) for name, value in options.items()}
         given = {name: args[at] if at < len(args) else options.get(name) for name, at in _POSITIONS.items()}
         number = error_number = None
         if output.takes_children:
@@ -104,7 +107,7 @@ def _hook_children() -> None:
                 if given[name] is None and at >= len(args):
                     given[name] = options[name] = defaults[name]
         begin(self, *args, **options)
-        if any(map(_is_standard, given.values())) or (
+        if any(isinstance(stream, StandIn | ByteStandIn) for stream in given.values()) or (
             number is not None and (given["stdout"] == number or given["stderr"] == error_number)
         ):
             output.adopt(self)
@@ -112,10 +115,13 @@ def _hook_children() -> None:
     subprocess.Popen.__init__ = begin_child  # type: ignore[method-assign]
 
 
-def _is_standard(stream: object) -> bool:
-    return isinstance(stream, StandIn | ByteStandIn) or (
-        stream is not None and (stream is sys.__stdout__ or stream is sys.__stderr__)
-    )
+def _meant_for_child(stream: Any) -> Any:
+    """Return what a child gets for *stream*: for an original of the process, the job's. The number of the original
+    stays the server's, since code of C prints there."""
+    for name in ("stdout", "stderr"):
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            return stand_in_of(name)
+    return stream
 
 
 def _hook_dup2() -> None:

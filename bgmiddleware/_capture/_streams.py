@@ -163,8 +163,7 @@ class StandIn(io.TextIOWrapper):
         if number is None:
             if self.original is None:
                 raise io.UnsupportedOperation("fileno")
-            with use_output(None):  # the original asks us in a job
-                number = self.original.fileno()
+            number = self.original.fileno()
         return int(number)
 
     def isatty(self) -> bool:

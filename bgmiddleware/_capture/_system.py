@@ -136,7 +136,7 @@ class Place:
         """Let what a job writes to *stream*, which somebody took before there was a stand-in, be the job's."""
         if self.name == "stdin" or type(stream) is not io.TextIOWrapper or "write" in vars(stream):
             return
-        write_here, flush_here, number_here = stream.write, stream.flush, stream.fileno
+        write_here, flush_here = stream.write, stream.flush
 
         def write(text: str) -> int:
             output = current.get()
@@ -152,12 +152,7 @@ class Place:
             else:
                 self.stand_in.flush()
 
-        def fileno() -> int:
-            output = current.get()
-            number = number_here() if output is None or output.job is None else self.stand_in.fileno()
-            return int(number)
-
-        vars(stream).update(write=write, flush=flush, fileno=fileno)
+        vars(stream).update(write=write, flush=flush)
 
     def _made(self, original: Any) -> Any:
         if self.name == "stdin":

@@ -51,7 +51,7 @@ _CONSTANTS = ("Math", "Object", "addEventListener", "document", "location", "nul
 # What is no property of anything that the browser or the server gives us, and no text names it.
 _PROPERTIES = (
     "cells chunk chunks createGauge createScreen cut dirty div drawn dressed erase explode first head held hides look"
-    " most node number ondraw onprogress pack rewritten runs touched was weight"
+    " most node number ondraw onprogress pack pieces rewritten touched was weight"
 ).split()
 
 

@@ -404,7 +404,7 @@ class TestTakenBefore:
         """
         assert run_python(script) == ("server\none\ntwo\nthree\nfour\n", "")
 
-    def test_the_number_of_the_original_is_the_jobs(self) -> None:
+    def test_a_child_that_gets_the_original_prints_to_the_job(self) -> None:
         script = """
             import subprocess, sys
             from sys import stdout
@@ -414,7 +414,7 @@ class TestTakenBefore:
                 subprocess.run(["echo", "two"], stdout=sys.__stdout__)
                 subprocess.run(["sh", "-c", "echo three >&2"], stderr=sys.__stderr__)
                 subprocess.run(["echo", "four"], stdout=stdout)
-                print(stdout.fileno() == sys.stdout.fileno())
+                print(stdout.fileno() != sys.stdout.fileno())  # code of C is the server's
             text = run_job(job)
             print(stdout.fileno(), sys.stdout.fileno(), flush=True)
             subprocess.run(["echo", "server"], stdout=stdout)

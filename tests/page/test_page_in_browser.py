@@ -757,7 +757,7 @@ def test_without_progress_earlier_runs_tell_how_long_it_takes(stage: Stage) -> N
         ended(stage.site, target)
     tab = stage.shown(stage.begun())
     note = tab.page.locator("#job-note")
-    expect(note).to_have_text(re.compile(r"^about 4\d s left; the last 2 took 35 s–52 s$"))
+    expect(note).to_have_text(re.compile(r"^about \d\d s left; the last 2 took 35 s–52 s$"))
     expect(tab.page.locator("#job-progress:indeterminate")).to_have_count(1)
     stage.play.does(lambda: progress(1, 2))
     expect(note).to_contain_text("50 % · 1 of 2")

@@ -1,10 +1,16 @@
 """Our scripts as they are served: shorter, and the same."""
 
+import inspect
+import json
+import re
 import subprocess
+from dataclasses import fields
 
 import pytest
 
-from bgmiddleware._serving import assets
+from bgmiddleware import Job, Progress, Question, Step
+from bgmiddleware._serving import assets, events, page, status, timed
+from bgmiddleware._serving.estimates import Estimate
 from bgmiddleware._serving.shorten import shortened
 from tests.page.terminals import HERE, node_program
 
@@ -59,6 +65,16 @@ def test_our_own_properties_have_short_names_that_no_other_has() -> None:
     assert shortened(text, properties=["first", "unused"]) == (
         "let a={b:1,a:2},{b:b,a:c}=a;x(a.b,y?.b,b,`first`,'first');"
     )
+
+
+def test_no_name_of_what_the_server_gives_is_shortened() -> None:
+    """A name of a document, of a class whose values are in one, or of a place in our words."""
+    given = {field.name for kind in (Job, Progress, Question, Step) for field in fields(kind)}
+    given |= set(Estimate._fields)
+    given |= set(re.findall(r"{(\w+)}", json.dumps(assets.words("en"))))
+    given |= set(re.findall(r'"(\w+)":', "".join(map(inspect.getsource, (status, timed, events, page)))))
+    assert {"runs", "low", "started_at", "estimate"} <= given
+    assert given & set(assets._PROPERTIES) == set()
 
 
 def test_the_script_of_the_page_is_still_one() -> None:

@@ -117,14 +117,14 @@ const Terminal = (() => {
   const BLANK = {text: ' ', style: PLAIN};
   const blanks = (count) => Array(count).fill(BLANK);
 
-  // As long as text is only added to its end, a line is runs of text of one style. When something within it changes it
-  // becomes cells, one for each column, until it is looked at.
+  // As long as text is only added to its end, a line is pieces of text of one style. When something within it changes
+  // it becomes cells, one for each column, until it is looked at.
   class Line {
-    runs = [];
+    pieces = [];
     cells = null;
     // In columns.
     width = 0;
-    // How many runs it may have.
+    // How many pieces it may have.
     most = MAX_RUNS;
     // Not in the page as it is now; not seen by who looks for progress; written over, as lines that show progress are.
     dirty = true;
@@ -153,10 +153,10 @@ const Terminal = (() => {
 
     add(text, style) {
       if (this.cells) return cellsOf(text, style, this.cells);
-      const last = this.runs.at(-1);
-      if (this.runs.length >= this.most) style = PLAIN;
+      const last = this.pieces.at(-1);
+      if (this.pieces.length >= this.most) style = PLAIN;
       if (last?.style === style) last.text += text;
-      else this.runs.push({text, style});
+      else this.pieces.push({text, style});
     }
 
     // Add to the character before the column, if there is room.
@@ -184,18 +184,18 @@ const Terminal = (() => {
     }
 
     explode() {
-      this.cells ??= this.runs.reduce((cells, {text, style}) => cellsOf(text, style, cells), []);
+      this.cells ??= this.pieces.reduce((cells, {text, style}) => cellsOf(text, style, cells), []);
       return this.cells;
     }
 
     pack() {
       const {cells} = this;
       if (cells) {
-        this.runs = [];
+        this.pieces = [];
         this.cells = null;
         for (const cell of cells) if (cell) this.add(cell.text, cell.style);
       }
-      return this.runs;
+      return this.pieces;
     }
   }
 
@@ -568,7 +568,7 @@ const Terminal = (() => {
 
   // Does something in the line stand below what is in others, behind wide characters? No table is wider than the screen.
   function hasColumns(line) {
-    if (line.width > COLUMNS || line.runs.every(({text}) => NARROW.test(text))) return false;
+    if (line.width > COLUMNS || line.pieces.every(({text}) => NARROW.test(text))) return false;
     const {text} = line;
     return /[|\u2500-\u259f\t]|  +[^ ]/.test(text.slice(text.search(FOREIGN)));
   }
@@ -610,9 +610,9 @@ const Terminal = (() => {
     return [look];
   }
 
-  function linked(runs, href, hold) {
+  function linked(pieces, href, hold) {
     const link = make('a', {href, target: '_blank', rel: 'noopener noreferrer nofollow'});
-    link.append(...runs.flatMap((run) => styled(run, hold)));
+    link.append(...pieces.flatMap((run) => styled(run, hold)));
     return misleads(link.text, href) ? [link, make('span', {className: 'target', textContent: ` [→ ${hostOf(href)}]`})] : [link];
   }
 
@@ -626,14 +626,14 @@ const Terminal = (() => {
   }
 
   function nodesOf(line) {
-    const runs = line.pack();
+    const pieces = line.pack();
     const hold = line.held = hasColumns(line);
     const parts = [];
-    for (let end, at = 0; at < runs.length; at = end) {
-      const {link} = runs[at].style;
+    for (let end, at = 0; at < pieces.length; at = end) {
+      const {link} = pieces[at].style;
       end = at + 1;
-      while (link && runs[end]?.style.link === link) end++;
-      parts.push(...(link ? linked(runs.slice(at, end), link, hold) : autolinked(runs[at], hold)));
+      while (link && pieces[end]?.style.link === link) end++;
+      parts.push(...(link ? linked(pieces.slice(at, end), link, hold) : autolinked(pieces[at], hold)));
     }
     if (typeof parts.at(-1) === 'string') parts.push(parts.pop() + '\n');
     else parts.push('\n');
@@ -762,7 +762,7 @@ const Terminal = (() => {
       if (made.length === 1 && line.node.childNodes.length === 1) line.node.firstChild.data = made[0].data;
       else line.node.replaceChildren(...made);
       // How much is in a chunk, roughly: a change of style, or of the font, weighs as much as some characters.
-      const weight = line.runs.reduce((sum, run) => sum + run.text.length + 20, line.held ? 10 * line.width : 0);
+      const weight = line.pieces.reduce((sum, run) => sum + run.text.length + 20, line.held ? 10 * line.width : 0);
       chunks.at(-1).weight += weight - line.weight;
       line.weight = weight;
     }
