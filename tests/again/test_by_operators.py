@@ -108,7 +108,7 @@ def test_it_is_sent_in_nobodys_name(opens: Stores) -> None:
         assert "ada" not in str(value), name
 
 
-def test_who_holds_the_first_token_learns_nothing_of_the_new_one(opens: Stores) -> None:
+def test_the_owner_is_led_to_the_new_job_and_nobody_to_its_token(opens: Stores) -> None:
     site, client = opens(Failing(), **OPTIONS)
     target = start(client, "/", x_user="ada")
     ended(site, target)
@@ -116,8 +116,20 @@ def test_who_holds_the_first_token_learns_nothing_of_the_new_one(opens: Stores) 
     second = client.request("POST", f"/_jobs/{key}", b"_action=rerun", **FORM)["Location"]
     all_ended(site)
     state = client.request("GET", f"{target}&_view=status", x_user="ada").json
-    assert state["rerun_as"] is None
-    assert second not in client.request("GET", target, x_user="ada", **HTML).text
+    assert state["rerun_as"] == f"?_t=own.{second}"
+    assert client.request("GET", "/" + state["rerun_as"], x_user="ada", **JSON).json["state"] == "finished"
+    assert client.request("GET", "/" + state["rerun_as"], x_user="eve", **JSON).status == 404
+
+
+def test_where_nobody_owns_a_job_its_token_leads_to_no_new_one(opens: Stores) -> None:
+    site, client = opens(Failing(), **{**OPTIONS, "owner": None})
+    target = start(client, "/")
+    ended(site, target)
+    key = key_of(token_of(target))
+    second = client.request("POST", f"/_jobs/{key}", b"_action=rerun", **FORM)["Location"]
+    all_ended(site)
+    assert client.request("GET", f"{target}&_view=status").json["rerun_as"] is None
+    assert second not in client.request("GET", target, **HTML).text
 
 
 def test_all_that_match_are_run_again_once_that_is_confirmed_and_only_once(opens: Stores) -> None:
