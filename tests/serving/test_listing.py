@@ -264,13 +264,13 @@ def test_heads_of_columns_are_links_that_say_how_it_is_sorted(opens: Stores) -> 
     ended(site, start(client, "/a"))
     heads = client.request("GET", "/_jobs?owner=ada", **HTML).text.partition("<thead>")[2].partition("</thead>")[0]
     assert '<th scope="col" aria-sort="descending"><a href="?owner=ada&amp;sort=created">Created</a> ↓</th>' in heads
-    assert '<th><a href="?owner=ada&amp;sort=-duration">Duration</a></th>' in heads
-    assert '<th><a href="?owner=ada&amp;sort=path">Path</a></th>' in heads
+    assert '<th scope="col"><a href="?owner=ada&amp;sort=-duration">Duration</a></th>' in heads
+    assert '<th scope="col"><a href="?owner=ada&amp;sort=path">Path</a></th>' in heads
     page = client.request("GET", "/_jobs?sort=-duration&owner=ada", **HTML).text
     heads = page.partition("<thead>")[2].partition("</thead>")[0]
     assert heads.count("aria-sort") == 1
     assert '<th scope="col" aria-sort="descending"><a href="?owner=ada&amp;sort=duration">Duration</a> ↓</th>' in heads
-    assert '<th><a href="?owner=ada">Created</a></th>' in heads
+    assert '<th scope="col"><a href="?owner=ada">Created</a></th>' in heads
     assert '<input type="hidden" name="sort" value="-duration">' in page
 
 
