@@ -337,6 +337,7 @@ def test_times_are_shown_on_a_switch_which_is_remembered_and_silence_always(stag
     assert tab.page.locator("[data-t]").count() == 0
     tab.page.get_by_label("Times").select_option("since the start")
     expect(output(tab).locator("[data-n='2']")).to_have_attribute("data-t", "02:11.0")
+    expect(output(tab).locator("[data-n='4']")).to_have_attribute("data-t", "02:13.0")
     expect(tab.page.locator("#job-strip")).to_be_visible()
     tab.page.reload()
     expect(tab.page.get_by_label("Times")).to_have_value("1")

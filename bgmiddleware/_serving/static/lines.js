@@ -216,8 +216,8 @@ function dress(chunk) {
     const numbered = firstNumber !== null && line < unnumbered && previousSibling?.number !== line;
     dataset.n = numbered ? firstNumber + line : "";
     if (isError(line)) dataset.stderr = "";
-    // The last one may go on.
-    if (!learned || line > starts.length - 3) break;
+    // While the job runs, the last one may go on.
+    if (!learned || (!over() && line > starts.length - 3)) break;
     const time = timeOf(line);
     const quiet = timeOf(line + 1) - time;
     if (quiet >= QUIET) dataset.quiet = say("quiet", {time: span(quiet, 0)});
