@@ -26,13 +26,13 @@ class GoingBack(SharedRegistry):
         """Keep what there is of the job, as a snapshot does."""
         with self._lock:
             record = self._records[KEY]
-            self._kept = record.job, {name: log.read(0, log.end).data for name, log in record.logs.items()}
+            self._snapshot = record.job, {name: log.read(0, log.end).data for name, log in record.logs.items()}
 
     def go_back(self) -> None:
         """Be as it was when it was kept."""
         with self._lock:
             record = self._records[KEY]
-            record.job, kept = self._kept
+            record.job, kept = self._snapshot
             for log in record.logs.values():
                 log.remove()
             record.logs = {name: Log(self._spool, None) for name in kept}
