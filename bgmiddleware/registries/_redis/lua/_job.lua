@@ -8,7 +8,7 @@ if not NOW then
 end
 -- until: when a pending job is lost, or an ended one is forgotten; empty while it runs, or is kept.
 local state, limit, op = unpack(redis.call('HMGET', RECORD, 'state', 'until', 'op'))
-local expired = state and state ~= 'pending' and state ~= 'running' and NOW >= (tonumber(limit) or math.huge)
+local expired = state and state ~= 'pending' and state ~= 'running' and limit ~= '' and NOW >= tonumber(limit)
 
 -- Wake who waits, whatever for, and who comes a little later. Not by deleting the stream: that wakes nobody.
 local function wake_for_good()
