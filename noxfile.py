@@ -5,7 +5,8 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 
 
-FREE_THREADED = ["docutils>=0.21", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "WebTest>=3"]
+FREE_THREADED = ["docutils>=0.21", "hypothesis>=6.100,<6.140", "loguru>=0.7", "pytest>=8", "pytest-xdist>=3.6"]
+FREE_THREADED += ["redis>=5", "tqdm>=4.66", "WebTest>=3"]  # newer versions of hypothesis need Rust
 ROOMS_OF_THREADS = ["tests/capture", "tests/running", "tests/registries", "tests/starting"]
 
 

@@ -229,6 +229,8 @@ def test_nginx_accepts_the_site_and_the_location(tmp_path: Path) -> None:
 def test_gunicorn_accepts_the_command(tmp_path: Path) -> None:
     needs("gunicorn")
     (tmp_path / "shop.py").write_text(SHOP)
+    site = shown("gunicorn.rst", "python").replace("/var/lib/shop/jobs", f"{tmp_path}/jobs")
+    (tmp_path / "background.py").write_text(site)
     _, *options = shown("gunicorn.rst", "text").split()
     command = [sys.executable, "-m", "gunicorn", "--check-config", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

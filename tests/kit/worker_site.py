@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import BackgroundMiddleware, current_job, marks, progress, redact, step
+from bgmiddleware import BackgroundMiddleware, ask, current_job, marks, progress, redact, step
 from bgmiddleware.executors import open_executor
 from bgmiddleware.registries import open_registry
 from tests.executors.engine_worker import Worker, working
@@ -39,6 +39,9 @@ def report(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     if path == "/secrets-and-killed":
         os.write(2, f"the last words: {SECRET}".encode())
         os.kill(os.getpid(), signal.SIGKILL)
+    if path == "/asks":
+        print("chosen:", ask("Delete 14 rows?", choices=("yes", "no"), timeout=600.0))
+        print("typed:", input("and why? "))
     if path == "/spans":
         with step("Reading rows"):
             shop.warning("within")
