@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
 
@@ -80,8 +81,10 @@ class House:
         self._due.pop(reference, None)
         registry.tidied_at = 0, 0.0
 
-    def _gone(self, _: "weakref.ref[Tidied]") -> None:
-        nudge(self._changed)
+    def _gone(
+        self, _: "weakref.ref[Tidied]", wake: Callable[[threading.Condition], None] = nudge
+    ) -> None:  # at the interpreter's end the module's own names may be gone
+        wake(self._changed)
 
     def _run(self) -> None:
         while (reference := self._next()) is not None:
