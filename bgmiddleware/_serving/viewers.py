@@ -19,7 +19,7 @@ class Viewers:
 
     def __init__(self, slots: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.pace = Pace(clock)
+        self.pace: Pace = Pace(clock)
         self._lock = threading.Lock()  # guards all below
         self._slots = slots
         self._held: dict[object, Callable[[], bool]] = {}

@@ -189,7 +189,7 @@ class Registry(ABC):
         self.max_jobs = max_jobs
         self.max_output = max_output
         self.max_result = max_result
-        self.max_kept = min(max_kept, max_jobs // 2)  # the rest is for new jobs
+        self.max_kept: int = min(max_kept, max_jobs // 2)  # the rest is for new jobs
         self.max_kept_bytes = max_kept_bytes
         self.clock = clock
         self._secret = secrets.token_bytes(32)

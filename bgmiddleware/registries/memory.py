@@ -75,7 +75,7 @@ class MemoryRegistry(Registry):
         for name, value in {"max_bytes": max_bytes, "spool_threshold": spool_threshold}.items():
             check_positive(name, value)
         self.max_bytes = max_bytes
-        self.max_kept_bytes = min(max_kept_bytes, int(max_bytes // 2))
+        self.max_kept_bytes: int = min(max_kept_bytes, int(max_bytes // 2))
         self._spool = Spool(spool_threshold)
         self._lock = threading.Lock()  # guards all that follows, and every record
         self._records: dict[str, _Record] = {}
