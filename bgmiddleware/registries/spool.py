@@ -101,7 +101,7 @@ class SpoolRegistry(Registry):
             check_positive(name, value)
         self.tidy_every: float = min(self.tidy_every, _CLEAN_UP_EVERY)
         self.max_bytes = max_bytes
-        self.max_kept_bytes = min(max_kept_bytes, int(max_bytes // 2))
+        self.max_kept_bytes: int = min(max_kept_bytes, int(max_bytes // 2))
         self.busy_timeout = busy_timeout
         self._waking = Waking(look)
         self._clean_up_at = float("-inf")  # by the monotonic clock
