@@ -49,6 +49,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def typed(session: nox.Session) -> None:
+    """Check that all that is public has a known type, for those who use the package."""
+    session.install(".[redis,rq,celery,prometheus,opentelemetry,paste]", "pyright")
+    session.run("pyright", "--verifytypes", "bgmiddleware", "--ignoreexternal")
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Print the figures and their budgets."""
     session.install("-e", ".", "playwright>=1.49", "Werkzeug>=3")
