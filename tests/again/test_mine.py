@@ -92,6 +92,20 @@ def test_a_link_of_an_owner_shows_his_job_in_all_views_and_to_nobody_else(owned:
     assert len(owned.site.registry.jobs()) == 4
 
 
+def test_by_a_link_of_an_owner_a_challenge_is_shown_and_nothing_is_asked_anew(opens: Stores) -> None:
+    challenge = [("WWW-Authenticate", 'Basic realm="reports"')]
+    app = answering(status="401 Unauthorized", headers=challenge)
+    site, client = opens(app, owner=owners.header("X-User"))
+    proof = {**ADA, "authorization": "Basic YWRhOmFkYQ=="}
+    reply = client.request("GET", "/report", **proof)
+    target = "/report" + reply["Location"]
+    key = ended(site, target).key
+    own = f"/other?_t=own.{key}"
+    for headers in (proof, {**proof, **HTML}):
+        assert client.request("GET", own, **headers).status == client.request("GET", target, **headers).status
+    assert len(site.registry.jobs()) == 1
+
+
 def test_nobodys_job_is_not_read_by_its_key(owned: Owned) -> None:
     own = owned.own(owned.nobodys)
     for headers in (ADA, {}):
