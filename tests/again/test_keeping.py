@@ -96,6 +96,14 @@ def test_where_no_more_are_kept_it_is_a_conflict_until_one_is_given_back(opens: 
     assert posts(client, other, "keep", **JSON).json["kept"] is True
 
 
+def test_where_none_are_kept_none_is_offered(opens: Stores) -> None:
+    site, client = opens(app, registry=opens.registry(max_kept=0))
+    target = start(client, "/")
+    ended(site, target)
+    assert 'value="keep"' not in client.request("GET", target, **HTML).text
+    assert posts(client, target, "keep", **JSON).status == 409
+
+
 def test_a_job_that_runs_is_not_kept(opens: Stores) -> None:
     site, client = opens(asking_site.view)
     target = start(client, "/")
