@@ -141,6 +141,15 @@ def test_where_nobody_owns_a_job_its_token_leads_to_no_new_one(opens: Stores) ->
     assert second not in client.request("GET", target, **HTML).text
 
 
+def test_where_nobody_owns_a_job_a_user_who_has_its_token_is_led_to_no_new_one_either(opens: Stores) -> None:
+    site, client = opens(Failing(), **OPTIONS)
+    target = start(client, "/")
+    key = ended(site, target).key
+    assert client.request("POST", f"/_jobs/{key}", b"_action=rerun", **FORM).status == 303
+    all_ended(site)
+    assert client.request("GET", f"{target}&_view=status", x_user="ada").json["rerun_as"] is None
+
+
 def test_all_that_match_are_run_again_once_that_is_confirmed_and_only_once(opens: Stores) -> None:
     app = Failing()
     site, client = opens(app, **OPTIONS)
