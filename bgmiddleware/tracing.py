@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextvars import Context, ContextVar
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from ._capture import JobOutput, current_output
 from ._ground.version import VERSION
@@ -41,8 +42,8 @@ _W3C = TraceContextTextMapPropagator()
 # One for all middlewares: a log record is of a job, and says nothing of its middleware.
 _spans: dict[str, Span] = {}
 """The spans of the jobs that run in this process, by key."""
-_over: deque[str] = deque(maxlen=_MOST_OVER)
-"""The last jobs whose spans have ended. Middlewares that share a registry are all told of each end."""
+_over: WeakKeyDictionary[Registry, deque[str]] = WeakKeyDictionary()
+"""The last jobs of a registry whose spans have ended. Middlewares that share it are all told of each end."""
 _of_context: ContextVar[tuple[str, Span] | None] = ContextVar("bgmiddleware_span", default=None)
 """The short id and the span of the job whose own code this is, or who writes down how it ends."""
 
@@ -61,6 +62,7 @@ class Tracing:
         self._registry = registry
         self._provider = provider
         self._tracer = trace.get_tracer("bgmiddleware", VERSION, tracer_provider=provider)
+        self._over = _over.setdefault(registry, deque(maxlen=_MOST_OVER))
         registry.tell_ends(self._has_ended)
         _label_log_records()
 
@@ -120,9 +122,9 @@ class Tracing:
     def _has_ended(self, job: Job) -> None:
         """Take note of a job whose end this process has written down."""
         span = _spans.pop(job.key, None)
-        if span is None and job.key in _over:
+        if span is None and job.key in self._over:
             return
-        _over.append(job.key)
+        self._over.append(job.key)
         if span is not None:
             self._end(span, job)
         else:
@@ -133,7 +135,7 @@ class Tracing:
         """End the span of a job whose end another process wrote down, or nobody."""
         with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
             job = self._registry.get(job.key)
-        _over.append(job.key)
+        self._over.append(job.key)
         span = _spans.pop(job.key, None)
         if span is not None:
             self._end(span, job)
