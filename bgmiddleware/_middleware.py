@@ -82,11 +82,11 @@ class BackgroundMiddleware:
     process viewers may hold open; further viewers get the output so far and poll; default: half of the server's threads
     if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are opened below it, for
     users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a set of ``list``,
-    ``output``, ``result``, ``cancel``, ``discard`` and ``rerun``. *health*: the path at which anybody may read whether
-    this process can take jobs. *metrics*: the path of numbers for Prometheus, for users whom *authorize* gives the
-    right ``list``. *tracing*: whether each job has a span of OpenTelemetry, by the provider of the process; or a
-    ``TracerProvider`` that makes them. *title*: the name of a job, a function of the environ; default: its method, path
-    and query. *redact*: secrets that are replaced by ``[redacted]`` before anything of a job is stored, shown or
+    ``output``, ``result``, ``cancel``, ``keep``, ``discard`` and ``rerun``. *health*: the path at which anybody may
+    read whether this process can take jobs. *metrics*: the path of numbers for Prometheus, for users whom *authorize*
+    gives the right ``list``. *tracing*: whether each job has a span of OpenTelemetry, by the provider of the process;
+    or a ``TracerProvider`` that makes them. *title*: the name of a job, a function of the environ; default: its method,
+    path and query. *redact*: secrets that are replaced by ``[redacted]`` before anything of a job is stored, shown or
     logged, but not in its response: texts, compiled patterns, and what the functions of :mod:`bgmiddleware.redact`
     return. *on_end*: what is called with each job that has ended, by the process that wrote the end down: functions of
     a ``Job``, and what ``hooks.webhook(…)`` returns. *page*: your own design of a job's page: a function of

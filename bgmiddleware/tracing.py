@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextvars import Context, ContextVar
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from ._capture import JobOutput, current_output
 from ._ground.version import VERSION
@@ -32,7 +33,7 @@ _log = logging.getLogger("bgmiddleware")
 _PREFIX = "bgmiddleware."
 _MOST_STEPS = 50  # with two events each; a span keeps 128, and forgets the oldest
 _LONGEST_STATE = 512  # characters of a tracestate: what W3C wants to be carried at least
-_LEFT = 1000
+_MOST_OVER = 1000
 _FLUSH = 2.0  # seconds that a process which may end now waits for the collector
 _UNKNOWN = "its end could not be read"
 
@@ -41,6 +42,8 @@ _W3C = TraceContextTextMapPropagator()
 # One for all middlewares: a log record is of a job, and says nothing of its middleware.
 _spans: dict[str, Span] = {}
 """The spans of the jobs that run in this process, by key."""
+_over: WeakKeyDictionary[Registry, deque[str]] = WeakKeyDictionary()
+"""The last jobs of a registry whose spans have ended. Middlewares that share it are all told of each end."""
 _of_context: ContextVar[tuple[str, Span] | None] = ContextVar("bgmiddleware_span", default=None)
 """The short id and the span of the job whose own code this is, or who writes down how it ends."""
 
@@ -59,8 +62,7 @@ class Tracing:
         self._registry = registry
         self._provider = provider
         self._tracer = trace.get_tracer("bgmiddleware", VERSION, tracer_provider=provider)
-        self._left: deque[str] = deque(maxlen=_LEFT)
-        """Jobs whose spans ended before anything was told of the jobs' ends."""
+        self._over = _over.setdefault(registry, deque(maxlen=_MOST_OVER))
         registry.tell_ends(self._has_ended)
         _label_log_records()
 
@@ -120,9 +122,12 @@ class Tracing:
     def _has_ended(self, job: Job) -> None:
         """Take note of a job whose end this process has written down."""
         span = _spans.pop(job.key, None)
+        if span is None and job.key in self._over:
+            return
+        self._over.append(job.key)
         if span is not None:
             self._end(span, job)
-        elif job.key not in self._left:
+        else:
             began = job.created_at if job.started_at is None else job.started_at
             self._end(self._begin(job, began), job, job.ended_at)
 
@@ -130,7 +135,7 @@ class Tracing:
         """End the span of a job whose end another process wrote down, or nobody."""
         with contextlib.suppress(RegistryError, JobNotFound, JobExpired):
             job = self._registry.get(job.key)
-        self._left.append(job.key)
+        self._over.append(job.key)
         span = _spans.pop(job.key, None)
         if span is not None:
             self._end(span, job)
@@ -157,15 +162,24 @@ def hide_tokens(span: Span, environ: Mapping[str, Any]) -> None:
     """Replace tokens of jobs in the attributes of a *span* by the jobs' short ids: URLs contain them. Give it to
     ``OpenTelemetryMiddleware`` or ``FlaskInstrumentor`` as ``request_hook``. *environ* is not used."""
     for name, value in dict(getattr(span, "attributes", None) or {}).items():
-        if isinstance(value, str) and (hidden := _TOKEN.sub(_short, value)) != value:
+        if (hidden := _without_tokens(value)) != value:
             span.set_attribute(name, hidden)
+
+
+def _without_tokens(value: Any) -> Any:
+    if isinstance(value, str):
+        return _TOKEN.sub(_short, value)
+    return tuple(map(_without_tokens, value)) if isinstance(value, tuple) else value  # a header: several values
 
 
 _TOKEN = re.compile(rf"[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}|(?<==)(?:{IN_PLACE_OF_TOKEN})")
 
 
 def _short(found: re.Match[str]) -> str:
-    return key_of(found[0])[:8]
+    kind, _, rest = found[0].rpartition(".")
+    if not kind:
+        return key_of(found[0])[:8]
+    return rest[:8] if kind == "own" else kind  # whose job a shared link shows, only the registry's secret tells
 
 
 def _describe(span: Span, job: Job) -> None:

@@ -218,7 +218,17 @@ class StandIn(io.TextIOWrapper):
         return f"<bgmiddleware {self._title} of {self.original!r}>"
 
 
-class _ChangedStandIn(StandIn):
+class StandInOfOther(StandIn):
+    """For an original that may have more to it than a ``TextIOWrapper``: that is forwarded.
+
+    A class apart, because ``__getattr__`` slows down the look-up of all that is there, too: a print by 7 %.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+
+class _ChangedStandIn(StandInOfOther):
     """What one job has as its stream once it has replaced a method of it."""
 
     def _own(self) -> "_ChangedStandIn":
@@ -229,16 +239,6 @@ class _ChangedStandIn(StandIn):
 
     def restore(self, name: str) -> None:
         vars(self).pop(name, None)
-
-
-class StandInOfOther(StandIn):
-    """For an original that may have more to it than a ``TextIOWrapper``: that is forwarded.
-
-    A class apart, because ``__getattr__`` slows down the look-up of all that is there, too: a print by 7 %.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["original"], name)
 
 
 def _write_of(original: Any) -> Callable[[str], int]:

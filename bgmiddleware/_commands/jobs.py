@@ -229,7 +229,8 @@ def _answer(registry: Registry, options: argparse.Namespace) -> int:
 def _keep(registry: Registry, options: argparse.Namespace) -> int:
     kept = registry.keep(_key(registry, options.job))
     if kept is None:
-        raise BackgroundError("there is no room for it: let another job expire, by unkeep, or raise max_kept")
+        most = f"{registry.max_kept} jobs, of {registry.max_kept_bytes} bytes in all"
+        raise BackgroundError(f"there is no room for it: this command keeps at most {most}; let another one expire")
     if not kept.kept:
         raise BackgroundError("only a job that has ended can be kept")
     return 0

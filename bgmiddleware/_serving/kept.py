@@ -40,7 +40,7 @@ def answer_unkeep(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
 def keep_form(visit: Visit, job: Job, said: Mapping[str, str]) -> Markup:
     """Return what the page of an ended job says of its being kept, and the button that keeps it or lets it expire."""
     kept = filled_in(_KEPT, said) if job.kept else Markup()
-    if not job.state.ended or not visit.may("keep"):
+    if not job.state.ended or not visit.may("keep") or not (job.kept or visit.registry.max_kept):
         return kept
     action = "unkeep" if job.kept else "keep"
     return filled_in(_FORM, {"kept": kept, "action": action, "word": said["unkeep_it" if job.kept else "keep_it"]})

@@ -9,7 +9,7 @@ from typing import Any
 from .._jobs import Job
 from . import assets
 from .icons import LOOKS, look_of
-from .listing import Filters, look_for
+from .listing import Filters, Found, look_for
 from .markup import Markup, filled_in
 from .negotiate import View, choose
 from .plain import plain_page
@@ -21,6 +21,7 @@ from .visit import Visit, about
 
 __all__ = ["answer_mine"]
 
+_NOTHING = Found([], None, 0, True)
 _LEAST = 2.0
 """Seconds more than the fastest poll, since a list costs more than a job."""
 
@@ -29,12 +30,13 @@ _OF_OWNER = Template("""<h1>$mine</h1>
 <ul class="job-mine">
 $rows</ul>
 <p id="none"$hidden>$none</p>
-</div>
+$more</div>
 """)
 _ROW = Template("""<li><span class="job-badge" data-job="$look">$symbol $word</span> <a href="$link">$title</a>
 $progress<time datetime="$instant">$at UTC</time>$result</li>
 """)
 _PROGRESS = Template('<progress max="100" value="$percent"></progress> ')
+_MORE = Template("<p>$more</p>\n")
 _RESULT = Template(' <a href="$link">$word</a>')
 _OF_BROWSER = Template("""<h1>$mine</h1>
 <noscript><p>$browser</p></noscript>
@@ -45,15 +47,17 @@ _OF_BROWSER = Template("""<h1>$mine</h1>
 
 def answer_mine(visit: Visit, job: Job) -> Answer:
     """Answer with the jobs of who asks: as a page for a client that names HTML, else as JSON, which has those of an
-    owner only."""
-    jobs = _of_owner(visit) if visit.owners else []
+    owner only. Up to fifty, the newest, as far as a look goes; both say whether there may be more."""
+    found = look_for(visit.registry, Filters(owners=visit.owners), None) if visit.owners else _NOTHING
+    jobs = found.jobs
     if choose(visit.environ.get("HTTP_ACCEPT")) is not View.PAGE:
-        return as_json({"jobs": [_document(visit, each) for each in jobs]}, about(job))
+        told = {"jobs": [_document(visit, each) for each in jobs], "more": found.next is not None}
+        return as_json(told, about(job))
     language = assets.language_of(visit.environ.get("HTTP_ACCEPT_LANGUAGE"))
     said = assets.words(language)
     running = sum(not each.state.ended for each in jobs)
     title = f"({running}) {said['mine']['mine']}" if running else said["mine"]["mine"]
-    content = _list_of(visit, jobs, said) if visit.owners else _of_browser(said)
+    content = _list_of(visit, found, said) if visit.owners else _of_browser(said)
     return plain_page(title, content, _headers(job), language=language, script=_script())
 
 
@@ -61,10 +65,6 @@ def _headers(job: Job) -> Headers:
     """Return the headers of the page: no other job is told by a Referer where its reader comes from."""
     told = (header for header in about(job, "Accept, Accept-Language") if header[0] != "Referrer-Policy")
     return (*told, ("Referrer-Policy", "no-referrer"))
-
-
-def _of_owner(visit: Visit) -> list[Job]:
-    return look_for(visit.registry, Filters(owners=visit.owners), None).jobs
 
 
 def _link(visit: Visit, job: Job, **parameters: str) -> str:
@@ -89,12 +89,14 @@ def _document(visit: Visit, job: Job) -> dict[str, Any]:
     }
 
 
-def _list_of(visit: Visit, jobs: list[Job], said: dict[str, Any]) -> Markup:
+def _list_of(visit: Visit, found: Found, said: dict[str, Any]) -> Markup:
+    is_all = found.next is None
     values = {
         **said["mine"],
         "every": f"{visit.site.viewers.pace(None, ('mine', visit.key)) + _LEAST:.3g}",
-        "rows": Markup("".join(_row(visit, job, said) for job in jobs)),
-        "hidden": Markup(" hidden" if jobs else ""),
+        "rows": Markup("".join(_row(visit, job, said) for job in found.jobs)),
+        "hidden": Markup(" hidden" if found.jobs or not is_all else ""),
+        "more": Markup() if is_all else filled_in(_MORE, said["mine"]),
     }
     return filled_in(_OF_OWNER, values)
 

@@ -19,23 +19,23 @@ class Recent(Generic[_Made]):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()  # guards the next
-        self._made: dict[Hashable, tuple[float, _Made]] = {}
+        self._made: dict[Hashable, tuple[float, float, _Made]] = {}
+        """When each was made, when somebody began to make it last, and what it is."""
 
     def of(self, key: Hashable, fresh: float, make: Callable[[], _Made]) -> _Made:
         """Return what was made for *key* within the last *fresh* seconds, else what *make* returns now. Who asks while
         that is being made gets the one before it, unless it is ten times as old."""
         now = self._clock()
         with self._lock:
-            at, made = self._made.get(key, (float("-inf"), None))
-            if made is not None:
-                if now - at < fresh:
+            made_at, begun_at, made = self._made.get(key, (float("-inf"), float("-inf"), None))
+            if made is not None and now - made_at < _OLD * fresh:
+                if now - begun_at < fresh:
                     return made
-                if now - at < _OLD * fresh:
-                    self._made[key] = now, made
+                self._made[key] = made_at, now, made
         new = make()
         with self._lock:
             self._made.pop(key, None)
-            self._made[key] = now, new
+            self._made[key] = now, now, new
             while len(self._made) > _MOST:
                 del self._made[next(iter(self._made))]
         return new

@@ -23,14 +23,14 @@ def answer_rerun(visit: Visit, job: Job, form: Mapping[str, str]) -> Answer:
     return visit.site.rerun(visit, job)
 
 
-def link_to(visit: Visit, link: str) -> str | None:
-    """Return a relative reference to the job of a sealed *link*: for an operator by its key. None where there is none,
-    and where this client's token does not open it."""
+def link_to(visit: Visit, job: Job, link: str) -> str | None:
+    """Return a relative reference to where a sealed *link* of a *job* leads: for an operator by its key. None where
+    there is none, and where this client's token does not open it."""
     if visit.is_operators:
         return key_in(link) or None if visit.share is None else None
     token = unsealed(link, visit.token)
     key, _, hidden = link.partition(":")
-    if key and visit.owners and (visit.token.startswith(OWN) or not hidden):
+    if key and job.owner in visit.owners and (visit.token.startswith(OWN) or not hidden):
         token = OWN + key
     query = visit.site.without_ours(visit.environ.get("QUERY_STRING") or "")
     return None if token is None else visit.site.place(query, token)
@@ -38,7 +38,7 @@ def link_to(visit: Visit, link: str) -> str | None:
 
 def rerun_form(visit: Visit, job: Job, said: Mapping[str, Any]) -> Markup:
     """Return the button that runs the job again, hidden until it has ended, and the links to its other runs."""
-    links = {"earlier_run": link_to(visit, job.rerun_of), "later_run": link_to(visit, job.rerun_as)}
+    links = {"earlier_run": link_to(visit, job, job.rerun_of), "later_run": link_to(visit, job, job.rerun_as)}
     html = [filled_in(_LINK, {"link": link, "word": said[word]}) for word, link in links.items() if link is not None]
     if job.keeps_request and visit.may("rerun"):
         hidden = Markup("" if job.state.ended else " hidden")

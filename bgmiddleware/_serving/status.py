@@ -45,8 +45,8 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "status_code": job.response.code if job.response is not None and job.state.ended else None,
         "response": _response(job),
         "receipt": _receipt(job, details=visit.site.details and visit.share is None),
-        "rerun_of": link_to(visit, job.rerun_of),
-        "rerun_as": link_to(visit, job.rerun_as),
+        "rerun_of": link_to(visit, job, job.rerun_of),
+        "rerun_as": link_to(visit, job, job.rerun_as),
         "links": {
             "self": here,
             **{view: f"{here}&_view={view}" for view, right in _VIEWS.items() if visit.may(right)},

@@ -73,7 +73,11 @@ def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) ->
     if not _take(visit, job, operators_link(key_of(token))):
         there = key_in(visit.registry.get(job.key).rerun_as) or job.key
         return see_other(there, "Somebody else has just run it again.", UNSTORED)
-    answer = _start(starter, app, visit, job, sent, token, operators_link(job.key))
+    try:
+        answer = _start(starter, app, visit, job, sent, token, operators_link(job.key))
+    except BaseException:  # the registry is away, or has lost the request
+        _tell_earlier(visit, job.rerun_as)
+        raise
     if "Location" not in dict(answer.headers):
         _tell_earlier(visit, job.rerun_as)
         return answer

@@ -188,7 +188,8 @@ class Ends:
         except JobNotFound:
             return again if now - message["since"] < _LOST_FROM_SIGHT else None
         # A loss that nobody wrote down yet may be revived.
-        return job if job.state.ended and job.expires_at is not None else again
+        is_for_good = job.state.ended and (job.kept or job.expires_at is not None)
+        return job if is_for_good else again
 
     def _send(self, hook: Webhook, outbox: Outbox, key: str, message: dict[str, object]) -> None:
         tries = int(str(message["tries"]))

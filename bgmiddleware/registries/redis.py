@@ -268,7 +268,7 @@ class RedisRegistry(Registry):
             return None
 
         def kept(stored: Stored) -> Job | None:
-            if not stored.job.state.ended or stored.job.kept is keep:
+            if not stored.job.state.ended or stored.job.kept is keep or (keep and not asks):
                 return None
             return changes.kept(stored.job, stored.now, ttl=self.ttl, keep=keep)
 

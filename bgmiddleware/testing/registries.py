@@ -1468,6 +1468,18 @@ class RegistryContract(HistoryContract):
             assert {name for name, _ in told} == {"evicted"}
             assert sum(number for _, number in told) == 3
 
+    def test_an_answer_that_is_a_refusal_is_no_error_of_the_storage(self, registry: Registry) -> None:
+        told: list[tuple[str, float]] = []
+        registry.tell_numbers(lambda name, number: told.append((name, number)))
+        added(registry)
+        with pytest.raises(JobExists):
+            added(registry)
+        with pytest.raises(BadOffset):
+            registry.append(KEY, Channel.REQUEST, 1000, b"far behind")
+        with pytest.raises(JobNotFound):
+            registry.get(key_of("nobody's"))
+        assert told == []
+
     def test_an_outbox_gives_each_text_when_it_is_due_to_one_who_asks(self, registry: Registry) -> None:
         outbox = registry.outbox("a1")
         assert (outbox.take(1e9, 60.0), outbox.first(), outbox.size()) == (None, None, 0)

@@ -11,9 +11,18 @@ from urllib.parse import urlencode
 
 import pytest
 
-from bgmiddleware import JobState, ThreadExecutor, owners
+from bgmiddleware import (
+    BackgroundMiddleware,
+    Channel,
+    JobState,
+    MemoryRegistry,
+    RegistryError,
+    ThreadExecutor,
+    marks,
+    owners,
+)
 from bgmiddleware._jobs import key_of
-from tests.kit.clients import OverHTTP, Reply, ended, start
+from tests.kit.clients import InProcess, OverHTTP, Reply, ended, start
 from tests.kit.readers import token_of
 from tests.kit.redis_server import redis_server, redis_server_of_module
 from tests.kit.stores import STORES, Stores, opened_stores
@@ -132,6 +141,15 @@ def test_where_nobody_owns_a_job_its_token_leads_to_no_new_one(opens: Stores) ->
     assert second not in client.request("GET", target, **HTML).text
 
 
+def test_where_nobody_owns_a_job_a_user_who_has_its_token_is_led_to_no_new_one_either(opens: Stores) -> None:
+    site, client = opens(Failing(), **OPTIONS)
+    target = start(client, "/")
+    key = ended(site, target).key
+    assert client.request("POST", f"/_jobs/{key}", b"_action=rerun", **FORM).status == 303
+    all_ended(site)
+    assert client.request("GET", f"{target}&_view=status", x_user="ada").json["rerun_as"] is None
+
+
 def test_all_that_match_are_run_again_once_that_is_confirmed_and_only_once(opens: Stores) -> None:
     app = Failing()
     site, client = opens(app, **OPTIONS)
@@ -248,3 +266,24 @@ def test_a_lost_job_is_run_again_too_and_no_more_than_a_hundred_at_a_time(
     assert batch._runs_again(lost)
     assert not batch._runs_again(lost.changed(state=JobState.CANCELLED))
     assert not batch._runs_again(lost.changed(request={}))
+
+
+def test_what_could_not_be_run_again_for_the_registry_can_be_when_that_is_back() -> None:
+    class Away(MemoryRegistry):
+        is_away = False
+
+        def read(self, key: str, channel: Channel, *given: Any, **named: Any) -> Any:
+            if self.is_away and channel is Channel.REQUEST:
+                raise RegistryError("it is away")
+            return super().read(key, channel, *given, **named)
+
+    with Away() as registry, BackgroundMiddleware(Failing(), when=marks.always, registry=registry, **OPTIONS) as site:
+        client = InProcess(site)
+        target = start(client, "/", body=b"rows", x_user="ada")
+        key = ended(site, target).key
+        registry.is_away = True
+        assert client.request("POST", f"/_jobs/{key}", b"_action=rerun", **FORM).status == 503
+        assert registry.get(key).rerun_as == ""
+        registry.is_away = False
+        assert client.request("POST", f"/_jobs/{key}", b"_action=rerun", **FORM).status == 303
+        all_ended(site)

@@ -13,6 +13,7 @@ import pytest
 from bgmiddleware import BackgroundMiddleware, JobState, owners
 from bgmiddleware.__main__ import main
 from bgmiddleware._jobs import key_of
+from bgmiddleware.testing.registries import ended as ended_job
 from tests.again import asking_site
 from tests.kit.clients import OverHTTP, Reply, ended, start
 from tests.kit.readers import token_of
@@ -96,6 +97,14 @@ def test_where_no_more_are_kept_it_is_a_conflict_until_one_is_given_back(opens: 
     assert posts(client, other, "keep", **JSON).json["kept"] is True
 
 
+def test_where_none_are_kept_none_is_offered(opens: Stores) -> None:
+    site, client = opens(app, registry=opens.registry(max_kept=0))
+    target = start(client, "/")
+    ended(site, target)
+    assert 'value="keep"' not in client.request("GET", target, **HTML).text
+    assert posts(client, target, "keep", **JSON).status == 409
+
+
 def test_a_job_that_runs_is_not_kept(opens: Stores) -> None:
     site, client = opens(asking_site.view)
     target = start(client, "/")
@@ -152,3 +161,14 @@ def test_the_command_line_keeps_jobs_too(opens: Stores, capsys: pytest.CaptureFi
     assert [line.endswith("  kept") for line in capsys.readouterr().out.splitlines()] == [False, False, True]
     assert main(["jobs", "unkeep", *command, key]) == 0
     assert not site.registry.get(key).kept
+
+
+@pytest.mark.everything
+@pytest.mark.parametrize("opens", ["spool"], indirect=True)
+def test_the_command_line_says_how_many_it_keeps(opens: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = opens.registry(max_kept=200)
+    for number in range(101):
+        ended_job(registry, f"{number}")
+        assert number == 100 or registry.keep(key_of(f"{number}"))
+    assert main(["jobs", "keep", "--registry", opens.url, key_of("100")]) == 2
+    assert "this command keeps at most 100 jobs, of 268435456 bytes in all" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bgmiddleware import JobState, ThreadExecutor, current_job, owners, progress
+from bgmiddleware import Job, JobState, ThreadExecutor, current_job, owners, progress
 from bgmiddleware._jobs import key_of
 from tests.kit.clients import OverHTTP, Reply, ended, start
 from tests.kit.looking import eventually
@@ -92,6 +92,20 @@ def test_a_link_of_an_owner_shows_his_job_in_all_views_and_to_nobody_else(owned:
     assert len(owned.site.registry.jobs()) == 4
 
 
+def test_by_a_link_of_an_owner_a_challenge_is_shown_and_nothing_is_asked_anew(opens: Stores) -> None:
+    challenge = [("WWW-Authenticate", 'Basic realm="reports"')]
+    app = answering(status="401 Unauthorized", headers=challenge)
+    site, client = opens(app, owner=owners.header("X-User"))
+    proof = {**ADA, "authorization": "Basic YWRhOmFkYQ=="}
+    reply = client.request("GET", "/report", **proof)
+    target = "/report" + reply["Location"]
+    key = ended(site, target).key
+    own = f"/other?_t=own.{key}"
+    for headers in (proof, {**proof, **HTML}):
+        assert client.request("GET", own, **headers).status == client.request("GET", target, **headers).status
+    assert len(site.registry.jobs()) == 1
+
+
 def test_nobodys_job_is_not_read_by_its_key(owned: Owned) -> None:
     own = owned.own(owned.nobodys)
     for headers in (ADA, {}):
@@ -104,7 +118,7 @@ def test_without_owners_a_key_leads_nowhere(opens: Stores) -> None:
     target = start(client, "/")
     key = ended(site, target).key
     assert client.request("GET", f"/?_t=own.{key}").status == 404
-    assert client.request("GET", f"{target}&_view=mine", **JSON).json == {"jobs": []}
+    assert client.request("GET", f"{target}&_view=mine", **JSON).json == {"jobs": [], "more": False}
 
 
 def test_what_is_run_again_from_a_link_of_an_owner_is_linked_both_ways(owned: Owned) -> None:
@@ -137,6 +151,19 @@ def test_the_title_counts_those_that_run_and_a_line_says_how_far(opens: Stores) 
     page = client.request("GET", f"{target}&_view=mine", **ADA, accept_language="de", **HTML).text
     assert "<title>Meine Aufträge</title>" in page
     assert "✓ fertig" in page
+
+
+def test_where_there_may_be_more_jobs_the_list_says_so(opens: Stores) -> None:
+    site, client = opens(answering(), owner=owners.header("X-User"))
+    target = start(client, "/", **ADA)
+    ended(site, target)
+    for count, more in ((49, False), (50, True)):
+        while len(site.registry.jobs()) <= count:
+            site.registry.add(Job(key_of(f"{len(site.registry.jobs())}"), "one more", owner="ada"))
+        listed = client.request("GET", f"{target}&_view=mine", **ADA, **JSON).json
+        assert (len(listed["jobs"]), listed["more"]) == (50, more)
+        page = client.request("GET", f"{target}&_view=mine", **ADA, **HTML).text
+        assert ("There may be older ones" in page) == more
 
 
 def test_who_has_a_shared_link_or_is_an_operator_has_no_such_list(opens: Stores) -> None:

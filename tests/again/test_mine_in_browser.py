@@ -87,6 +87,7 @@ def test_what_a_browser_remembers_leads_to_this_site_only(browser: Any, stack: c
     stage.page.evaluate(
         """localStorage["bgmiddleware-jobs"] = JSON.stringify([
             ["https://evil.example/", {title: "evil", at: 1, state: "finished"}],
+            ["/\\\\evil.example/", {title: "evil", at: 1, state: "finished"}],
             ["//evil.example/", {title: "evil", at: 1, state: "finished"}],
             ["javascript:alert(1)", {title: "evil", at: 1, state: "finished"}],
             ["/gone?_t=00000000-0000-4000-8000-000000000000", {title: "gone \\u202egpj.exe", at: 1, state: "running"}],
@@ -94,6 +95,7 @@ def test_what_a_browser_remembers_leads_to_this_site_only(browser: Any, stack: c
     )
     stage.page.reload()
     expect(stage.page.locator("#mine li")).to_contain_text(["– expired gone [U+202E]gpj.exe"])
+    expect(stage.page.locator("#mine li")).to_have_count(1)
     stage.page.evaluate("localStorage['bgmiddleware-jobs'] = '{nonsense'")
     stage.page.reload()
     expect(stage.page.get_by_text("No jobs.")).to_be_visible()

@@ -474,3 +474,19 @@ class TestTakenBefore:
             print("server", text, end="")
         """
         assert run_python(script) == ("SERVER JOB\nserver job\nkept\n", "")
+
+
+def test_a_stream_whose_method_a_job_replaced_has_all_else_of_the_original(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(io.StringIO):
+        of_the_site = "more than others have"
+
+    monkeypatch.setattr(sys, "stdout", Own())
+
+    def job() -> None:
+        before = sys.stdout.of_the_site  # type: ignore[union-attr]
+        with mock.patch.object(sys.stdout, "isatty"):
+            print(before == sys.stdout.of_the_site)  # type: ignore[union-attr]
+
+    assert run_job(job) == "True\n"

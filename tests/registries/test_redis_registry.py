@@ -126,6 +126,32 @@ class TestRedisRegistryInACluster(RegistryContract):
             client.eval("return 1", 2, "{a}", "{b}")
 
 
+def test_who_keeps_a_job_that_is_given_back_meanwhile_takes_no_place_that_another_one_has(
+    redis_server: RedisServer,
+) -> None:
+    class Slow(RedisRegistry):
+        """Between its look and its change something happens."""
+
+        def get(self, key: str) -> Job:
+            job = super().get(key)
+            happens()
+            return job
+
+    def happens() -> None:
+        other.keep(KEY, False)
+        other.keep(key_of("other"))
+
+    prefix = f"test-{next(_numbers)}"
+    with RedisRegistry(redis_server.url, prefix=prefix, max_kept=1) as other:
+        ended(other)
+        ended(other, "other")
+        other.keep(KEY)
+        with Slow(redis_server.url, prefix=prefix, max_kept=1) as slow:
+            answer = slow.keep(KEY)
+        assert answer is None or not answer.kept
+        assert [job.key for job in other.jobs() if job.kept] == [key_of("other")]
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

@@ -164,6 +164,21 @@ def test_what_is_made_is_made_anew_when_it_is_old_and_forgotten_where_there_is_m
     assert recent.of("b", 1.0, lambda: 5) == 5
 
 
+def test_what_cannot_be_made_any_more_is_shown_for_ten_times_as_long_and_no_longer() -> None:
+    clock = Clock()
+    recent = Recent[int](clock)
+    assert recent.of("a", 1.0, lambda: 0) == 0
+    for _ in range(9):
+        clock.advance(1.0)
+        with pytest.raises(ZeroDivisionError):
+            recent.of("a", 1.0, lambda: 1 // 0)
+        assert recent.of("a", 1.0, lambda: 1 // 0) == 0, "what was there before"
+    clock.advance(1.0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            recent.of("a", 1.0, lambda: 1 // 0)
+
+
 def test_who_left_gives_the_slot_back(opens: Stores) -> None:
     _, client = opens(answering(), stream_slots=2, executor=ThreadExecutor(drain=0.0), **OPTIONS)
     for _ in range(3):

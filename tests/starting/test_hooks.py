@@ -228,6 +228,21 @@ def test_what_is_taken_after_a_failure_fails_no_more_on_the_dashboard(receiver: 
         eventually(lambda: outbox.size() == failing.size() == 0)
 
 
+def test_a_webhook_is_told_of_a_job_that_was_kept_before_its_message_was_written(receiver: Receiver) -> None:
+    registry = MemoryRegistry()
+    hook = hooks.webhook(receiver.url, SECRET, allow_private=True)
+    with BackgroundMiddleware(app, when=marks.always, registry=registry) as site:  # as if its process was killed then
+        key = ended(site, start(InProcess(site), "/x")).key
+        kept = registry.keep(key)
+        assert kept is not None
+        assert kept.expires_at is None
+        registry.outbox(hook.name).put(key, registry.clock(), json.dumps({"since": registry.clock(), "again": 5.0}))
+        with BackgroundMiddleware(app, when=marks.always, registry=registry, on_end=hook) as other:
+            ended(other, start(InProcess(other), "/y"))
+            bodies = [body.decode() for _, body in receiver.messages(2)]
+    assert sum(key in body for body in bodies) == 1
+
+
 def test_what_a_receiver_says_that_is_no_answer_is_one_short_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     said = b"HTP \x1b[2J\rERROR of somebody else" + b"y" * 60_000 + b"\r\n"
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -17,6 +17,7 @@ from bgmiddleware import (
     ConfigurationError,
     Job,
     JobState,
+    MemoryRegistry,
     RegistryError,
     ThreadExecutor,
     backgrounder,
@@ -396,6 +397,38 @@ except ImportError as error:
 def test_nothing_is_imported_before_a_site_asks_for_it() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "tracing needs the extra opentelemetry: pip install 'bgmiddleware[opentelemetry]'\n"
+
+
+def test_middlewares_that_share_a_registry_make_one_span_of_each_job(spans: Spans) -> None:
+    with MemoryRegistry() as registry:
+        options: dict[str, Any] = {"when": marks.always, "registry": registry, "tracing": spans.provider}
+        sites = [BackgroundMiddleware(app, **options), BackgroundMiddleware(lambda *given: app(*given), **options)]
+        with sites[0], sites[1]:
+            for site in sites:
+                ended(site, start(InProcess(site), "/x"))
+            waits = registry.add(Job(key_of("never runs"), "POST /x"))
+            registry.request_cancel(waits.key)
+    states = [attributes_of(span)["bgmiddleware.state"] for span in spans.of_jobs()]
+    assert states == ["finished", "finished", "cancelled"]
+
+
+def test_the_hook_hides_all_that_stands_for_a_token_also_in_headers(
+    spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("opentelemetry.instrumentation.wsgi")
+    from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST", "referer")
+    with BackgroundMiddleware(app, when=marks.path("/x")) as site:
+        called = OpenTelemetryMiddleware(site, request_hook=tracing.hide_tokens, tracer_provider=spans.provider)
+        token, key, shared = "3f0c" * 2 + "-0000-4000-8000-" + "0" * 12, "5eed" * 8, "share." + "s" * 100
+        for query in (f"_t={token}", f"_t=own.{key}", f"_t={shared}"):
+            InProcess(called).request("GET", f"/y?a=1&{query}", referer=f"https://shop.example/x?{query}&b=1")
+    told = [span.to_json() for span in spans.exporter.get_finished_spans()]
+    for text, hidden, shown in zip(told, (token, key, shared), (key_of(token)[:8], key[:8], "share"), strict=True):
+        assert hidden not in text
+        assert f"https://shop.example/x?_t={shown}&b=1" in text
+        assert f"/y?a=1&_t={shown}" in text or f"a=1&_t={shown}" in text
 
 
 def test_a_middleware_outside_sees_no_token_with_the_hook(spans: Spans) -> None:

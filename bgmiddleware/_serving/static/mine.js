@@ -18,7 +18,7 @@ function made(tag, text, properties) {
 
 function known() {
   try {
-    return new Map(JSON.parse(localStorage[NAME]).filter(([path]) => /^\/(?!\/)/.test(path)));
+    return new Map(JSON.parse(localStorage[NAME]).filter(([path]) => /^\/(?![/\\])/.test(path)));
   } catch {
     return new Map();
   }

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 
 from ..._jobs import Channel, Job, JobState
-from ...errors import BadOffset, ConfigurationError, Fenced, RegistryError
+from ...errors import BadOffset, ConfigurationError, Fenced, JobExists, RegistryError
 from .._trouble import Trouble
 from ..base import StorageFull
 from . import rows as table
@@ -113,7 +113,7 @@ class Store:
                     change = Change(database)
                     yield change
         except RegistryError as error:
-            if not isinstance(error, (BadOffset, Fenced)):  # which are answers
+            if not isinstance(error, (BadOffset, Fenced, JobExists)):  # which are answers
                 self.trouble.failed()
             if isinstance(error.__cause__, sqlite3.OperationalError):  # a quota, which the room does not say, is full
                 self.room.give_back()
