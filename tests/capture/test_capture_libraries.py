@@ -111,7 +111,7 @@ class TestLogging:
             logger.remove()
             logger.add(sys.stderr, enqueue=True, format="{message}")
             def other(message):
-                print("other", message, end="", file=sys.__stderr__)
+                sys.__stderr__.write(f"other {message}")  # at once: another thread writes too
             logger.add(other, enqueue=True, format="{message}")
             texts = [run_job(lambda: logger.info(name)) for name in "ab"]
             logger.info("server")
@@ -320,7 +320,7 @@ class TestLibraries:
                 tqdm.write(f"line {number}")
 
         text = run_job(job)
-        assert [line for line in text.splitlines() if line.startswith("line")] == ["line 0", "line 1", "line 2"]
+        assert [line for line in text.splitlines() if line.startswith("line")] == ["line 0", "line 1", "line 2"], text
         assert "\r100%|" in text
         assert "3/3" in text
         assert capsys.readouterr() == ("", "")
