@@ -130,7 +130,9 @@ class StandIn(io.TextIOWrapper):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Let a job that replaces what the stream does, as ``mock.patch.object`` does, replace it for itself only."""
-        setattr_here = super().__setattr__ if (own := self._own()) is None else own.change
+        # The interpreter sets this one when the stream is garbage, in whatever job that happens to be seen.
+        own = None if name == "_finalizing" else self._own()
+        setattr_here = super().__setattr__ if own is None else own.change
         setattr_here(name, value)
 
     def __delattr__(self, name: str) -> None:

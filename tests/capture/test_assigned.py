@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -17,6 +18,7 @@ from unittest import mock
 import pytest
 
 from bgmiddleware._capture import install, use_output
+from bgmiddleware._capture._streams import StandIn
 from tests.kit.capturing import LONG, RunningInThread, in_thread, run_job, run_python
 
 
@@ -242,6 +244,21 @@ def test_a_method_of_the_stream_that_a_job_replaces_is_replaced_for_that_job_onl
     assert (two.first, two.second) == ("MINE\nMINE TOO\n", "another's\nanother's\n")
     assert "another's" not in "".join(taken)
     assert run_job(second) == two.second  # nothing of it is left
+
+
+def test_a_stream_that_is_collected_in_a_job_changes_nothing_there() -> None:
+    streams = [StandIn(io.StringIO(), "stdout")]
+
+    def job() -> None:
+        text = sys.stdout = io.StringIO()
+        streams.clear()
+        gc.collect()
+        print("mine")
+        assert sys.stdout is text
+        sys.stdout = sys.__stdout__
+        print(text.getvalue(), end="")
+
+    assert run_job(job) == "mine\n"
 
 
 def test_a_method_of_the_stream_is_put_back_as_it_was() -> None:
