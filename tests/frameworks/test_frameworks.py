@@ -32,6 +32,7 @@ from bgmiddleware import (
 )
 from tests.kit.apps import WAIT
 from tests.kit.clients import InProcess, OverHTTP, ended, environ, served, start, target_of
+from tests.kit.django_settings import configure_django
 
 SIGNED_IN = {"authorization": "Basic " + base64.b64encode(b"demo:secret").decode()}
 CALLS: list[str] = []
@@ -203,24 +204,14 @@ def bottle_app(handles_errors: bool) -> Any:
 
 
 def django_app(handles_errors: bool) -> Any:
+    configure_django()
     from django.conf import settings
-
-    if not settings.configured:
-        settings.configure(
-            SECRET_KEY="secret",
-            ALLOWED_HOSTS=["*"],
-            INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth"],
-            LOGIN_URL="/login",
-            USE_TZ=True,
-        )
-    from django.core.wsgi import get_wsgi_application
-    from django.test.utils import override_settings
-
-    get_wsgi_application()  # loads the apps: before it there are no models
     from django.contrib.auth.decorators import login_required
     from django.contrib.auth.models import AnonymousUser, User
+    from django.core.wsgi import get_wsgi_application
     from django.http import HttpRequest, HttpResponse
     from django.middleware.csrf import get_token
+    from django.test.utils import override_settings
     from django.urls import path
     from django.views.decorators.csrf import csrf_exempt
 

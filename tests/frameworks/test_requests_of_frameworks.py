@@ -14,6 +14,7 @@ import pytest
 from bgmiddleware import BackgroundMiddleware, JobState, ThreadExecutor, background, backgrounder, current_job
 from tests.conftest import needs
 from tests.kit.clients import InProcess, ended, environ, start
+from tests.kit.django_settings import configure_django
 
 HEADERS = [("Content-Type", "text/plain")]
 CALLS: list[str] = []
@@ -351,10 +352,7 @@ def test_a_scoped_session_of_a_thread_is_the_next_jobs_without_what_the_last_one
 @pytest.fixture
 def django_site(tmp_path: Path) -> Iterator[Any]:
     needs("django")
-    from django.conf import settings
-
-    if not settings.configured:
-        settings.configure(SECRET_KEY="secret", ALLOWED_HOSTS=["*"], USE_TZ=True)
+    configure_django()
     from django.core.signals import request_finished, request_started
     from django.core.wsgi import get_wsgi_application
     from django.db import connections
