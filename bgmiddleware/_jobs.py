@@ -16,6 +16,7 @@ from typing import Any, Self
 __all__ = [
     "EXIT_STATUS",
     "KEY_LENGTH",
+    "MOST_ERROR_RANGES",
     "Channel",
     "Job",
     "JobState",
@@ -57,6 +58,9 @@ class JobState(StrEnum):
         """Whether this is one of the four states that never change again."""
         return self not in _LIVE
 
+
+MOST_ERROR_RANGES = 500
+"""How many ranges of its output a job tells that came on stderr."""
 
 _LIVE = frozenset({JobState.PENDING, JobState.RUNNING})
 
@@ -357,7 +361,8 @@ class Job:
 
     @property
     def error_ranges(self) -> tuple[tuple[int, int], ...] | None:
-        """Which bytes of its output came on stderr, from a begin up to an end: the first 500 ranges.
+        """Which bytes of its output came on stderr, from a begin up to an end: the first
+        ``MOST_ERROR_RANGES``.
 
         What its child processes wrote is not told apart. None: nobody knows, because the job has not ended, was lost,
         or ran where secrets are replaced.

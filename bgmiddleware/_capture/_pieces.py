@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
+from .._jobs import MOST_ERROR_RANGES
+
 __all__ = ["ErrorRanges", "ErrorText", "both", "decoded", "pieces_of", "runs_of"]
 
 _PIECE = 256 * 1024  # characters that become bytes at a time: a copy of what is larger would double its memory
-_MOST_RANGES = 500
 
 
 class ErrorText(str):
@@ -25,7 +26,7 @@ class ErrorRanges:
         """Add a range behind the last one."""
         if self._ranges and self._ranges[-1][1] == begin:
             self._ranges[-1][1] = end
-        elif len(self._ranges) < _MOST_RANGES:
+        elif len(self._ranges) < MOST_ERROR_RANGES:
             self._ranges.append([begin, end])
 
     def __str__(self) -> str:

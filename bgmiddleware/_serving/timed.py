@@ -3,12 +3,10 @@
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from .._jobs import Job, Step
+from .._jobs import MOST_ERROR_RANGES, Job, Step
 from ..registries.base import END, Piece, Registry
 
 __all__ = ["Came", "Streams", "span", "step_at"]
-
-_MOST_RANGES = 500  # which a job tells at most: what came behind so many is not known
 
 
 class Came:
@@ -63,7 +61,8 @@ class Streams:
     def __init__(self, job: Job) -> None:
         self._ranges = job.error_ranges
         ranges = self._ranges or ()
-        self._known = ranges[-1][1] if len(ranges) >= _MOST_RANGES else END
+        # What came behind so many ranges is not known.
+        self._known = ranges[-1][1] if len(ranges) >= MOST_ERROR_RANGES else END
 
     def at(self, offset: int) -> str | None:
         """Return ``stdout`` or ``stderr`` for the byte at *offset*; None where nobody knows."""
