@@ -44,7 +44,7 @@ def stripped_style(text: str) -> str:
     return re.sub(r"\s*([{};,>]|!important)\s*|(:)\s+", r"\1\2", text).replace(";}", "}").strip() + "\n"
 
 
-SCRIPTS = ("terminal.js", "page.js", "lines.js", "begin.js")
+SCRIPTS = ("terminal.js", "texts.js", "page.js", "lines.js", "begin.js")
 """The files that the script of the page is made of."""
 
 _CONSTANTS = ("Math", "Object", "addEventListener", "document", "location", "null", "performance", "setTimeout")

@@ -127,4 +127,4 @@ def _of_browser(said: dict[str, Any]) -> Markup:
 
 @cache
 def _script() -> str:
-    return shortened(assets.static("mine.js"))
+    return shortened(assets.static("texts.js") + assets.static("mine.js"))
