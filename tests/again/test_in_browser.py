@@ -3,23 +3,18 @@
 import contextlib
 import re
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, ThreadExecutor, ask, marks
 from tests.conftest import needs
+from tests.kit.axe import complaints
 from tests.kit.browsing import Tab
 from tests.kit.clients import served
 
 needs("playwright.sync_api")
-needs("axe_playwright_python")
 from playwright.sync_api import expect  # noqa: E402  # there may be none
-
-AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
-RUN = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations.map(
-  ({id, nodes}) => [id, ...nodes.map((node) => `${node.html.slice(0, 200)}: ${node.failureSummary}`)].join("\\n"))"""
 
 pytestmark = pytest.mark.everything
 
@@ -55,8 +50,7 @@ def opened(request: pytest.FixtureRequest, browser: Any) -> Iterator[tuple[Scrip
 
 def has_no_faults(tab: Scripted) -> None:
     if tab.has_scripts:  # of which axe is one
-        tab.page.evaluate(AXE)
-        assert tab.page.evaluate(RUN) == []
+        assert complaints(tab.page) == []
 
 
 def test_a_person_answers_runs_it_again_compares_and_shares(opened: tuple[Scripted, str]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, owners, progress
-from tests.again.test_in_browser import AXE, RUN
 from tests.conftest import needs
+from tests.kit.axe import complaints
 from tests.kit.browsing import Tab
 from tests.kit.clients import ended, served, start
 from tests.kit.readers import Clock, Play
@@ -36,8 +36,7 @@ class Stage:
         self.page.goto(f"http://127.0.0.1:{self.client.port}{target}")
 
     def has_no_faults(self) -> None:
-        self.page.evaluate(AXE)
-        assert self.page.evaluate(RUN) == []
+        assert complaints(self.page) == []
         assert (self.tab.wrong, self.tab.dialogs) == ([], [])
 
 

@@ -4,24 +4,18 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from importlib import resources
 from typing import Any
 
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, MemoryRegistry, ThreadExecutor, marks, progress, step
-from tests.conftest import needs
+from tests.kit.axe import complaints
 from tests.kit.browsing import Tab
 from tests.kit.clients import OverHTTP, ended, served, start
 from tests.kit.readers import UNKNOWN, Clock, Play
 
-needs("axe_playwright_python")
-AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
-
 pytestmark = pytest.mark.everything
 
-RUN = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations.map(
-  ({id, nodes}) => [id, ...nodes.map((node) => `${node.html.slice(0, 200)}: ${node.failureSummary}`)].join("\\n"))"""
 LOUD = "\x1b[31mred\x1b[0m \x1b[2mdim\x1b[0m \x1b[93mbright\x1b[0m see https://example.com/\n" + "a line\n" * 200
 
 
@@ -160,12 +154,6 @@ def scene() -> Iterator[Scene]:
             play.answers()
 
 
-def complaints(tab: Tab) -> list[str]:
-    tab.page.evaluate(AXE)
-    found: list[str] = tab.page.evaluate(RUN)
-    return found
-
-
 @pytest.mark.parametrize("make", SCENES, ids=lambda make: make.__name__)
 def test_axe_has_nothing_to_complain_of(browser: Any, scene: Scene, make: Callable[[Scene], str]) -> None:
     target = make(scene)
@@ -178,14 +166,14 @@ def test_axe_has_nothing_to_complain_of(browser: Any, scene: Scene, make: Callab
                 tab.page.goto(f"http://127.0.0.1:{scene.client.port}{target}", wait_until="load")
                 if tab.page.locator("#job").count():
                     tab.until("document.getElementById('job').classList.contains('job-scripted')")
-                assert complaints(tab) == [], (scheme, width)
+                assert complaints(tab.page) == [], (scheme, width)
                 if tab.page.locator("#job-menu").count():
                     tab.page.evaluate("for (const it of document.querySelectorAll('details')) it.open = true")
                     tab.page.evaluate("for (const it of document.querySelectorAll('.job-head')) it.click()")
-                    assert complaints(tab) == [], (scheme, width, "with all panels open")
+                    assert complaints(tab.page) == [], (scheme, width, "with all panels open")
                 if tab.page.get_by_label("Only stderr").is_visible():
                     tab.page.get_by_label("Only stderr").check()
-                    assert complaints(tab) == [], (scheme, width, "with what came on stderr")
+                    assert complaints(tab.page) == [], (scheme, width, "with what came on stderr")
             finally:
                 tab.close()
 
@@ -200,14 +188,14 @@ def test_axe_has_nothing_to_complain_of_without_a_script(
         for width in (1200, 390):
             tab = Tab(browser, color_scheme=scheme, viewport={"width": width, "height": 700})
             tab.page.set_content(page)
-            assert complaints(tab) == [], (scheme, width)
+            assert complaints(tab.page) == [], (scheme, width)
             tab.page.evaluate("for (const it of document.querySelectorAll('details')) it.open = true")
-            assert complaints(tab) == [], (scheme, width, "with all of it open")
+            assert complaints(tab.page) == [], (scheme, width, "with all of it open")
             tab.close()
 
 
 def test_axe_complains_where_there_is_reason_to(browser: Any) -> None:
     tab = Tab(browser)
     tab.page.set_content("<img src='data:,'><p style='color: #aaa; background: #fff'>pale</p>")
-    assert {complaint.partition("\n")[0] for complaint in complaints(tab)} >= {"image-alt", "color-contrast"}
+    assert {complaint.partition("\n")[0] for complaint in complaints(tab.page)} >= {"image-alt", "color-contrast"}
     tab.close()

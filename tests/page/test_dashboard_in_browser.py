@@ -2,23 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, ThreadExecutor, marks
 from tests.conftest import needs
+from tests.kit.axe import complaints
 from tests.kit.browsing import Tab
 from tests.kit.clients import OverHTTP, ended, served, start
 
 needs("playwright.sync_api")
-needs("axe_playwright_python")
 from playwright.sync_api import expect  # noqa: E402  # there may be none
-
-AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
-RUN = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations.map(
-  ({id, nodes}) => [id, ...nodes.map((node) => `${node.html.slice(0, 200)}: ${node.failureSummary}`)].join("\\n"))"""
 
 pytestmark = pytest.mark.everything
 
@@ -45,8 +40,7 @@ class Scene:
         ended(self.site, start(self.client, path))
 
     def has_no_faults(self) -> None:
-        self.page.evaluate(AXE)
-        assert self.page.evaluate(RUN) == []
+        assert complaints(self.page) == []
         assert self.tab.wrong == []
 
 
