@@ -16,16 +16,19 @@ from ..registries.base import Registry
 __all__ = [
     "Limits",
     "Priorities",
+    "Retries",
     "TracerProvider",
     "check_options",
     "check_places",
     "foreground_is_asked_for",
     "limits_of",
     "priorities_of",
+    "retries_of",
 ]
 
 Limits = tuple[tuple[str, marks.Mark, int], ...]
 Priorities = tuple[tuple[marks.Mark, Priority], ...]
+Retries = tuple[tuple[marks.Mark, int], ...]
 
 _log = logging.getLogger("bgmiddleware")
 
@@ -33,8 +36,11 @@ _FOREGROUND = "BGMIDDLEWARE_FOREGROUND"
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "": False, "0": False, "false": False, "no": False}
 _SWITCHES["off"] = False
 _SHORTEST_SECRET = 16
+_MOST_RETRIES = 10
+_IDEMPOTENT = ("GET", "PUT", "DELETE")  # RFC 9110 §9.2.2; the others of those start no jobs
+_RETRIED = re.compile("(?:(GET|POST|PUT|PATCH|DELETE) )?([/*].*)")
 _SHARED = 'SpoolRegistry("/var/lib/…") of bgmiddleware.registries.spool, RedisRegistry("redis://…") of ….redis'
-_OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version", "_with", "_ignore")
+_OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version", "_with", "_ignore", "_follow")
 
 
 def check_options(given: Mapping[str, Any]) -> None:
@@ -182,3 +188,20 @@ def priorities_of(per_mark: object) -> Priorities:
     ):
         raise ConfigurationError.of_setting("priority_per_mark", per_mark, f"for each glob one of {', '.join(words)}")
     return tuple((marks.under(glob), Priority(word)) for glob, word in per_mark.items())
+
+
+def retries_of(per_mark: object) -> Retries:
+    """Return each mark with how often what it marks is retried. Without a method it marks those that are idempotent."""
+    per_mark = {} if per_mark is None else per_mark
+    allowed = f"for each glob, or method and glob as 'POST /reports/*', a whole number from 1 to {_MOST_RETRIES}"
+    found = []
+    for name, most in per_mark.items() if isinstance(per_mark, Mapping) else [(None, None)]:
+        said = _RETRIED.fullmatch(name) if isinstance(name, str) else None
+        if said is None or not is_whole(most, 1) or most > _MOST_RETRIES:
+            raise ConfigurationError.of_setting("retries_per_mark", per_mark, allowed)
+        found.append((_sent_by((said[1],) if said[1] else _IDEMPOTENT, marks.under(said[2])), most))
+    return tuple(found)
+
+
+def _sent_by(methods: Sequence[str], mark: marks.Mark) -> marks.Mark:
+    return lambda environ: environ["REQUEST_METHOD"] in methods and mark(environ)

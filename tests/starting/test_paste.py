@@ -98,6 +98,12 @@ def test_keys_of_the_default_section_are_not_refused(load: Load) -> None:
     assert app.registry.ttl == 3600
 
 
+SENT = [
+    {"REQUEST_METHOD": method, "PATH_INFO": path}
+    for method, path in (("GET", "/a/1"), ("POST", "/a/1"), ("POST", "/b"), ("GET", "/b"))
+]
+
+
 def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
     settings: dict[str, tuple[str, Callable[[Any], Any], Any]] = {
         "promote_after": ("0", lambda app: app._starter.promote_after, 0.0),
@@ -135,6 +141,11 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
             "/a/*=1 *.csv=3",
             lambda app: [(name, most) for name, _, most in app._starter.limits],
             [("/a/*", 1), ("*.csv", 3)],
+        ),
+        "retries_per_mark": (
+            "/a/*=3 POST /b=2",
+            lambda app: [next((most for mark, most in app._starter.retries if mark(request)), 0) for request in SENT],
+            [3, 0, 2, 0],
         ),
         "priority_per_mark": (
             "/a/*=low *.csv=high",
