@@ -43,11 +43,9 @@ from ._starting import (
     end_of,
     foreground_is_asked_for,
     foreground_of,
-    limits_of,
     may_be_lazy,
     may_begin_twice,
-    priorities_of,
-    retries_of,
+    rules_of,
     run_again,
     settle,
     taken,
@@ -154,8 +152,8 @@ class BackgroundMiddleware:
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
         self.redaction: Redaction | None = redaction_of(redact)
-        retries = retries_of(retries_per_mark)
-        self._ends = Ends(self.registry, hooks_of(on_end), self.redaction, self._try_again if retries else None)
+        rules = rules_of(limit_per_owner, limit_per_mark, priority_per_mark, retries_per_mark)
+        self._ends = Ends(self.registry, hooks_of(on_end), self.redaction, self._try_again if rules.retries else None)
         parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
             *parts,
@@ -179,10 +177,7 @@ class BackgroundMiddleware:
             keep_requests=keep_requests,
             deadline=deadline,
             version=version,
-            limit_per_owner=limit_per_owner,
-            limits=limits_of(limit_per_owner, limit_per_mark),
-            priorities=priorities_of(priority_per_mark),
-            retries=retries,
+            rules=rules,
             title=title,
             redaction=self.redaction,
             waiting=Waiting(self.registry),

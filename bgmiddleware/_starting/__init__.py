@@ -13,9 +13,7 @@ from .options import (
     check_options,
     check_places,
     foreground_is_asked_for,
-    limits_of,
-    priorities_of,
-    retries_of,
+    rules_of,
 )
 from .starter import Starter, Tracing, WSGIApplication
 from .watching import LazyResponse, end_of, foreground_of, may_be_lazy, may_begin_twice, settle, taken
@@ -32,11 +30,9 @@ __all__ = [
     "end_of",
     "foreground_is_asked_for",
     "foreground_of",
-    "limits_of",
     "may_be_lazy",
     "may_begin_twice",
-    "priorities_of",
-    "retries_of",
+    "rules_of",
     "run_again",
     "settle",
     "taken",

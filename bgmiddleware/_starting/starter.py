@@ -53,7 +53,7 @@ from ..registries.base import END, SHORT
 from .early import Patience, is_early_answer
 from .ends import Ends
 from .joining import Asking, Beginnings, asking, asking_again
-from .options import Limits, Priorities, Retries
+from .options import Rules
 from .untouched import untouched
 
 __all__ = ["Starter", "Tracing", "WSGIApplication"]
@@ -105,13 +105,7 @@ class Starter:
     keep_requests: bool
     deadline: float | None
     version: str
-    limit_per_owner: int | None
-    limits: Limits
-    """The name of each limit, its mark, and how many of the marked jobs may run at a time."""
-    priorities: Priorities
-    """The mark of each priority; the first mark that is true counts."""
-    retries: Retries
-    """The mark of each number of retries; the first mark that is true counts."""
+    rules: Rules
     title: Callable[[dict[str, Any]], str] | None
     redaction: Redaction | None
     tracing: Tracing | None
@@ -258,9 +252,9 @@ class Starter:
 
     def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
         """Return the groups of a request's job, with how many jobs of each may run at a time."""
-        groups = {f"mark {name}": most for name, mark, most in self.limits if mark(environ)}
-        if self.limit_per_owner is not None and owner is not None:
-            groups[f"owner {owner}"] = self.limit_per_owner
+        groups = {f"mark {name}": most for name, mark, most in self.rules.limits if mark(environ)}
+        if self.rules.limit_per_owner is not None and owner is not None:
+            groups[f"owner {owner}"] = self.rules.limit_per_owner
         return groups
 
     def _title(self, environ: dict[str, Any]) -> str:
@@ -275,14 +269,14 @@ class Starter:
 
     def _priority(self, environ: dict[str, Any]) -> Priority:
         """Return the priority of a request's job."""
-        for mark, priority in self.priorities:
+        for mark, priority in self.rules.priorities:
             if mark(environ):
                 return priority
         return Priority.NORMAL
 
     def _retries(self, environ: dict[str, Any]) -> int:
         """Return how often a request is tried again at most."""
-        return next((most for mark, most in self.retries if mark(environ)), 0)
+        return next((most for mark, most in self.rules.retries if mark(environ)), 0)
 
     def _tries(self, environ: Mapping[str, Any], token: str, retries: int) -> Tries:
         """Return the first try of a request, and what is needed for so many more: they are started when nobody who
