@@ -148,7 +148,6 @@ class BackgroundMiddleware:
         self.registry: Registry = MemoryRegistry() if registry is None else registry
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
-        _context.registries.add(self.registry)
         self.redaction: Redaction | None = redaction_of(redact)
         self._ends = Ends(self.registry, hooks_of(on_end), self.redaction)
         parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)

@@ -120,6 +120,9 @@ class Starter:
     beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
     dropped: Dropped = field(default_factory=Dropped, repr=False)
 
+    def __post_init__(self) -> None:
+        registries.add(self.site.registry)
+
     def start_replay(
         self, app: WSGIApplication, environ: dict[str, Any], context: Context, *, decorated: bool = False
     ) -> Answer:
