@@ -13,7 +13,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._recording import RecordedRequest
@@ -118,9 +118,14 @@ class Asking:
         return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
+_NOBODY = Asking(None)
+
+
 def asking(owns: Owner | None, environ: Mapping[str, Any]) -> Asking:
     """Return who sends a request that cannot be joined."""
-    owner = None if owns is None else owns(environ)
+    if owns is None:
+        return _NOBODY
+    owner = owns(environ)
     if owner is None and isinstance(owns, CookieOwner):
         return Asking(*owns.issue(environ))
     return Asking(owner)
@@ -143,7 +148,7 @@ def asking_again(
         return Asking(owner, (), name, fingerprint, secret) if name else Asking(owner)
 
     proofs = owns.proofs(environ)
-    request = replace(request, environ={**request.environ, "HTTP_COOKIE": owns.others(environ)})
+    request = request._replace(environ={**request.environ, "HTTP_COOKIE": owns.others(environ)})
     name = _name_of_nobody(request, beginnings, found_by)
     if name and any(proof.job == name for proof in proofs):  # it sent this request before, without a cookie
         return Asking(guest(name), (), name, fingerprint, secret)
