@@ -54,6 +54,8 @@ class Ends:
     def expect(self, job: Job) -> Job:
         """Say that there will be a job: to be called before it is added. Return it without tries that nobody would
         start. Raises ``RegistryError``."""
+        if not self._errands:
+            return job
         for errand in self._errands:
             if errand.concerns(job) and not errand.expect(job):
                 _log.warning("job %s: %s, too many messages wait", job.key[:8], errand.what)

@@ -3,7 +3,7 @@ here, and writes down what it was told; that nothing comes in between is its own
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from .._jobs import Job, JobState, Progress, Steps
+from .._jobs import NONE, Job, JobState, Progress, Steps
 from ..errors import BadOffset
 from .base import Transition
 
@@ -83,7 +83,7 @@ def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | N
         question=None,
         receipt={**job.receipt, **(change.receipt or {})},
     )
-    return new if new.holds_request or not new.request else new.changed(request={})
+    return new if new.holds_request or not new.request else new.changed(request=NONE)
 
 
 def check_whole(job: Job, change: Transition) -> None:
@@ -142,7 +142,7 @@ def amended(job: Job, seen: Job, change: Callable[[Job], Job | None]) -> Job | N
         return None
     amended = job.changed(**{name: getattr(new, name) for name in _AMENDED})
     is_kept = amended.holds_request or not (job.request and job.state.ended)
-    return amended if is_kept else amended.changed(request={})
+    return amended if is_kept else amended.changed(request=NONE)
 
 
 def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:
