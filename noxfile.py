@@ -15,16 +15,18 @@ FOR_THREADS = ["docutils>=0.21", "hypothesis>=6.100,<6.140", "loguru>=0.7", "pyt
 FOR_THREADS += ["redis>=5.0.1", "tqdm>=4.66", "WebTest>=3"]  # newer versions of hypothesis need Rust
 
 TOUCHING_LIBRARIES = [
-    "tests/executors/test_celery_executor.py",
-    "tests/executors/test_rq_executor.py",
+    "tests/again/test_on_engines.py",
     "tests/frameworks/test_frameworks.py",
-    "tests/registries/test_redis_registry.py",
+    "tests/registries/test_redis_registry.py::TestRedisRegistry",
+    "tests/registries/test_redis_registry.py::TestRedisRegistryInACluster",
     "tests/serving/test_metrics.py",
     "tests/starting/test_http.py",
     "tests/starting/test_paste.py",
     "tests/starting/test_tracing.py",
 ]
-FOR_LIBRARIES = ["docutils>=0.21", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "WebTest>=3"]
+FOR_LIBRARIES = ["docutils>=0.21", "gunicorn>=23", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "WebTest>=3"]
+FOR_LIBRARIES += ["celery[redis]"]  # which brings a kombu that takes this version of redis
+FOR_LIBRARIES += ["opentelemetry-exporter-otlp-proto-http", "opentelemetry-instrumentation-wsgi"]
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
