@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
 from .._ground.prefer import preferences
@@ -215,8 +215,7 @@ class Hold:
     __del__ = give_back  # not everybody closes what is dropped
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(NamedTuple):
     """A request about the job of *token*, sent by one who proves to be the *owners* (none: nobody in particular).
 
     *parameters* are those of the query, of each name the last. *rights*: of an operator, who has no token and sees the

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from .. import marks
 from .._capture import Outlet
-from .._context import Wish, entrances
+from .._context import Wish, entrances, registries
 from .._ground.redaction import Redaction
-from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
+from .._jobs import NONE, Channel, Job, JobState, Priority, key_of, new_token
 from .._recording import Dropped, RecordedRequest, plain_title, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
 from .._serving import (
@@ -120,6 +120,9 @@ class Starter:
     beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
     dropped: Dropped = field(default_factory=Dropped, repr=False)
 
+    def __post_init__(self) -> None:
+        registries.add(self.site.registry)
+
     def start_replay(
         self, app: WSGIApplication, environ: dict[str, Any], context: Context, *, decorated: bool = False
     ) -> Answer:
@@ -217,8 +220,7 @@ class Starter:
     def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
         """Record a request, without tokens. Raises ``BadRequestBody``."""
         request = record_request(environ, self.max_body)
-        cleaned = self.site.without_tokens(request.environ)
-        return RecordedRequest(cleaned, request.kept, request.body, request.size)
+        return request._replace(environ=self.site.without_tokens(request.environ))
 
     def _may_join(self, environ: Mapping[str, Any]) -> bool:
         """Whether this request may join the job of an earlier one."""
@@ -253,8 +255,10 @@ class Starter:
         work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
         return self.run(job, work, Context(), outlet=outlet)
 
-    def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
+    def _groups(self, environ: dict[str, Any], owner: str | None) -> Mapping[str, int]:
         """Return the groups of a request's job, with how many jobs of each may run at a time."""
+        if not self.limits and self.limit_per_owner is None:
+            return NONE
         groups = {f"mark {name}": most for name, mark, most in self.limits if mark(environ)}
         if self.limit_per_owner is not None and owner is not None:
             groups[f"owner {owner}"] = self.limit_per_owner
@@ -304,6 +308,8 @@ class Starter:
         return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
+        if len(registries) == 1:
+            return False
         # Look on the stack, at each start only: requests that start no job pay nothing.
         frame = sys._getframe()
         while (caller := frame.f_back) is not None:

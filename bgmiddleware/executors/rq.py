@@ -6,6 +6,7 @@ them out and fork a process for each job. Everything else about a job is in the 
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ try:
     from redis.connection import parse_url
     from redis.exceptions import AuthenticationError, AuthorizationError, OutOfMemoryError, RedisError, ResponseError
     from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.exceptions import TimeoutError as RedisTimeoutError
     from redis.retry import Retry
     from rq import Queue, Worker
     from rq.exceptions import NoSuchJobError
@@ -128,7 +130,8 @@ class RQExecutor(EngineExecutor):
         worker = _Worker(
             [queue.name for queue in self._queues.values()],  # the worker takes from them in this order
             chosen.name,
-            connection=_client(self._url),
+            # Of old versions of redis a call is only tried again after errors that are named here.
+            connection=_client(self._url, retry=_AT_ONCE, retry_on_error=[RedisConnectionError, RedisTimeoutError]),
             serializer="json",
             job_monitoring_interval=_LOOK_EVERY,
             log_job_description=False,
@@ -171,28 +174,19 @@ class _Patience(Retry):
     def __init__(self) -> None:
         super().__init__(ExponentialBackoff(cap=2, base=0.1), -1)
 
-    def call_with_retry(
-        self,
-        do: Callable[[], Any],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> Any:
+    def call_with_retry(self, do: Callable[[], Any], fail: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         waits = False
 
         def note(error: Exception, *count: int) -> None:
             nonlocal waits
+            fail(error, *count)
+            if isinstance(error, (AuthenticationError, AuthorizationError)):
+                raise error
             if not waits:
                 _log.warning("Redis does not answer the worker, which tries again: %s", error)
             waits = True
-            fail(error, *count)
 
-        def may_pass(error: Exception) -> bool:
-            if isinstance(error, (AuthenticationError, AuthorizationError)):
-                return False
-            return is_retryable is None or is_retryable(error)
-
-        return super().call_with_retry(do, note, may_pass, with_failure_count)
+        return super().call_with_retry(do, note, *arguments, **named)
 
 
 _AT_ONCE = Retry(NoBackoff(), 0)
@@ -242,6 +236,20 @@ class _Worker(Worker):
     def set_shutdown_requested_date(self) -> None:
         """Write nothing: a handler of signals calls this, wherever the worker is, and nobody reads it."""
 
+    def run_maintenance_tasks(self) -> None:
+        with contextlib.suppress(RedisError):  # they can wait
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+
+    # Old versions of redis do not try a pipeline again.
+
+    def prepare_execution(self, job: Message) -> Execution:
+        prepare = functools.partial(super().prepare_execution, job)
+        return cast(Execution, _Patience().call_with_retry(prepare, lambda error: self.executions.clear()))
+
+    def prepare_job_execution(self, job: Message, remove_from_intermediate_queue: bool = False) -> None:
+        prepare = functools.partial(super().prepare_job_execution, job, remove_from_intermediate_queue)
+        _Patience().call_with_retry(prepare, lambda error: None)
+
     def execute_job(self, job: Message, queue: Queue) -> None:
         with contextlib.closing(Remains(redaction=self.site.redaction)) as self._remains:  # the fork inherits it
             super().execute_job(job, queue)
@@ -254,7 +262,8 @@ class _Worker(Worker):
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
         if pipeline is None:  # between jobs
-            self._deliver_again()
+            with contextlib.suppress(RedisError):  # the next time
+                self._deliver_again()
 
     def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
         registry, pid = self.site.registry, self.horse_pid

@@ -3,7 +3,7 @@ here, and writes down what it was told; that nothing comes in between is its own
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from .._jobs import Job, JobState, Progress, Steps
+from .._jobs import NONE, Job, JobState, Progress, Steps
 from ..errors import BadOffset
 from .base import Transition
 
@@ -80,7 +80,7 @@ def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | N
         ended_at=now if at is None else at,
         expires_at=now + ttl,
         lease_expires_at=None,
-        request=job.request if job.keeps_request else {},
+        request=job.request if job.keeps_request else NONE,
         question=None,
         receipt={**job.receipt, **(change.receipt or {})},
     )

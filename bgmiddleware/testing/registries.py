@@ -480,7 +480,7 @@ class RegistryContract(HistoryContract):
         read = registry.get(KEY)
         assert registry.evict() == (1, 0)
         assert registry.evict() == (0, 0)
-        assert registry.get(KEY) == replace(read, expires_at=clock.now + 60.0)
+        assert registry.get(KEY) == read.changed(expires_at=clock.now + 60.0)
         clock.advance(59.99)
         assert registry.get(KEY).reason == "never started"
         clock.advance(0.01)
@@ -570,7 +570,7 @@ class RegistryContract(HistoryContract):
     def test_who_admits_a_job_that_waits_in_a_process_does_not_change_how_long_it_waits(
         self, registry: Registry, clock: Clock
     ) -> None:
-        registry.add(replace(HELD, admitted=False), lease=5.0)
+        registry.add(HELD.changed(admitted=False), lease=5.0)
         assert registry.renew(KEY, "", lease=10.0).ok
         assert registry.get(KEY).admitted
         clock.advance(5.0)

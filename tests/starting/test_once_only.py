@@ -300,6 +300,8 @@ SIGNS: list[tuple[str, Any, Any]] = [
     ("AUTH_TYPE", "ada", "bob"),
     ("SSL_CLIENT_S_DN", "CN=ada", "CN=bob"),
     ("SERVER_PORT", "443", "8443"),
+    ("HTTP_X_TRACE_IDENTITY", "ada", "bob"),
+    ("HTTP_X_CLIENT_ID", "ada", "bob"),
     ("a.middleware", "ada", "bob"),
     ("a.middleware", b"ada", b"bob"),
     ("a.middleware", {"user": {"id": 1}, "roles": {"a"}}, {"user": {"id": 2}, "roles": {"a"}}),
@@ -329,7 +331,9 @@ def test_who_differs_in_anything_that_the_app_can_see_gets_a_job_of_his_own(
     "name",
     """HTTP_CACHE_CONTROL HTTP_PRAGMA HTTP_REFERER HTTP_SEC_FETCH_SITE HTTP_SEC_FETCH_USER HTTP_SEC_FETCH_MODE
     HTTP_SEC_FETCH_DEST HTTP_DATE HTTP_PREFER REMOTE_PORT UNIQUE_ID SSL_SESSION_ID HTTP_TRACEPARENT HTTP_X_REQUEST_ID
-    HTTP_X_AMZN_TRACE_ID HTTP_CF_RAY HTTP_X_REQUEST_START wsgi.own gunicorn.own""".split(),
+    HTTP_X_AMZN_TRACE_ID HTTP_CF_RAY HTTP_X_REQUEST_START HTTP_X_AMZ_CF_ID HTTP_X_ENVOY_ATTEMPT_COUNT HTTP_X_RETRY_COUNT
+    HTTP_X_DATADOG_PARENT_ID HTTP_X_MS_CLIENT_REQUEST_ID HTTP_UBER_TRACE_ID HTTP_X_TRACE_ID wsgi.own
+    gunicorn.own""".split(),
 )
 def test_what_changes_from_one_try_to_the_next_is_no_sign_of_who_asks(
     options: dict[str, Any], added: dict[str, Any], name: str
