@@ -169,10 +169,12 @@ def _takes_no_writes(error: ResponseError) -> bool:
 
 
 class _Patience(Retry):
-    """Tries a call again until Redis answers, every two seconds in the end, and logs that it waits."""
+    """Tries a call again until Redis answers, every two seconds in the end, and logs that it waits. It *gives up* where
+    the worker is to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, gives_up: Callable[[], bool] = lambda: False) -> None:
         super().__init__(ExponentialBackoff(cap=2, base=0.1), -1)
+        self._gives_up = gives_up
 
     def call_with_retry(self, do: Callable[[], Any], fail: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         waits = False
@@ -180,7 +182,7 @@ class _Patience(Retry):
         def note(error: Exception, *count: int) -> None:
             nonlocal waits
             fail(error, *count)
-            if isinstance(error, (AuthenticationError, AuthorizationError)):
+            if isinstance(error, (AuthenticationError, AuthorizationError)) or self._gives_up():
                 raise error
             if not waits:
                 _log.warning("Redis does not answer the worker, which tries again: %s", error)
@@ -207,6 +209,8 @@ class _KeyOnly(Message):
     def perform(self) -> None:
         if run_message(self.site, self.id, self.outlet):  # must wait: let RQ schedule it
             self.repeats_left, self.repeat_intervals = 1, [1]
+        else:  # what RQ notes of a job that has ended is worth no waiting
+            self.connection.set_retry(_AT_ONCE)
 
     def send_webhooks(self, *arguments: Any, **named: Any) -> None:
         """Send nothing."""
@@ -226,7 +230,10 @@ class _Worker(Worker):
     def bootstrap(self, *arguments: Any, **named: Any) -> None:
         super().bootstrap(*arguments, **named)  # fails at once if the URL is wrong
         # RQ survives an outage only while it waits for a message. Later it would end, and lose the one that it has.
-        self.connection.set_retry(_Patience())
+        self._be_patient()
+
+    def _be_patient(self) -> None:
+        self.connection.set_retry(_Patience(lambda: self._stop_requested))
 
     def teardown(self) -> None:
         self.connection.set_retry(_AT_ONCE)
@@ -235,6 +242,10 @@ class _Worker(Worker):
 
     def set_shutdown_requested_date(self) -> None:
         """Write nothing: a handler of signals calls this, wherever the worker is, and nobody reads it."""
+
+    def set_state(self, state: str, pipeline: Any = None) -> None:
+        with contextlib.suppress(RedisError):  # where the worker is to end
+            super().set_state(state, pipeline)
 
     def run_maintenance_tasks(self) -> None:
         with contextlib.suppress(RedisError):  # they can wait
@@ -260,10 +271,12 @@ class _Worker(Worker):
         return super().perform_job(job, queue, execution)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        super().heartbeat(timeout, pipeline)
-        if pipeline is None:  # between jobs
-            with contextlib.suppress(RedisError):  # the next time
-                self._deliver_again()
+        if pipeline is not None:
+            super().heartbeat(timeout, pipeline)
+            return
+        with contextlib.suppress(RedisError):  # the next time
+            super().heartbeat(timeout)
+            self._deliver_again()  # between jobs
 
     def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
         registry, pid = self.site.registry, self.horse_pid
@@ -277,7 +290,7 @@ class _Worker(Worker):
             raise
         except RedisError as error:  # the process has ended, and RQ could not note how
             _log.warning("job %s: RQ could not note its end: %s", job.id[:8], error)
-        self.connection.set_retry(_Patience())
+        self._be_patient()
         if self._status:
             signal_group(pid, signal.SIGKILL)  # the children that it left behind
         self._remains.end_if_left(registry, job.id, pid, how_it_ended(self._status), regular=not self._status)
