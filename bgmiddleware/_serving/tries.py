@@ -70,6 +70,6 @@ def note_of_tries(visit: Visit, job: Job, said: Mapping[str, str]) -> str:
     if retry is None:
         return ""
     if retry["next_in"] is not None:
-        named = {"number": retry["try"] + 1, "of": retry["of"], "time": f"{retry['next_in']:.0f} s"}
+        named = {**retry, "next": retry["try"] + 1, "time": f"{retry['next_in']:.0f} s"}
         return said["retry" if retry["next_in"] else "retry_now"].format(**named)
-    return "" if job.state.ended or retry["try"] == 1 else said["try"].format(number=retry["try"], of=retry["of"])
+    return "" if job.state.ended or retry["try"] == 1 else said["try"].format(**retry)

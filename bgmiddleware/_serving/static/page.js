@@ -371,11 +371,10 @@ function note(now) {
 }
 
 function tries() {
-  if (!job.retry) return "";
-  const {try: number, of, next_in} = job.retry;
-  if (!waits()) return number > 1 && !over() && say("try", {number, of});
-  const rest = next_in - (performance.now() - shownAt) / 1000;
-  return say(rest > 0 ? "retry" : "retry_now", {number: number + 1, of, time: span(rest, 0)});
+  const {retry} = job;
+  if (!waits()) return retry?.try > 1 && !over() && say("try", retry);
+  const rest = retry.next_in - (performance.now() - shownAt) / 1000;
+  return say(rest > 0 ? "retry" : "retry_now", {...retry, next: retry.try + 1, time: span(rest, 0)});
 }
 
 function left(now) {
