@@ -6,6 +6,7 @@ them out and fork a process for each job. Everything else about a job is in the 
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ try:
     from redis.connection import parse_url
     from redis.exceptions import AuthenticationError, AuthorizationError, OutOfMemoryError, RedisError, ResponseError
     from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.exceptions import TimeoutError as RedisTimeoutError
     from redis.retry import Retry
     from rq import Queue, Worker
     from rq.exceptions import NoSuchJobError
@@ -128,7 +130,8 @@ class RQExecutor(EngineExecutor):
         worker = _Worker(
             [queue.name for queue in self._queues.values()],  # the worker takes from them in this order
             chosen.name,
-            connection=_client(self._url),
+            # Of old versions of redis a call is only tried again after errors that are named here.
+            connection=_client(self._url, retry=_AT_ONCE, retry_on_error=[RedisConnectionError, RedisTimeoutError]),
             serializer="json",
             job_monitoring_interval=_LOOK_EVERY,
             log_job_description=False,
@@ -166,33 +169,26 @@ def _takes_no_writes(error: ResponseError) -> bool:
 
 
 class _Patience(Retry):
-    """Tries a call again until Redis answers, every two seconds in the end, and logs that it waits."""
+    """Tries a call again until Redis answers, every two seconds in the end, and logs that it waits. It *gives up* where
+    the worker is to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, gives_up: Callable[[], bool] = lambda: False) -> None:
         super().__init__(ExponentialBackoff(cap=2, base=0.1), -1)
+        self._gives_up = gives_up
 
-    def call_with_retry(
-        self,
-        do: Callable[[], Any],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> Any:
+    def call_with_retry(self, do: Callable[[], Any], fail: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         waits = False
 
         def note(error: Exception, *count: int) -> None:
             nonlocal waits
+            fail(error, *count)
+            if isinstance(error, (AuthenticationError, AuthorizationError)) or self._gives_up():
+                raise error
             if not waits:
                 _log.warning("Redis does not answer the worker, which tries again: %s", error)
             waits = True
-            fail(error, *count)
 
-        def may_pass(error: Exception) -> bool:
-            if isinstance(error, (AuthenticationError, AuthorizationError)):
-                return False
-            return is_retryable is None or is_retryable(error)
-
-        return super().call_with_retry(do, note, may_pass, with_failure_count)
+        return super().call_with_retry(do, note, *arguments, **named)
 
 
 _AT_ONCE = Retry(NoBackoff(), 0)
@@ -213,6 +209,8 @@ class _KeyOnly(Message):
     def perform(self) -> None:
         if run_message(self.site, self.id, self.outlet):  # must wait: let RQ schedule it
             self.repeats_left, self.repeat_intervals = 1, [1]
+        else:  # what RQ notes of a job that has ended is worth no waiting
+            self.connection.set_retry(_AT_ONCE)
 
     def send_webhooks(self, *arguments: Any, **named: Any) -> None:
         """Send nothing."""
@@ -232,7 +230,10 @@ class _Worker(Worker):
     def bootstrap(self, *arguments: Any, **named: Any) -> None:
         super().bootstrap(*arguments, **named)  # fails at once if the URL is wrong
         # RQ survives an outage only while it waits for a message. Later it would end, and lose the one that it has.
-        self.connection.set_retry(_Patience())
+        self._be_patient()
+
+    def _be_patient(self) -> None:
+        self.connection.set_retry(_Patience(lambda: self._stop_requested))
 
     def teardown(self) -> None:
         self.connection.set_retry(_AT_ONCE)
@@ -241,6 +242,24 @@ class _Worker(Worker):
 
     def set_shutdown_requested_date(self) -> None:
         """Write nothing: a handler of signals calls this, wherever the worker is, and nobody reads it."""
+
+    def set_state(self, state: str, pipeline: Any = None) -> None:
+        with contextlib.suppress(RedisError):  # where the worker is to end
+            super().set_state(state, pipeline)
+
+    def run_maintenance_tasks(self) -> None:
+        with contextlib.suppress(RedisError):  # they can wait
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+
+    # Old versions of redis do not try a pipeline again.
+
+    def prepare_execution(self, job: Message) -> Execution:
+        prepare = functools.partial(super().prepare_execution, job)
+        return cast(Execution, _Patience().call_with_retry(prepare, lambda error: self.executions.clear()))
+
+    def prepare_job_execution(self, job: Message, remove_from_intermediate_queue: bool = False) -> None:
+        prepare = functools.partial(super().prepare_job_execution, job, remove_from_intermediate_queue)
+        _Patience().call_with_retry(prepare, lambda error: None)
 
     def execute_job(self, job: Message, queue: Queue) -> None:
         with contextlib.closing(Remains(redaction=self.site.redaction)) as self._remains:  # the fork inherits it
@@ -252,9 +271,12 @@ class _Worker(Worker):
         return super().perform_job(job, queue, execution)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        super().heartbeat(timeout, pipeline)
-        if pipeline is None:  # between jobs
-            self._deliver_again()
+        if pipeline is not None:
+            super().heartbeat(timeout, pipeline)
+            return
+        with contextlib.suppress(RedisError):  # the next time
+            super().heartbeat(timeout)
+            self._deliver_again()  # between jobs
 
     def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
         registry, pid = self.site.registry, self.horse_pid
@@ -268,7 +290,7 @@ class _Worker(Worker):
             raise
         except RedisError as error:  # the process has ended, and RQ could not note how
             _log.warning("job %s: RQ could not note its end: %s", job.id[:8], error)
-        self.connection.set_retry(_Patience())
+        self._be_patient()
         if self._status:
             signal_group(pid, signal.SIGKILL)  # the children that it left behind
         self._remains.end_if_left(registry, job.id, pid, how_it_ended(self._status), regular=not self._status)

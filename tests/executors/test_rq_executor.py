@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, Priority, marks
+from bgmiddleware._jobs import key_of
 from bgmiddleware.testing import executor_site
 from bgmiddleware.testing.executors import Scene, short_lease  # noqa: F401  # a fixture
 from tests.conftest import needs
@@ -282,7 +283,6 @@ setattr(rq._Worker, name, meanwhile)
         "get_redis_server_version",  # it has taken the message
         "prepare_execution",
         "prepare_job_execution",  # the job's process has begun
-        "handle_job_success",  # the job has ended, the process has not
         "wait_for_horse",
     ],
 )
@@ -319,6 +319,29 @@ def test_a_worker_outlives_a_redis_without_memory_and_then_runs_what_waits(tmp_p
             assert (refused.status, "maxmemory" in refused.text) == (503, True)
             control.config_set("maxmemory", 0)
             assert result(app, start(InProcess(app), "/")) == str(worker.pid)
+
+
+def test_a_worker_without_redis_ends_at_a_signal_when_its_job_has_ended(tmp_path: Path) -> None:
+    waits = "while not os.path.exists(os.path.join(here, 'go')): print('waits', flush=True); time.sleep(0.05)"
+    (tmp_path / "outside.py").write_text(
+        OUTSIDE.replace("import os\n", "import os, time\n").replace(
+            "    start_response", f"    {waits}\n    start_response"
+        )
+    )
+    with RedisServer() as server:
+        (tmp_path / "url").write_text(server.url)
+        with (
+            working("outside:app", ready=READY, path=str(tmp_path)) as (worker,),
+            site_over(RQExecutor(server.url), f"spool:{tmp_path}/jobs") as app,
+        ):
+            target = start(InProcess(app), "/")
+            app.registry.wait(key_of(target.rpartition("=")[2]), 0, 120.0)
+            server.kill()
+            worker.process.send_signal(signal.SIGTERM)
+            worker.until(lambda: "warm shut down" in worker.said())
+            (tmp_path / "go").touch()
+            assert ended(app, target).state is JobState.FINISHED
+            worker.process.wait(120)
 
 
 def test_a_url_of_sentinels_is_refused_with_the_remedy() -> None:
