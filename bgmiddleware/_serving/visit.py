@@ -142,19 +142,19 @@ class Site:
         """
         return query if len(query) > _LONGEST_QUERY else ""
 
-    def without_tokens(self, environ: Mapping[str, str]) -> dict[str, str]:
+    def without_tokens(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """Return a recorded environ with no job's token in a URL: where the user comes from, what a proxy adds.
 
         Who reads a registry, or a backup of it, must not be able to read other jobs through the web.
         """
-        cleaned = dict(environ)
         sign = f"{self.token_name}="
+        cleaned = {}
         for name, value in environ.items():
             if sign in value and _token_in_url(self.token_name).search(value):
                 place, _, query = value.partition("?")
                 query = self.without_ours(query)
                 cleaned[name] = place + ("?" + query if query else "")
-        return cleaned
+        return {**environ, **cleaned} if cleaned else environ
 
     def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
         """Return what a request about *token* needs, with the owner that it proves."""

@@ -264,8 +264,10 @@ class Starter:
     def _title(self, environ: dict[str, Any]) -> str:
         """Return the title of a request's job."""
         redacted = str if self.redaction is None else self.redaction
+        if self.title is None:
+            return plain_title(redacted(title_of(environ)))
         try:
-            title = "" if self.title is None else str(self.title(environ))
+            title = str(self.title(environ))
         except Exception as error:  # a bad title is no reason to refuse the job
             _log.error("the title of a job could not be made\n%s", redacted("".join(format_exception(error)).rstrip()))
             title = ""
