@@ -18,6 +18,7 @@ __all__ = [
     "Channel",
     "Job",
     "JobState",
+    "NextTry",
     "Priority",
     "Progress",
     "Question",
@@ -25,6 +26,7 @@ __all__ = [
     "Step",
     "StepState",
     "Steps",
+    "Tries",
     "key_of",
     "new_token",
 ]
@@ -222,6 +224,49 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class NextTry:
+    """A try of a request that has not begun. Its token is known to nobody but who has that of the try before.
+
+    *link*: leads to it from the try before. *back*: leads from it to that one. *asked*: see :class:`Job`.
+    """
+
+    link: str
+    back: str
+    asked: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """The key of the job that it will be."""
+        return self.link.partition(":")[0]
+
+
+_PAUSES = (5.0, 30.0, 180.0, 600.0)
+_JITTER = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """Which try of its request a job is: *number*, from 1, of at most *of*. *coming*: those that may follow it."""
+
+    number: int = 1
+    of: int = 1
+    coming: tuple[NextTry, ...] = ()
+
+    def pause(self, ttl: float) -> float:
+        """Return for how many seconds the next try waits: longer each time, and never so long that the request would be
+        forgotten. Jobs that failed together do not come back together, though everybody finds the same number."""
+        spread = int(self.coming[0].key[:8], 16) / 0xFFFFFFFF
+        seconds = min(_PAUSES[min(self.number, len(_PAUSES)) - 1], ttl / 2)
+        return seconds * (1 - _JITTER + 2 * _JITTER * spread)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the tries that a part of a job's document holds."""
+        coming = tuple(NextTry(each["link"], each["back"], dict(each["asked"])) for each in document["coming"])
+        return cls(int(document["number"]), int(document["of"]), coming)
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedResponse:
     """The head of the app's response: *status* line and *headers* as the app gave them, hop-by-hop ones left out.
 
@@ -298,7 +343,7 @@ class Job(NamedTuple):
     """What is kept of the request: its ``method``, the pattern of its ``path``, its ``query`` where it is too long for
     a redirect, and digests of the credentials and cookies that it bore."""
     request: Mapping[str, str] = NONE
-    """The recorded environ; empty when the job has ended, unless it *keeps_request*."""
+    """The recorded environ; empty when the job has ended, unless it *holds_request*."""
     keeps_request: bool = False
     """Whether its request is kept until its TTL, so that it can be run again."""
     kept: bool = False
@@ -307,6 +352,8 @@ class Job(NamedTuple):
     """Where the job is that it repeats: a link that only this job's token opens; empty: it repeats none."""
     rerun_as: str = ""
     """Where the last job is that repeats it: a link of the same kind."""
+    tries: Tries | None = None
+    """Which try of its request it is; None: it is the only one."""
     response: RecordedResponse | None = None
     progress: Progress | None = None
     """How far it says that it is, outside of its steps."""
@@ -375,8 +422,32 @@ class Job(NamedTuple):
     def size(self) -> int:
         """How many bytes are stored of its output, its response, and its request if it keeps that."""
         begin, end = self.output_dropped or (0, 0)
-        request = int(self.request.get("CONTENT_LENGTH") or 0) if self.keeps_request else 0
+        request = int(self.request.get("CONTENT_LENGTH") or 0) if self.holds_request else 0
         return self.output_end - (end - begin) + self.body_end + request
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether another try of its request follows, or has followed: it failed or was lost, and not by an answer that
+        says what to do."""
+        if self.tries is None or not self.tries.coming or self.state not in (JobState.FAILED, JobState.LOST):
+            return False
+        return self.response is None or not self.response.complete or self.response.code >= 500
+
+    @property
+    def awaits_try(self) -> bool:
+        """Whether another try of its request follows, which has not begun."""
+        return self.is_tried_again and not self.rerun_as
+
+    def next_try_at(self, ttl: float) -> float | None:
+        """Return when the next try of its request begins, if there is room then; None: none is awaited."""
+        if self.tries is None or self.ended_at is None or not self.awaits_try:
+            return None
+        return self.ended_at + self.tries.pause(ttl)
+
+    @property
+    def holds_request(self) -> bool:
+        """Whether its request is there when it has ended."""
+        return self.keeps_request or self.awaits_try
 
     def has_expired(self, now: float) -> bool:
         """Whether it ended more than its TTL before *now*."""
@@ -393,7 +464,7 @@ class Job(NamedTuple):
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
         document = self._asdict()
-        for name in ("response", "progress", "steps", "question"):
+        for name in ("response", "progress", "steps", "question", "tries"):
             if document[name] is not None:
                 document[name] = dataclasses.asdict(document[name])
         return document
@@ -416,6 +487,8 @@ class Job(NamedTuple):
             known["steps"] = Steps.from_document(known["steps"])
         if known.get("question") is not None:
             known["question"] = Question.from_document(known["question"])
+        if known.get("tries") is not None:
+            known["tries"] = Tries.from_document(known["tries"])
         if known.get("output_dropped") is not None:
             begin, end = known["output_dropped"]
             known["output_dropped"] = int(begin), int(end)
@@ -431,7 +504,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
     **dict.fromkeys(("asked", "groups", "request", "receipt", "shares"), (dict,)),
-    **dict.fromkeys(("response", "progress", "steps", "question"), (dict, NoneType)),
+    **dict.fromkeys(("response", "progress", "steps", "question", "tries"), (dict, NoneType)),
     **dict.fromkeys(("output_end", "body_end"), (int,)),
     "created_at": (int, float),
     "owner": (str, NoneType),

@@ -63,6 +63,14 @@ _ID_OF_ONE_TRY = re.compile(
 )
 
 
+# Where proxies name the client. Some add its port, which is another one at each try. Without its brackets an address of
+# IPv6 may end in what looks like a port.
+_ADDRESSES = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_CLOUDFRONT_VIEWER_ADDRESS")
+_PORT_OF_CLIENT = re.compile(
+    r"((?<![0-9.:])[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]{2,45}\]):[0-9]{1,5}(?![0-9.:])"
+)
+
+
 # The request attributes of middlewares made with webob.dec; one of them is a response to fill in.
 _WEBOB = "webob.adhoc_attrs"
 
@@ -181,6 +189,9 @@ def asker_of(request: RecordedRequest) -> tuple[list[list[Any]], list[str]]:
     # Some servers put all of os.environ into the environ.
     kept = {name: value for name, value in request.kept.items() if os.environ.get(name, absent) != value}
     seen = {**kept, **request.environ}
+    for name in _ADDRESSES:
+        if isinstance(value := seen.get(name), str):
+            seen[name] = _PORT_OF_CLIENT.sub(r"\1", value)
     attributes = seen.get(_WEBOB)
     if isinstance(attributes, Mapping):
         seen[_WEBOB] = {name: value for name, value in attributes.items() if name != "response"}

@@ -450,7 +450,7 @@ class MemoryRegistry(Registry):
         self._counts.add(self._noticed_at, path_of(job), events_of(record.job, job))
         record.job = job
         record.source = None
-        request = None if job.keeps_request else record.logs.pop(Channel.REQUEST, None)
+        request = None if job.holds_request else record.logs.pop(Channel.REQUEST, None)
         if request is not None:
             self._bytes -= request.stored
             request.remove()

@@ -344,6 +344,29 @@ def test_what_changes_from_one_try_to_the_next_is_no_sign_of_who_asks(
         app.may_end.set()
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "other", "same"),
+    [
+        ("HTTP_X_FORWARDED_FOR", "192.0.2.1:4711", "192.0.2.1:4712", True),
+        ("HTTP_X_FORWARDED_FOR", "192.0.2.1:4711, 10.0.0.1:80", "192.0.2.1:4712, 10.0.0.1:81", True),
+        ("HTTP_X_FORWARDED_FOR", "192.0.2.1:4711, 10.0.0.1", "192.0.2.2:4711, 10.0.0.1", False),
+        ("HTTP_X_FORWARDED_FOR", "[2001:db8::1]:4711", "[2001:db8::1]:4712", True),
+        ("HTTP_X_FORWARDED_FOR", "2001:db8::1:4711", "2001:db8::1:4712", False),
+        ("HTTP_X_FORWARDED_FOR", "::ffff:192.0.2.1:1", "::ffff:192.0.2.1:2", False),
+        ("HTTP_FORWARDED", 'for="192.0.2.1:4711";host=a', 'for="192.0.2.1:4712";host=a', True),
+        ("HTTP_FORWARDED", 'for="[2001:db8::1]:4711"', 'for="[2001:db8::2]:4711"', False),
+        ("HTTP_CLOUDFRONT_VIEWER_ADDRESS", "192.0.2.1:4711", "192.0.2.1:4712", True),
+        ("HTTP_X_USER", "192.0.2.1:4711", "192.0.2.1:4712", False),
+    ],
+)
+def test_the_port_of_a_client_is_no_sign_of_who_asks_and_its_address_is(
+    name: str, one: str, other: str, same: bool
+) -> None:
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        tokens = [asked(site, HTTP_IDEMPOTENCY_KEY="k", **{name: value}) for value in (one, other)]
+        assert (tokens[0] == tokens[1]) is same
+
+
 @pytest.mark.parametrize(("options", "added"), JOINS)
 def test_where_something_cannot_be_compared_nobody_is_joined_and_the_log_says_why(
     options: dict[str, Any], added: dict[str, Any], caplog: pytest.LogCaptureFixture
