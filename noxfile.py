@@ -18,7 +18,6 @@ TOUCHING_LIBRARIES = [
     "tests/again/test_on_engines.py",
     "tests/frameworks/test_frameworks.py",
     "tests/registries/test_redis_registry.py::TestRedisRegistry",
-    "tests/registries/test_redis_registry.py::TestRedisRegistryInACluster",
     "tests/serving/test_metrics.py",
     "tests/starting/test_http.py",
     "tests/starting/test_paste.py",
