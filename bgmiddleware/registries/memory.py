@@ -259,6 +259,7 @@ class MemoryRegistry(Registry):
             new = changes.amended(job, job.as_of(self.clock()), change)
             if new is not None:
                 record.job = new
+                self._forget_request(record)
             return new
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:
@@ -450,10 +451,7 @@ class MemoryRegistry(Registry):
         self._counts.add(self._noticed_at, path_of(job), events_of(record.job, job))
         record.job = job
         record.source = None
-        request = None if job.holds_request else record.logs.pop(Channel.REQUEST, None)
-        if request is not None:
-            self._bytes -= request.stored
-            request.remove()
+        self._forget_request(record)
         for log in record.logs.values():
             log.seal()
         self._pending.pop(job.key, None)
@@ -461,6 +459,15 @@ class MemoryRegistry(Registry):
         self._ended[job.key] = None
         if self._tells:
             self._untold.append(job)
+
+    def _forget_request(self, record: "_Record") -> None:
+        """Let go of the body of a request that is not needed any more."""
+        if not record.job.state.ended or record.job.holds_request:
+            return
+        request = record.logs.pop(Channel.REQUEST, None)
+        if request is not None:
+            self._bytes -= request.stored
+            request.remove()
 
     def _settle(self, record: "_Record", now: float) -> None:
         """Write down that a job has ended which reads so."""

@@ -270,7 +270,10 @@ class SpoolRegistry(Registry):
         with self._store.changing() as store:
             row = self._find(store.database, key)
             job = changes.amended(row.job, row.job.as_of(self.clock()), change)
-            if job is not None:
+            if job is not None and row.job.request and not job.request:
+                store.store(row, job, self._store.files(row).kept(Ends.of_job(job)))
+                store.ended.append(replace(row, job=job))
+            elif job is not None:
                 store.store(row, job)
         return job
 

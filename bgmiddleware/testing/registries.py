@@ -882,6 +882,7 @@ class RegistryContract(HistoryContract):
         assert registry.get(KEY).tries == tries
         registry.amend(KEY, lambda job: job.changed(rerun_as="a link"))
         assert registry.get(KEY).request == {}
+        assert registry.read(KEY, Channel.REQUEST, 0).data == b""
 
     def test_the_request_of_a_job_that_was_cancelled_before_it_began_is_sealed_and_forgotten(
         self, registry: Registry

@@ -21,6 +21,7 @@ import pytest
 from bgmiddleware import (
     Channel,
     ConfigurationError,
+    Job,
     JobExpired,
     JobNotFound,
     JobState,
@@ -29,7 +30,7 @@ from bgmiddleware import (
     RegistryError,
     RegistryFull,
 )
-from bgmiddleware._jobs import key_of
+from bgmiddleware._jobs import NextTry, Tries, key_of
 from bgmiddleware.testing.registries import (
     KEY,
     LONG,
@@ -204,6 +205,19 @@ def test_the_file_of_a_request_is_removed_when_the_job_ends(make, temporary):
     assert len(files_in(temporary)) == 1
     registry.finish(KEY, RUNNER, JobState.FINISHED)
     assert files_in(temporary) == []
+
+
+def test_the_file_of_a_request_is_removed_when_its_next_try_has_begun(make, temporary):
+    registry = make(spool_threshold=10)
+    tries = Tries(1, 2, (NextTry("a link", "another", {}),))
+    registry.add(Job(KEY, "one", request={"REQUEST_METHOD": "PUT"}, tries=tries))
+    registry.append(KEY, Channel.REQUEST, 0, b"the password")
+    registry.claim(KEY, RUNNER)
+    registry.finish(KEY, RUNNER, JobState.FAILED)
+    assert len(files_in(temporary)) == 1
+    registry.amend(KEY, lambda job: job.changed(rerun_as="a link"))
+    assert files_in(temporary) == []
+    assert registry._bytes == 0
 
 
 def test_the_directory_is_removed_with_a_registry_that_was_never_closed(temporary):

@@ -31,7 +31,7 @@ from bgmiddleware import (
     QueueFull,
     RegistryError,
 )
-from bgmiddleware._jobs import key_of
+from bgmiddleware._jobs import NextTry, Tries, key_of
 from bgmiddleware.registries import spool
 from bgmiddleware.registries._bounds import Bounds
 from bgmiddleware.registries._spool import directory as _directory
@@ -878,6 +878,19 @@ def test_the_file_of_a_request_is_removed_when_the_job_ends(make, directory):
     assert len(files_in(directory)) == 2
     registry.finish(KEY, RUNNER, JobState.FINISHED)
     assert [file.suffix for file in files_in(directory)] == [".1"]
+
+
+def test_the_file_of_a_request_is_removed_when_its_next_try_has_begun(make, directory):
+    registry = make(directory)
+    tries = Tries(1, 2, (NextTry("a link", "another", {}),))
+    registry.add(Job(KEY, "one", request={"REQUEST_METHOD": "PUT"}, tries=tries))
+    registry.append(KEY, Channel.REQUEST, 0, b"the password")
+    registry.claim(KEY, RUNNER)
+    registry.finish(KEY, RUNNER, JobState.FAILED)
+    assert len(files_in(directory)) == 2
+    registry.amend(KEY, lambda job: job.changed(rerun_as="a link"))
+    assert [file.suffix for file in files_in(directory)] == [".1"]
+    assert _index_total(registry)[1] == 0
 
 
 # Locks.
