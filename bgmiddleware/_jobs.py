@@ -428,8 +428,10 @@ class Job(NamedTuple):
     @property
     def is_tried_again(self) -> bool:
         """Whether another try of its request follows, or has followed: it failed or was lost, and not by an answer that
-        says what to do."""
+        says what to do. How a job ends that was asked to stop is no reason to go on with it."""
         if self.tries is None or not self.tries.coming or self.state not in (JobState.FAILED, JobState.LOST):
+            return False
+        if self.cancel_requested_at is not None:
             return False
         return self.response is None or not self.response.complete or self.response.code >= 500
 

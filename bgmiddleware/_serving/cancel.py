@@ -21,11 +21,12 @@ def stop(site: Site, key: str) -> None:
 def answer_cancel(visit: Visit, job: Job) -> Answer:
     """Ask the job to stop, and say so by its state. Where it has ended, no other try of its request follows; else
     nothing changes then."""
-    if job.awaits_try:
-        _stop_tries(visit.site, job)
     stop(visit.site, visit.key)
-    ended = job.state.ended
-    return status_answer(visit, visit.registry.get(visit.key), "200 OK" if ended else "202 Accepted")
+    now = visit.registry.get(visit.key)
+    if job.awaits_try or now.awaits_try:  # it may have failed since it was read
+        _stop_tries(visit.site, now)
+        now = visit.registry.get(visit.key)
+    return status_answer(visit, now, "200 OK" if job.state.ended else "202 Accepted")
 
 
 def _stop_tries(site: Site, job: Job) -> None:
