@@ -67,6 +67,7 @@ __all__ = [
     "key_in",
     "means_result",
     "names_json",
+    "newest",
     "operators_link",
     "page_maker",
     "problem",

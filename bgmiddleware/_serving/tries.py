@@ -25,7 +25,7 @@ def newest(visit: Visit, job: Job) -> tuple[Visit, Job]:
         token = token_in(visit, job, job.tries.coming[0].link)
         if token is None:
             break
-        there = visit.site.visit(visit.environ, token)
+        there = visit.of(token)
         try:
             job = there.job()
         except (JobNotFound, JobExpired):  # it has not begun
@@ -40,8 +40,10 @@ def led_on(visit: Visit, job: Job) -> Answer | None:
     environ, parameters = visit.environ, visit.parameters
     if parameters.get("_follow", "no") != "no":
         raise BadParameter("_follow must be no, or not be there")
-    stays = "_offset" in parameters or parameters.get("_view") in _STAYING or any(map(environ.__contains__, _POSITIONS))
-    if stays or environ["REQUEST_METHOD"] not in _READING:
+    view = parameters.get("_view")
+    # Nobody was given bytes of the response of a try that another one follows.
+    reads_on = "_offset" in parameters or (view != View.RESULT and any(map(environ.__contains__, _POSITIONS)))
+    if reads_on or view in _STAYING or environ["REQUEST_METHOD"] not in _READING:
         return None
     there, job = newest(visit, job)
     if there is visit:

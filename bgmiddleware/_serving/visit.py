@@ -70,6 +70,11 @@ def _token_in_url(token_name: str) -> re.Pattern[str]:
     return re.compile(rf"[?&]{re.escape(token_name)}={_TOKEN}(?![^&#])")
 
 
+def _key_named_by(token: str) -> str:
+    """Return the key of the job that a token, or the link of an owner, is to."""
+    return token.removeprefix(OWN) if token.startswith(OWN) else key_of(token)
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """What all requests of one middleware have in common."""
@@ -162,8 +167,7 @@ class Site:
         parameters = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
         if token.startswith(MARK):
             return self._shared_visit(environ, token, parameters)
-        key = token.removeprefix(OWN) if token.startswith(OWN) else key_of(token)
-        return Visit(self, environ, token, key, self._owners(environ), parameters)
+        return Visit(self, environ, token, _key_named_by(token), self._owners(environ), parameters)
 
     def _shared_visit(self, environ: Mapping[str, Any], token: str, parameters: Mapping[str, str]) -> "Visit":
         """Return what a request by a shared link needs: its rights. Whose job it is does not matter, and its token is
@@ -180,10 +184,10 @@ class Site:
         parameters = dict(parse_qsl(environ.get("QUERY_STRING") or "", keep_blank_values=True))
         return Visit(self, environ, "", key, (), parameters, frozenset(rights))
 
-    def started_visit(self, environ: Mapping[str, Any], token: str, key: str) -> "Visit":
-        """Return the visit of a client whose request just started the job. Nobody asks any more whether it is his, and
-        its query is the app's, whatever that calls its parameters."""
-        return Visit(self, environ, token, key, (), {})
+    def started_visit(self, environ: Mapping[str, Any], token: str, job: Job) -> "Visit":
+        """Return the visit of a client whose request just started the *job*, which so is his. Its query is the app's,
+        whatever that calls its parameters."""
+        return Visit(self, environ, token, job.key, () if job.owner is None else (job.owner,), {})
 
     def _owners(self, environ: Mapping[str, Any]) -> list[str]:
         """Return whose jobs the client may see that has their tokens."""
@@ -252,6 +256,10 @@ class Visit(NamedTuple):
         if self.share is not None and not self.share.is_of(job, self.registry.clock()):
             raise JobNotFound(self.key)
         return job
+
+    def of(self, token: str) -> "Visit":
+        """Return the same request, as one about another job."""
+        return self._replace(token=token, key=_key_named_by(token))
 
     def other_job(self, token: str) -> Job | None:
         """Return another job, if this client may know of it; None: it may not, or there is none."""

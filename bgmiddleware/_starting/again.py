@@ -166,9 +166,7 @@ def _start(
         new = starter.new_job(dict(stored), token, sent.who, request, keeps_request=True, may_retry=True)
         new = new.changed(rerun_of=rerun_of)
         there = {**visit.environ, "QUERY_STRING": stored.get("QUERY_STRING", "")}
-        return starter.start_again(
-            starter.site.started_visit(there, token, new.key), new, request, run, sent.who.cookie
-        )
+        return starter.start_again(starter.site.started_visit(there, token, new), new, request, run, sent.who.cookie)
 
 
 def _copy_body(registry: Registry, job: Job, size: int, copy: IO[bytes]) -> None:

@@ -32,6 +32,7 @@ from .._serving import (
     kept_of,
     means_result,
     names_json,
+    newest,
     problem,
     retry_after,
     sealed,
@@ -431,7 +432,9 @@ class Starter:
         is_joined: bool,
     ) -> Answer:
         """Answer with the job's response if it came in time, else with the job's place."""
-        visit = self.site.started_visit(environ, token, job.key)
+        visit = self.site.started_visit(environ, token, job)
+        if is_joined:
+            visit, job = newest(visit, job)
         if promote_after and visit.preferred_wait is None:
             job = self.patience.hold(visit, job, promote_after)
             if visit.has_ended(job):

@@ -24,6 +24,7 @@ from bgmiddleware import (
 )
 from bgmiddleware import _jobs as jobs
 from bgmiddleware._jobs import Job
+from bgmiddleware._serving import cancel
 from bgmiddleware._starting import again, retrying
 from bgmiddleware.client import JobClient
 from bgmiddleware.errors import QueueFull
@@ -137,7 +138,10 @@ def test_what_failed_is_tried_again_and_its_token_leads_to_the_newest(opens: Sto
     assert "run 3" in followed(client, f"{first}&_view=log")[1].text
     assert "run 3" in followed(client, f"{first}&_view=events")[1].text
     again = client.request("PUT", "/report?year=2026", BODY, **bore)  # it is the same request
-    assert token_of("/report" + again["Location"]) == token_of(first)
+    assert token_of("/report" + again["Location"]) == token_of(newest)
+    for waits in ({"prefer": "wait=20"}, {"accept": "image/png"}):
+        reply = client.request("PUT", "/report?year=2026", BODY, **bore, **waits)
+        assert (reply.status, reply.text) == (200, "run 3")
     assert len(app.asked) == 3
 
 
@@ -158,6 +162,8 @@ def test_the_earlier_tries_stay(opens: Stores, at_once: None) -> None:
     assert "/report" + state["rerun_as"] == newest
     assert all("_follow=no" in link for link in state["links"].values() if link)
     assert "run 1\n" in client.request("GET", f"{first}&_view=log&_offset=0").text  # who reads on in its bytes
+    assert "un 1\n" in client.request("GET", f"{first}&_view=log", range="bytes=1-").text
+    assert followed(client, f"{first}&_view=result", range="bytes=1-")[1].text == "un 2"  # the only one that was there
     assert "[try 1 of 4 failed: the app answered 503 Later]" in client.request("GET", f"{earlier}&_view=log").text
 
 
@@ -233,6 +239,53 @@ def test_a_cancel_by_the_first_token_stops_the_newest_try(opens: Stores, at_once
     state = over(client, first)
     assert (state["state"], state["retry"]["try"]) == ("cancelled", 2)
     assert len(site.registry.jobs()) == 2
+
+
+@pytest.mark.parametrize("ends", ["raises", "answers"])
+def test_a_job_that_fails_since_it_was_asked_to_stop_is_not_tried_again(at_once: None, ends: str) -> None:
+    runs = threading.Event()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        runs.set()
+        try:
+            while True:
+                print("runs")
+        except BaseException:
+            if ends == "raises":
+                raise LookupError("it cannot clean up") from None
+            start_response("503 Later", [("Content-Type", "text/plain")])
+            return [b"stopped"]
+
+    with BackgroundMiddleware(app, when=marks.always, retries_per_mark=ALL) as site:
+        client = _client(site)
+        first = start(client, "/", method="GET")
+        assert runs.wait(60)
+        client.request("DELETE", first, **JSON)
+        job = ended(site, first)
+        assert (job.state, job.is_tried_again, job.request) == (JobState.FAILED, False, {})
+        assert state_of(client, first)["retry"]["is_over"]
+
+
+def test_who_cancels_a_job_that_fails_just_then_stops_its_tries(later: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        go.wait(60)
+        raise LookupError("the first time")
+
+    with BackgroundMiddleware(app, when=marks.always, retries_per_mark=ALL) as site:
+        client = _client(site)
+        first = start(client, "/", method="GET")
+        stops = cancel.stop
+
+        def failed_first(site_: Any, key: str) -> None:
+            go.set()
+            ended(site, first)
+            stops(site_, key)
+
+        monkeypatch.setattr(cancel, "stop", failed_first)
+        reply = client.request("DELETE", first, **JSON)
+        assert (reply.status, reply.json["state"], reply.json["retry"]["is_over"]) == (202, "failed", True)
 
 
 def test_who_cancels_just_when_the_next_try_begins_stops_it(
