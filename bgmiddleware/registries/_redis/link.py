@@ -26,6 +26,8 @@ try:
 except ImportError as error:
     raise ImportError("RedisRegistry needs the extra redis: pip install 'bgmiddleware[redis]'") from error
 
+from .connections import Connections
+
 __all__ = ["Address", "Call", "Damaged", "Link", "Server", "is_elsewhere"]
 
 T = TypeVar("T")
@@ -166,8 +168,8 @@ class Address:
 class Link:
     """The connections of one process. Any thread may use them; a forked child makes a link of its own.
 
-    Two clients: one for commands, of which each thread holds a connection for as long as a command takes; and one for
-    those that block until they are woken, of which there are at most *max_waiting*.
+    Those for commands, of which each thread holds one for as long as a command takes; and a client for what blocks
+    until it is woken, of which there are at most *max_waiting*.
 
     When a command times out, further ones fail at once until the server answers again: else all threads of a site would
     soon wait for a server that hangs.
@@ -176,7 +178,7 @@ class Link:
     def __init__(self, address: Address, max_waiting: int, trouble: Trouble) -> None:
         self.pid = os.getpid()
         self._shown = address.shown
-        self._commands = address.client()
+        self._commands = Connections(address.client().connection_pool)
         self._waiting = address.client()
         self._slots = threading.BoundedSemaphore(max_waiting)
         # What is blocked is never silent for longer than a socket may be, so a dead server is noticed as soon.
@@ -191,7 +193,7 @@ class Link:
 
     def command(self, *parts: Any) -> Any:
         """Send one command that may safely be repeated, and return the answer."""
-        return self._call(lambda: _execute(self._commands, *parts))
+        return self._call(lambda: self._one(*parts))
 
     def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
         """Run a script; all of them may safely be repeated."""
@@ -199,9 +201,9 @@ class Link:
 
         def run() -> Any:
             try:
-                return self._commands.evalsha(script.sha, len(keys), *keys, *args)
+                return self._one("EVALSHA", script.sha, len(keys), *keys, *args)
             except redis.exceptions.NoScriptError:  # a new server, or one that was restarted
-                return self._commands.eval(script.source, len(keys), *keys, *args)
+                return self._one("EVAL", script.source, len(keys), *keys, *args)
 
         reply: list[Any] = self._call(run)
         return reply
@@ -211,10 +213,9 @@ class Link:
         :meth:`checked`."""
 
         def run(calls: Sequence[Call]) -> list[Any]:
-            pipeline = self._commands.pipeline(transaction=False)
-            for name, keys, args, _ in calls:
-                pipeline.evalsha(_SCRIPTS[name].sha, len(keys), *keys, now, *args)
-            replies = list(pipeline.execute(raise_on_error=False))
+            replies = self._commands.ask(
+                [("EVALSHA", _SCRIPTS[name].sha, len(keys), *keys, now, *args) for name, keys, args, _ in calls]
+            )
             for reply in replies:
                 if isinstance(reply, Exception) and is_elsewhere(reply):
                     raise reply
@@ -262,8 +263,15 @@ class Link:
     def close(self) -> None:
         """Close what is open."""
         self._breaker.end()
-        self._commands.connection_pool.disconnect()
+        self._commands.close()
         self._waiting.connection_pool.disconnect()
+
+    def _one(self, *parts: Any) -> Any:
+        """Send one command; return what it answered, or raise that."""
+        (answer,) = self._commands.ask([parts])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def _call(self, call: Callable[[], T]) -> T:
         if self._breaker.is_open:
@@ -296,7 +304,7 @@ class Link:
         """Ask the server for nothing in particular; return whether it answers, or is known to be away."""
         begun = time.monotonic()
         try:
-            self._commands.ping()
+            self._one("PING")
         except redis.TimeoutError:
             return False
         except redis.ConnectionError:
@@ -313,8 +321,8 @@ class Link:
     def _let_go(self) -> None:
         """Close the connections that nobody uses just now: the next one finds the server where it is by then."""
         self.back_at = time.monotonic()
-        for client in (self._commands, self._waiting):
-            client.connection_pool.disconnect(inuse_connections=False)
+        self._commands.let_go()
+        self._waiting.connection_pool.disconnect(inuse_connections=False)
 
     def _error(self, error: Exception) -> RegistryError:
         said = str(error).partition("\n")[0][:200] or type(error).__name__
@@ -327,12 +335,13 @@ class Link:
     def _check_policy(self) -> None:
         """Warn of a server that throws away records of running jobs when it is full."""
         try:
-            memory = self._commands.info("memory")
+            lines = self._one("INFO", "memory").decode().splitlines()
         except redis.ResponseError:  # not everybody may ask
-            memory = {}
+            lines = []
         self._checked = True
-        policy = str(memory.get("maxmemory_policy", ""))
-        if policy.startswith("allkeys") and memory.get("maxmemory"):
+        memory = dict(line.split(":", 1) for line in lines if ":" in line)
+        policy = memory.get("maxmemory_policy", "")
+        if policy.startswith("allkeys") and memory.get("maxmemory") != "0":
             _log.warning(
                 "%s evicts any key when it is full (maxmemory-policy %s): running jobs can vanish; "
                 "set noeviction or one of volatile-*",
