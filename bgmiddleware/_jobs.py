@@ -239,6 +239,10 @@ class RecordedResponse:
         """The status code as a number."""
         return int(self.status[:3])
 
+    def to_document(self) -> dict[str, Any]:
+        """Return the head as what JSON has."""
+        return {"status": self.status, "headers": self.headers, "complete": self.complete}
+
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Return the head that a part of a job's document holds."""
@@ -394,11 +398,12 @@ class Job:
 
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
-        document = dict(zip(_SETTERS, _values_of(self), strict=True))
-        for name in ("response", "progress", "steps", "question"):
-            if document[name] is not None:
-                document[name] = dataclasses.asdict(document[name])
-        return document
+        return _plain(dict(zip(_SETTERS, _values_of(self), strict=True)))
+
+    def to_brief_document(self) -> dict[str, Any]:
+        """Return the same without what every new job says: :meth:`from_document` knows that."""
+        each = zip(_SETTERS, _values_of(self), _DEFAULTS, strict=True)
+        return _plain({name: value for name, value, default in each if value != default})
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
@@ -429,6 +434,19 @@ _SETTERS: dict[str, Callable[[Job, Any], None]] = {
     field.name: vars(Job)[field.name].__set__ for field in dataclasses.fields(Job)
 }
 _values_of: Callable[[Job], tuple[Any, ...]] = operator.attrgetter(*_SETTERS)
+_DEFAULTS = (None, None, *_values_of(Job("", ""))[2:])  # a key and a title have none
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    """Let the values in a document be what JSON has."""
+    if document.get("response") is not None:
+        document["response"] = document["response"].to_document()
+    for name in ("progress", "steps", "question"):
+        if document.get(name) is not None:
+            document[name] = dataclasses.asdict(document[name])
+    return document
+
+
 _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
