@@ -36,7 +36,6 @@ from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_mo
 
 redis: Any = needs("redis")
 
-from bgmiddleware.registries._redis import connections  # noqa: E402
 from bgmiddleware.registries.redis import RedisRegistry  # noqa: E402
 
 pytestmark = pytest.mark.everything
@@ -354,18 +353,6 @@ def test_connections_that_the_server_closed_are_opened_anew(registry: RedisRegis
         assert [job.key for job in registry.jobs()] == [KEY]
     write(registry, KEY, b"x")
     assert [done(each).output_end for each in waiting] == [1] * 3
-
-
-@pytest.mark.parametrize("sure", [0.0, 1000.0])
-def test_a_connection_that_the_server_closed_is_opened_anew_however_long_ago_it_was_used(
-    registry: RedisRegistry, server: Any, monkeypatch: pytest.MonkeyPatch, sure: float
-) -> None:
-    monkeypatch.setattr(connections, "_SURE", sure)
-    added(registry)
-    server.client_kill_filter(_type="normal", skipme=True)
-    assert registry.get(KEY).state is JobState.PENDING
-    # Found by a look, it is no trouble of the server; found by a call, that may have been lost.
-    assert (registry._server.link.back_at > 0) is (sure > 0)
 
 
 def test_who_gets_no_connection_to_wait_with_looks_again_and_again(

@@ -26,8 +26,6 @@ try:
 except ImportError as error:
     raise ImportError("RedisRegistry needs the extra redis: pip install 'bgmiddleware[redis]'") from error
 
-from .connections import Connections
-
 __all__ = ["Address", "Call", "Damaged", "Link", "Server", "is_elsewhere"]
 
 T = TypeVar("T")
@@ -168,8 +166,8 @@ class Address:
 class Link:
     """The connections of one process. Any thread may use them; a forked child makes a link of its own.
 
-    Those for commands, of which each thread holds one for as long as a command takes; and a client for what blocks
-    until it is woken, of which there are at most *max_waiting*.
+    Two clients: one for commands, of which each thread holds a connection for as long as a command takes; and one for
+    those that block until they are woken, of which there are at most *max_waiting*.
 
     When a command times out, further ones fail at once until the server answers again: else all threads of a site would
     soon wait for a server that hangs.
@@ -178,7 +176,7 @@ class Link:
     def __init__(self, address: Address, max_waiting: int, trouble: Trouble) -> None:
         self.pid = os.getpid()
         self._shown = address.shown
-        self._commands = Connections(address.client().connection_pool)
+        self._commands = address.client()
         self._waiting = address.client()
         self._slots = threading.BoundedSemaphore(max_waiting)
         # What is blocked is never silent for longer than a socket may be, so a dead server is noticed as soon.
@@ -193,7 +191,7 @@ class Link:
 
     def command(self, *parts: Any) -> Any:
         """Send one command that may safely be repeated, and return the answer."""
-        return self._call(lambda: self._one(*parts))
+        return self._call(lambda: _execute(self._commands, *parts))
 
     def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
         """Run a script; all of them may safely be repeated."""
@@ -201,9 +199,9 @@ class Link:
 
         def run() -> Any:
             try:
-                return self._one("EVALSHA", script.sha, len(keys), *keys, *args)
+                return self._commands.evalsha(script.sha, len(keys), *keys, *args)
             except redis.exceptions.NoScriptError:  # a new server, or one that was restarted
-                return self._one("EVAL", script.source, len(keys), *keys, *args)
+                return self._commands.eval(script.source, len(keys), *keys, *args)
 
         reply: list[Any] = self._call(run)
         return reply
@@ -213,9 +211,10 @@ class Link:
         :meth:`checked`."""
 
         def run(calls: Sequence[Call]) -> list[Any]:
-            replies = self._commands.ask(
-                [("EVALSHA", _SCRIPTS[name].sha, len(keys), *keys, now, *args) for name, keys, args, _ in calls]
-            )
+            pipeline = self._commands.pipeline(transaction=False)
+            for name, keys, args, _ in calls:
+                pipeline.evalsha(_SCRIPTS[name].sha, len(keys), *keys, now, *args)
+            replies = list(pipeline.execute(raise_on_error=False))
             for reply in replies:
                 if isinstance(reply, Exception) and is_elsewhere(reply):
                     raise reply
@@ -263,15 +262,8 @@ class Link:
     def close(self) -> None:
         """Close what is open."""
         self._breaker.end()
-        self._commands.close()
+        self._commands.connection_pool.disconnect()
         self._waiting.connection_pool.disconnect()
-
-    def _one(self, *parts: Any) -> Any:
-        """Send one command; return what it answered, or raise that."""
-        (answer,) = self._commands.ask([parts])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def _call(self, call: Callable[[], T]) -> T:
         if self._breaker.is_open:
@@ -304,7 +296,7 @@ class Link:
         """Ask the server for nothing in particular; return whether it answers, or is known to be away."""
         begun = time.monotonic()
         try:
-            self._one("PING")
+            self._commands.ping()
         except redis.TimeoutError:
             return False
         except redis.ConnectionError:
@@ -321,8 +313,8 @@ class Link:
     def _let_go(self) -> None:
         """Close the connections that nobody uses just now: the next one finds the server where it is by then."""
         self.back_at = time.monotonic()
-        self._commands.let_go()
-        self._waiting.connection_pool.disconnect(inuse_connections=False)
+        for client in (self._commands, self._waiting):
+            client.connection_pool.disconnect(inuse_connections=False)
 
     def _error(self, error: Exception) -> RegistryError:
         said = str(error).partition("\n")[0][:200] or type(error).__name__
@@ -335,13 +327,12 @@ class Link:
     def _check_policy(self) -> None:
         """Warn of a server that throws away records of running jobs when it is full."""
         try:
-            lines = self._one("INFO", "memory").decode().splitlines()
+            memory = self._commands.info("memory")
         except redis.ResponseError:  # not everybody may ask
-            lines = []
+            memory = {}
         self._checked = True
-        memory = dict(line.split(":", 1) for line in lines if ":" in line)
-        policy = memory.get("maxmemory_policy", "")
-        if policy.startswith("allkeys") and memory.get("maxmemory") != "0":
+        policy = str(memory.get("maxmemory_policy", ""))
+        if policy.startswith("allkeys") and memory.get("maxmemory"):
             _log.warning(
                 "%s evicts any key when it is full (maxmemory-policy %s): running jobs can vanish; "
                 "set noeviction or one of volatile-*",
