@@ -55,6 +55,9 @@ entrances: set[int] = set()
 """The code of the functions that take a request from the view that asked for the background. Their *foreground*, where
 they have one, is where the wish is noted. By identity: to hash code costs more than to look for it."""
 
+registries: "weakref.WeakSet[object]" = weakref.WeakSet()
+"""Those of the middlewares of this process: with one of them, no middleware can be inside another site's."""
+
 late_entrances: set[int] = set()
 """The code of the functions that pass on a response that has begun, by identity."""
 

@@ -3,23 +3,22 @@
 import dataclasses
 import hashlib
 import math
-import operator
 import os
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from itertools import repeat
 from types import NoneType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 __all__ = [
     "EXIT_STATUS",
     "KEY_LENGTH",
     "MOST_ERROR_RANGES",
+    "NONE",
     "Channel",
     "Job",
     "JobState",
+    "NextTry",
     "Priority",
     "Progress",
     "Question",
@@ -27,6 +26,7 @@ __all__ = [
     "Step",
     "StepState",
     "Steps",
+    "Tries",
     "key_of",
     "new_token",
 ]
@@ -224,6 +224,49 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class NextTry:
+    """A try of a request that has not begun. Its token is known to nobody but who has that of the try before.
+
+    *link*: leads to it from the try before. *back*: leads from it to that one. *asked*: see :class:`Job`.
+    """
+
+    link: str
+    back: str
+    asked: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """The key of the job that it will be."""
+        return self.link.partition(":")[0]
+
+
+_PAUSES = (5.0, 30.0, 180.0, 600.0)
+_JITTER = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """Which try of its request a job is: *number*, from 1, of at most *of*. *coming*: those that may follow it."""
+
+    number: int = 1
+    of: int = 1
+    coming: tuple[NextTry, ...] = ()
+
+    def pause(self, ttl: float) -> float:
+        """Return for how many seconds the next try waits: longer each time, and never so long that the request would be
+        forgotten. Jobs that failed together do not come back together, though everybody finds the same number."""
+        spread = int(self.coming[0].key[:8], 16) / 0xFFFFFFFF
+        seconds = min(_PAUSES[min(self.number, len(_PAUSES)) - 1], ttl / 2)
+        return seconds * (1 - _JITTER + 2 * _JITTER * spread)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Return the tries that a part of a job's document holds."""
+        coming = tuple(NextTry(each["link"], each["back"], dict(each["asked"])) for each in document["coming"])
+        return cls(int(document["number"]), int(document["of"]), coming)
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedResponse:
     """The head of the app's response: *status* line and *headers* as the app gave them, hop-by-hop ones left out.
 
@@ -250,13 +293,18 @@ class RecordedResponse:
         return cls(document["status"], headers, document["complete"])
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+NONE: Mapping[str, Any] = {}
+"""What jobs have that have none of something: one for all of them, so that each need not keep one."""
+
+
+class Job(NamedTuple):
     """One background run of one request (or function), as its registry saw it at one moment.
 
     Instants (``…_at``) are seconds since the epoch as float, by the registry's clock; sizes and offsets are bytes.
     A change gives a new value: nothing in here is live.
     """
+
+    # A tuple, and no dataclass: every job is made once and changes several times, and that takes a fifth of the time.
 
     key: str
     title: str
@@ -283,7 +331,7 @@ class Job:
     deadline: float | None = None
     """Seconds that it may run; then it is asked to stop."""
     priority: Priority = Priority.NORMAL
-    groups: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, int] = NONE
     """The groups that it belongs to, and how many jobs of each may run at a time, itself included."""
     fingerprint: str = ""
     """A digest of what the request asks for, to tell a repetition from another request."""
@@ -295,11 +343,11 @@ class Job:
     """Whether it holds its name until it is forgotten; else until it ended, or was asked to stop."""
     admitted: bool = True
     """Whether an executor took it: only then others may be told of it."""
-    asked: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, str] = NONE
     """What is kept of the request: its ``method``, the pattern of its ``path``, its ``query`` where it is too long for
     a redirect, and digests of the credentials and cookies that it bore."""
-    request: Mapping[str, str] = field(default_factory=dict)
-    """The recorded environ; empty when the job has ended, unless it *keeps_request*."""
+    request: Mapping[str, str] = NONE
+    """The recorded environ; empty when the job has ended, unless it *holds_request*."""
     keeps_request: bool = False
     """Whether its request is kept until its TTL, so that it can be run again."""
     kept: bool = False
@@ -308,32 +356,29 @@ class Job:
     """Where the job is that it repeats: a link that only this job's token opens; empty: it repeats none."""
     rerun_as: str = ""
     """Where the last job is that repeats it: a link of the same kind."""
+    tries: Tries | None = None
+    """Which try of its request it is; None: it is the only one."""
     response: RecordedResponse | None = None
     progress: Progress | None = None
     """How far it says that it is, outside of its steps."""
     steps: Steps | None = None
     question: Question | None = None
     """What it asks its readers, and their answer until it has taken that."""
-    shares: Mapping[str, Mapping[str, str | float]] = field(default_factory=dict)
+    shares: Mapping[str, Mapping[str, str | float]] = NONE
     """The links by which its owner shows it to others: by their ids, the ``scope`` and ``until`` when."""
     output_end: int = 0
     output_dropped: tuple[int, int] | None = None
     """The range of output bytes that was dropped to stay within the registry's bounds, if any."""
     body_end: int = 0
-    receipt: Mapping[str, str | float] = field(default_factory=dict)
+    receipt: Mapping[str, str | float] = NONE
     """What its runner says of the run: who it was, how much time of a processor it took, what came on stderr."""
 
     def changed(self, **fields: Any) -> Self:
-        """Return the job with other values in some *fields*.
-
-        The same as :func:`dataclasses.replace`, which takes four times as long: every job changes several times.
-        """
-        job = object.__new__(type(self))
-        # All are copied without a line of Python for each.
-        deque(map(operator.call, _SETTERS.values(), repeat(job), _values_of(self)), maxlen=0)
+        """Return the job with other values in some *fields*."""
+        values = list(self)
         for name, value in fields.items():
-            _SETTERS[name](job, value)
-        return job
+            values[_PLACES[name]] = value
+        return type(self)._make(values)
 
     def elapsed(self, now: float) -> float:
         """Seconds that it has run until *now*, or until it ended; 0.0 if it never started."""
@@ -381,8 +426,32 @@ class Job:
     def size(self) -> int:
         """How many bytes are stored of its output, its response, and its request if it keeps that."""
         begin, end = self.output_dropped or (0, 0)
-        request = int(self.request.get("CONTENT_LENGTH") or 0) if self.keeps_request else 0
+        request = int(self.request.get("CONTENT_LENGTH") or 0) if self.holds_request else 0
         return self.output_end - (end - begin) + self.body_end + request
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether another try of its request follows, or has followed: it failed or was lost, and not by an answer that
+        says what to do."""
+        if self.tries is None or not self.tries.coming or self.state not in (JobState.FAILED, JobState.LOST):
+            return False
+        return self.response is None or not self.response.complete or self.response.code >= 500
+
+    @property
+    def awaits_try(self) -> bool:
+        """Whether another try of its request follows, which has not begun."""
+        return self.is_tried_again and not self.rerun_as
+
+    def next_try_at(self, ttl: float) -> float | None:
+        """Return when the next try of its request begins, if there is room then; None: none is awaited."""
+        if self.tries is None or self.ended_at is None or not self.awaits_try:
+            return None
+        return self.ended_at + self.tries.pause(ttl)
+
+    @property
+    def holds_request(self) -> bool:
+        """Whether its request is there when it has ended."""
+        return self.keeps_request or self.awaits_try
 
     def has_expired(self, now: float) -> bool:
         """Whether it ended more than its TTL before *now*."""
@@ -398,11 +467,11 @@ class Job:
 
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
-        return _plain(dict(zip(_SETTERS, _values_of(self), strict=True)))
+        return _plain(self._asdict())
 
     def to_brief_document(self) -> dict[str, Any]:
         """Return the same without what every new job says: :meth:`from_document` knows that."""
-        each = zip(_SETTERS, _values_of(self), _DEFAULTS, strict=True)
+        each = zip(self._fields, self, _DEFAULTS, strict=True)
         return _plain({name: value for name, value, default in each if value != default})
 
     @classmethod
@@ -423,30 +492,28 @@ class Job:
             known["steps"] = Steps.from_document(known["steps"])
         if known.get("question") is not None:
             known["question"] = Question.from_document(known["question"])
+        if known.get("tries") is not None:
+            known["tries"] = Tries.from_document(known["tries"])
         if known.get("output_dropped") is not None:
             begin, end = known["output_dropped"]
             known["output_dropped"] = int(begin), int(end)
         return cls(**known)
 
 
-# Those of the slots: the class itself refuses, as it is frozen.
-_SETTERS: dict[str, Callable[[Job, Any], None]] = {
-    field.name: vars(Job)[field.name].__set__ for field in dataclasses.fields(Job)
-}
-_values_of: Callable[[Job], tuple[Any, ...]] = operator.attrgetter(*_SETTERS)
-_DEFAULTS = (None, None, *_values_of(Job("", ""))[2:])  # a key and a title have none
+_DEFAULTS = (None, None, *Job("", "")[2:])  # a key and a title have none
 
 
 def _plain(document: dict[str, Any]) -> dict[str, Any]:
     """Let the values in a document be what JSON has."""
     if document.get("response") is not None:
         document["response"] = document["response"].to_document()
-    for name in ("progress", "steps", "question"):
+    for name in ("progress", "steps", "question", "tries"):
         if document.get(name) is not None:
             document[name] = dataclasses.asdict(document[name])
     return document
 
 
+_PLACES = {name: place for place, name in enumerate(Job._fields)}
 _INSTANT = (int, float, NoneType)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("key", "title", "state", "reason", "runner", "version", "priority", "fingerprint"), (str,)),
@@ -455,7 +522,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("started_at", "ended_at", "expires_at", "cancel_requested_at"), _INSTANT),
     **dict.fromkeys(("lease_expires_at", "deadline"), _INSTANT),
     **dict.fromkeys(("asked", "groups", "request", "receipt", "shares"), (dict,)),
-    **dict.fromkeys(("response", "progress", "steps", "question"), (dict, NoneType)),
+    **dict.fromkeys(("response", "progress", "steps", "question", "tries"), (dict, NoneType)),
     **dict.fromkeys(("output_end", "body_end"), (int,)),
     "created_at": (int, float),
     "owner": (str, NoneType),

@@ -13,6 +13,7 @@ from . import _context, marks
 from ._capture import Outlet, current, replaced
 from ._context import BackgroundRequested, Wish
 from ._ground.screens import screen_of
+from ._jobs import Job
 from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
 from ._running import Run, Waiting
 from ._serving import (
@@ -42,13 +43,13 @@ from ._starting import (
     end_of,
     foreground_is_asked_for,
     foreground_of,
-    limits_of,
     may_be_lazy,
     may_begin_twice,
-    priorities_of,
+    rules_of,
     run_again,
     settle,
     taken,
+    try_again,
 )
 from .errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .executors.base import Executor
@@ -78,7 +79,8 @@ class BackgroundMiddleware:
     *executor* default to a ``MemoryRegistry`` and a ``ThreadExecutor``. *owner* (see :mod:`bgmiddleware.owners`) names
     the owner of a job; default: anyone with the token. *single_flight*: whether a request joins an identical one of the
     same client that still runs. *keep_requests*: whether the request of a job is kept until the TTL, so that it can be
-    run again. *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many connections of this
+    run again. *retries_per_mark*: how often a request of these paths is tried again that failed or was lost.
+    *max_body*: bytes of a request body; a larger one gets 413. *stream_slots*: how many connections of this
     process viewers may hold open; further viewers get the output so far and poll; default: half of the server's threads
     if it reports their number, else 2. *dashboard*: the path of a list of all jobs, which are opened below it, for
     users whom *authorize*, a function of the environ, gives the right: ``True``, ``False``, or a set of ``list``,
@@ -130,6 +132,7 @@ class BackgroundMiddleware:
         limit_per_owner: int | None = None,
         limit_per_mark: Mapping[str, int] | None = None,
         priority_per_mark: Mapping[str, str] | None = None,
+        retries_per_mark: Mapping[str, int] | None = None,
         version: str = "",
         secret: str | None = None,
         page: PageMaker | Template | None = None,
@@ -149,7 +152,8 @@ class BackgroundMiddleware:
         self.executor: Executor = ThreadExecutor() if executor is None else executor
         check_places(self.registry, self.executor)
         self.redaction: Redaction | None = redaction_of(redact)
-        self._ends = Ends(self.registry, hooks_of(on_end), self.redaction)
+        rules = rules_of(limit_per_owner, limit_per_mark, priority_per_mark, retries_per_mark)
+        self._ends = Ends(self.registry, hooks_of(on_end), self.redaction, self._try_again if rules.retries else None)
         parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
         self._site = Site(
             *parts,
@@ -173,9 +177,7 @@ class BackgroundMiddleware:
             keep_requests=keep_requests,
             deadline=deadline,
             version=version,
-            limit_per_owner=limit_per_owner,
-            limits=limits_of(limit_per_owner, limit_per_mark),
-            priorities=priorities_of(priority_per_mark),
+            rules=rules,
             title=title,
             redaction=self.redaction,
             waiting=Waiting(self.registry),
@@ -190,6 +192,9 @@ class BackgroundMiddleware:
     def viewers(self) -> Viewers:
         """Who follows jobs in this process; for :mod:`bgmiddleware.metrics`."""
         return self._site.viewers
+
+    def _try_again(self, job: Job) -> None:
+        try_again(self._starter, self.app, job)
 
     def _look_for(self, when: marks.Mark, paths: Mapping[str, str | None], token_name: str) -> None:
         """Prepare the look at each request, and what answers at our own paths."""
@@ -288,6 +293,7 @@ class BackgroundMiddleware:
         return self.app(environ, start_response)
 
     def _answer_marked(self, environ: dict[str, Any]) -> Answer:
+        self._ends.look()
         if self._is_health(environ):
             return self._health.answer(environ)
         if self._authorize is not None and self._metrics is not None and self._is_metrics(environ):

@@ -7,8 +7,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 from urllib.parse import unquote_plus
 
 from .errors import BadRequestBody, BodyTooLarge
@@ -76,8 +75,7 @@ class Input(Protocol):
     def read(self, size: int = ..., /) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedRequest:
+class RecordedRequest(NamedTuple):
     """A request that no longer needs its connection.
 
     *environ* is what may be stored and sent: CGI and ``HTTP_*`` keys and the URL scheme, all ``str`` (latin-1 text, as

@@ -91,30 +91,40 @@ class JobClient:
         return job
 
     def follow(self, offset: int = 0) -> Iterator[str]:
-        """Yield the output from *offset*, in bytes, as it comes, until the job has ended."""
+        """Yield the output from *offset*, in bytes, as it comes, until the job has ended. If the site tries what failed
+        again, that of the next try follows."""
         while True:
             piece = self._get(f"&_view=log&_offset={offset}&_wait={_WAIT}")
             offset = int(piece.headers["job-next-offset"])
             if piece.body:
                 yield piece.text
             elif piece.headers["job-state"] in _ENDS:
-                return
+                if not self._is_led_on():
+                    return
+                offset = 0
             else:
                 self._pause(piece)
 
     def state(self) -> dict[str, Any]:
         """Return the state as it is now: ``state``, ``reason``, ``progress`` and so on, as the protocol says."""
-        document: dict[str, Any] = self._get("&_view=status").json()
-        return document
+        while True:
+            document: dict[str, Any] = self._get("&_view=status").json()
+            if not _goes_on(document) or document["rerun_as"] is None:
+                return document
+            self.url = urljoin(self.url, document["rerun_as"])
 
     def wait(self, timeout: float | None = None) -> dict[str, Any]:
-        """Wait until the job has ended; return its state. Raises ``TimeoutError`` after *timeout* seconds."""
+        """Wait until the job has ended, with all its tries; return the state of the last. From then on this is that
+        job. Raises ``TimeoutError`` after *timeout* seconds."""
         until = None if timeout is None else time.monotonic() + timeout
         while True:
             left = _WAIT if until is None else until - time.monotonic()
             answer = self._get(f"&_view=status&_offset={2**53}&_wait={max(0.0, min(_WAIT, left)):.3f}")
             document: dict[str, Any] = answer.json()
-            if document["state"] in _ENDS:
+            if _goes_on(document) and document["rerun_as"] is not None:
+                self.url = urljoin(self.url, document["rerun_as"])
+                continue
+            if document["state"] in _ENDS and not _goes_on(document):
                 return document
             if until is not None and time.monotonic() >= until:
                 raise TimeoutError(f"the job {document['title']} did not end within {timeout} seconds")
@@ -154,7 +164,19 @@ class JobClient:
         return response
 
     def _get(self, view: str, *, expects: int | None = None) -> Response:
-        return self._tried(self.url + view, "GET", {}, expects)
+        return self._tried(f"{self.url}&_follow=no{view}", "GET", {}, expects)
+
+    def _is_led_on(self) -> bool:
+        """Wait until the next try of a job that has ended begins, and become that; false where there is none."""
+        while True:
+            answer = self._get("&_view=status")
+            document = answer.json()
+            if not _goes_on(document):
+                return False
+            if document["rerun_as"] is not None:
+                self.url = urljoin(self.url, document["rerun_as"])
+                return True
+            self._pause(answer)
 
     def _tried(self, url: str, method: str, headers: Mapping[str, str], expects: int | None) -> Response:
         """Send it until it is answered. *expects*: a status that is no refusal; so is none of an ended job's result."""
@@ -196,6 +218,12 @@ class JobClient:
         seconds = float(response.headers.get("job-poll") or response.headers.get("retry-after") or 0.1)
         left = seconds if until is None else until - time.monotonic()
         time.sleep(max(0.0, min(seconds, left)))
+
+
+def _goes_on(document: Mapping[str, Any]) -> bool:
+    """Whether another try follows a job that has failed, by its state."""
+    retry = document.get("retry")
+    return document["state"] in _ENDS and retry is not None and not retry["is_over"]
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -92,8 +92,15 @@ def message_of(job: Job) -> str:
         "ended_at": job.ended_at,
         "status_code": None if job.response is None else job.response.code,
         "output": job.output_end,
+        "retry": _retry(job),
     }
     return json.dumps({"type": f"job.{job.state.value}", "timestamp": ended.isoformat(), "data": data})
+
+
+def _retry(job: Job) -> dict[str, int | bool] | None:
+    if job.tries is None:
+        return None
+    return {"try": job.tries.number, "of": job.tries.of, "is_over": not job.is_tried_again}
 
 
 def hooks_of(hooks: object) -> tuple[OnEnd, ...]:

@@ -1,6 +1,7 @@
 """PasteDeploy: the strings of an ini file become typed arguments, here and nowhere else."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,6 +55,20 @@ def _per_mark(text: str) -> dict[str, str]:
         glob, _, what = word.rpartition("=")
         (name,) = _globs(glob)
         said[name] = what
+    return said
+
+
+_RETRIES = re.compile(r"((?:[A-Z]+\s+)?[/*]\S*)=([0-9]+)(?:\s+|$)")
+
+
+def _retries(text: str) -> dict[str, int]:
+    said, rest = {}, text
+    while rest:
+        found = _RETRIES.match(rest)
+        if found is None:
+            raise ValueError(text)
+        said[" ".join(found[1].split())] = int(found[2])
+        rest = rest[found.end() :]
     return said
 
 
@@ -218,6 +233,7 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "limit_per_owner": (_integer, "a whole number", "middleware"),
     "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),
     "priority_per_mark": (_per_mark, "GLOB=high, GLOB=normal or GLOB=low, with spaces between", "middleware"),
+    "retries_per_mark": (_retries, "GLOB=NUMBER or METHOD GLOB=NUMBER, with spaces between", "middleware"),
     "version": (str, "a text", "middleware"),
     "secret": (str, "at least 16 characters", "middleware"),
     "page": (_page, "python:MODULE:NAME", "middleware"),

@@ -33,7 +33,6 @@ autodoc_inherit_docstrings = False  # what a class overrides is said where it wa
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 100
 toc_object_entries = False
-nitpick_ignore = [("py:func", "dataclasses.replace")]  # of Python, whose own pages a build would have to fetch
 suppress_warnings = ["misc.highlighting_failure"]  # JSON with a comment, and options of servers
 
 OF_THE_CLONE = {"readme": "README.rst", "reference/changes": "CHANGES.rst", "contributing": "CONTRIBUTING.rst"}

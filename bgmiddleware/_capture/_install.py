@@ -25,8 +25,7 @@ def install() -> None:
 
 
 def error_stream() -> TextIO:
-    """Return the stand-in of ``sys.stderr``, to be a replayed request's ``wsgi.errors``."""
-    install()
+    """Return the stand-in of ``sys.stderr``, to be a replayed request's ``wsgi.errors``. They must be in place."""
     stream: Any = stand_in_of("stderr")
     return stream  # type: ignore[no-any-return]
 

@@ -168,6 +168,8 @@ class JobOutput:
     def flush_assigned(self) -> None:
         """At the end of the job, and still within it: let the streams that it has put into ``sys`` give what they hold
         back, as Python does at the end of a script; then forget them."""
+        if not self.assigned:
+            return
         for stream in self.assigned.values():
             with contextlib.suppress(Exception, JobCancelled):  # closed, or somebody's own
                 stream.flush()

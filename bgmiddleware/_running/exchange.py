@@ -112,8 +112,12 @@ def _checked_status(status: object) -> str:
 def _checked_headers(headers: Any) -> tuple[tuple[str, str], ...]:
     if isinstance(headers, str | Mapping):  # the pieces of which might look like pairs
         raise TypeError(f"headers must be a list, not {type(headers).__name__}")
-    checked = tuple((_text("header", name), _text("header", value)) for name, value in headers)
-    for name, _ in checked:
+    checked = []
+    for header in headers:
+        name, value = header
+        name, value = _text("header", name), _text("header", value)
         if not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a header")
-    return tuple(header for header in checked if header[0].lower() not in _HOP_BY_HOP)
+        if name.lower() not in _HOP_BY_HOP:
+            checked.append((name, value))
+    return tuple(checked)

@@ -261,7 +261,7 @@ class Keeper:
         return sent and not self._has_news()
 
     def _has_news(self) -> bool:
-        return any(news is not None for news in (self._progress, self._title, self._steps))
+        return self._progress is not None or self._title is not None or self._steps is not None
 
     def _has_room(self, data: bytes) -> bool:
         return not self._size or self._size + len(data) <= _ROOM

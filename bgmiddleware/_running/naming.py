@@ -15,16 +15,12 @@ def new_runner(pid: int) -> str:
     return f"{_name_of_process(pid)}-{next(_counted)}"
 
 
+@functools.lru_cache(1)  # and not for each run: to ask the system takes longer than the rest of a claim
 def where(pid: int) -> str:
     """Return the host and the process *pid* of it, for people."""
-    return f"{_name_of_host(pid)}:{pid}"
-
-
-@functools.lru_cache(1)  # and not for each run: to ask the system takes longer than the rest of a claim
-def _name_of_process(pid: int) -> str:
-    return f"{pid}-{secrets.token_hex(8)}"  # a later process may have the number again
+    return f"{socket.gethostname()}:{pid}"
 
 
 @functools.lru_cache(1)
-def _name_of_host(pid: int) -> str:
-    return socket.gethostname()
+def _name_of_process(pid: int) -> str:
+    return f"{pid}-{secrets.token_hex(8)}"  # a later process may have the number again

@@ -199,11 +199,9 @@ class Run:
 
     @functools.cached_property
     def _keeper(self) -> Keeper:
+        if not self.registry.shared:  # then it does not go back to what it was earlier
+            return Keeper(self.registry, self.key, self._runner)
         return Keeper(self.registry, self.key, self._runner, weakly(self._reclaim))
-
-    @functools.cached_property
-    def _steps(self) -> RunningSteps:
-        return RunningSteps(self.key, self._keeper.now, weakly(self._tell))
 
     def leave_to_parent(self) -> None:
         """Say, before it is called, that the parent of this process renews the claim and hears of a cancel."""
@@ -278,7 +276,14 @@ class Run:
             redaction=self.redaction,
         )
         output.begin()
-        self._questions = Questions(self.registry, self.key, self._runner, output, keeper.flush, weakly(self.redacted))
+        redacted = str if self.redaction is None else self.redaction
+        self._questions = Questions(self.registry, self.key, self._runner, output, keeper.flush, redacted)
+
+        def tell(progress: Progress | None, steps: Steps | None) -> None:
+            with output.held():
+                keeper.report(progress, steps=steps)
+
+        self._steps = RunningSteps(self.key, keeper.now, tell)
         self._steps.belong()
         if self._abandoned:  # between the claim and here: whoever did it found no output to interrupt
             output.interrupt("abandoned")
@@ -472,11 +477,6 @@ class Run:
         if self.redaction is not None:
             progress = replace(progress, message=self.redaction(progress.message))
         self._steps.report(progress)
-
-    def _tell(self, progress: Progress | None, steps: Steps | None) -> None:
-        assert self._output is not None  # noqa: S101  # who calls has looked
-        with self._output.held():
-            self._keeper.report(progress, steps=steps)
 
     def _begin_step(self, title: str) -> int | None:
         output, title = self._output, plain_title(self.redacted(title))

@@ -8,6 +8,7 @@ from .._jobs import Job
 from ..errors import ConfigurationError, JobExpired, JobNotFound, RegistryError
 from .actions import action_of, answer_action, form_of
 from .asked import asks_with_other_credentials, kept_of
+from .cancel import stop
 from .cast import answer_cast
 from .comparing import answer_compare
 from .connections import disconnection_of, threads_of
@@ -33,6 +34,7 @@ from .sharing import answer_shares
 from .status import answer_status, status_answer
 from .stored import Stored, compressed, conditional
 from .times import answer_times
+from .tries import led_on, newest
 from .viewers import Viewers
 from .visit import BadParameter, Forbidden, Site, Visit, about
 
@@ -73,6 +75,7 @@ __all__ = [
     "see_other",
     "serve",
     "status_answer",
+    "stop",
     "threads_of",
 ]
 
@@ -142,6 +145,11 @@ def _answer(visit: Visit) -> Answer:
         return refused
     try:
         job = visit.job()
+        answer = led_on(visit, job)
+        if answer is not None:
+            return answer
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):  # what is asked to be done is done with the newest try
+            visit, job = newest(visit, job)
         form = form_of(environ) if environ["REQUEST_METHOD"] == "POST" else {}
         action = action_of(environ, form)
         if action is not None and (action != "discard" or visit.is_operators):

@@ -45,10 +45,12 @@ def pattern_of(path: str, redacted: Callable[[str], str] = str) -> str:
 
 def _digests(environ: Mapping[str, Any], token: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    credentials = environ.get("HTTP_AUTHORIZATION")
+    credentials, cookies = environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_COOKIE")
+    if not credentials and not cookies:
+        return found
     if credentials:
         found[_CREDENTIALS] = credentials
-    for pair in (environ.get("HTTP_COOKIE") or "").split(";"):
+    for pair in (cookies or "").split(";"):
         name, equals, value = pair.strip().partition("=")
         if equals:  # of one name there may be several, for other paths
             found[_COOKIE + name] = found.get(_COOKIE + name, "") + ";" + value

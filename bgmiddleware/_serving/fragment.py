@@ -1,8 +1,6 @@
 """A job within a page of the site: for a script that asks for HTML, such as htmx, and puts it into an element."""
 
-from collections.abc import Mapping
 from string import Template
-from typing import Any
 from urllib.parse import quote
 
 from .._jobs import Job, JobState
@@ -13,6 +11,7 @@ from .negotiate import View
 from .problems import Answer, whole
 from .readable import readable
 from .result import answer_ended
+from .tries import note_of_tries
 from .visit import Visit, about
 
 __all__ = ["answer_fragment"]
@@ -39,19 +38,20 @@ def answer_fragment(visit: Visit, job: Job) -> Answer:
         return Answer("200 OK", (("HX-Redirect", page), ("Content-Type", "text/plain"), *headers), [b""])
     if look_of(job) == JobState.FINISHED:
         return answer_ended(visit, job)
-    return whole("text/html; charset=utf-8", _fragment(visit.environ, job, page), headers)
+    return whole("text/html; charset=utf-8", _fragment(visit, job, page), headers)
 
 
-def _fragment(environ: Mapping[str, Any], job: Job, page: str) -> str:
-    said = assets.words(assets.language_of(environ.get("HTTP_ACCEPT_LANGUAGE")))
+def _fragment(visit: Visit, job: Job, page: str) -> str:
+    said = assets.words(assets.language_of(visit.environ.get("HTTP_ACCEPT_LANGUAGE")))
     look = look_of(job)
     percent = job.current_progress.percent if job.current_progress is not None else None
     note = job.reason if job.state.ended else "" if percent is None else f"{percent:.0f} %"
     if look == "refused" and job.response is not None:
         note = job.response.status
+    note = " · ".join(filter(None, [note, note_of_tries(visit, job, said["script"])]))
     values = {
         "state": look,
-        "live": Markup() if job.state.ended else filled_in(_LIVE, {"page": page}),
+        "live": Markup() if visit.has_ended(job) else filled_in(_LIVE, {"page": page}),
         "symbol": LOOKS[look][0],
         "word": said["states"][look],
         "note": readable(note),

@@ -126,7 +126,8 @@ def _last_line(job: Job) -> bytes:
     if job.state not in _ENDS:
         return b""
     reason = "" if job.reason == JobCancelled().reason else " ".join(job.reason.split())
-    line = f"[the job {_ENDS[job.state]}{': ' if reason else ''}{reason}]\n"
+    which = f"try {job.tries.number} of {job.tries.of} " if job.tries is not None else ""
+    line = f"[{which or 'the job '}{_ENDS[job.state]}{': ' if reason else ''}{reason}]\n"
     return (("\n" if job.output_end else "") + line).encode("utf-8", "backslashreplace")
 
 

@@ -24,6 +24,7 @@ from .readable import readable
 from .rerun import rerun_form
 from .sharing import shared_note
 from .status import status_document
+from .tries import note_of_tries
 from .visit import Visit, about
 
 __all__ = ["answer_page"]
@@ -69,6 +70,7 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
     if look == "refused" and job.response is not None:
         told = f"{told}: {job.response.status}"
     words = {f"w_{name}": word for name, word in said["page"].items()}
+    tries = note_of_tries(visit, job, said["script"])
     if _is_sent_on(job):
         words["w_result"] = said["script"]["form"]
     return {
@@ -78,7 +80,7 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         "denied": " ".join(right for right in ("answer", "cancel", "result") if not visit.may(right)),
         "operator": _operator(visit, job, words),
         # Nobody's half of an answer is to be taken away.
-        "refresh": Markup(_REFRESH if live and asked_of(job) is None else ""),
+        "refresh": Markup(_REFRESH if not visit.has_ended(job) and asked_of(job) is None else ""),
         "question": question_form(job, said["page"]),
         "rerun": rerun_form(visit, job, said["page"]),
         "share": filled_in(_SHARE, {**words, "link": visit.link(_view=View.SHARE)}) if visit.may("share") else Markup(),
@@ -93,14 +95,16 @@ def _values(visit: Visit, job: Job, language: str, status: Mapping[str, Any]) ->
         "state": look,
         "state_word": readable(told),
         "times": _times(visit, job, said["page"]),
-        "note": readable(_note(visit, job, said["page"])),
+        "note": readable(" · ".join(filter(None, [_note(visit, job, said["page"]), tries]))),
         "percent": _percent(job),
         "nothing": said["page"]["nothing" if live else "empty"],
         "no_nothing": _hidden(job.output_end > 0),
         "again": _again(visit, job),
         "no_result": _hidden(not visit.may("result") or not _has_result(job)),
         "no_save": _hidden(not visit.may("result") or not _is_file(job)),
-        "no_cancel": _hidden(not visit.may("cancel") or not live or job.cancel_requested_at is not None),
+        "no_cancel": _hidden(
+            not visit.may("cancel") or not (live or job.awaits_try) or job.cancel_requested_at is not None
+        ),
         "data": _data(visit, said, status),
         "style": _style(visit),
         "script": _script(visit),

@@ -4,10 +4,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .negotiate import by_script, parsed, wants_html
 from .problem_page import problem_fragment, problem_page
@@ -43,8 +42,7 @@ UNSTORED: Headers = (
 """What all answers about a job say, but for a replayed response: they are for the holder of a token, now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An HTTP response: *status* line, *headers*, and a *body* that is iterated at most once."""
 
     status: str

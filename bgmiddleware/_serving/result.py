@@ -40,7 +40,7 @@ def answer_result(visit: Visit, job: Job) -> Answer:
     job = visit.hold(job, END, visit.wait)
     job, preference = visit.wait_as_preferred(job)
     applied = (("Preference-Applied", preference),) if preference else ()
-    if not job.state.ended:
+    if not visit.has_ended(job):
         return status_answer(visit, job, "202 Accepted", *applied)
     return answer_ended(visit, job, *applied)
 
@@ -48,7 +48,7 @@ def answer_result(visit: Visit, job: Job) -> Answer:
 def answer_meant(visit: Visit, job: Job) -> Answer:
     """Answer a client that can use nothing but the app's response: with that, when it is there."""
     job = visit.hold(job, END, PATIENCE)
-    if job.state.ended:
+    if visit.has_ended(job):
         return answer_ended(visit, job)
     said = problem(visit.environ, 503, "not-ready", "The job is not done yet.", *job_headers(job))
     return visit.polled(said)
@@ -77,7 +77,7 @@ def answer_download(visit: Visit, job: Job) -> Answer:
     here again; that it shows as a download that goes on."""
     begun = time.monotonic()
     job = visit.hold(job, END, _HELD)
-    if job.state.ended:
+    if visit.has_ended(job):
         return answer_ended(visit, job)
     if time.monotonic() - begun < _HELD:
         return visit.refused("Too many wait for results: try again.")

@@ -5,6 +5,7 @@ from typing import Any
 from .._jobs import Job, JobState, Progress, Question, Steps
 from .problems import Answer, as_json
 from .rerun import link_to
+from .tries import retry_document
 from .visit import Visit, about
 
 __all__ = ["answer_status", "status_answer", "status_document"]
@@ -23,6 +24,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     progress = job.current_progress
     dropped = job.output_dropped
     here = visit.link()
+    can_rerun = job.keeps_request and job.state.ended and not job.awaits_try
     return {
         **_name(visit, job),
         "title": job.title,
@@ -47,11 +49,12 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
         "receipt": _receipt(job, details=visit.site.details and visit.share is None),
         "rerun_of": link_to(visit, job, job.rerun_of),
         "rerun_as": link_to(visit, job, job.rerun_as),
+        "retry": retry_document(visit, job),
         "links": {
             "self": here,
             **{view: f"{here}&_view={view}" for view, right in _VIEWS.items() if visit.may(right)},
             **({"cancel": here} if visit.may("cancel") else {}),
-            **({"rerun": here if job.keeps_request and job.state.ended else None} if visit.may("rerun") else {}),
+            **({"rerun": here if can_rerun else None} if visit.may("rerun") else {}),
         },
     }
 
@@ -166,7 +169,7 @@ def status_answer(visit: Visit, job: Job, status: str, *headers: tuple[str, str]
     # Who may cancel a job, say, but not look at it, is told nothing else of it.
     document = status_document(visit, job) if visit.may("list") else {**_name(visit, job), "state": job.state.value}
     answer = as_json(document, (*about(job, vary), *headers), status)
-    return answer if job.state.ended else visit.polled(answer)
+    return answer if visit.has_ended(job) else visit.polled(answer)
 
 
 def answer_status(visit: Visit, job: Job) -> Answer:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
 from .._ground.prefer import preferences
@@ -28,7 +28,7 @@ from .recent import Recent
 from .shared_links import IN_PLACE_OF_TOKEN, MARK, OWN, Share, opened
 from .viewers import Viewers
 
-__all__ = ["LOOK_EVERY", "BadParameter", "Forbidden", "Hold", "Site", "Visit", "about", "job_headers"]
+__all__ = ["LOOK_EVERY", "STAYING", "BadParameter", "Forbidden", "Hold", "Site", "Visit", "about", "job_headers"]
 
 _MAX_WAIT = 30.0
 _LONGEST_QUERY = 1000
@@ -41,6 +41,9 @@ _RELATIONS = (("result", "result", "enclosure"), ("log", "output", "monitor"), (
 LOOK_EVERY = 1.0
 """How often, in seconds, a held connection is looked at: has its client gone?"""
 
+
+STAYING = {"_follow": "no"}
+"""The parameters of a client that looks at one try of a request, and is not to be led on to the newest."""
 
 _KEY_AT_END = re.compile(rf"/([0-9a-f]{{{KEY_LENGTH}}})\Z")
 
@@ -59,7 +62,7 @@ _TOKEN = f"(?:[0-9a-f-]{{36}}|{IN_PLACE_OF_TOKEN})"
 
 @cache  # a few sites have as many names
 def _ours(token_name: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(token_name)}={_TOKEN}|_(?:view|wait|offset|every|with|ignore)=.*", re.DOTALL)
+    return re.compile(rf"{re.escape(token_name)}={_TOKEN}|_(?:view|wait|offset|every|with|ignore|follow)=.*", re.DOTALL)
 
 
 @cache
@@ -139,19 +142,19 @@ class Site:
         """
         return query if len(query) > _LONGEST_QUERY else ""
 
-    def without_tokens(self, environ: Mapping[str, str]) -> dict[str, str]:
+    def without_tokens(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """Return a recorded environ with no job's token in a URL: where the user comes from, what a proxy adds.
 
         Who reads a registry, or a backup of it, must not be able to read other jobs through the web.
         """
-        cleaned = dict(environ)
         sign = f"{self.token_name}="
+        cleaned = {}
         for name, value in environ.items():
             if sign in value and _token_in_url(self.token_name).search(value):
                 place, _, query = value.partition("?")
                 query = self.without_ours(query)
                 cleaned[name] = place + ("?" + query if query else "")
-        return cleaned
+        return {**environ, **cleaned} if cleaned else environ
 
     def visit(self, environ: Mapping[str, Any], token: str) -> "Visit":
         """Return what a request about *token* needs, with the owner that it proves."""
@@ -215,8 +218,7 @@ class Hold:
     __del__ = give_back  # not everybody closes what is dropped
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(NamedTuple):
     """A request about the job of *token*, sent by one who proves to be the *owners* (none: nobody in particular).
 
     *parameters* are those of the query, of each name the last. *rights*: of an operator, who has no token and sees the
@@ -263,6 +265,15 @@ class Visit:
     def is_operators(self) -> bool:
         """Whether this is no holder of the job's token."""
         return self.rights is not None
+
+    @property
+    def follows(self) -> bool:
+        """Whether the client is led on to the newest try of the request. Who has no token looks at one job."""
+        return self.rights is None and STAYING.items().isdisjoint(self.parameters.items())
+
+    def has_ended(self, job: Job) -> bool:
+        """Whether what this client sees of the job is the end: no other try follows to which it is led."""
+        return job.state.ended and not (self.follows and job.awaits_try)
 
     def may(self, right: str) -> bool:
         """Whether the client has a right. An owner has all to his job, but to have it forgotten."""
@@ -436,13 +447,15 @@ class Visit:
         """Return a relative reference to this job: to a view of it, say, by ``_view="result"``."""
         # The app's own query stays: a form of the replayed document is sent to the URL that it was seen at.
         query = self.site.without_ours(self.environ.get("QUERY_STRING") or "")
+        if self.rights is None and not self.follows:
+            parameters = {**STAYING, **parameters}
         return self.site.place(query, self.token, **parameters)
 
     def linked(self, answer: Answer) -> Answer:
         """Return an answer about the job with where its response, its output and its state are (RFC 8288)."""
         # Whose job it is has all these rights: so does who just started it.
         links = _LINKS if self.rights is None else _links(self.may)
-        here = self.site.place("", self.token)
+        here = self.site.place("", self.token, **({} if self.rights is not None or self.follows else STAYING))
         return Answer(answer.status, (*answer.headers, ("Link", links.format(here))), answer.body)
 
 

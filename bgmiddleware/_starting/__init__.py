@@ -2,19 +2,18 @@
 
 ``watching`` takes over a request from the decorated view that it reached, and ``starter`` starts a job step by step.
 ``again`` starts the request of an ended job anew. ``joining`` finds the job of a repeated request, ``untouched``
-answers a request that was done within ``promote_after``, ``ends`` is what follows the end of a job, and ``options``
-checks the options of the middleware.
+answers a request that was done within ``promote_after``, and ``options`` checks the options of the middleware.
+``ends`` is what follows the end of a job: its ``errands`` are ``delivering`` to webhooks and ``retrying`` what failed.
 """
 
-from .again import run_again
+from .again import run_again, try_again
 from .ends import Ends
 from .options import (
     TracerProvider,
     check_options,
     check_places,
     foreground_is_asked_for,
-    limits_of,
-    priorities_of,
+    rules_of,
 )
 from .starter import Starter, Tracing, WSGIApplication
 from .watching import LazyResponse, end_of, foreground_of, may_be_lazy, may_begin_twice, settle, taken
@@ -31,11 +30,11 @@ __all__ = [
     "end_of",
     "foreground_is_asked_for",
     "foreground_of",
-    "limits_of",
     "may_be_lazy",
     "may_begin_twice",
-    "priorities_of",
+    "rules_of",
     "run_again",
     "settle",
     "taken",
+    "try_again",
 ]

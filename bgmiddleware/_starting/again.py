@@ -1,23 +1,23 @@
-"""Runs the request of an ended job again, as a new job."""
+"""Runs the request of an ended job again, as a new job: because somebody asks for it, or because it failed."""
 
 import contextlib
 import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import IO, Any, NamedTuple
 
-from .._jobs import Job, key_of, new_token
+from .._jobs import Job, NextTry, Tries, key_of, new_token
 from .._recording import IN_MEMORY, RecordedRequest, record_request
 from .._running import Run, open_request_body, replay_request
-from .._serving import UNSTORED, Answer, Visit, key_in, operators_link, problem, sealed, see_other
-from ..errors import JobExpired, JobNotFound, RegistryError
+from .._serving import UNSTORED, Answer, Visit, key_in, operators_link, problem, sealed, see_other, stop
+from ..errors import JobExists, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry
 from .joining import Asking, asker_of, asking
 from .starter import Starter, WSGIApplication
 
-__all__ = ["run_again"]
+__all__ = ["run_again", "try_again"]
 
 # What a request asks for, whoever sends it. Not the host: the links in what an app answers would lead to one that the
 # first client made up. Nor X-Requested-With, by which apps tell requests that no other site can have caused.
@@ -58,7 +58,7 @@ def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) ->
     environ = visit.environ
     if not job.keeps_request or not job.request:
         return problem(environ, 409, "not-kept", "The request of this job is not kept, so it cannot be run again.")
-    if not job.state.ended:
+    if not job.state.ended or job.awaits_try:
         return problem(environ, 409, "still-running", "The job still runs. Run it again when it has ended.")
     asker = {name: value for name, value in environ.items() if name not in (*_OF_A_BODY, *_OF_THE_FIRST)}
     refused = starter.refuse(asker)
@@ -82,6 +82,48 @@ def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) ->
         _tell_earlier(visit, job.rerun_as)
         return answer
     return see_other(key_of(token), "Started in the background.", UNSTORED)  # by its key: nobody gets the token
+
+
+def try_again(starter: Starter, app: WSGIApplication, job: Job) -> None:
+    """Start the next try of the request of a *job* that awaits it. Of all who do so at once one starts it, since its
+    key is fixed. Raises ``QueueFull``, ``RegistryFull`` or another ``RegistryError``: then it has not begun."""
+    if job.tries is None or not job.tries.coming:
+        return
+    site, coming = starter.site, job.tries.coming[0]
+    with contextlib.suppress(JobExists):  # somebody else started it, and may have been killed before he said so
+        if not _is_there(site.registry, coming.key):
+            _start_try(starter, app, job, job.tries, coming)
+    # Who cancels a job takes its tries away, and then looks for the next one. So it is stopped here, or there.
+    with contextlib.suppress(JobNotFound, JobExpired):
+        told = site.registry.amend(job.key, lambda now: now.changed(rerun_as=coming.link))
+        if told is not None and told.tries is not None and not told.tries.coming:
+            stop(site, coming.key)
+
+
+def _is_there(registry: Registry, key: str) -> bool:
+    try:
+        registry.get(key)
+    except (JobNotFound, JobExpired):
+        return False
+    return True
+
+
+def _start_try(starter: Starter, app: WSGIApplication, job: Job, tries: Tries, coming: NextTry) -> None:
+    """Start the try that is *coming* after a *job*: the same request of the same owner, with all that it bore."""
+    registry, stored, size = starter.site.registry, dict(job.request), int(job.request.get("CONTENT_LENGTH") or 0)
+    multiprocess = not starter.site.executor.in_process or registry.shared
+
+    def run(new: Job) -> Run:
+        work = replay_request(app, registry, new.key, stored, {}, multiprocess=multiprocess)
+        return starter.run(new, work, Context())
+
+    with tempfile.SpooledTemporaryFile(IN_MEMORY) as body:
+        _copy_body(registry, job, size, body)
+        request = RecordedRequest(stored, {}, body, size)
+        new = starter.new_job(stored, "", Asking(job.owner), request, keeps_request=job.keeps_request, may_retry=False)
+        tries = Tries(tries.number + 1, tries.of, tries.coming[1:])
+        new = new.changed(key=coming.key, asked=coming.asked, rerun_of=coming.back, tries=tries, keeps_name=False)
+        starter.begin(new, request, run)
 
 
 def _sent(starter: Starter, visit: Visit, job: Job, asker: dict[str, Any]) -> _Sent:
@@ -121,7 +163,8 @@ def _start(
     with tempfile.SpooledTemporaryFile(IN_MEMORY) as body:
         _copy_body(visit.registry, job, size, body)
         request = RecordedRequest(stored, sent.kept, body, size)
-        new = starter.new_job(dict(stored), token, sent.who, request, keeps_request=True, rerun_of=rerun_of)
+        new = starter.new_job(dict(stored), token, sent.who, request, keeps_request=True, may_retry=True)
+        new = new.changed(rerun_of=rerun_of)
         there = {**visit.environ, "QUERY_STRING": stored.get("QUERY_STRING", "")}
         return starter.start_again(
             starter.site.started_visit(there, token, new.key), new, request, run, sent.who.cookie

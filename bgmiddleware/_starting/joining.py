@@ -9,10 +9,11 @@ import hmac
 import json
 import logging
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._recording import RecordedRequest
@@ -44,14 +45,29 @@ _NO_SIGN = frozenset(
         HTTP_CONTENT_LENGTH HTTP_CONTENT_TYPE""".split(),
         # 2. What a client says differently each time: how it came here, what it has cached, when it asks.
         *"""HTTP_CACHE_CONTROL HTTP_PRAGMA HTTP_REFERER HTTP_SEC_FETCH_DEST HTTP_SEC_FETCH_MODE HTTP_SEC_FETCH_SITE
-        HTTP_SEC_FETCH_USER HTTP_DATE HTTP_PRIORITY""".split(),
+        HTTP_SEC_FETCH_USER HTTP_DATE HTTP_PRIORITY HTTP_DOWNLINK HTTP_ECT HTTP_RTT""".split(),
         # 3. The connection, and the ids that servers, proxies and tracing give to one request.
         *"""REMOTE_PORT SSL_SESSION_ID SSL_SESSION_RESUMED SSL_CLIENT_V_REMAIN UNIQUE_ID REQUEST_TIME
-        HTTP_X_REQUEST_ID HTTP_X_CORRELATION_ID HTTP_REQUEST_ID HTTP_TRACEPARENT HTTP_TRACESTATE HTTP_BAGGAGE
-        HTTP_X_B3_TRACEID HTTP_X_B3_SPANID HTTP_X_B3_PARENTSPANID HTTP_X_B3_SAMPLED HTTP_B3 HTTP_UBER_TRACE_ID
-        HTTP_X_AMZN_TRACE_ID HTTP_X_CLOUD_TRACE_CONTEXT HTTP_SENTRY_TRACE HTTP_CF_RAY HTTP_X_VARNISH
-        HTTP_X_REQUEST_START HTTP_X_QUEUE_START eventlet.input eventlet.posthooks eventlet.set_idle""".split(),
+        HTTP_TRACEPARENT HTTP_TRACESTATE HTTP_BAGGAGE HTTP_B3 HTTP_SENTRY_TRACE HTTP_NEWRELIC
+        HTTP_ELASTIC_APM_TRACEPARENT HTTP_X_CLOUD_TRACE_CONTEXT HTTP_X_OT_SPAN_CONTEXT HTTP_CF_RAY HTTP_X_VARNISH
+        HTTP_X_AMZ_CF_ID HTTP_X_ARR_LOG_ID HTTP_X_AZURE_REF HTTP_X_VERCEL_ID HTTP_X_APPENGINE_REQUEST_LOG_ID
+        HTTP_X_REQUEST_START HTTP_X_QUEUE_START HTTP_X_TIMER HTTP_X_ENVOY_EXPECTED_RQ_TIMEOUT_MS HTTP_AMZ_SDK_REQUEST
+        eventlet.input eventlet.posthooks eventlet.set_idle""".split(),
     )
+)
+# 4. More of the third kind, which many tools call by names of the same form.
+_ID_OF_ONE_TRY = re.compile(
+    r"HTTP_(?:\w+_)?(?:REQUEST|CORRELATION|INVOCATION|TRACE|SPAN)_?ID"
+    r"|HTTP_X_(?:B3|DATADOG)_\w+"
+    r"|HTTP_X_\w*(?:RETRY|ATTEMPT)_COUNT"
+)
+
+
+# Where proxies name the client. Some add its port, which is another one at each try. Without its brackets an address of
+# IPv6 may end in what looks like a port.
+_ADDRESSES = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_CLOUDFRONT_VIEWER_ADDRESS")
+_PORT_OF_CLIENT = re.compile(
+    r"((?<![0-9.:])[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]{2,45}\]):[0-9]{1,5}(?![0-9.:])"
 )
 
 
@@ -110,9 +126,14 @@ class Asking:
         return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
+_NOBODY = Asking(None)
+
+
 def asking(owns: Owner | None, environ: Mapping[str, Any]) -> Asking:
     """Return who sends a request that cannot be joined."""
-    owner = None if owns is None else owns(environ)
+    if owns is None:
+        return _NOBODY
+    owner = owns(environ)
     if owner is None and isinstance(owns, CookieOwner):
         return Asking(*owns.issue(environ))
     return Asking(owner)
@@ -135,7 +156,7 @@ def asking_again(
         return Asking(owner, (), name, fingerprint, secret) if name else Asking(owner)
 
     proofs = owns.proofs(environ)
-    request = replace(request, environ={**request.environ, "HTTP_COOKIE": owns.others(environ)})
+    request = request._replace(environ={**request.environ, "HTTP_COOKIE": owns.others(environ)})
     name = _name_of_nobody(request, beginnings, found_by)
     if name and any(proof.job == name for proof in proofs):  # it sent this request before, without a cookie
         return Asking(guest(name), (), name, fingerprint, secret)
@@ -168,11 +189,14 @@ def asker_of(request: RecordedRequest) -> tuple[list[list[Any]], list[str]]:
     # Some servers put all of os.environ into the environ.
     kept = {name: value for name, value in request.kept.items() if os.environ.get(name, absent) != value}
     seen = {**kept, **request.environ}
+    for name in _ADDRESSES:
+        if isinstance(value := seen.get(name), str):
+            seen[name] = _PORT_OF_CLIENT.sub(r"\1", value)
     attributes = seen.get(_WEBOB)
     if isinstance(attributes, Mapping):
         seen[_WEBOB] = {name: value for name, value in attributes.items() if name != "response"}
     told, unknown = [], []
-    for name in sorted(seen.keys() - _NO_SIGN):
+    for name in sorted(name for name in seen.keys() - _NO_SIGN if not _ID_OF_ONE_TRY.fullmatch(name)):
         try:
             told += [[name, _comparable(seen[name])]] if seen[name] != "" else []
         except (_NotComparable, RecursionError):

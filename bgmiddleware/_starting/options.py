@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .. import marks
 from .._ground.numbers import check_count, is_finite, is_whole
@@ -14,18 +14,17 @@ from ..executors.base import Executor
 from ..registries.base import Registry
 
 __all__ = [
-    "Limits",
-    "Priorities",
+    "Rules",
     "TracerProvider",
     "check_options",
     "check_places",
     "foreground_is_asked_for",
-    "limits_of",
-    "priorities_of",
+    "rules_of",
 ]
 
 Limits = tuple[tuple[str, marks.Mark, int], ...]
 Priorities = tuple[tuple[marks.Mark, Priority], ...]
+Retries = tuple[tuple[marks.Mark, int], ...]
 
 _log = logging.getLogger("bgmiddleware")
 
@@ -33,8 +32,11 @@ _FOREGROUND = "BGMIDDLEWARE_FOREGROUND"
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "": False, "0": False, "false": False, "no": False}
 _SWITCHES["off"] = False
 _SHORTEST_SECRET = 16
+_MOST_RETRIES = 10
+_IDEMPOTENT = ("GET", "PUT", "DELETE")  # RFC 9110 §9.2.2; the others of those start no jobs
+_RETRIED = re.compile("(?:(GET|POST|PUT|PATCH|DELETE) )?([/*].*)")
 _SHARED = 'SpoolRegistry("/var/lib/…") of bgmiddleware.registries.spool, RedisRegistry("redis://…") of ….redis'
-_OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version", "_with", "_ignore")
+_OUR_PARAMETERS = ("_view", "_offset", "_wait", "_every", "_action", "_version", "_with", "_ignore", "_follow")
 
 
 def check_options(given: Mapping[str, Any]) -> None:
@@ -161,7 +163,23 @@ def check_texts(*, token_name: object, secret: object, assets: object, version: 
         raise ConfigurationError.of_setting("version", version, "a text")
 
 
-def limits_of(per_owner: object, per_mark: object) -> Limits:
+class Rules(NamedTuple):
+    """What holds for the jobs of some paths. Of priorities and retries, the first mark that is true counts."""
+
+    limit_per_owner: int | None
+    limits: Limits
+    """The name of each limit, its mark, and how many of the marked jobs may run at a time."""
+    priorities: Priorities
+    retries: Retries
+    """Each mark with how often what it marks is tried again at most."""
+
+
+def rules_of(limit_per_owner: int | None, limits: object, priorities: object, retries: object) -> Rules:
+    """Return the rules that the options of the middleware say."""
+    return Rules(limit_per_owner, _limits_of(limit_per_owner, limits), _priorities_of(priorities), _retries_of(retries))
+
+
+def _limits_of(per_owner: object, per_mark: object) -> Limits:
     """Return for each limit its name, its mark, and how many of the marked jobs may run at a time."""
     if per_owner is not None:
         check_count("limit_per_owner", per_owner, 1)
@@ -173,7 +191,7 @@ def limits_of(per_owner: object, per_mark: object) -> Limits:
     return tuple((glob, marks.under(glob), most) for glob, most in per_mark.items())
 
 
-def priorities_of(per_mark: object) -> Priorities:
+def _priorities_of(per_mark: object) -> Priorities:
     """Return each mark with the priority of the jobs that it marks."""
     per_mark = {} if per_mark is None else per_mark
     words = [priority.value for priority in Priority]
@@ -182,3 +200,20 @@ def priorities_of(per_mark: object) -> Priorities:
     ):
         raise ConfigurationError.of_setting("priority_per_mark", per_mark, f"for each glob one of {', '.join(words)}")
     return tuple((marks.under(glob), Priority(word)) for glob, word in per_mark.items())
+
+
+def _retries_of(per_mark: object) -> Retries:
+    """Return each mark with how often what it marks is retried. Without a method it marks those that are idempotent."""
+    per_mark = {} if per_mark is None else per_mark
+    allowed = f"for each glob, or method and glob as 'POST /reports/*', a whole number from 1 to {_MOST_RETRIES}"
+    found = []
+    for name, most in per_mark.items() if isinstance(per_mark, Mapping) else [(None, None)]:
+        said = _RETRIED.fullmatch(name) if isinstance(name, str) else None
+        if said is None or not is_whole(most, 1) or most > _MOST_RETRIES:
+            raise ConfigurationError.of_setting("retries_per_mark", per_mark, allowed)
+        found.append((_sent_by((said[1],) if said[1] else _IDEMPOTENT, marks.under(said[2])), most))
+    return tuple(found)
+
+
+def _sent_by(methods: Sequence[str], mark: marks.Mark) -> marks.Mark:
+    return lambda environ: environ["REQUEST_METHOD"] in methods and mark(environ)

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from .. import marks
 from .._capture import Outlet
-from .._context import Wish, entrances
+from .._context import Wish, entrances, registries
 from .._ground.redaction import Redaction
-from .._jobs import Channel, Job, JobState, Priority, key_of, new_token
+from .._jobs import NONE, Channel, Job, JobState, NextTry, Priority, Tries, key_of, new_token
 from .._recording import Dropped, RecordedRequest, plain_title, record_request, rewound, title_of
 from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
 from .._serving import (
@@ -34,6 +34,7 @@ from .._serving import (
     names_json,
     problem,
     retry_after,
+    sealed,
     see_other,
     status_answer,
 )
@@ -52,7 +53,7 @@ from ..registries.base import END, SHORT
 from .early import Patience, is_early_answer
 from .ends import Ends
 from .joining import Asking, Beginnings, asking, asking_again
-from .options import Limits, Priorities
+from .options import Rules
 from .untouched import untouched
 
 __all__ = ["Starter", "Tracing", "WSGIApplication"]
@@ -104,11 +105,7 @@ class Starter:
     keep_requests: bool
     deadline: float | None
     version: str
-    limit_per_owner: int | None
-    limits: Limits
-    """The name of each limit, its mark, and how many of the marked jobs may run at a time."""
-    priorities: Priorities
-    """The mark of each priority; the first mark that is true counts."""
+    rules: Rules
     title: Callable[[dict[str, Any]], str] | None
     redaction: Redaction | None
     tracing: Tracing | None
@@ -119,6 +116,9 @@ class Starter:
     patience: Patience = field(default_factory=Patience, repr=False)
     beginnings: Beginnings = field(default_factory=Beginnings, repr=False)
     dropped: Dropped = field(default_factory=Dropped, repr=False)
+
+    def __post_init__(self) -> None:
+        registries.add(self.site.registry)
 
     def start_replay(
         self, app: WSGIApplication, environ: dict[str, Any], context: Context, *, decorated: bool = False
@@ -161,7 +161,7 @@ class Starter:
             return self.run(job, work, context)
 
         with request.body:
-            return self._start(environ, request, run, promote_after, keeps_request=self.keep_requests)
+            return self._start(environ, request, run, promote_after, keeps_request=self.keep_requests, may_retry=True)
 
     def start_wish(self, app: WSGIApplication, environ: dict[str, Any], wish: Wish) -> Answer:
         """Start the job that a decorator asked for. *environ* is the request as it was before *app* saw it."""
@@ -217,8 +217,7 @@ class Starter:
     def _recorded(self, environ: Mapping[str, Any]) -> RecordedRequest:
         """Record a request, without tokens. Raises ``BadRequestBody``."""
         request = record_request(environ, self.max_body)
-        cleaned = self.site.without_tokens(request.environ)
-        return RecordedRequest(cleaned, request.kept, request.body, request.size)
+        return request._replace(environ=self.site.without_tokens(request.environ))
 
     def _may_join(self, environ: Mapping[str, Any]) -> bool:
         """Whether this request may join the job of an earlier one."""
@@ -253,18 +252,22 @@ class Starter:
         work = replay_request(app, registry, key, job.request, {}, multiprocess=True)
         return self.run(job, work, Context(), outlet=outlet)
 
-    def _groups(self, environ: dict[str, Any], owner: str | None) -> dict[str, int]:
+    def _groups(self, environ: dict[str, Any], owner: str | None) -> Mapping[str, int]:
         """Return the groups of a request's job, with how many jobs of each may run at a time."""
-        groups = {f"mark {name}": most for name, mark, most in self.limits if mark(environ)}
-        if self.limit_per_owner is not None and owner is not None:
-            groups[f"owner {owner}"] = self.limit_per_owner
+        if not self.rules.limits and self.rules.limit_per_owner is None:
+            return NONE
+        groups = {f"mark {name}": most for name, mark, most in self.rules.limits if mark(environ)}
+        if self.rules.limit_per_owner is not None and owner is not None:
+            groups[f"owner {owner}"] = self.rules.limit_per_owner
         return groups
 
     def _title(self, environ: dict[str, Any]) -> str:
         """Return the title of a request's job."""
         redacted = str if self.redaction is None else self.redaction
+        if self.title is None:
+            return plain_title(redacted(title_of(environ)))
         try:
-            title = "" if self.title is None else str(self.title(environ))
+            title = str(self.title(environ))
         except Exception as error:  # a bad title is no reason to refuse the job
             _log.error("the title of a job could not be made\n%s", redacted("".join(format_exception(error)).rstrip()))
             title = ""
@@ -272,10 +275,23 @@ class Starter:
 
     def _priority(self, environ: dict[str, Any]) -> Priority:
         """Return the priority of a request's job."""
-        for mark, priority in self.priorities:
+        for mark, priority in self.rules.priorities:
             if mark(environ):
                 return priority
         return Priority.NORMAL
+
+    def _retries(self, environ: dict[str, Any]) -> int:
+        """Return how often a request is tried again at most."""
+        return next((most for mark, most in self.rules.retries if mark(environ)), 0)
+
+    def _tries(self, environ: Mapping[str, Any], token: str, retries: int) -> Tries:
+        """Return the first try of a request, and what is needed for so many more: they are started when nobody who
+        knows a token is there, so each gets its own now, which only that of the try before opens."""
+        coming = []
+        for _ in range(retries if token else 0):
+            before, token = token, new_token()
+            coming.append(NextTry(sealed(token, before), sealed(before, token), self._kept_of(environ, token)))
+        return Tries(1, 1 + retries, tuple(coming))
 
     def refuse(self, environ: dict[str, Any]) -> Answer | None:
         """Return the answer to a request that must not start a job; None if it may."""
@@ -304,6 +320,8 @@ class Starter:
         return bad_query(environ)
 
     def _is_inside_another(self) -> bool:
+        if len(registries) == 1:
+            return False
         # Look on the stack, at each start only: requests that start no job pay nothing.
         frame = sys._getframe()
         while (caller := frame.f_back) is not None:
@@ -322,22 +340,23 @@ class Starter:
         promote_after: float | None,
         *,
         keeps_request: bool = False,
+        may_retry: bool = False,
     ) -> Answer:
         """Start a job, or join one that does the same. Answer with its place or with its response.
 
         *promote_after*: seconds that the client waits for the response; None: it does not wait. *keeps_request*:
-        whether the job can be run again.
+        whether the job can be run again. *may_retry*: whether its request can be sent to the app again.
         """
         is_joined, begun = False, None
         try:
             who = self._asking(environ, request)
             token = "" if who.name else new_token()
-            job = self.new_job(environ, token, who, request, keeps_request=keeps_request)
+            job = self.new_job(environ, token, who, request, keeps_request=keeps_request, may_retry=may_retry)
             if who.name:
                 promote_after = None if promote_after is None else 0.0  # a job that others may join must stay
                 token, job, is_joined = self._begin_or_join(environ, who, job, request, run)
             else:
-                job, begun = self._begin(job, request, run)
+                job, begun = self.begin(job, request, run)
         except _OtherRequest:
             detail = "This Idempotency-Key was used for another request."
             return problem(environ, 422, "idempotency-key-reused", detail)
@@ -347,7 +366,9 @@ class Starter:
             return self._answer_begun(environ, token, job, begun, who.cookie, promote_after, is_joined=is_joined)
         except (JobExpired, JobNotFound):  # it ended, and was evicted before this client got its answer
             if is_joined:  # or it answered the client that started it at once, and was deleted
-                return self._start(environ, request, run, promote_after, keeps_request=keeps_request)
+                return self._start(
+                    environ, request, run, promote_after, keeps_request=keeps_request, may_retry=may_retry
+                )
             return problem(environ, 410, "expired", "The job has ended and is already deleted.")
         except RegistryError as error:
             _log.error("a job could not be read: %s", error)
@@ -361,9 +382,10 @@ class Starter:
         request: RecordedRequest | None,
         *,
         keeps_request: bool,
-        rerun_of: str = "",
+        may_retry: bool,
     ) -> Job:
-        """Return the job of a request; *token* is empty where its name decides on that later."""
+        """Return the job of a request; *token* is empty where something else decides on that later."""
+        retries = self._retries(environ) if may_retry else 0
         return Job(
             key_of(token),
             self._title(environ),
@@ -375,7 +397,7 @@ class Starter:
             asked=self._kept_of(environ, token) if token else {},
             request=request.environ if request else {},
             keeps_request=keeps_request,
-            rerun_of=rerun_of,
+            tries=self._tries(environ, token, retries) if retries else None,
             fingerprint=who.fingerprint,
             name=who.name,
             keeps_name="HTTP_IDEMPOTENCY_KEY" in environ,
@@ -392,7 +414,7 @@ class Starter:
     ) -> Answer:
         """Start a *job* that repeats another one; *visit*: of its own place, by who asked for it."""
         try:
-            job, _ = self._begin(job, request, run)
+            job, _ = self.begin(job, request, run)
         except (QueueFull, RegistryError) as error:
             return _not_started(visit.environ, error)
         return visit.linked(self._started(visit, job, *cookie))
@@ -412,7 +434,9 @@ class Starter:
         visit = self.site.started_visit(environ, token, job.key)
         if promote_after and visit.preferred_wait is None:
             job = self.patience.hold(visit, job, promote_after)
-            return untouched(visit, job) if job.state.ended else visit.linked(self._started(visit, job, *cookie))
+            if visit.has_ended(job):
+                return untouched(visit, job)
+            return visit.linked(self._started(visit, job, *cookie))
         if promote_after is not None and not job.state.ended:
             now = self.patience.hold(visit, job, 0.0, begun)
             if now.state.ended:
@@ -429,10 +453,10 @@ class Starter:
         secret = registry.secret() if self.secret is None else self.secret
         return asking_again(owns, environ, request, secret, self.beginnings)
 
-    def _begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> tuple[Job, Run]:
+    def begin(self, job: Job, request: RecordedRequest | None, run: Callable[[Job], Run]) -> tuple[Job, Run]:
         """Add the job with its request, and submit it. Keeps nothing if it raises ``QueueFull`` or ``RegistryFull``."""
         registry = self.site.registry
-        self.ends.expect(job.key)
+        job = self.ends.expect(job)
         must_hold = registry.shared and self.site.executor.keeps_queue
         lease = LEASE if must_hold else _ADMISSION if registry.shared and not job.admitted else None
         if must_hold:
@@ -444,8 +468,12 @@ class Starter:
                 job, chunks = registry.add_request(job, b"".join(chunks), **leased), ()
             else:
                 job = registry.add(job, **leased)
-        except (JobExists, QueueFull, RegistryFull):
-            self.ends.forget(job.key)
+        except JobExists as error:
+            if error.key != job.key:  # else its messages are those of the job that is there
+                self.ends.forget(job)
+            raise
+        except (QueueFull, RegistryFull):
+            self.ends.forget(job)
             raise
         try:
             offset = 0
@@ -457,7 +485,7 @@ class Starter:
             self.site.executor.submit(begun)
         except BaseException:
             registry.discard(job.key)
-            self.ends.forget(job.key)
+            self.ends.forget(job)
             if must_hold:
                 self.waiting.let_go(job.key)
             raise
@@ -487,8 +515,9 @@ class Starter:
                 # One at a time: after JobExists there is either a submitted job or none.
                 with self.beginnings.beginning:
                     asked = self._kept_of(environ, token)
-                    job = job.changed(key=key_of(token), name_salt=salt, asked=asked)
-                    return token, self._begin(job, request, run)[0], False
+                    tries = job.tries and self._tries(environ, token, job.tries.of - 1)
+                    job = job.changed(key=key_of(token), name_salt=salt, asked=asked, tries=tries)
+                    return token, self.begin(job, request, run)[0], False
             except JobExists as error:
                 there = self._admitted(error.key, until)
             if there is None:
@@ -525,9 +554,9 @@ class Starter:
         job, applied = visit.wait_as_preferred(job)
         if not applied and means_result(visit.environ):
             job = visit.hold(job, END, _LONGEST_WAIT)
-            if job.state.ended:
+            if visit.has_ended(job):
                 return answer_ended(visit, job, ("Content-Location", visit.link(_view="result")), *cookie)
-        if applied and job.state.ended:
+        if applied and visit.has_ended(job):
             where = ("Content-Location", visit.link(_view="result"))
             return answer_ended(visit, job, ("Preference-Applied", applied), where, *cookie)
         return self._started(visit, job, *cookie, applied=applied)

@@ -6,9 +6,11 @@ them out and fork a process for each job. Everything else about a job is in the 
 
 import argparse
 import contextlib
+import functools
+import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from .._capture import Outlet
@@ -21,10 +23,11 @@ from ._processes.watching import Remains, Watcher, how_it_ended, signal_group
 
 try:
     from redis import Connection, ConnectionPool, Redis
-    from redis.backoff import NoBackoff
+    from redis.backoff import ExponentialBackoff, NoBackoff
     from redis.connection import parse_url
+    from redis.exceptions import AuthenticationError, AuthorizationError, OutOfMemoryError, RedisError, ResponseError
     from redis.exceptions import ConnectionError as RedisConnectionError
-    from redis.exceptions import RedisError, ResponseError
+    from redis.exceptions import TimeoutError as RedisTimeoutError
     from redis.retry import Retry
     from rq import Queue, Worker
     from rq.exceptions import NoSuchJobError
@@ -37,6 +40,8 @@ except ImportError as _error:
     raise ImportError("RQExecutor needs the extra rq: pip install 'bgmiddleware[rq]'") from _error
 
 __all__ = ["RQExecutor"]
+
+_log = logging.getLogger("bgmiddleware")
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 _LOOK_EVERY = 1  # seconds between two looks for jobs to kill or to deliver again; whole, because RQ sets an alarm
@@ -70,7 +75,7 @@ class RQExecutor(EngineExecutor):
         super().__init__(queue=queue, max_pending=max_pending, grace=grace)
         self._url = url
         # No retries: they would push a job twice. And no client must wait for a Redis that hangs.
-        self._client = _client(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+        self._client = _client(url, socket_timeout=5, socket_connect_timeout=5)
         self._queues = {priority: self._queue(priority) for priority in Priority}
 
     def _queue(self, priority: Priority) -> Queue:
@@ -125,7 +130,8 @@ class RQExecutor(EngineExecutor):
         worker = _Worker(
             [queue.name for queue in self._queues.values()],  # the worker takes from them in this order
             chosen.name,
-            connection=_client(self._url),
+            # Of old versions of redis a call is only tried again after errors that are named here.
+            connection=_client(self._url, retry=_AT_ONCE, retry_on_error=[RedisConnectionError, RedisTimeoutError]),
             serializer="json",
             job_monitoring_interval=_LOOK_EVERY,
             log_job_description=False,
@@ -136,10 +142,11 @@ class RQExecutor(EngineExecutor):
 
 
 def _client(url: str, **options: Any) -> Redis:
-    """Return a client that leaves a server which is no primary any more.
+    """Return a client that leaves a server which cannot be written to, and tries nothing again by itself.
 
     After a fail-over behind one address, the connections that are open lead to the old primary, now a replica: it
-    answers, and refuses to write. For RQ's worker that would be the end, while it survives a broken connection.
+    answers, and refuses to write. For RQ's worker that would be the end, while it survives a broken connection. The
+    same is true of a server whose memory or disk is full.
     """
     options = {**parse_url(url), **options}  # type: ignore[no-untyped-call]
     kind: Any = options.pop("connection_class", Connection)
@@ -149,12 +156,42 @@ def _client(url: str, **options: Any) -> Redis:
             try:
                 return super().read_response(*arguments, **named)
             except ResponseError as error:
-                if not is_elsewhere(error):
+                if not (is_elsewhere(error) or _takes_no_writes(error)):
                     raise
                 self.disconnect()
                 raise RedisConnectionError(str(error).rstrip(".")) from error
 
     return Redis(connection_pool=ConnectionPool(ToPrimary, **options))
+
+
+def _takes_no_writes(error: ResponseError) -> bool:
+    return isinstance(error, OutOfMemoryError) or str(error).startswith(("MISCONF ", "NOREPLICAS "))
+
+
+class _Patience(Retry):
+    """Tries a call again until Redis answers, every two seconds in the end, and logs that it waits. It *gives up* where
+    the worker is to end."""
+
+    def __init__(self, gives_up: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(ExponentialBackoff(cap=2, base=0.1), -1)
+        self._gives_up = gives_up
+
+    def call_with_retry(self, do: Callable[[], Any], fail: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        waits = False
+
+        def note(error: Exception, *count: int) -> None:
+            nonlocal waits
+            fail(error, *count)
+            if isinstance(error, (AuthenticationError, AuthorizationError)) or self._gives_up():
+                raise error
+            if not waits:
+                _log.warning("Redis does not answer the worker, which tries again: %s", error)
+            waits = True
+
+        return super().call_with_retry(do, note, *arguments, **named)
+
+
+_AT_ONCE = Retry(NoBackoff(), 0)
 
 
 def refuse() -> None:
@@ -172,6 +209,8 @@ class _KeyOnly(Message):
     def perform(self) -> None:
         if run_message(self.site, self.id, self.outlet):  # must wait: let RQ schedule it
             self.repeats_left, self.repeat_intervals = 1, [1]
+        else:  # what RQ notes of a job that has ended is worth no waiting
+            self.connection.set_retry(_AT_ONCE)
 
     def send_webhooks(self, *arguments: Any, **named: Any) -> None:
         """Send nothing."""
@@ -188,6 +227,40 @@ class _Worker(Worker):
     _watcher: Watcher
     _status = 0
 
+    def bootstrap(self, *arguments: Any, **named: Any) -> None:
+        super().bootstrap(*arguments, **named)  # fails at once if the URL is wrong
+        # RQ survives an outage only while it waits for a message. Later it would end, and lose the one that it has.
+        self._be_patient()
+
+    def _be_patient(self) -> None:
+        self.connection.set_retry(_Patience(lambda: self._stop_requested))
+
+    def teardown(self) -> None:
+        self.connection.set_retry(_AT_ONCE)
+        with contextlib.suppress(RedisError):  # RQ forgets a worker that says nothing more
+            super().teardown()  # type: ignore[no-untyped-call]
+
+    def set_shutdown_requested_date(self) -> None:
+        """Write nothing: a handler of signals calls this, wherever the worker is, and nobody reads it."""
+
+    def set_state(self, state: str, pipeline: Any = None) -> None:
+        with contextlib.suppress(RedisError):  # where the worker is to end
+            super().set_state(state, pipeline)
+
+    def run_maintenance_tasks(self) -> None:
+        with contextlib.suppress(RedisError):  # they can wait
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+
+    # Old versions of redis do not try a pipeline again.
+
+    def prepare_execution(self, job: Message) -> Execution:
+        prepare = functools.partial(super().prepare_execution, job)
+        return cast(Execution, _Patience().call_with_retry(prepare, lambda error: self.executions.clear()))
+
+    def prepare_job_execution(self, job: Message, remove_from_intermediate_queue: bool = False) -> None:
+        prepare = functools.partial(super().prepare_job_execution, job, remove_from_intermediate_queue)
+        _Patience().call_with_retry(prepare, lambda error: None)
+
     def execute_job(self, job: Message, queue: Queue) -> None:
         with contextlib.closing(Remains(redaction=self.site.redaction)) as self._remains:  # the fork inherits it
             super().execute_job(job, queue)
@@ -198,19 +271,26 @@ class _Worker(Worker):
         return super().perform_job(job, queue, execution)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        super().heartbeat(timeout, pipeline)
-        if pipeline is None:  # between jobs
-            self._deliver_again()
+        if pipeline is not None:
+            super().heartbeat(timeout, pipeline)
+            return
+        with contextlib.suppress(RedisError):  # the next time
+            super().heartbeat(timeout)
+            self._deliver_again()  # between jobs
 
     def monitor_work_horse(self, job: Message, queue: Queue, execution: Execution) -> None:
         registry, pid = self.site.registry, self.horse_pid
         self._watcher = Watcher(registry, job.id, self.grace)
         self._remains.hand_over()
+        self.connection.set_retry(_AT_ONCE)  # the look at the job each second must not wait for Redis
         try:
             super().monitor_work_horse(job, queue, execution)
         except SystemExit:  # at the second signal RQ has killed the process
             self._remains.end_if_left(registry, job.id, pid, "its worker was shut down")
             raise
+        except RedisError as error:  # the process has ended, and RQ could not note how
+            _log.warning("job %s: RQ could not note its end: %s", job.id[:8], error)
+        self._be_patient()
         if self._status:
             signal_group(pid, signal.SIGKILL)  # the children that it left behind
         self._remains.end_if_left(registry, job.id, pid, how_it_ended(self._status), regular=not self._status)

@@ -1,5 +1,6 @@
 """Where the bytes of a log lie that keeps its first and its last ones."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -19,6 +20,7 @@ class Bounds:
     floor: int | None = None
 
     @classmethod
+    @functools.cache  # a registry has one for all its jobs
     def of(cls, limit: int) -> Self:
         """Return the bounds that keep *limit* bytes, half of them from the beginning."""
         return cls(limit // 2, limit - limit // 2)

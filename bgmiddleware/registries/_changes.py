@@ -3,7 +3,7 @@ here, and writes down what it was told; that nothing comes in between is its own
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from .._jobs import Job, JobState, Progress, Steps
+from .._jobs import NONE, Job, JobState, Progress, Steps
 from ..errors import BadOffset
 from .base import Transition
 
@@ -22,7 +22,7 @@ __all__ = [
     "settled",
 ]
 
-_AMENDED = ("question", "rerun_as", "shares")
+_AMENDED = ("question", "rerun_as", "shares", "tries")
 """What may be amended of a job: what no registry looks at."""
 
 
@@ -73,17 +73,17 @@ def claimed(job: Job, now: float, change: Transition) -> Job:
 
 def ended(job: Job, now: float, change: Transition, *, ttl: float, at: float | None = None) -> Job:
     """Return the job as it ended, *now* or *at* an earlier time; its TTL begins now."""
-    return job.changed(
+    new = job.changed(
         state=change.to,
         reason=change.reason,
         response=change.response,
         ended_at=now if at is None else at,
         expires_at=now + ttl,
         lease_expires_at=None,
-        request=job.request if job.keeps_request else {},
         question=None,
         receipt={**job.receipt, **(change.receipt or {})},
     )
+    return new if new.holds_request or not new.request else new.changed(request=NONE)
 
 
 def check_whole(job: Job, change: Transition) -> None:
@@ -138,7 +138,11 @@ def renewed(
 def amended(job: Job, seen: Job, change: Callable[[Job], Job | None]) -> Job | None:
     """Return a job, which reads as *seen*, with what *change* makes of that; None where that changes nothing."""
     new = change(seen)
-    return None if new is None else job.changed(**{name: getattr(new, name) for name in _AMENDED})
+    if new is None:
+        return None
+    amended = job.changed(**{name: getattr(new, name) for name in _AMENDED})
+    is_kept = amended.holds_request or not (job.request and job.state.ended)
+    return amended if is_kept else amended.changed(request=NONE)
 
 
 def asked_to_stop(job: Job, now: float, *, ttl: float, reason: str) -> Job | None:

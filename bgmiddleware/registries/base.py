@@ -322,8 +322,8 @@ class Registry(ABC):
         nothing changes, and None is returned.
 
         *change* is given the job as it reads. It may be called several times and from within a transaction, so it only
-        computes. Of what it returns, only ``question``, ``rerun_as`` and ``shares`` count: all else is the registry's
-        own.
+        computes. Of what it returns, only ``question``, ``rerun_as``, ``shares`` and ``tries`` count: all else is the
+        registry's own. The request of a job that has ended is forgotten where no more tries of it follow.
         """
 
     @abstractmethod

@@ -196,8 +196,10 @@ class MemoryRegistry(Registry):
         finally:
             with self._lock:
                 record.waiting -= 1
-                if record.source is not None and not record.waiting:
-                    record.source.watch(False)
+                if not record.waiting:
+                    record.condition = None
+                    if record.source is not None:
+                        record.source.watch(False)
 
     def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
         with self._lock:
@@ -366,8 +368,8 @@ class MemoryRegistry(Registry):
             return True
 
     def _tell(self) -> None:
-        with contextlib.suppress(IndexError):
-            while self._untold:
+        while self._untold:
+            with contextlib.suppress(IndexError):  # another thread has told of it
                 self._has_ended(self._untold.popleft())
 
     # All that follows is called with the lock held.
@@ -448,7 +450,7 @@ class MemoryRegistry(Registry):
         self._counts.add(self._noticed_at, path_of(job), events_of(record.job, job))
         record.job = job
         record.source = None
-        request = None if job.keeps_request else record.logs.pop(Channel.REQUEST, None)
+        request = None if job.holds_request else record.logs.pop(Channel.REQUEST, None)
         if request is not None:
             self._bytes -= request.stored
             request.remove()
@@ -527,7 +529,7 @@ class MemoryRegistry(Registry):
 
 @dataclass(slots=True)
 class _Record:
-    """A job with its bytes. Guarded by the registry's lock, of which the condition is made when first needed."""
+    """A job with its bytes. Guarded by the registry's lock, of which there is a condition while somebody waits."""
 
     job: Job
     logs: dict[Channel, Log] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from .._ground.numbers import check_positive
@@ -170,7 +171,7 @@ class SpoolRegistry(Registry):
         def read(row: Row) -> Piece:
             if row.job.state is JobState.PENDING and not self._store.files(row).is_there():
                 return Piece(offset, b"")
-            is_sealed = row.job.state.ended and not (channel is Channel.REQUEST and row.job.keeps_request)
+            is_sealed = row.job.state.ended and not (channel is Channel.REQUEST and row.job.holds_request)
             ends = Ends.of_job(row.job) if is_sealed else None
             return self._store.files(row).read(channel, offset, limit, ends)
 
@@ -515,7 +516,7 @@ class SpoolRegistry(Registry):
             if body and not ends.body:
                 self._store.files(row).write_body(body)
                 ends = ends.to(Channel.BODY, len(body))
-            ends = ends if job.keeps_request else ends._replace(request=0)
+            ends = ends if job.holds_request else ends._replace(request=0)
         except FileNotFoundError as error:  # somebody removed it: then nothing is kept, and yet the job must end
             if body:  # without it, that is
                 raise RegistryError(f"{error.filename} was removed by somebody else") from error
@@ -524,7 +525,7 @@ class SpoolRegistry(Registry):
         if transition is not None:
             changes.check_whole(job, transition)
         self._change(change, row, job, now, self._store.files(row).kept(ends))
-        change.ended.append(row)
+        change.ended.append(replace(row, job=job))
         change.told.append(job)
 
     def _evict(self, change: Change, now: float, limit: int) -> Evicted:

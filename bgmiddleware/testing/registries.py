@@ -19,6 +19,7 @@ from .._jobs import (
     Channel,
     Job,
     JobState,
+    NextTry,
     Priority,
     Progress,
     Question,
@@ -26,6 +27,7 @@ from .._jobs import (
     Step,
     Steps,
     StepState,
+    Tries,
     key_of,
 )
 from ..errors import (
@@ -480,7 +482,7 @@ class RegistryContract(HistoryContract):
         read = registry.get(KEY)
         assert registry.evict() == (1, 0)
         assert registry.evict() == (0, 0)
-        assert registry.get(KEY) == replace(read, expires_at=clock.now + 60.0)
+        assert registry.get(KEY) == read.changed(expires_at=clock.now + 60.0)
         clock.advance(59.99)
         assert registry.get(KEY).reason == "never started"
         clock.advance(0.01)
@@ -570,7 +572,7 @@ class RegistryContract(HistoryContract):
     def test_who_admits_a_job_that_waits_in_a_process_does_not_change_how_long_it_waits(
         self, registry: Registry, clock: Clock
     ) -> None:
-        registry.add(replace(HELD, admitted=False), lease=5.0)
+        registry.add(HELD.changed(admitted=False), lease=5.0)
         assert registry.renew(KEY, "", lease=10.0).ok
         assert registry.get(KEY).admitted
         clock.advance(5.0)
@@ -864,6 +866,22 @@ class RegistryContract(HistoryContract):
         registry.evict()
         with pytest.raises(JobExpired):
             registry.read(KEY, Channel.REQUEST, 0)
+
+    @pytest.mark.parametrize("state", [JobState.FAILED, JobState.FINISHED])
+    def test_a_request_is_there_until_its_next_try_has_begun_or_none_follows(
+        self, registry: Registry, state: JobState
+    ) -> None:
+        tries = Tries(1, 2, (NextTry("a link", "another", {}),))
+        registry.add(Job(KEY, "one", request={"REQUEST_METHOD": "PUT"}, tries=tries))
+        registry.append(KEY, Channel.REQUEST, 0, b"body")
+        assert registry.claim(KEY, RUNNER)
+        assert registry.finish(KEY, RUNNER, state)
+        is_held = state is JobState.FAILED
+        assert bool(registry.get(KEY).request) is is_held
+        assert registry.read(KEY, Channel.REQUEST, 0).data == (b"body" if is_held else b"")
+        assert registry.get(KEY).tries == tries
+        registry.amend(KEY, lambda job: job.changed(rerun_as="a link"))
+        assert registry.get(KEY).request == {}
 
     def test_the_request_of_a_job_that_was_cancelled_before_it_began_is_sealed_and_forgotten(
         self, registry: Registry

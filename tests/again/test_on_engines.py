@@ -8,6 +8,7 @@ from bgmiddleware import JobState
 from tests.again.test_asking import FORM, JSON, answered, asked
 from tests.conftest import needs
 from tests.kit.clients import InProcess, ended, start
+from tests.kit.looking import eventually
 from tests.kit.redis_server import RedisServer, redis_server, redis_server_of_module  # noqa: F401  # fixtures
 from tests.kit.worker_site import config_of, working_for
 
@@ -54,3 +55,24 @@ def test_a_job_of_a_worker_asks_and_is_run_again(
 def _until_asked(client: InProcess, target: str, text: str) -> None:
     while asked(client, target)["question"] != text:
         pass
+
+
+@pytest.mark.parametrize("executor", ["rq", "celery"])
+def test_what_failed_in_a_worker_is_tried_again_in_one(
+    executor: str,
+    redis_server: RedisServer,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", redis_server.url)
+    settings = {"retries_per_mark": {"/*": 2}}
+    with working_for(config_of(executor, redis_server.url, tmp_path, settings=settings)) as (site, _):
+        client = InProcess(site)
+        target = start(client, "/raises", method="GET")
+        first = ended(site, target)
+        assert (first.state, first.awaits_try) == (JobState.FAILED, True)
+        eventually(lambda: site.registry.get(first.key).rerun_as)
+        second = site.registry.wait(site.registry.get(first.key).rerun_as.partition(":")[0], 2**62, 60.0)
+        place = client.request("GET", target, **JSON)["Location"]
+    assert (second.state, second.tries and second.tries.number) == (JobState.FAILED, 2)
+    assert place.startswith("?_t=")

@@ -83,20 +83,25 @@ class TestNumber:
         kept.output.end()
 
     def test_no_descriptor_and_no_thread_is_left_by_many_jobs(self) -> None:
-        def job() -> None:
-            for _ in range(3):
-                sys.stderr.fileno()
-                print("\r 33%", file=sys.stderr, end="", flush=True)
-
-        run_job(job)
-        before = open_files()
-        for _ in range(200):
-            assert run_job(job) == "\r 33%" * 3
-        assert open_files() <= before
-        for thread in threading.enumerate():
-            if thread.name == "bgmiddleware-collect":
-                thread.join(LONG)
-                assert not thread.is_alive()
+        """In a process of its own: a helper of multiprocessing that an earlier job started writes to its pipe still."""
+        script = """
+            import sys, threading
+            from tests.kit.capturing import LONG, open_files, run_job
+            def job():
+                for _ in range(3):
+                    sys.stderr.fileno()
+                    print("\\r 33%", file=sys.stderr, end="", flush=True)
+            run_job(job)
+            before = open_files()
+            for _ in range(200):
+                assert run_job(job) == "\\r 33%" * 3
+            assert open_files() <= before
+            for thread in threading.enumerate():
+                if thread.name == "bgmiddleware-collect":
+                    thread.join(LONG)
+                    assert not thread.is_alive()
+        """
+        assert run_python(script) == ("", "")
 
     def test_forked_children_print_to_the_job(self) -> None:
         script = """

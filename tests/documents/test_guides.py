@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import missing, needs
 from tests.kit.clients import InProcess, OverHTTP, ended, served
 from tests.kit.documents import PAGES, ROOT, SHOP, blocks, get, run
+from tests.kit.looking import eventually
 
 needs("docutils")
 
@@ -235,3 +236,18 @@ def test_gunicorn_accepts_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gunicorn", "--check-config", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_failed_is_tried_again_as_shown(
+    loaded: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bgmiddleware._jobs._PAUSES", (0.0,))
+    site = loaded(shown("retries.rst"))["app"]
+    client = InProcess(site)
+    first = "/reports/1" + client.request("GET", "/reports/1")["Location"]
+    ended(site, first)
+    eventually(lambda: client.request("GET", f"{first}&_view=result").status == 303)
+    second = "/reports/1" + client.request("GET", f"{first}&_view=result")["Location"]
+    eventually(lambda: client.request("GET", second).text == "a good year\n")
+    posted = {"REQUEST_METHOD": "POST", "PATH_INFO": "/import/1"}
+    assert [most for mark, most in site._starter.rules.retries if mark(posted)] == [2]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bgmiddleware import BackgroundMiddleware, ConfigurationError, JobState, Priority, marks
+from bgmiddleware._jobs import key_of
 from bgmiddleware.testing import executor_site
 from bgmiddleware.testing.executors import Scene, short_lease  # noqa: F401  # a fixture
 from tests.conftest import needs
@@ -253,6 +254,94 @@ def test_a_worker_and_a_site_outlive_a_fail_over_that_keeps_connections(tmp_path
                 control.execute_command("REPLICAOF", "NO", "ONE")
                 assert result(app, start(InProcess(app), "/")) == str(worker.pid)
                 assert worker.process.poll() is None
+
+
+MOMENTS = """
+import os
+from pathlib import Path
+from redis import Redis
+from bgmiddleware.executors import rq
+from outside import app, here, url
+
+name, other = Path(here, "moment").read_text().split()
+before = getattr(rq._Worker, name)
+
+def meanwhile(self, *arguments, **named):
+    if not os.path.exists(os.path.join(here, "switched")):
+        with Redis.from_url(url) as control:
+            control.execute_command("REPLICAOF", "127.0.0.1", other)
+        Path(here, "switched").touch()
+    return before(self, *arguments, **named)
+
+setattr(rq._Worker, name, meanwhile)
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "get_redis_server_version",  # it has taken the message
+        "prepare_execution",
+        "prepare_job_execution",  # the job's process has begun
+        "wait_for_horse",
+    ],
+)
+def test_a_fail_over_at_any_moment_loses_neither_a_job_nor_the_worker(tmp_path: Path, moment: str) -> None:
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    (tmp_path / "moments.py").write_text(MOMENTS)
+    with RedisServer() as server, RedisServer() as other, Redis.from_url(server.url) as control:
+        (tmp_path / "url").write_text(server.url)
+        (tmp_path / "moment").write_text(f"{moment} {other.port}")
+        with (
+            working("moments:app", ready=READY, path=str(tmp_path)) as (worker,),
+            site_over(RQExecutor(server.url), f"spool:{tmp_path}/jobs") as app,
+        ):
+            target = start(InProcess(app), "/")
+            worker.until(lambda: (tmp_path / "switched").exists())
+            worker.until(lambda: "Redis does not answer" in worker.said())
+            control.execute_command("REPLICAOF", "NO", "ONE")
+            assert result(app, target) == str(worker.pid)
+            assert result(app, start(InProcess(app), "/")) == str(worker.pid)
+            assert worker.process.poll() is None
+
+
+def test_a_worker_outlives_a_redis_without_memory_and_then_runs_what_waits(tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    with RedisServer() as server, Redis.from_url(server.url) as control:
+        (tmp_path / "url").write_text(server.url)
+        with (
+            working("outside:app", ready=READY, path=str(tmp_path)) as (worker,),
+            site_over(RQExecutor(server.url), f"spool:{tmp_path}/jobs") as app,
+        ):
+            control.config_set("maxmemory", 1)
+            worker.until(lambda: "Redis does not answer" in worker.said())
+            refused = InProcess(app).request("POST", "/")
+            assert (refused.status, "maxmemory" in refused.text) == (503, True)
+            control.config_set("maxmemory", 0)
+            assert result(app, start(InProcess(app), "/")) == str(worker.pid)
+
+
+def test_a_worker_without_redis_ends_at_a_signal_when_its_job_has_ended(tmp_path: Path) -> None:
+    waits = "while not os.path.exists(os.path.join(here, 'go')): print('waits', flush=True); time.sleep(0.05)"
+    (tmp_path / "outside.py").write_text(
+        OUTSIDE.replace("import os\n", "import os, time\n").replace(
+            "    start_response", f"    {waits}\n    start_response"
+        )
+    )
+    with RedisServer() as server:
+        (tmp_path / "url").write_text(server.url)
+        with (
+            working("outside:app", ready=READY, path=str(tmp_path)) as (worker,),
+            site_over(RQExecutor(server.url), f"spool:{tmp_path}/jobs") as app,
+        ):
+            target = start(InProcess(app), "/")
+            app.registry.wait(key_of(target.rpartition("=")[2]), 0, 120.0)
+            server.kill()
+            worker.process.send_signal(signal.SIGTERM)
+            worker.until(lambda: "warm shut down" in worker.said())
+            (tmp_path / "go").touch()
+            assert ended(app, target).state is JobState.FINISHED
+            worker.process.wait(120)
 
 
 def test_a_url_of_sentinels_is_refused_with_the_remedy() -> None:

@@ -1,5 +1,6 @@
 """A real browser for tests: Chromium, driven by playwright; it notes all that a page must never do."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -14,6 +15,7 @@ _ARGUMENTS = (
     "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
     " --disable-sync"
 ).split()
+_CLOSED_WITHIN = 120.0
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 # All that is wrong with a page is kept where the page itself cannot reach it: in the log of the browser.
@@ -78,4 +80,7 @@ class Tab:
         dialog.dismiss()
 
     def close(self) -> None:
-        self.context.close()
+        # On a busy machine Chromium once left this unanswered for ever. What is left then goes with the browser.
+        closed = asyncio.wait_for(self.context._impl_obj.close(reason=None), _CLOSED_WITHIN)
+        with contextlib.suppress(TimeoutError):
+            self.context._sync(closed)

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import textwrap
 import threading
@@ -315,6 +316,7 @@ def test_a_forked_child_that_ends_leaves_the_parents_files(tmp_path):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library cannot be asked to give memory back")
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="the memory is not the C library's there")
 def test_what_forgotten_jobs_took_is_given_back_to_the_system():
     program = """
         import time

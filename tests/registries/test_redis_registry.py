@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1000,7 +999,7 @@ def test_a_newer_version_may_have_written_more_into_a_record(registry: RedisRegi
     server.hset(record_of(KEY), "job", document.replace("{", '{"tomorrow": [1],', 1))
     assert registry.get(KEY) == job
     assert registry.claim(KEY, RUNNER)
-    assert replace(registry.get(KEY), started_at=None).runner == RUNNER
+    assert registry.get(KEY).changed(started_at=None).runner == RUNNER
 
 
 def test_the_documents_name_every_key(registry: RedisRegistry, server: Any) -> None:

@@ -1,9 +1,7 @@
 """The values: jobs, their states, their names; and the errors."""
 
-import dataclasses
 import json
 import uuid
-from dataclasses import replace
 
 import pytest
 
@@ -22,10 +20,13 @@ def test_states_and_channels_are_the_words_that_users_see():
     assert JobState("lost") is JobState.LOST
 
 
-@pytest.mark.parametrize("value", [Job("key", "title"), Progress(1), RecordedResponse("200 OK", ())])
-def test_values_do_not_change(value):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(value, dataclasses.fields(value)[0].name, "new")
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(Job("key", "title"), "key"), (Progress(1), "done"), (RecordedResponse("200 OK", ()), "status")],
+)
+def test_values_do_not_change(value, name):
+    with pytest.raises(AttributeError):
+        setattr(value, name, "new")
 
 
 def test_a_new_job_is_pending_and_empty():
@@ -207,7 +208,7 @@ def test_a_document_whose_fields_are_of_another_kind_is_of_no_job(name, value):
 
 
 def test_what_a_document_may_hold_is_known_of_every_field():
-    assert _KINDS.keys() == {field.name for field in dataclasses.fields(Job)}
+    assert _KINDS.keys() == set(Job._fields)
 
 
 def test_a_progress_of_a_newer_version_is_read_as_far_as_it_is_known():
@@ -232,5 +233,5 @@ def test_a_job_reads_as_lost_when_its_time_has_run_out():
     leased = Job("key", "title", state=JobState.RUNNING, lease_expires_at=10.0)
     assert leased.as_of(9.9) is leased
     assert leased.as_of(10.0).state is JobState.LOST
-    assert replace(leased, cancel_requested_at=1.0).as_of(10.0).state is JobState.CANCELLED
-    assert replace(leased, lease_expires_at=None).as_of(1e12).state is JobState.RUNNING
+    assert leased.changed(cancel_requested_at=1.0).as_of(10.0).state is JobState.CANCELLED
+    assert leased.changed(lease_expires_at=None).as_of(1e12).state is JobState.RUNNING

@@ -300,6 +300,8 @@ SIGNS: list[tuple[str, Any, Any]] = [
     ("AUTH_TYPE", "ada", "bob"),
     ("SSL_CLIENT_S_DN", "CN=ada", "CN=bob"),
     ("SERVER_PORT", "443", "8443"),
+    ("HTTP_X_TRACE_IDENTITY", "ada", "bob"),
+    ("HTTP_X_CLIENT_ID", "ada", "bob"),
     ("a.middleware", "ada", "bob"),
     ("a.middleware", b"ada", b"bob"),
     ("a.middleware", {"user": {"id": 1}, "roles": {"a"}}, {"user": {"id": 2}, "roles": {"a"}}),
@@ -329,7 +331,9 @@ def test_who_differs_in_anything_that_the_app_can_see_gets_a_job_of_his_own(
     "name",
     """HTTP_CACHE_CONTROL HTTP_PRAGMA HTTP_REFERER HTTP_SEC_FETCH_SITE HTTP_SEC_FETCH_USER HTTP_SEC_FETCH_MODE
     HTTP_SEC_FETCH_DEST HTTP_DATE HTTP_PREFER REMOTE_PORT UNIQUE_ID SSL_SESSION_ID HTTP_TRACEPARENT HTTP_X_REQUEST_ID
-    HTTP_X_AMZN_TRACE_ID HTTP_CF_RAY HTTP_X_REQUEST_START wsgi.own gunicorn.own""".split(),
+    HTTP_X_AMZN_TRACE_ID HTTP_CF_RAY HTTP_X_REQUEST_START HTTP_X_AMZ_CF_ID HTTP_X_ENVOY_ATTEMPT_COUNT HTTP_X_RETRY_COUNT
+    HTTP_X_DATADOG_PARENT_ID HTTP_X_MS_CLIENT_REQUEST_ID HTTP_UBER_TRACE_ID HTTP_X_TRACE_ID wsgi.own
+    gunicorn.own""".split(),
 )
 def test_what_changes_from_one_try_to_the_next_is_no_sign_of_who_asks(
     options: dict[str, Any], added: dict[str, Any], name: str
@@ -338,6 +342,29 @@ def test_what_changes_from_one_try_to_the_next_is_no_sign_of_who_asks(
     with BackgroundMiddleware(app, when=marks.always, executor=ThreadExecutor(drain=0.0), **options) as site:
         assert asked(site, **added, **{name: "one"}) == asked(site, **added, **{name: "other"}) == asked(site, **added)
         app.may_end.set()
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "same"),
+    [
+        ("HTTP_X_FORWARDED_FOR", "192.0.2.1:4711", "192.0.2.1:4712", True),
+        ("HTTP_X_FORWARDED_FOR", "192.0.2.1:4711, 10.0.0.1:80", "192.0.2.1:4712, 10.0.0.1:81", True),
+        ("HTTP_X_FORWARDED_FOR", "192.0.2.1:4711, 10.0.0.1", "192.0.2.2:4711, 10.0.0.1", False),
+        ("HTTP_X_FORWARDED_FOR", "[2001:db8::1]:4711", "[2001:db8::1]:4712", True),
+        ("HTTP_X_FORWARDED_FOR", "2001:db8::1:4711", "2001:db8::1:4712", False),
+        ("HTTP_X_FORWARDED_FOR", "::ffff:192.0.2.1:1", "::ffff:192.0.2.1:2", False),
+        ("HTTP_FORWARDED", 'for="192.0.2.1:4711";host=a', 'for="192.0.2.1:4712";host=a', True),
+        ("HTTP_FORWARDED", 'for="[2001:db8::1]:4711"', 'for="[2001:db8::2]:4711"', False),
+        ("HTTP_CLOUDFRONT_VIEWER_ADDRESS", "192.0.2.1:4711", "192.0.2.1:4712", True),
+        ("HTTP_X_USER", "192.0.2.1:4711", "192.0.2.1:4712", False),
+    ],
+)
+def test_the_port_of_a_client_is_no_sign_of_who_asks_and_its_address_is(
+    name: str, one: str, other: str, same: bool
+) -> None:
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        tokens = [asked(site, HTTP_IDEMPOTENCY_KEY="k", **{name: value}) for value in (one, other)]
+        assert (tokens[0] == tokens[1]) is same
 
 
 @pytest.mark.parametrize(("options", "added"), JOINS)

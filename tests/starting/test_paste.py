@@ -98,6 +98,12 @@ def test_keys_of_the_default_section_are_not_refused(load: Load) -> None:
     assert app.registry.ttl == 3600
 
 
+SENT = [
+    {"REQUEST_METHOD": method, "PATH_INFO": path}
+    for method, path in (("GET", "/a/1"), ("POST", "/a/1"), ("POST", "/b"), ("GET", "/b"))
+]
+
+
 def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
     settings: dict[str, tuple[str, Callable[[Any], Any], Any]] = {
         "promote_after": ("0", lambda app: app._starter.promote_after, 0.0),
@@ -130,15 +136,20 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
         "max_pending": ("0", lambda app: app.executor.max_pending, 0),
         "drain": ("1.5", lambda app: app.executor.drain, 1.5),
         "deadline": ("2.5", lambda app: app._starter.deadline, 2.5),
-        "limit_per_owner": ("2", lambda app: app._starter.limit_per_owner, 2),
+        "limit_per_owner": ("2", lambda app: app._starter.rules.limit_per_owner, 2),
         "limit_per_mark": (
             "/a/*=1 *.csv=3",
-            lambda app: [(name, most) for name, _, most in app._starter.limits],
+            lambda app: [(name, most) for name, _, most in app._starter.rules.limits],
             [("/a/*", 1), ("*.csv", 3)],
+        ),
+        "retries_per_mark": (
+            "/a/*=3 POST /b=2",
+            lambda app: [app._starter._retries(request) for request in SENT],
+            [3, 0, 2, 0],
         ),
         "priority_per_mark": (
             "/a/*=low *.csv=high",
-            lambda app: [priority.value for _, priority in app._starter.priorities],
+            lambda app: [priority.value for _, priority in app._starter.rules.priorities],
             ["low", "high"],
         ),
         "version": ("2026.11", lambda app: app._starter.version, "2026.11"),

@@ -3,7 +3,7 @@
 //   const end = await follow(job, { onOutput, onProgress, onEnd, signal });
 //
 // job: its URL, with the token. onOutput(text): what it prints, in order, once. onProgress(progress, state): whenever its
-// state may have changed. onEnd(state): after all of that; the promise has the same state. signal: of an
+// state may have changed. If the site tries again what failed, all tries are followed. onEnd(state): after all of that; the promise has the same state. signal: of an
 // AbortController; then nothing more is called, and the promise has undefined. The promise is rejected if the job is
 // unknown or has expired, or the server is away for a minute.
 
@@ -22,7 +22,12 @@ export async function follow(url, { onOutput, onProgress, onEnd, signal } = {}) 
     if (!signal?.aborted) onProgress?.(state.progress, state);
     return state;
   };
-  const end = (await streamed()) ?? (await polled());
+  let end = (await streamed()) ?? (await polled());
+  while (end.retry && !end.retry.is_over && !signal?.aborted) {
+    if (end.rerun_as) return follow(new URL(end.rerun_as, job), { onOutput, onProgress, onEnd, signal });
+    await pause(2);
+    end = changed(await (await asked("status", "")).json());
+  }
   if (signal?.aborted) return undefined;
   onEnd?.(end);
   return end;

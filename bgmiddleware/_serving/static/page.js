@@ -5,6 +5,8 @@ const given = JSON.parse($.data.textContent);
 const {self, looks, words, operator} = given;
 let {job} = given;
 const over = () => job.ended_at !== null;
+// Until the next try begins.
+const waits = () => job.retry?.next_in != null;
 // Who was just sent here, to a job that has ended meanwhile, wants its result; who comes back, reloads, or has sent a
 // form of this page, the page.
 const [entry] = performance.getEntriesByType("navigation");
@@ -197,6 +199,8 @@ let streamAfter = 0;
 
 async function look() {
   const answer = await ask(view("status") + (waited === null ? "" : `&_every=${waited.toFixed(2)}`));
+  // The next try has begun: whoever asks for this one gets that.
+  if (answer.redirected) location.replace(self);
   pace = +answer.headers.get("Job-Poll") || pace;
   const before = job.output.end;
   show(await answer.json());
@@ -261,8 +265,8 @@ async function live() {
       if (!learned || over() || $.times.value) learn().catch(() => {});
       failures = 0;
       sign();
-      if (over()) return finish();
-      waited = (await streamed()) ? null : interval();
+      if (over() && !waits()) return finish();
+      waited = !over() && (await streamed()) ? null : interval();
       if (waited) await pause(waited);
     } catch (error) {
       if (error instanceof Gone) return gone();
@@ -294,11 +298,11 @@ function show(news, read = bar) {
   root.dataset.job = face();
   $.badge.textContent = `${symbol} ${plain(told())}`;
   $.icon.href = given.icon.replace("STATE", face()).replace("COLOUR", colour).replace("SYMBOL", symbol);
-  $.cancel.hidden = over() || job.cancel_requested_at !== null;
+  $.cancel.hidden = (over() && !waits()) || job.cancel_requested_at !== null;
   $.result.hidden = !job.response || !/finished|failed/.test(state);
   if (state === "failed" && code < 400) $.result.textContent = words.form;
   $.again.hidden = !$.again.href || !over() || state === "finished";
-  if ($.rerun) $.rerun.hidden = !over();
+  if ($.rerun) $.rerun.hidden = !over() || waits();
   $.save.hidden = state !== "finished" || code >= 400 || code === 204;
   $.notify.parentElement.hidden = over() || !window.Notification;
   const part = state === "finished" ? 100 : now;
@@ -344,11 +348,12 @@ function tick() {
   $.note.textContent = plain(note(now).filter(Boolean).join(" · "));
 }
 
-setInterval(() => over() || tick(), 1000);
+setInterval(() => (over() && !waits()) || tick(), 1000);
 
 function note(now) {
   const {cancel_requested_at: asked, reason, response} = job;
-  if (over()) return [asked && job.state !== "cancelled" && words.asked, reason, face() === "finished" && response?.status];
+  if (over())
+    return [asked && job.state !== "cancelled" && words.asked, reason, face() === "finished" && response?.status, tries()];
   if (asked !== null) {
     const ago = job.started_at + elapsed() - asked;
     return [ago < 10 ? words.cancelling : say("asked_ago", {time: span(ago, 0)})];
@@ -361,7 +366,15 @@ function note(now) {
     job.queue?.position && say("queue", job.queue),
     job.queue?.no_worker_for && say("no_worker", {time: span(job.queue.no_worker_for, 0)}),
     now === null ? usual() : left(now),
+    tries(),
   ];
+}
+
+function tries() {
+  const {retry} = job;
+  if (!waits()) return retry?.try > 1 && !over() && say("try", retry);
+  const rest = retry.next_in - (performance.now() - shownAt) / 1000;
+  return say(rest > 0 ? "retry" : "retry_now", {...retry, next: retry.try + 1, time: span(rest, 0)});
 }
 
 function left(now) {

@@ -92,7 +92,7 @@ class Records:
         job = new.job
         left = max(0.0, (job.expires_at or 0.0) - stored.now) + _LINGER
         kept_for = "" if job.kept else _milliseconds(left)
-        ends = (kept_for, _milliseconds(left + ttl), int(job.keeps_request)) if job.state.ended else ()
+        ends = (kept_for, _milliseconds(left + ttl), int(job.holds_request)) if job.state.ended else ()
         until = "" if job.expires_at is None else repr(job.expires_at)
         args = (stored.op, new.op, job.state.value, until, _text(job.runner), new.place, _document(job), *least, *ends)
         return Call("write", self._keys(job.key), args)

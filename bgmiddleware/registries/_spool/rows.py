@@ -206,7 +206,7 @@ def state_of(database: sqlite3.Connection, number: int, key: str) -> str | None:
 def keeps_request(database: sqlite3.Connection, key: str) -> bool:
     """Whether the job of this key keeps its request, or cannot be read."""
     entry = _first(database.execute(f"{_ROW} WHERE key = ?", (key,)))
-    return entry is not None and (not isinstance(entry, Row) or entry.job.keeps_request)
+    return entry is not None and (not isinstance(entry, Row) or entry.job.holds_request)
 
 
 def _readable(entry: Entry | None) -> Row | None:

@@ -124,7 +124,7 @@ class Store:
             self._count("evicted", change.evicted)
         for row in change.ended:
             self.writers.close(row.key)
-            if not row.job.keeps_request:
+            if not row.job.holds_request:
                 self.files(row).remove(Channel.REQUEST)
         for row in change.changed:
             self.files(row).stamp()
