@@ -282,6 +282,10 @@ class RecordedResponse:
         """The status code as a number."""
         return int(self.status[:3])
 
+    def to_document(self) -> dict[str, Any]:
+        """Return the head as what JSON has."""
+        return {"status": self.status, "headers": self.headers, "complete": self.complete}
+
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Return the head that a part of a job's document holds."""
@@ -465,11 +469,12 @@ class Job(NamedTuple):
 
     def to_document(self) -> dict[str, Any]:
         """Return the job as what JSON has: it comes back from :meth:`from_document` as it is."""
-        document = self._asdict()
-        for name in ("response", "progress", "steps", "question", "tries"):
-            if document[name] is not None:
-                document[name] = dataclasses.asdict(document[name])
-        return document
+        return _plain(self._asdict())
+
+    def to_brief_document(self) -> dict[str, Any]:
+        """Return the same without what every new job says: :meth:`from_document` knows that."""
+        each = zip(self._fields, self, _DEFAULTS, strict=True)
+        return _plain({name: value for name, value, default in each if value != default})
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
@@ -495,6 +500,19 @@ class Job(NamedTuple):
             begin, end = known["output_dropped"]
             known["output_dropped"] = int(begin), int(end)
         return cls(**known)
+
+
+_DEFAULTS = (None, None, *Job("", "")[2:])  # a key and a title have none
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    """Let the values in a document be what JSON has."""
+    if document.get("response") is not None:
+        document["response"] = document["response"].to_document()
+    for name in ("progress", "steps", "question", "tries"):
+        if document.get(name) is not None:
+            document[name] = dataclasses.asdict(document[name])
+    return document
 
 
 _PLACES = {name: place for place, name in enumerate(Job._fields)}

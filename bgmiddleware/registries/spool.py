@@ -23,6 +23,7 @@ from ..errors import (
     JobNotFound,
     QueueFull,
     RegistryError,
+    RegistryFull,
 )
 from . import _changes as changes
 from ._history import History, events_of, minutes_since, path_of
@@ -37,7 +38,7 @@ from ._spool.store import Change, Store, storage_errors, trouble
 from ._spool.waking import Waking
 from ._spool.writer import Sealed, Writer
 from ._times import MOST as MOST_TIMES
-from .base import PAGE_BYTES, Evicted, Outbox, Piece, Registry, Renewal, StorageFull, Times, Transition
+from .base import PAGE_BYTES, SHORT, Evicted, Outbox, Piece, Registry, Renewal, StorageFull, Times, Transition
 
 __all__ = ["SpoolRegistry"]
 
@@ -70,6 +71,7 @@ class SpoolRegistry(Registry):
     """
 
     shared: ClassVar[bool] = True
+    short_body: ClassVar[int] = SHORT
 
     def __init__(
         self,
@@ -213,6 +215,21 @@ class SpoolRegistry(Registry):
         return job
 
     def transition(self, key: str, expect: Collection[JobState], change: Transition) -> bool:
+        return self._transition(key, expect, change)
+
+    def finish_with(self, key: str, body: bytes, change: Transition) -> bool:
+        if len(body) > self.max_result:
+            raise RegistryFull("response", self.max_result)
+        expect, change = {JobState.RUNNING}, change._replace(body_end=len(body))
+        try:
+            return self._transition(key, expect, change, body)
+        except StorageFull:
+            if not any(self.evict(_EVICT_IN_ONE)):
+                raise
+        return self._transition(key, expect, change, body)
+
+    def _transition(self, key: str, expect: Collection[JobState], change: Transition, body: bytes = b"") -> bool:
+        """Change the state, at an end with the whole *body* of a short response."""
         if change.to.ended:
             self._store.writers.close(key)
         with self._store.changing() as store:
@@ -229,7 +246,7 @@ class SpoolRegistry(Registry):
                 self._store.files(row).create(self.max_output)
                 self._change(store, row, changes.claimed(job, now, change), now)
             else:
-                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl), now, change)
+                self._end(store, row, changes.ended(job, now, change, ttl=self.ttl), now, change, body)
                 self._keep_max_bytes(store, row)
         return True
 
@@ -487,12 +504,25 @@ class SpoolRegistry(Registry):
         change.store(row, job, kept)
         counting.count(change.database, now, path_of(job), events_of(row.job, job))
 
-    def _end(self, change: Change, row: Row, job: Job, now: float, transition: Transition | None = None) -> None:
-        """Write down that a job has ended, as *job* says."""
+    def _end(
+        self,
+        change: Change,
+        row: Row,
+        job: Job,
+        now: float,
+        transition: Transition | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """Write down that a job has ended, as *job* says, with a *body* if it has none yet."""
         try:
             ends = self._store.files(row).seal()
+            if body and not ends.body:
+                self._store.files(row).write_body(body)
+                ends = ends.to(Channel.BODY, len(body))
             ends = ends if job.holds_request else ends._replace(request=0)
-        except FileNotFoundError:  # somebody removed it: then nothing is kept, and yet the job must end
+        except FileNotFoundError as error:  # somebody removed it: then nothing is kept, and yet the job must end
+            if body:  # without it, that is
+                raise RegistryError(f"{error.filename} was removed by somebody else") from error
             ends = Ends()
         job = _with_ends(job, ends)
         if transition is not None:

@@ -41,7 +41,7 @@ from bgmiddleware.registries._spool import layout as _layout
 from bgmiddleware.registries._spool import room as _room
 from bgmiddleware.registries._spool import waking as _waking
 from bgmiddleware.registries._spool import writer as _writer
-from bgmiddleware.registries.base import END
+from bgmiddleware.registries.base import END, Transition
 from bgmiddleware.registries.spool import SpoolRegistry
 from bgmiddleware.testing.registries import (
     KEY,
@@ -577,6 +577,29 @@ def test_a_running_job_whose_file_was_removed_ends_all_the_same(make, directory,
     assert registry.evict() == (1, 0)
     assert [(job.state, job.output_end) for job in registry.jobs()] == [(JobState.LOST, 0), (JobState.FINISHED, 0)]
     assert all_of(registry, key_of("a")) == b""
+
+
+def test_a_job_whose_file_was_removed_does_not_end_without_its_short_response(make, directory):
+    registry = make(directory)
+    running(registry)
+    for file in files_in(directory):
+        file.unlink()
+    with pytest.raises(RegistryError, match="removed by somebody else"):
+        registry.finish_with(KEY, b"body", Transition(JobState.FINISHED, RUNNER))
+    assert registry.finish(KEY, RUNNER, JobState.FAILED)
+    assert (registry.get(KEY).state, registry.get(KEY).body_end) == (JobState.FAILED, 0)
+
+
+def test_a_short_response_is_there_when_the_index_says_so_and_not_before(make, directory):
+    registry = make(directory)
+    running(registry)
+    cut = Transition(JobState.FINISHED, RUNNER, output_end=1)
+    with pytest.raises(BadOffset):  # the body was stored by then, as by who is killed before he writes down the end
+        registry.finish_with(KEY, b"a longer body", cut)
+    assert (registry.get(KEY).body_end, registry.read(KEY, Channel.BODY, 0).data) == (0, b"")
+    assert registry.finish_with(KEY, b"body", cut._replace(output_end=0))
+    assert all_of(registry, KEY, Channel.BODY) == b"body"
+    assert sum(file.stat().st_size for file in files_in(directory) if file.suffix == ".body") == 4
 
 
 def test_a_list_leaves_out_a_job_whose_files_are_gone(make, directory):

@@ -167,9 +167,17 @@ def test_a_job_comes_back_from_its_document_as_it_was():
         body_end=7,
         receipt={"runner": "me", "cpu_time": 0.5},
     )
-    assert Job.from_document(json.loads(json.dumps(job.to_document()))) == job
-    bare = Job("key", "title")
-    assert Job.from_document(json.loads(json.dumps(bare.to_document()))) == bare
+    for each in (job, Job("key", "title"), Job("", "")):
+        assert Job.from_document(json.loads(json.dumps(each.to_document()))) == each
+        assert Job.from_document(json.loads(json.dumps(each.to_brief_document()))) == each
+
+
+def test_a_brief_document_has_only_what_tells_a_job_from_a_new_one():
+    assert Job("key", "title").to_brief_document() == {"key": "key", "title": "title"}
+    assert Job("key", "title", reason="why", body_end=3).to_brief_document().keys() - {"key", "title"} == {
+        "reason",
+        "body_end",
+    }
 
 
 def test_a_document_of_a_newer_version_is_read_as_far_as_it_is_known():

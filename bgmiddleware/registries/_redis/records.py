@@ -206,7 +206,7 @@ def nonce() -> str:
 
 
 def _document(job: Job) -> str:
-    return _json({name: value for name, value in job.to_document().items() if name not in _APART})
+    return _json({name: value for name, value in job.to_brief_document().items() if name not in _APART})
 
 
 _json = json.JSONEncoder(separators=(",", ":")).encode

@@ -8,6 +8,8 @@ from .._history import KEPT, MOST_PATHS, OTHER, History, Level, added, minutes_o
 
 __all__ = ["count", "history", "note_level"]
 
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def count(database: sqlite3.Connection, now: float, path: str, events: Mapping[str, int]) -> None:
     """Count *events* of a path in this minute."""
@@ -15,7 +17,7 @@ def count(database: sqlite3.Connection, now: float, path: str, events: Mapping[s
     path = _counted_as(database, path, minute)
     row = database.execute("SELECT numbers FROM counts WHERE minute = ? AND path = ?", (minute, path)).fetchone()
     numbers = added(json.loads(row[0]) if row else {}, events)
-    values = (minute, path, json.dumps(numbers, separators=(",", ":")))
+    values = (minute, path, _json(numbers))
     database.execute("INSERT OR REPLACE INTO counts (minute, path, numbers) VALUES (?, ?, ?)", values)
 
 

@@ -235,10 +235,8 @@ def _read(number: int, kept: int, key: str, document: bytes, process: str | None
 
 
 _PROCESSES_KEPT = 3600.0  # seconds; far more than any lease
-_DEFAULTS = Job("", "").to_document()
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _document(job: Job) -> str:
-    # Without what every job says: it is a third then.
-    told = {name: value for name, value in job.to_document().items() if value != _DEFAULTS[name]}
-    return json.dumps(told, separators=(",", ":"))
+    return _json(job.to_brief_document())
