@@ -98,6 +98,15 @@ def try_again(starter: Starter, app: WSGIApplication, job: Job) -> None:
         told = site.registry.amend(job.key, lambda now: now.changed(rerun_as=coming.link))
         if told is not None and told.tries is not None and not told.tries.coming:
             stop(site, coming.key)
+    _renew_earlier(site.registry, job)
+
+
+def _renew_earlier(registry: Registry, job: Job) -> None:
+    """Let the TTL of all tries before a *job* begin anew: who has the token of one is to find the newest."""
+    with contextlib.suppress(JobNotFound, JobExpired):
+        earlier: Job | None = job
+        while earlier is not None and earlier.tries is not None and earlier.tries.number > 1:
+            earlier = registry.amend(key_in(earlier.rerun_of), lambda now: now)
 
 
 def _is_there(registry: Registry, key: str) -> bool:

@@ -135,12 +135,14 @@ def renewed(
     )
 
 
-def amended(job: Job, seen: Job, change: Callable[[Job], Job | None]) -> Job | None:
+def amended(job: Job, seen: Job, change: Callable[[Job], Job | None], now: float, *, ttl: float) -> Job | None:
     """Return a job, which reads as *seen*, with what *change* makes of that; None where that changes nothing."""
     new = change(seen)
     if new is None:
         return None
     amended = job.changed(**{name: getattr(new, name) for name in _AMENDED})
+    if amended.rerun_as and amended.expires_at is not None and amended.state.ended:
+        amended = amended.changed(expires_at=now + ttl)
     is_kept = amended.holds_request or not (job.request and job.state.ended)
     return amended if is_kept else amended.changed(request=NONE)
 

@@ -323,7 +323,8 @@ class Registry(ABC):
 
         *change* is given the job as it reads. It may be called several times and from within a transaction, so it only
         computes. Of what it returns, only ``question``, ``rerun_as``, ``shares`` and ``tries`` count: all else is the
-        registry's own. The request of a job that has ended is forgotten where no more tries of it follow.
+        registry's own. The request of a job that has ended is forgotten where no more tries of it follow. The TTL of
+        one that has ended and was run again begins anew: it leads to the other.
         """
 
     @abstractmethod

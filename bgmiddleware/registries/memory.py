@@ -255,11 +255,13 @@ class MemoryRegistry(Registry):
     def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
         with self._lock:
             record = self._find(key)
-            job = record.snapshot()
-            new = changes.amended(job, job.as_of(self.clock()), change)
+            job, now = record.snapshot(), self._notice_the_time()
+            new = changes.amended(job, job.as_of(now), change, now, ttl=self.ttl)
             if new is not None:
                 record.job = new
                 self._forget_request(record)
+                if new.expires_at != job.expires_at:
+                    self._ended.move_to_end(key)
             return new
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:

@@ -239,7 +239,10 @@ class RedisRegistry(Registry):
         return Renewal(ok, job.cancel_requested_at is not None)
 
     def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
-        job, done = self._change(key, lambda stored: changes.amended(stored.job, stored.seen, change))
+        def amended(stored: Stored) -> Job | None:
+            return changes.amended(stored.job, stored.seen, change, stored.now, ttl=self.ttl)
+
+        job, done = self._change(key, amended)
         return job if done else None
 
     def request_cancel(self, key: str, reason: str = "cancelled on request") -> JobState:

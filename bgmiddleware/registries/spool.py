@@ -286,7 +286,8 @@ class SpoolRegistry(Registry):
     def amend(self, key: str, change: Callable[[Job], Job | None]) -> Job | None:
         with self._store.changing() as store:
             row = self._find(store.database, key)
-            job = changes.amended(row.job, row.job.as_of(self.clock()), change)
+            now = self.clock()
+            job = changes.amended(row.job, row.job.as_of(now), change, now, ttl=self.ttl)
             if job is not None and row.job.request and not job.request:
                 store.store(row, job, self._store.files(row).kept(Ends.of_job(job)))
                 store.ended.append(replace(row, job=job))

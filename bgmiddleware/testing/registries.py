@@ -884,6 +884,26 @@ class RegistryContract(HistoryContract):
         assert registry.get(KEY).request == {}
         assert registry.read(KEY, Channel.REQUEST, 0).data == b""
 
+    def test_the_ttl_of_a_job_that_was_run_again_begins_anew_when_it_is_amended(
+        self, registry: Registry, clock: Clock
+    ) -> None:
+        for name in ("again", "kept", "other"):
+            ended(registry, name)
+        again, kept, other = map(key_of, ("again", "kept", "other"))
+        registry.keep(kept)
+        clock.advance(registry.ttl - 2)
+        for key in (again, kept):
+            registry.amend(key, lambda job: job.changed(rerun_as="a link"))
+        registry.amend(other, lambda job: job)
+        assert registry.get(again).expires_at == pytest.approx(clock() + registry.ttl, abs=1)
+        assert registry.get(kept).expires_at is None
+        clock.advance(4)
+        registry.evict()
+        assert {job.key for job in registry.jobs()} == {again, kept}
+        clock.advance(registry.ttl)
+        with pytest.raises(JobExpired):
+            registry.get(again)
+
     def test_the_request_of_a_job_that_was_cancelled_before_it_began_is_sealed_and_forgotten(
         self, registry: Registry
     ) -> None:

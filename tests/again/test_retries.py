@@ -369,6 +369,23 @@ def test_each_try_waits_longer_and_all_end_within_the_ttl() -> None:
     assert jobs.Tries(4, 11, coming).pause(60.0) == pytest.approx(30.0)
 
 
+def test_the_first_token_leads_to_the_newest_try_for_longer_than_its_ttl(later: None) -> None:
+    clock = Clock()
+    app = Told(fails=9)
+    registry = MemoryRegistry(clock=clock, ttl=60.0)
+    with BackgroundMiddleware(app, when=marks.always, retries_per_mark=ALL, registry=registry) as site:
+        first = start(_client(site), "/", method="PUT", idempotency_key="once")
+        awaited(site, first)
+        for number in (2, 3, 4):
+            clock.advance(45)  # each waits for half of the TTL, and 12 % more or less
+            eventually(lambda: len(app.asked) == number and registry.jobs()[0].state.ended)  # noqa: B023
+            eventually(lambda: registry.jobs()[1].rerun_as)
+            assert state_of(_client(site), first)["retry"]["try"] == number
+        again = _client(site).request("PUT", "/", idempotency_key="once")
+        assert token_of("/" + again["Location"]) == state_of(_client(site), first)["token"]
+        assert len(app.asked) == 4
+
+
 def test_of_many_who_start_the_next_try_at_once_one_does(opens: Stores, later: None) -> None:
     app = Told()
     registry = opens.registry()
