@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from .._jobs import EXIT_STATUS, Job, JobState, key_of
 from .._running import taken_answer
+from .._serving.cancel import cancelled
 from .._serving.timed import Came
 from ..client import JobClient
 from ..errors import BackgroundError, ConfigurationError, JobNotFound
@@ -209,9 +210,14 @@ def _pieces(registry: Registry, key: str) -> Iterator[bytes]:
 
 def _cancel(registry: Registry, options: argparse.Namespace) -> int:
     key = _key(registry, options.job)
-    before = registry.get(key).state
-    state = registry.request_cancel(key)
-    print("it is asked to stop" if state is JobState.RUNNING else f"it is {state}" + (" already" * before.ended))
+    before = registry.get(key)
+    job = cancelled(registry, before, registry.request_cancel)
+    if job.state is JobState.RUNNING:
+        print("it is asked to stop")
+    elif before.awaits_try:
+        print(f"it is {job.state}, and not tried again")
+    else:
+        print(f"it is {job.state}" + " already" * before.state.ended)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from .._jobs import KEY_LENGTH, Job, JobState
 from ..errors import JobExpired, JobNotFound
 from .actions import fields_of
-from .cancel import stop
+from .cancel import cancelled, stop
 from .listing import Filters, matching
 from .markup import Markup, filled_in
 from .problems import UNSTORED, Answer, problem, retry_after, see_other
@@ -96,11 +96,11 @@ def _batch(site: Site, filters: Filters, action: str, keys: Sequence[str], *, al
 def _runs_again(job: Job) -> bool:
     # Once: what fails for good would be run again and again by who confirms for all that match.
     failed = job.state in (JobState.FAILED, JobState.LOST)
-    return failed and job.keeps_request and bool(job.request) and not job.rerun_as
+    return failed and job.keeps_request and bool(job.request) and not job.rerun_as and not job.is_tried_again
 
 
 _FITS: Mapping[str, Callable[[Job], bool]] = {
-    "cancel": lambda job: not job.state.ended,
+    "cancel": lambda job: not job.state.ended or job.awaits_try,
     "discard": lambda job: job.state.ended,
     "rerun": _runs_again,
 }
@@ -112,7 +112,7 @@ def _do(site: Site, environ: Mapping[str, Any], rights: Collection[str], action:
         if action == "discard":
             site.registry.discard(job.key)
         elif action == "cancel":
-            stop(site, job.key)
+            cancelled(site.registry, job, lambda key: stop(site, key))
         else:
             answer = site.rerun(site.operator_visit(environ, job.key, rights), job)
             return 503 if answer.status.startswith("503") else None

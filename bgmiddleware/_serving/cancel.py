@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 from .._jobs import Job
 from ..errors import JobExpired, JobNotFound
+from ..registries.base import Registry
 from .problems import UNSTORED, Answer, problem, see_other
 from .status import status_answer
 from .visit import Site, Visit
 
-__all__ = ["answer_cancel", "answer_discard", "stop"]
+__all__ = ["answer_cancel", "answer_discard", "cancelled", "stop"]
 
 
 def stop(site: Site, key: str) -> None:
@@ -21,24 +23,26 @@ def stop(site: Site, key: str) -> None:
 def answer_cancel(visit: Visit, job: Job) -> Answer:
     """Ask the job to stop, and say so by its state. Where it has ended, no other try of its request follows; else
     nothing changes then."""
-    stop(visit.site, visit.key)
-    now = visit.registry.get(visit.key)
-    if job.awaits_try or now.awaits_try:  # it may have failed since it was read
-        _stop_tries(visit.site, now)
-        now = visit.registry.get(visit.key)
+    now = cancelled(visit.registry, job, lambda key: stop(visit.site, key))
     return status_answer(visit, now, "200 OK" if job.state.ended else "202 Accepted")
 
 
-def _stop_tries(site: Site, job: Job) -> None:
-    """See to it that no other try of a request follows that of a *job*."""
-
-    def changed(now: Job) -> Job | None:
-        return None if now.tries is None else now.changed(tries=dataclasses.replace(now.tries, coming=()))
-
-    site.registry.amend(job.key, changed)
-    for coming in job.tries.coming[:1] if job.tries is not None else ():
+def cancelled(registry: Registry, job: Job, stop: Callable[[str], object]) -> Job:
+    """Have *stop* ask a job to stop, by its key, and see to it that no other try of its request follows. Return the job
+    as it is then."""
+    stop(job.key)
+    now = registry.get(job.key)
+    if now.tries is None or not (job.awaits_try or now.awaits_try):  # it may have failed since it was read
+        return now
+    registry.amend(job.key, _without_tries)
+    for coming in now.tries.coming[:1]:
         with contextlib.suppress(JobNotFound, JobExpired):  # it has not begun, and will not
-            stop(site, coming.key)
+            stop(coming.key)
+    return registry.get(job.key)
+
+
+def _without_tries(job: Job) -> Job | None:
+    return None if job.tries is None else job.changed(tries=dataclasses.replace(job.tries, coming=()))
 
 
 def answer_discard(visit: Visit, job: Job) -> Answer:

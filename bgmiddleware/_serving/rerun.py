@@ -51,6 +51,6 @@ def rerun_form(visit: Visit, job: Job, said: Mapping[str, Any]) -> Markup:
     links = {"earlier_run": link_to(visit, job, job.rerun_of), "later_run": link_to(visit, job, job.rerun_as)}
     html = [filled_in(_LINK, {"link": link, "word": said[word]}) for word, link in links.items() if link is not None]
     if job.keeps_request and visit.may("rerun"):
-        hidden = Markup("" if job.state.ended and not job.awaits_try else " hidden")
+        hidden = Markup("" if job.state.ended and not job.is_tried_again else " hidden")
         html.append(filled_in(_FORM, {"hidden": hidden, "word": said["rerun"]}))
     return Markup("".join(html))

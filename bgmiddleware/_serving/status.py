@@ -24,7 +24,7 @@ def status_document(visit: Visit, job: Job) -> dict[str, Any]:
     progress = job.current_progress
     dropped = job.output_dropped
     here = visit.link()
-    can_rerun = job.keeps_request and job.state.ended and not job.awaits_try
+    can_rerun = job.keeps_request and job.state.ended and not job.is_tried_again
     return {
         **_name(visit, job),
         "title": job.title,

@@ -58,8 +58,10 @@ def run_again(starter: Starter, app: WSGIApplication, visit: Visit, job: Job) ->
     environ = visit.environ
     if not job.keeps_request or not job.request:
         return problem(environ, 409, "not-kept", "The request of this job is not kept, so it cannot be run again.")
-    if not job.state.ended or job.awaits_try:
+    if not job.state.ended:
         return problem(environ, 409, "still-running", "The job still runs. Run it again when it has ended.")
+    if job.is_tried_again:
+        return problem(environ, 409, "still-running", "Another try follows this one. Run the last one again.")
     asker = {name: value for name, value in environ.items() if name not in (*_OF_A_BODY, *_OF_THE_FIRST)}
     refused = starter.refuse(asker)
     if refused is not None:

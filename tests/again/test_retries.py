@@ -508,7 +508,8 @@ def test_an_operator_sees_each_try_and_stops_them_by_their_right(opens: Stores, 
     rights: set[str] = {"list", "output"}
     options = {"dashboard": "/jobs", "authorize": lambda environ: rights, "keep_requests": True}
     site, client = opens(Told(), retries_per_mark=ALL, when=marks.path("/report"), **options)
-    job = awaited(site, start(client, "/report", method="GET"))
+    first = start(client, "/report", method="GET")
+    job = awaited(site, first)
     place = f"/jobs/{job.key}"
     state = client.request("GET", f"{place}?&_view=status").json
     assert state["retry"]["is_over"] is False
@@ -519,9 +520,26 @@ def test_an_operator_sees_each_try_and_stops_them_by_their_right(opens: Stores, 
     assert client.request("GET", place, **HTML).status == 200  # each job is one
     newest = site.registry.jobs()[0]
     eventually(lambda: site.registry.get(newest.key).state.ended)
+    reply = client.request("POST", place, b"_action=rerun", **FORM, **JSON)  # of one that another one follows
+    assert (reply.status, reply.json["detail"]) == (409, "Another try follows this one. Run the last one again.")
+    assert client.request("GET", f"{place}?&_view=status").json["links"]["rerun"] is None
+    assert JobClient(f"http://127.0.0.1:{client.port}{first}").state()["retry"]["try"] == 2
     reply = client.request("POST", f"/jobs/{newest.key}", b"_action=cancel", **FORM, **JSON)
     assert reply.json["retry"]["is_over"]
     assert not site.registry.get(newest.key).awaits_try
+
+
+def test_operators_stop_the_tries_of_many_jobs_and_do_not_run_these_again(opens: Stores, later: None) -> None:
+    options = {"dashboard": "/jobs", "authorize": lambda environ: True, "keep_requests": True}
+    site, client = opens(Told(fails=9), retries_per_mark=ALL, when=marks.path("/report"), **options)
+    keys = [awaited(site, start(client, "/report", method="GET")).key for _ in range(2)]
+    chosen = "&".join(f"key={key}" for key in keys)
+    client.request("POST", "/jobs", f"_action=rerun&_sure=1&{chosen}".encode(), **FORM)
+    assert len(site.registry.jobs()) == 2
+    client.request("POST", "/jobs", f"_action=cancel&_sure=1&{chosen}".encode(), **FORM)
+    assert [site.registry.get(key).is_tried_again for key in keys] == [False, False]
+    client.request("POST", "/jobs", f"_action=rerun&_sure=1&{chosen}".encode(), **FORM)
+    assert len(site.registry.jobs()) == 4
 
 
 def test_a_request_that_is_only_tried_again_cannot_be_run_again(opens: Stores, later: None) -> None:

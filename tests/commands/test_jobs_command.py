@@ -18,7 +18,7 @@ import pytest
 
 from bgmiddleware import Channel, Job, JobState, Registry
 from bgmiddleware.__main__ import main
-from bgmiddleware._jobs import key_of, new_token
+from bgmiddleware._jobs import NextTry, Tries, key_of, new_token
 from bgmiddleware.registries import open_registry
 from bgmiddleware.testing.registries import LONG, RUNNER, write
 from tests.conftest import missing
@@ -188,6 +188,13 @@ def test_a_cancel_says_what_became_of_it(jobs, registry):
     waiting = registry.add(Job(key_of(new_token()), "waits")).key
     assert jobs("cancel", waiting) == (0, "it is cancelled\n", "")
     assert jobs("cancel", waiting) == (0, "it is cancelled already\n", "")
+    tries = Tries(1, 2, (NextTry("a link", "another", {}),))
+    key = registry.add(Job(key_of(new_token()), "fails", tries=tries)).key
+    assert registry.claim(key, RUNNER)
+    assert registry.finish(key, RUNNER, JobState.FAILED)
+    assert jobs("cancel", key) == (0, "it is failed, and not tried again\n", "")
+    assert not registry.get(key).is_tried_again
+    assert jobs("cancel", key) == (0, "it is failed already\n", "")
 
 
 def test_an_eviction_says_what_it_did(jobs, registry, url):

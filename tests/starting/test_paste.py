@@ -143,7 +143,7 @@ def test_every_setting_is_typed_and_passed_on(load: Load) -> None:
             [("/a/*", 1), ("*.csv", 3)],
         ),
         "retries_per_mark": (
-            "/a/*=3 POST /b=2",
+            "\n  /a/*=3\n  POST  /b=2",
             lambda app: [app._starter._retries(request) for request in SENT],
             [3, 0, 2, 0],
         ),
