@@ -161,6 +161,7 @@ class BackgroundMiddleware:
             external_assets=assets == "external",
             details=details,
             rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
+            retries=bool(rules.retries),
             dashboard=dashboard or "",
             deliveries=self._ends.deliveries,
         )

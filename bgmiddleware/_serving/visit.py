@@ -100,6 +100,8 @@ class Site:
     """Returns how the messages of webhooks go."""
     lists: Recent[Any] = field(default_factory=Recent)
     """What those see who leave the list of all jobs open."""
+    retries: bool = False
+    """Whether requests that failed are tried again."""
     dashboard: str = ""
     """The path of the list of all jobs; below it, the jobs are at their keys."""
 
@@ -255,6 +257,8 @@ class Visit(NamedTuple):
             raise JobNotFound(self.key)
         if self.share is not None and not self.share.is_of(job, self.registry.clock()):
             raise JobNotFound(self.key)
+        if self.rights is None and job.awaits_try and not self.site.retries:  # any more: nobody shall wait for it
+            return job.changed(tries=None)
         return job
 
     def of(self, token: str) -> "Visit":

@@ -542,6 +542,17 @@ def test_operators_stop_the_tries_of_many_jobs_and_do_not_run_these_again(opens:
     assert len(site.registry.jobs()) == 4
 
 
+def test_where_the_rules_are_taken_out_nobody_waits_for_the_next_try(opens: Stores, later: None) -> None:
+    registry = opens.registry()
+    site, client = opens(Told(), retries_per_mark=ALL, registry=registry)
+    first = start(client, "/", method="GET")
+    awaited(site, first)
+    _site, client = opens(Told(), registry=registry)
+    assert client.request("GET", f"{first}&_view=status").json["retry"] is None
+    assert client.request("GET", f"{first}&_view=result").status == 503
+    assert JobClient(f"http://127.0.0.1:{client.port}{first}").wait(60)["state"] == "failed"
+
+
 def test_a_request_that_is_only_tried_again_cannot_be_run_again(opens: Stores, later: None) -> None:
     site, client = opens(Told(fails=1), retries_per_mark=ALL)
     first = start(client, "/", method="GET")

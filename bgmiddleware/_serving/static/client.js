@@ -3,9 +3,9 @@
 //   const end = await follow(job, { onOutput, onProgress, onEnd, signal });
 //
 // job: its URL, with the token. onOutput(text): what it prints, in order, once. onProgress(progress, state): whenever its
-// state may have changed. If the site tries again what failed, all tries are followed. onEnd(state): after all of that; the promise has the same state. signal: of an
-// AbortController; then nothing more is called, and the promise has undefined. The promise is rejected if the job is
-// unknown or has expired, or the server is away for a minute.
+// state may have changed. onEnd(state): after all of that; the promise has the same state. If the site tries again what
+// failed, all tries are followed. signal: of an AbortController; then nothing more is called, and the promise has
+// undefined. The promise is rejected if the job is unknown or has expired, or the server is away for a minute.
 
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
