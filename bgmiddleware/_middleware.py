@@ -26,6 +26,7 @@ from ._serving import (
     Site,
     StartResponse,
     Viewers,
+    Visit,
     answer_metrics,
     answer_operator,
     page_maker,
@@ -154,13 +155,20 @@ class BackgroundMiddleware:
         self.redaction: Redaction | None = redaction_of(redact)
         rules = rules_of(limit_per_owner, limit_per_mark, priority_per_mark, retries_per_mark)
         self._ends = Ends(self.registry, hooks_of(on_end), self.redaction, self._try_again if rules.retries else None)
-        parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page)
+        parts = (
+            self.registry,
+            self.executor,
+            Viewers(stream_slots),
+            token_name,
+            owner,
+            page_maker(page),
+            self._run_again,
+        )
         self._site = Site(
             *parts,
             own_page=page is not None,
             external_assets=assets == "external",
             details=details,
-            rerun=lambda visit, job: run_again(self._starter, self.app, visit, job),
             retries=bool(rules.retries),
             dashboard=dashboard or "",
             deliveries=self._ends.deliveries,
@@ -193,6 +201,9 @@ class BackgroundMiddleware:
     def viewers(self) -> Viewers:
         """Who follows jobs in this process; for :mod:`bgmiddleware.metrics`."""
         return self._site.viewers
+
+    def _run_again(self, visit: Visit, job: Job) -> Answer:
+        return run_again(self._starter, self.app, visit, job)
 
     def _try_again(self, job: Job) -> None:
         try_again(self._starter, self.app, job)
