@@ -43,11 +43,11 @@ _TASK = "bgmiddleware.run"
 _LOOK_EVERY = 1.0
 _DAY = 86_400
 _CONNECTIONS = 8
-_OLDEST = (5, 6)  # the first version that can switch off prefetching
+_OLDEST = (5, 7)  # with 5.6 a job that waits for a place within its limit is never delivered again
 
 
 class CeleryExecutor(EngineExecutor):
-    """Runs jobs in Celery workers (5.6 or newer), which ``python -m bgmiddleware work`` starts.
+    """Runs jobs in Celery workers (5.7 or newer), which ``python -m bgmiddleware work`` starts.
 
     *celery*: your ``Celery``, or its name as ``module:attribute``, which is imported at first use; its broker settings
     apply. *queue*: the name of a queue that only these workers use. Up to *max_pending* jobs wait in it; beyond that,
@@ -64,7 +64,7 @@ class CeleryExecutor(EngineExecutor):
         super().__init__(queue=queue, max_pending=max_pending, grace=grace)
         version = tuple(int(part) for part in __version__.split(".")[:2])
         if version < _OLDEST:
-            raise ConfigurationError(f"Celery {__version__}: expected 5.6 or newer, pip install 'bgmiddleware[celery]'")
+            raise ConfigurationError(f"Celery {__version__}: expected 5.7 or newer, pip install 'bgmiddleware[celery]'")
         self._given = celery
         self._queue = Queue(queue, Exchange(queue), routing_key=queue, max_priority=max(_OF_AMQP.values()))  # type: ignore[no-untyped-call]
         self._outbox = _Outbox(self._queue, max_pending)

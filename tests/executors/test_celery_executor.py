@@ -295,8 +295,8 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_a_celery_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgmiddleware.executors.celery.__version__", "5.5.3")
-    with pytest.raises(ConfigurationError, match=r"Celery 5\.5\.3: expected 5\.6 or newer"):
+    monkeypatch.setattr("bgmiddleware.executors.celery.__version__", "5.6.3")
+    with pytest.raises(ConfigurationError, match=r"Celery 5\.6\.3: expected 5\.7 or newer"):
         CeleryExecutor("tests.executors.celery_app:app")
 
 

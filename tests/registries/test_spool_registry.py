@@ -1191,6 +1191,7 @@ def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(director
         import ctypes, os, sys
         from bgmiddleware import Channel, Job, JobState
         from bgmiddleware.registries.spool import SpoolRegistry
+        sys.setswitchinterval(1000)  # no thread may ask for its turn at the fork: in the child there is none to take it
         key = "0" * 32
         registry = SpoolRegistry(sys.argv[1])
         registry.add(Job(key, "title"))

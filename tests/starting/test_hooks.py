@@ -34,7 +34,7 @@ from bgmiddleware import (
 )
 from bgmiddleware._ground import posting
 from bgmiddleware._serving.recent import Recent
-from bgmiddleware._starting import ends
+from bgmiddleware._starting import delivering
 from bgmiddleware.registries import open_registry
 from bgmiddleware.testing.clock import Clock
 from tests.conftest import needs
@@ -184,7 +184,7 @@ def test_what_was_not_taken_is_sent_again_for_a_day_and_then_given_up(
         assert shown() == {"receiver": hook.shown, **nothing}
         ended(site, start(InProcess(site), "/x"))
         outbox = site.registry.outbox(hook.name)
-        for tries, delay in enumerate(ends.DELAYS, 1):
+        for tries, delay in enumerate(delivering.DELAYS, 1):
             receiver.messages(tries)
             eventually(lambda: abs(due_at(outbox) - clock.now - delay) < 0.01)  # noqa: B023  # called at once
             assert shown() == {
@@ -196,7 +196,7 @@ def test_what_was_not_taken_is_sent_again_for_a_day_and_then_given_up(
                 "trouble": "it answered 500",
             }
             clock.advance(delay)
-        receiver.messages(len(ends.DELAYS) + 1)
+        receiver.messages(len(delivering.DELAYS) + 1)
         eventually(lambda: outbox.size() == 0)
         assert shown() == {"receiver": hook.shown, **nothing, "given_up": 1}
         page = client.request("GET", "/_jobs", accept="text/html").text
@@ -223,7 +223,7 @@ def test_what_is_taken_after_a_failure_fails_no_more_on_the_dashboard(receiver: 
         assert "it answered 503</small></td><td>1</td><td>1</td>" in page
         assert page.index("it answered 503") < page.index('<h2 id="charts')
         assert "Webhooks" not in client.request("GET", "/_jobs?state=failed", accept="text/html").text
-        clock.advance(ends.DELAYS[0])
+        clock.advance(delivering.DELAYS[0])
         receiver.messages(2)
         eventually(lambda: outbox.size() == failing.size() == 0)
 

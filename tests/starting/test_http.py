@@ -480,6 +480,7 @@ def test_the_state_is_json(client: Client, site: BackgroundMiddleware, stage: ap
         "response": {"status": "201 Created", "content_type": "text/plain", "attachment": False},
         "rerun_of": None,
         "rerun_as": None,
+        "retry": None,
         "kept": False,
         "links": {
             "self": f"?1&_t={token}",
