@@ -155,15 +155,7 @@ class BackgroundMiddleware:
         self.redaction: Redaction | None = redaction_of(redact)
         rules = rules_of(limit_per_owner, limit_per_mark, priority_per_mark, retries_per_mark)
         self._ends = Ends(self.registry, hooks_of(on_end), self.redaction, self._try_again if rules.retries else None)
-        parts = (
-            self.registry,
-            self.executor,
-            Viewers(stream_slots),
-            token_name,
-            owner,
-            page_maker(page),
-            self._run_again,
-        )
+        parts = self.registry, self.executor, Viewers(stream_slots), token_name, owner, page_maker(page), self._rerun
         self._site = Site(
             *parts,
             own_page=page is not None,
@@ -202,7 +194,7 @@ class BackgroundMiddleware:
         """Who follows jobs in this process; for :mod:`bgmiddleware.metrics`."""
         return self._site.viewers
 
-    def _run_again(self, visit: Visit, job: Job) -> Answer:
+    def _rerun(self, visit: Visit, job: Job) -> Answer:
         return run_again(self._starter, self.app, visit, job)
 
     def _try_again(self, job: Job) -> None:
