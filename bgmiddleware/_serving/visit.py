@@ -382,7 +382,7 @@ class Visit(NamedTuple):
             return job, ""
         begun = time.monotonic()
         job = self.hold(job, END, wait)
-        applied = job.state.ended or time.monotonic() - begun >= wait
+        applied = self.has_ended(job) or time.monotonic() - begun >= wait
         return job, f"wait={wait:g}" if applied else ""
 
     def pace(self) -> Headers:
