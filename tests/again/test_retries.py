@@ -202,7 +202,7 @@ def test_a_client_that_waits_for_the_response_is_not_given_that_of_a_try_that_fa
             reply = client.request("GET", "/", **headers)
             assert reply.status == 202
             assert reply.json["retry"]["is_over"] is False
-            assert "wait" not in (reply["Preference-Applied"] if "Preference-Applied" in reply else "")
+            assert "wait" not in reply.get("Preference-Applied", "")
 
 
 def test_a_cancel_while_a_try_is_awaited_is_the_end(opens: Stores, later: None) -> None:

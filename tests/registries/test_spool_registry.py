@@ -1212,6 +1212,33 @@ def test_a_child_that_was_forked_by_c_code_opens_connections_of_its_own(director
     assert (said.stdout, said.stderr) == ("0 parent child parent\n", "")
 
 
+@pytest.mark.parametrize("then", ["claimed", "cancelled"])
+def test_a_job_whose_claimer_was_killed_before_it_wrote_into_its_file_still_waits(make, directory, monkeypatch, then):
+    class Killed(BaseException):
+        pass
+
+    def write_at(*_: object) -> None:
+        raise Killed
+
+    registry = make(directory)
+    key = added(registry, "title")
+    with monkeypatch.context() as patched:
+        patched.setattr(_jobfiles, "write_at", write_at)
+        with pytest.raises(Killed):
+            registry.claim(key, "runner")
+    assert [file.stat().st_size for file in directory.glob(f"{key[:2]}/{key}.*")] == [0]
+    assert registry.get(key).state is JobState.PENDING
+    assert registry.read(key, Channel.OUTPUT, 0).data == b""
+    if then == "cancelled":
+        assert registry.request_cancel(key)
+        assert registry.get(key).state is JobState.CANCELLED
+    else:
+        assert registry.claim(key, "runner")
+        registry.append(key, Channel.OUTPUT, 0, b"printed", runner="runner")
+        assert registry.finish(key, "runner", JobState.FINISHED)
+    assert registry.read(key, Channel.OUTPUT, 0).data == (b"printed" if then == "claimed" else b"")
+
+
 @pytest.mark.parametrize("by", ["evicting", "tidying"])
 def test_files_that_a_killed_process_left_are_cleaned_up_and_no_others(make, directory, monkeypatch, by):
     registry = make(directory)

@@ -95,9 +95,6 @@ class Index:
         self._idle: list[_Connection] = []
         self._busy = 0
         self._closed = False
-        self._turn = (
-            threading.Lock()
-        )  # of the writers of this process: who waits for it looks at no lock again and again
         with _all_lock:
             _all.add(self)
 
@@ -124,14 +121,14 @@ class Index:
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Change the database, all or nothing: what the block raises takes it back. One writer at a time."""
-        with self._connection() as connection, self._my_turn() as patience, connection.writing(patience):
+        with self._connection() as connection, connection.writing(self._patience):
             yield connection.database
 
     def empty_log(self) -> None:
         """Copy the write-ahead log into the database and empty it: of jobs that have ended it has what was forgotten,
         credentials say. It stays where somebody reads from it just now."""
-        with self._connection() as connection, self._my_turn() as patience:
-            connection.empty_log(patience)
+        with self._connection() as connection:
+            connection.empty_log(self._patience)
 
     def close(self) -> None:
         """Close the connections; one that is used just now is closed after that, and so is what a later use opens:
@@ -146,18 +143,6 @@ class Index:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
-
-    @contextlib.contextmanager
-    def _my_turn(self) -> Iterator[float]:
-        """Let no other thread write; give the seconds that are left to wait for other processes."""
-        until = time.monotonic() + self._patience
-        turn = self._turn
-        if not turn.acquire(timeout=min(self._patience, threading.TIMEOUT_MAX)):
-            raise sqlite3.OperationalError("another thread does not let go of its lock")
-        try:
-            yield max(0.0, until - time.monotonic())
-        finally:
-            turn.release()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator["_Connection"]:
@@ -230,7 +215,6 @@ class Index:
         self._free = threading.Condition()
         self._idle = []
         self._busy = 0
-        self._turn = threading.Lock()
 
 
 class _Connection:

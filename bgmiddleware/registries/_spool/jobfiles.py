@@ -4,6 +4,7 @@ A job has one file with a header and its output, and others for its body and its
 """
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -95,8 +96,11 @@ class JobFiles:
                 raise
 
     def is_there(self) -> bool:
-        """Whether it has a file."""
-        return os.path.lexists(self.path)
+        """Whether it has a file. An empty one is none: who made it was killed just then."""
+        try:
+            return os.lstat(self.path).st_size >= DATA_AT
+        except FileNotFoundError:
+            return False
 
     def make_directory(self) -> None:
         """Make the directory of the file, which some jobs have in common, if there is none."""
@@ -105,7 +109,7 @@ class JobFiles:
 
     def forget_earlier(self) -> None:
         """Remove what is there of an earlier job of the same key and number, which the index has lost."""
-        if self.is_there():
+        if os.path.lexists(self.path):
             self.remove()
 
     def ends(self) -> Ends:
@@ -116,6 +120,8 @@ class JobFiles:
     def seal(self) -> Ends:
         """Let nobody append any more; return how long the channels are."""
         with opened(self.path, os.O_RDWR) as number:
+            if not self.is_there():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
             os.pwrite(number, b"\1", SEAL_AT)
             return read_header(number).ends
 
