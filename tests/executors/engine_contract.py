@@ -149,7 +149,7 @@ class EngineContract(ProcessContract):
         return {**self.broker(self.server.url), "queue": new_queue(), **limits}
 
     def registry(self, tmp_path: Path) -> str:
-        return f"redis://127.0.0.1:{self.server.port}/{1 + next(_numbers) % 15}"
+        return f"redis://127.0.0.1:{self.server.port}/{1 + next(_numbers)}"
 
     @contextlib.contextmanager
     def workers(self, count: int) -> Iterator[None]:

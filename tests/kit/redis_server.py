@@ -81,7 +81,19 @@ class RedisServer:
             port = self.port or free_port()
             # Where there is setpriv, the server dies with the tests, however those end.
             guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-            command = [self.path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
+            command = [
+                self.path,
+                "--port",
+                str(port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--databases",
+                "1000",
+                "--daemonize",
+                "no",
+            ]
             log = os.path.join(self.directory, "log")
             command += ["--dir", self.directory, "--loglevel", "warning", "--logfile", log, *self.options]
             self._process = subprocess.Popen(
