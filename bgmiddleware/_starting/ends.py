@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextvars import Context
@@ -39,6 +40,7 @@ class Ends:
         redaction: Redaction | None,
         retry: Callable[[Job], None] | None = None,
     ) -> None:
+        self._registry = registry
         self._hooks = tuple(hook for hook in hooks if not isinstance(hook, Webhook))
         self._webhooks = [Delivering(registry, hook) for hook in hooks if isinstance(hook, Webhook)]
         self._retries = None if retry is None else Retrying(registry, retry, redaction)
@@ -48,6 +50,7 @@ class Ends:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._is_asked = False
+        self._looked_at = -_POLL
         if hooks or self._errands:
             registry.tell_ends(self._has_ended)
 
@@ -61,7 +64,7 @@ class Ends:
                 _log.warning("job %s: %s, too many messages wait", job.key[:8], errand.what)
                 if errand is self._retries:
                     job = job.changed(tries=None)
-        self.look()
+        self._begin()
         return job
 
     def forget(self, job: Job) -> None:
@@ -72,9 +75,13 @@ class Ends:
                     errand.outbox.remove(job.key)
 
     def look(self) -> None:
-        """See to it that a thread does what there is to do. Never blocks for long."""
-        if not self._errands:
-            return
+        """See whether there is something to do that another process has left, once a second at most. Never blocks for
+        long."""
+        if self._errands and time.monotonic() >= self._looked_at + _POLL:
+            self._begin()
+
+    def _begin(self) -> None:
+        """See to it that a thread does what there is to do."""
         with self._changed:
             self._is_asked = True
             if self._closed or (self._thread is not None and self._thread.is_alive()):
@@ -120,10 +127,13 @@ class Ends:
         """Run in a thread as long as there is something to wait for."""
         while True:
             self._is_asked = False  # who asks from now on has put something there that may not be seen below
+            self._looked_at = time.monotonic()
             try:
                 # Who is closed starts no job, and leaves the tries to others.
                 some = [errand.work() for errand in (self._webhooks if self._closed else self._errands)]
                 is_empty = not any(some) and not any(errand.outbox.size() for errand in self._errands)
+                if not is_empty:
+                    self._registry.keep_house()  # who writes down that a job was lost, for which we wait
             except (RegistryError, ConfigurationError) as error:  # it is away; the next time
                 some, is_empty = [], False
                 with contextlib.suppress(Exception):

@@ -25,7 +25,7 @@ from bgmiddleware import (
 from bgmiddleware import _jobs as jobs
 from bgmiddleware._jobs import Job
 from bgmiddleware._serving import cancel
-from bgmiddleware._starting import again, retrying
+from bgmiddleware._starting import again, errands, retrying
 from bgmiddleware.client import JobClient
 from bgmiddleware.errors import QueueFull
 from bgmiddleware.testing.clock import Clock
@@ -202,7 +202,7 @@ def test_a_client_that_waits_for_the_response_is_not_given_that_of_a_try_that_fa
             reply = client.request("GET", "/", **headers)
             assert reply.status == 202
             assert reply.json["retry"]["is_over"] is False
-            assert "wait" not in reply.get("Preference-Applied", "")
+            assert "wait" not in dict(reply.headers).get("Preference-Applied", "")
 
 
 def test_a_cancel_while_a_try_is_awaited_is_the_end(opens: Stores, later: None) -> None:
@@ -651,6 +651,43 @@ def test_another_process_goes_on_where_one_was_killed_while_a_try_was_awaited(op
     state = over(client, target)  # a visit is enough
     assert (state["state"], state["retry"]["try"]) == ("finished", 2)
     assert len(site.registry.jobs()) == 2
+
+
+_KILLED_RUNNING = """
+import os, signal, sys, threading
+from bgmiddleware import BackgroundMiddleware, marks
+from bgmiddleware._starting import errands
+from bgmiddleware.registries import open_registry
+from tests.kit.clients import InProcess, start
+printed = threading.Event()
+def app(environ, start_response):
+    printed.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+errands._LOOK_AGAIN = 0.05, 0.05
+site = BackgroundMiddleware(app, when=marks.always, registry=open_registry(sys.argv[1]), retries_per_mark={"/*": 3})
+target = start(InProcess(site), "/", method="GET")
+print(target, flush=True)
+printed.set()
+threading.Event().wait()
+"""
+
+
+@pytest.mark.everything
+@pytest.mark.parametrize("opens", ["spool", "redis"], indirect=True)
+def test_what_a_killed_process_ran_is_tried_again_by_one_that_starts_no_jobs(
+    opens: Stores, at_once: None, housekeeping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errands, "_LOOK_AGAIN", (0.05, 0.05))
+    command = [sys.executable, "-c", _KILLED_RUNNING, opens.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    target = done.stdout.strip()
+    site, client = opens(Told(fails=0), retries_per_mark=ALL)
+    site.registry.tidy_every = 0.05
+    job = site.registry.get(jobs.key_of(token_of(target)))
+    site.registry.renew(job.key, job.runner, lease=0.01)
+    state = over(client, target)
+    assert (state["state"], state["retry"]["try"]) == ("finished", 2)
 
 
 @pytest.mark.everything
