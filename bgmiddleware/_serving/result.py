@@ -9,6 +9,7 @@ from .asked import delivered_cookies
 from .problems import Answer, Headers, problem, see_other
 from .status import status_answer
 from .stored import TOO_MANY, Stored, conditional, entity_tag
+from .tries import led_on
 from .visit import PATIENCE, Visit, about, job_headers
 
 __all__ = [
@@ -36,8 +37,13 @@ _SENT_BY_PROXY = {"x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-l
 
 def answer_result(visit: Visit, job: Job) -> Answer:
     """Answer with the response that the job recorded; while it runs with 202, after the time that the client grants:
-    ``_wait``, or ``Prefer: wait=N`` (RFC 7240 §4.3)."""
+    ``_wait``, or ``Prefer: wait=N`` (RFC 7240 §4.3). ``_wait`` is for its next try, too."""
+    until = time.monotonic() + visit.wait
     job = visit.hold(job, END, visit.wait)
+    job = visit.hold_for_try(job, until - time.monotonic())
+    there = led_on(visit, job)
+    if there is not None:
+        return there
     job, preference = visit.wait_as_preferred(job)
     applied = (("Preference-Applied", preference),) if preference else ()
     if not visit.has_ended(job):

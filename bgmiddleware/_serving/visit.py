@@ -41,6 +41,8 @@ _RELATIONS = (("result", "result", "enclosure"), ("log", "output", "monitor"), (
 LOOK_EVERY = 1.0
 """How often, in seconds, a held connection is looked at: has its client gone?"""
 
+_TRY_EVERY = 0.2
+
 
 STAYING = {"_follow": "no"}
 """The parameters of a client that looks at one try of a request, and is not to be led on to the newest."""
@@ -357,7 +359,27 @@ class Visit(NamedTuple):
 
         At once as it is, where no slot is free; and when the client has gone.
         """
-        if seconds <= 0 or job.state.ended or self.environ["REQUEST_METHOD"] == "HEAD":
+        if job.state.ended:
+            return job
+
+        def look(left: float) -> Job:
+            return self.registry.wait(self.key, offset, left)
+
+        return self._wait_for(job, seconds, look, lambda job: job.state.ended or job.output_end > offset)
+
+    def hold_for_try(self, job: Job, seconds: float) -> Job:
+        """Return the job when no next try is awaited any more, such as when that has begun, in the same way."""
+        if self.has_ended(job) or not job.state.ended:
+            return job
+
+        def look(left: float) -> Job:
+            time.sleep(min(left, _TRY_EVERY))
+            return self.job()
+
+        return self._wait_for(job, seconds, look, self.has_ended)
+
+    def _wait_for(self, job: Job, seconds: float, look: Callable[[float], Job], is_over: Callable[[Job], bool]) -> Job:
+        if seconds <= 0 or self.environ["REQUEST_METHOD"] == "HEAD":
             return job
         held = self.take_slot()
         if held is None:
@@ -367,8 +389,8 @@ class Visit(NamedTuple):
             while (left := deadline - time.monotonic()) > 0 and not held.must_end():
                 if held.gone() or held.revoked():
                     break
-                job = self.registry.wait(self.key, offset, min(left, LOOK_EVERY))
-                if job.state.ended or job.output_end > offset:
+                job = look(min(left, LOOK_EVERY))
+                if is_over(job):
                     break
             return job if self.share is None else self.job()  # its link may be over by now
         finally:

@@ -205,6 +205,22 @@ def test_a_client_that_waits_for_the_response_is_not_given_that_of_a_try_that_fa
             assert "wait" not in dict(reply.headers).get("Preference-Applied", "")
 
 
+def test_who_waits_for_the_result_is_led_to_the_next_try_when_that_begins(
+    opens: Stores, pauses: Callable[[float], None]
+) -> None:
+    pauses(1000.0)
+    site, client = opens(Told(fails=1), retries_per_mark=ALL)
+    first = start(client, "/", method="GET")
+    job = awaited(site, first)
+    assert client.request("GET", f"{first}&_view=result&_wait=0.3").status == 202
+    begun = threading.Timer(0.5, again.try_again, (site._starter, site.app, job))
+    begun.start()
+    reply = client.request("GET", f"{first}&_view=result&_wait=30")
+    begun.join()
+    assert (reply.status, "_wait=30" in reply["Location"]) == (303, True)
+    assert followed(client, f"{first}&_view=result&_wait=30")[1].text == "run 2"
+
+
 def test_a_cancel_while_a_try_is_awaited_is_the_end(opens: Stores, later: None) -> None:
     app = Told()
     site, client = opens(app, retries_per_mark=ALL)
