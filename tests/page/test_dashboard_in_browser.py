@@ -11,6 +11,7 @@ from tests.conftest import needs
 from tests.kit.axe import complaints
 from tests.kit.browsing import Tab
 from tests.kit.clients import OverHTTP, ended, served, start
+from tests.kit.looking import eventually
 
 needs("playwright.sync_api")
 from playwright.sync_api import expect  # noqa: E402  # there may be none
@@ -122,8 +123,14 @@ def test_it_is_sorted_and_run_again_from_the_keyboard(browser: Any) -> None:
         scene.has_no_faults()
         page.get_by_role("button", name="Run 2 jobs again").press("Enter")
         expect(page.locator("#live form tbody tr")).to_have_count(4)
-        hrefs = links.evaluate_all("links => links.map((link) => link.href)")
-        page.goto(next(href for href in hrefs if href not in failed))
+        new: list[str] = []
+
+        def are_listed() -> bool:
+            new[:] = set(links.evaluate_all("links => links.map((link) => link.href)")) - set(failed)
+            return len(new) == 2
+
+        eventually(are_listed)
+        page.goto(new[0])
         expect(page.get_by_role("link", name="Earlier run")).to_be_visible()
         page.get_by_role("link", name="Earlier run").click()
         expect(page.get_by_role("link", name="Later run")).to_be_visible()
