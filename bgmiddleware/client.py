@@ -61,7 +61,7 @@ class JobClient:
     def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, patience: float = 60.0) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url = {url!r}: expected http://… or https://…")
-        self.url = url
+        self.url: str = url
         self.headers: dict[str, str] = dict(headers or {})
         self.patience = patience
 
