@@ -24,7 +24,6 @@ TOUCHING_LIBRARIES = [
     "tests/starting/test_tracing.py",
 ]
 FOR_LIBRARIES = ["docutils>=0.21", "gunicorn>=23", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "WebTest>=3"]
-FOR_LIBRARIES += ["celery[redis]"]  # which brings a kombu that takes this version of redis
 FOR_LIBRARIES += ["opentelemetry-exporter-otlp-proto-http", "opentelemetry-instrumentation-wsgi"]
 
 
@@ -56,10 +55,13 @@ def threads(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Run what touches other libraries with the lowest versions of them that the package says it works with."""
+    """Run what touches other libraries with the lowest versions of them that the package says it works with.
+
+    But Celery over Redis: it asks for a newer redis-py than we do by ourselves.
+    """
     extras = ["demo", *EXTRAS]
     session.install("-e", f".[{','.join(extras)}]", *_lowest_versions(extras), *FOR_LIBRARIES)
-    session.run("python", "-m", "pytest", *(session.posargs or TOUCHING_LIBRARIES))
+    session.run("python", "-m", "pytest", "-k", "not elery", *(session.posargs or TOUCHING_LIBRARIES))
 
 
 def _lowest_versions(extras: list[str]) -> list[str]:
