@@ -109,9 +109,8 @@ class JobClient:
         """Return the state as it is now: ``state``, ``reason``, ``progress`` and so on, as the protocol says."""
         while True:
             document: dict[str, Any] = self._get("&_view=status").json()
-            if not _goes_on(document) or document["rerun_as"] is None:
+            if not self._goes_to_next(document):
                 return document
-            self.url = urljoin(self.url, document["rerun_as"])
 
     def wait(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait until the job has ended, with all its tries; return the state of the last. From then on this is that
@@ -121,8 +120,7 @@ class JobClient:
             left = _WAIT if until is None else until - time.monotonic()
             answer = self._get(f"&_view=status&_offset={2**53}&_wait={max(0.0, min(_WAIT, left)):.3f}")
             document: dict[str, Any] = answer.json()
-            if _goes_on(document) and document["rerun_as"] is not None:
-                self.url = urljoin(self.url, document["rerun_as"])
+            if self._goes_to_next(document):
                 continue
             if document["state"] in _ENDS and not _goes_on(document):
                 return document
@@ -166,6 +164,13 @@ class JobClient:
     def _get(self, view: str, *, expects: int | None = None) -> Response:
         return self._tried(f"{self.url}&_follow=no{view}", "GET", {}, expects)
 
+    def _goes_to_next(self, document: Mapping[str, Any]) -> bool:
+        """Become the next try of a job whose state this is, if that has begun; return whether it has."""
+        if not _goes_on(document) or document["rerun_as"] is None:
+            return False
+        self.url = urljoin(self.url, document["rerun_as"])
+        return True
+
     def _is_led_on(self) -> bool:
         """Wait until the next try of a job that has ended begins, and become that; false where there is none."""
         while True:
@@ -173,8 +178,7 @@ class JobClient:
             document = answer.json()
             if not _goes_on(document):
                 return False
-            if document["rerun_as"] is not None:
-                self.url = urljoin(self.url, document["rerun_as"])
+            if self._goes_to_next(document):
                 return True
             self._pause(answer)
 

@@ -41,8 +41,7 @@ _RELATIONS = (("result", "result", "enclosure"), ("log", "output", "monitor"), (
 LOOK_EVERY = 1.0
 """How often, in seconds, a held connection is looked at: has its client gone?"""
 
-_TRY_EVERY = 0.2
-
+_TRY_EVERY = 0.2  # the same for whether the next try has begun: a registry wakes nobody for that
 
 STAYING = {"_follow": "no"}
 """The parameters of a client that looks at one try of a request, and is not to be led on to the newest."""
