@@ -4,6 +4,7 @@ import argparse
 import ipaddress
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from waitress.server import create_server
+from waitress.wasyncore import dispatcher
 
 from .. import marks
 from .._ground.loading import loaded
@@ -188,8 +190,10 @@ def serve(
     if trusted_proxy is not None:
         proxy |= {"trusted_proxy": trusted_proxy, "trusted_proxy_count": trusted_proxy_count}
         proxy |= {"trusted_proxy_headers": set(trusted_proxy_headers)}
+    channels: dict[int, Any] = {}
     server: Any = create_server(
         app,
+        map=channels,
         host=host,
         port=port,
         threads=threads,
@@ -203,45 +207,70 @@ def serve(
         clear_untrusted_proxy_headers=trusted_proxy is not None or not _is_loopback(host),
         **proxy,
     )
-    stop = _Stop(app)
+    end = _End(channels)
+    stop = _Stop(app, end)
     # By default SIGTERM ends the process at once, and every job with it.
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for address in _addresses(server):
             print(f"Serving on http://{address}/ (Ctrl-C stops)", flush=True)
-        server.run()  # returns at SystemExit, when its threads have ended
-    except SystemExit:
-        pass  # the signal came before the server ran
+        server.run()  # returns after the end, when its threads have ended
     finally:
         server.close()
+        end.close()
         app.close(drain=0.0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+class _End(dispatcher):
+    """Ends the server's loop, which watches it beside its *channels*.
+
+    An exception from a signal handler could come right after the loop took a lock, and all threads would wait for that
+    lock for ever. This one comes where the loop calls its channels.
+    """
+
+    def __init__(self, channels: dict[int, Any]) -> None:
+        heard, self._told = socket.socketpair()
+        super().__init__(heard, channels)
+
+    def come(self) -> None:
+        """Make ``run()`` of the server return. Any thread may call this, also before the server runs."""
+        self._told.close()
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_read_event(self) -> None:
+        raise SystemExit(0)
+
+    def close(self) -> None:
+        self._told.close()
+        super().close()
+
+
 class _Stop:
     """The signal handler. It stops the jobs first, then the server, so that viewers see how their jobs end."""
 
-    def __init__(self, app: Served) -> None:
+    def __init__(self, app: Served, end: _End) -> None:
         self._app = app
-        self._asked = 0
-        self._stopped = False
+        self._end = end
+        self._asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._stopped:
-            raise SystemExit(0)
-        self._asked += 1
+        drain = 0.0 if self._asked else None
+        self._asked = True
         # In a thread, because the main thread goes on serving.
-        drain = None if self._asked == 1 else 0.0
         threading.Thread(target=self._stop, args=(drain,), name="bgmiddleware-stop", daemon=True).start()
 
     def _stop(self, drain: float | None) -> None:
         if drain is None:
             print("Stopping: jobs get time to end …", file=sys.stderr, flush=True)
         self._app.shutdown(drain)
-        self._stopped = True
-        # Wake the main thread, which waits for connections: it calls this handler again.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        self._end.come()
 
 
 def _is_loopback(host: str) -> bool:

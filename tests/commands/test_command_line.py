@@ -1,5 +1,6 @@
 """``python -m bgmiddleware``: as a real process, where it serves; what it refuses, it refuses here."""
 
+import contextlib
 import re
 import resource
 import signal
@@ -17,7 +18,7 @@ from bgmiddleware.__main__ import main
 from tests.kit.documents import ROOT
 
 APPS = """
-import os, sys, time
+import os, signal, sys, threading, time
 
 kept = []
 
@@ -40,6 +41,13 @@ def app(environ, start_response):
                 print("still here")
         finally:
             os.write(2, b"the job was interrupted\\n")
+    elif path == "/hears":
+        for _ in range(3):
+            signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+            for thread in threading.enumerate():
+                if thread.name == "bgmiddleware-stop":
+                    thread.join()
+        os.write(2, b"heard three times\\n")
     elif path == "/opens-many":
         kept.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(1100))
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -240,6 +248,17 @@ def test_a_second_signal_does_not_wait_for_jobs(serve: Callable[..., Served]) ->
     status, errors = served.end(signal.SIGINT)
     assert status == 0
     assert "Traceback" not in errors
+
+
+def test_a_signal_raises_nothing_in_the_main_thread_which_may_hold_a_lock_of_the_server(
+    serve: Callable[..., Served],
+) -> None:
+    served = serve()
+    with contextlib.suppress(OSError):  # the server ends meanwhile
+        served.get("/hears")
+    _, errors = served.process.communicate(timeout=120)
+    assert served.process.returncode == 0
+    assert "heard three times\n" in errors, "an exception after a lock is taken, and before it is given back: a hang"
 
 
 @pytest.fixture
