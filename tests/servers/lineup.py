@@ -126,6 +126,19 @@ server = make_server("127.0.0.1", PORT, app)
 signal.signal(signal.SIGTERM, stop)
 server.serve_forever()
 """
+# A SystemExit may come right after its loop took a lock, for which all its threads then wait.
+_CHEROOT = """
+import signal, threading
+from cheroot.wsgi import Server
+
+def stop(*_):
+    print("heard SIGTERM", flush=True)
+    threading.Thread(target=server.stop).start()
+
+server = Server(("127.0.0.1", PORT), app, numthreads=8)
+signal.signal(signal.SIGTERM, stop)
+server.start()
+"""
 # A SystemExit would come out in whatever green thread runs just then.
 _EVENTLET = """
 import signal
@@ -197,9 +210,7 @@ LINEUP: tuple[Candidate, ...] = (
     Candidate(
         "cheroot",
         "cheroot",
-        script=_EXIT + _SITE + "from cheroot.wsgi import Server\n"
-        "server = Server(('127.0.0.1', PORT), app, numthreads=8)\n"
-        "try:\n    server.start()\nfinally:\n    server.stop()\n",
+        script=_SITE + _CHEROOT,
         setting="SIGTERM as below",
     ),
     Candidate(
