@@ -86,8 +86,9 @@ def _direct(connection: socket.socket, call: Callable[..., Any]) -> None:
             return bool(say({"step": _packed(step)}))
 
         with contextlib.suppress(OSError):  # the process was killed
-            status, headers, body = call(json.loads(lines.readline()), do)
-            say({"status": status, "headers": headers, "body": base64.b64encode(body).decode()})
+            if told := lines.readline():
+                status, headers, body = call(json.loads(told), do)
+                say({"status": status, "headers": headers, "body": base64.b64encode(body).decode()})
 
 
 def _packed(function: Any) -> str:

@@ -19,7 +19,7 @@ from tests.kit.documents import ROOT
 
 TRIES = 400
 LONG = 120.0
-_OWN = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+_OWN = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 class Server(OverHTTP):
@@ -112,10 +112,16 @@ class Server(OverHTTP):
 
     def wait(self) -> int:
         try:
-            status = self.process.wait(LONG)
+            return self.process.wait(LONG)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGABRT)  # each process writes down where its threads are
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+            self.kill()
+            raise AssertionError(f"it did not end:\n{self.log}") from None
         finally:
             self.kill()
-        return status
 
     def kill(self) -> None:
         """Kill it with all its workers. Does nothing the second time."""
