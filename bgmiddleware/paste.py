@@ -50,24 +50,31 @@ def _limits(text: str) -> dict[str, int]:
 
 
 def _per_mark(text: str) -> dict[str, str]:
-    said = {}
+    said: dict[str, str] = {}
     for word in text.split():
         glob, _, what = word.rpartition("=")
         (name,) = _globs(glob)
-        said[name] = what
+        _add(said, name, what)
     return said
+
+
+def _add(said: dict[str, Any], name: str, value: object) -> None:
+    if name in said:  # one of the two would be ignored
+        raise ValueError(name)
+    said[name] = value
 
 
 _RETRIES = re.compile(r"((?:[A-Z]+\s+)?[/*]\S*)=([0-9]+)(?:\s+|$)")
 
 
 def _retries(text: str) -> dict[str, int]:
-    said, rest = {}, text
+    said: dict[str, int] = {}
+    rest = text
     while rest:
         found = _RETRIES.match(rest)
         if found is None:
             raise ValueError(text)
-        said[" ".join(found[1].split())] = int(found[2])
+        _add(said, " ".join(found[1].split()), int(found[2]))
         rest = rest[found.end() :]
     return said
 
@@ -231,9 +238,9 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "on_end": (_on_end, "python:MODULE:NAME, with spaces between", "middleware"),
     "deadline": (_number, "seconds", "middleware"),
     "limit_per_owner": (_integer, "a whole number", "middleware"),
-    "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between", "middleware"),
-    "priority_per_mark": (_per_mark, "GLOB=high, GLOB=normal or GLOB=low, with spaces between", "middleware"),
-    "retries_per_mark": (_retries, "GLOB=NUMBER or METHOD GLOB=NUMBER, with spaces between", "middleware"),
+    "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between, each GLOB once", "middleware"),
+    "priority_per_mark": (_per_mark, "GLOB=high, GLOB=normal or GLOB=low, with spaces between, each GLOB once", "middleware"),
+    "retries_per_mark": (_retries, "GLOB=NUMBER or METHOD GLOB=NUMBER, with spaces between, each GLOB once", "middleware"),
     "version": (str, "a text", "middleware"),
     "secret": (str, "at least 16 characters", "middleware"),
     "page": (_page, "python:MODULE:NAME", "middleware"),
