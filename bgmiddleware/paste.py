@@ -239,8 +239,16 @@ SETTINGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "deadline": (_number, "seconds", "middleware"),
     "limit_per_owner": (_integer, "a whole number", "middleware"),
     "limit_per_mark": (_limits, "GLOB=NUMBER, with spaces between, each GLOB once", "middleware"),
-    "priority_per_mark": (_per_mark, "GLOB=high, GLOB=normal or GLOB=low, with spaces between, each GLOB once", "middleware"),
-    "retries_per_mark": (_retries, "GLOB=NUMBER or METHOD GLOB=NUMBER, with spaces between, each GLOB once", "middleware"),
+    "priority_per_mark": (
+        _per_mark,
+        "GLOB=high, GLOB=normal or GLOB=low, with spaces between, each GLOB once",
+        "middleware",
+    ),
+    "retries_per_mark": (
+        _retries,
+        "GLOB=NUMBER or METHOD GLOB=NUMBER, with spaces between, each GLOB once",
+        "middleware",
+    ),
     "version": (str, "a text", "middleware"),
     "secret": (str, "at least 16 characters", "middleware"),
     "page": (_page, "python:MODULE:NAME", "middleware"),

@@ -74,6 +74,8 @@ _PORT_OF_CLIENT = re.compile(
 # The request attributes of middlewares made with webob.dec; one of them is a response to fill in.
 _WEBOB = "webob.adhoc_attrs"
 
+_DEEPEST = 20  # collections in collections
+
 
 class _NotComparable(Exception):
     """A value is an object that cannot be compared with another."""
@@ -199,7 +201,7 @@ def asker_of(request: RecordedRequest) -> tuple[list[list[Any]], list[str]]:
     for name in sorted(name for name in seen.keys() - _NO_SIGN if not _ID_OF_ONE_TRY.fullmatch(name)):
         try:
             told += [[name, _comparable(seen[name])]] if seen[name] != "" else []
-        except (_NotComparable, RecursionError):
+        except _NotComparable:
             unknown.append(name)
     return told, unknown
 
@@ -208,19 +210,21 @@ def _json(*parts: object) -> bytes:
     return json.dumps(parts).encode()
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: Any, depth: int = 0) -> Any:
     """Return a value as JSON that is equal only for equal values. Raises ``_NotComparable``."""
     if value is None or isinstance(value, str | bool | int | float):
         return value if type(value) in (str, bool, int, float, type(None)) else [type(value).__name__, repr(value)]
     if isinstance(value, bytes | bytearray):
         return ["bytes", bytes(value).hex()]
+    if depth == _DEEPEST:  # it may contain itself
+        raise _NotComparable
     if isinstance(value, list | tuple):
-        return [type(value).__name__, *map(_comparable, value)]
+        return [type(value).__name__, *(_comparable(each, depth + 1) for each in value)]
     if isinstance(value, set | frozenset):
-        return ["set", *sorted(json.dumps(_comparable(each)) for each in value)]
+        return ["set", *sorted((_comparable(each, depth + 1) for each in value), key=json.dumps)]
     if isinstance(value, Mapping):
-        pairs = (json.dumps([_comparable(key), _comparable(each)]) for key, each in value.items())
-        return ["mapping", *sorted(pairs)]
+        pairs = [[_comparable(each, depth + 1) for each in pair] for pair in value.items()]
+        return ["mapping", *sorted(pairs, key=json.dumps)]
     raise _NotComparable
 
 

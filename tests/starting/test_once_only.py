@@ -385,6 +385,39 @@ def test_where_something_cannot_be_compared_nobody_is_joined_and_the_log_says_wh
         assert tokens[0] == tokens[1] or not added, "an owner says who asks"
 
 
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: ("a", inner)])
+@pytest.mark.parametrize(("depth", "same"), [(20, True), (21, False), (5000, False)])
+def test_values_are_compared_down_to_twenty_collections_in_each_other(
+    wrap: Callable[[Any], Any], depth: int, same: bool
+) -> None:
+    value: Any = "ada"
+    for _ in range(depth):
+        value = wrap(value)
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        tokens = [asked(site, HTTP_IDEMPOTENCY_KEY="k", **{"a.user": value}) for _ in range(2)]
+        assert (tokens[0] == tokens[1]) is same
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"a": 1, "b": [2]}, {"b": [2], "a": 1}, True),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, True),
+        ({"a": 1}, {"a": "1"}, False),
+        ({"a": 1}, [["a", 1]], False),
+        ({1, 2, "3"}, {"3", 2, 1}, True),
+        ({1, 2}, {1, 3}, False),
+        (frozenset({(1, 2)}), frozenset({(2, 1)}), False),
+        ([1, 2], (1, 2), False),
+        (b"1", "1", False),
+    ],
+)
+def test_values_are_the_same_whatever_the_order_of_their_keys(one: Any, other: Any, same: bool) -> None:
+    with BackgroundMiddleware(Counting(), when=marks.always) as site:
+        tokens = [asked(site, HTTP_IDEMPOTENCY_KEY="k", **{"a.user": value}) for value in (one, other)]
+        assert (tokens[0] == tokens[1]) is same
+
+
 def test_attributes_that_a_middleware_gives_a_request_of_webob_say_who_asks() -> None:
     @wsgify.middleware  # type: ignore[untyped-decorator, unused-ignore]
     def outside(request: Any, app: Any) -> Any:
