@@ -51,18 +51,30 @@ class Outlet:
 
     @classmethod
     def make_at(cls, path: str) -> "Outlet":
-        """Make one with names, at *path*, for who looks after this process and finds it there."""
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.mkfifo(path + _PIPE, 0o600)
+        """Make one with names, at *path*, for who looks after this process; or take the one that is there."""
+        cls.name_at(path)
+        file = os.open(path, os.O_RDWR | os.O_APPEND)
         reader = os.open(path + _PIPE, os.O_RDONLY | os.O_NONBLOCK)
         enlarge(reader, _PIPE_BYTES)
         return cls(file, reader, os.open(path + _PIPE, os.O_WRONLY))
+
+    @staticmethod
+    def name_at(path: str) -> None:
+        """Make the names of one at *path*, if they are not there: the process that is to use it, or who looks after
+        that process, whichever comes first."""
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(path + _PIPE, 0o600)
 
     @classmethod
     def find_at(cls, path: str) -> "Outlet":
         """Open the one at *path*, to read it. Raises ``FileNotFoundError``."""
         reader = os.open(path + _PIPE, os.O_RDONLY | os.O_NONBLOCK)  # made last
-        return cls(os.open(path, os.O_RDWR | os.O_APPEND), reader)
+        try:
+            return cls(os.open(path, os.O_RDWR | os.O_APPEND), reader)
+        except FileNotFoundError:
+            os.close(reader)
+            raise
 
     @staticmethod
     def remove_at(path: str) -> None:

@@ -273,6 +273,7 @@ class _Request(Request):  # type: ignore[misc]
         super().on_failure(exc_info, *arguments, **named)
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, Ignore):  # see _run
+            self.task.let_go(self.id, self.worker_pid)
             self.task.waiting.append((self.id, self.delivery_info["priority"]))
             return
         if isinstance(error, WorkerLostError | Terminated) and self.worker_pid:
@@ -319,11 +320,20 @@ class _Task(Task):  # type: ignore[misc]
             remains.end_if_left(self.site.registry, key, pid, how)
 
     def hold(self, key: str, pid: int) -> None:
-        """Open the outlet of a job, if it exists, so that output which its process leaves in the pipe is kept."""
+        """Open the outlet of a job, so that output which its process leaves in the pipe is kept. Where the process has
+        not made it yet, it takes this one: it may die before we look again, and the pipe would die with it."""
         path = self.output_path(key, pid)
         if path not in self.outlets:
-            with contextlib.suppress(FileNotFoundError):  # it does not exist yet, or no longer
+            with contextlib.suppress(FileNotFoundError):  # it has just ended, and removed the names
+                Outlet.name_at(path)
                 self.outlets[path] = Outlet.find_at(path)
+
+    def let_go(self, key: str, pid: int) -> None:
+        """Close the outlet of a job that runs no more, and remove its names, which we may have made after its end."""
+        path = self.output_path(key, pid)
+        if path in self.outlets:
+            self.outlets.pop(path).end(write_late("stdout"))
+            Outlet.remove_at(path)
 
     def look_into(self, running: Collection[tuple[str, int]]) -> None:
         """Read the pipes of these jobs, whose processes may be busy in C code that prints; close all other outlets."""
@@ -332,6 +342,7 @@ class _Task(Task):  # type: ignore[misc]
             self.hold(key, pid)
         for path in self.outlets.keys() - paths:
             self.outlets.pop(path).end(write_late("stdout"))
+            Outlet.remove_at(path)
         for outlet in self.outlets.values():
             outlet.relieve()
 
