@@ -216,14 +216,13 @@ def test_while_a_broker_of_amqp_is_away_a_request_is_refused_and_leaves_no_job(t
 
 
 def test_a_worker_sets_what_jobs_need_whatever_was_set_before() -> None:
-    conf = importlib.import_module("tests.executors.celery_app").app.conf
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.executors.celery_app.app.conf.changes", dict(conf.changes))
-        queue = object()
-        _force(conf, queue)
-        assert {name: conf[name] for name in FORCED} == FORCED
-        assert conf.task_queues == [queue]
-        assert conf.broker_transport_options["visibility_timeout"] == 86_400
+    conf = Celery("shop").conf  # of its own: other tests send by the other one
+    conf.update(importlib.import_module("tests.executors.celery_app").app.conf.changes)
+    queue = object()
+    _force(conf, queue)
+    assert {name: conf[name] for name in FORCED} == FORCED
+    assert conf.task_queues == [queue]
+    assert conf.broker_transport_options["visibility_timeout"] == 86_400
 
 
 FORCED = {
