@@ -139,6 +139,19 @@ server = Server(("127.0.0.1", PORT), app, numthreads=8)
 signal.signal(signal.SIGTERM, stop)
 server.start()
 """
+# A SystemExit may come out where the hub loses it.
+_GEVENT = """
+import gevent, signal
+from gevent.pywsgi import WSGIServer
+
+def stop():
+    print("heard SIGTERM", flush=True)
+    server.stop()
+
+server = WSGIServer(("127.0.0.1", PORT), app)
+gevent.signal_handler(signal.SIGTERM, stop)
+server.serve_forever()
+"""
 # A SystemExit would come out in whatever green thread runs just then.
 _EVENTLET = """
 import signal
@@ -231,10 +244,7 @@ LINEUP: tuple[Candidate, ...] = (
     Candidate(
         "gevent.pywsgi",
         "gevent",
-        script="from gevent import monkey\nmonkey.patch_all()\n"
-        + _EXIT
-        + _SITE
-        + "from gevent.pywsgi import WSGIServer\nWSGIServer(('127.0.0.1', PORT), app).serve_forever()\n",
+        script="from gevent import monkey\nmonkey.patch_all()\n" + _SITE + _GEVENT,
         setting="``monkey.patch_all()``, SIGTERM as below",
         limits=NOT_LIVE,
     ),
