@@ -273,7 +273,7 @@ class _Request(Request):  # type: ignore[misc]
         super().on_failure(exc_info, *arguments, **named)
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, Ignore):  # see _run
-            self.task.let_go(self.id, self.worker_pid)
+            self.task.let_go(self.task.output_path(self.id, self.worker_pid))
             self.task.waiting.append((self.id, self.delivery_info["priority"]))
             return
         if isinstance(error, WorkerLostError | Terminated) and self.worker_pid:
@@ -328,9 +328,8 @@ class _Task(Task):  # type: ignore[misc]
                 Outlet.name_at(path)
                 self.outlets[path] = Outlet.find_at(path)
 
-    def let_go(self, key: str, pid: int) -> None:
+    def let_go(self, path: str) -> None:
         """Close the outlet of a job that runs no more, and remove its names, which we may have made after its end."""
-        path = self.output_path(key, pid)
         if path in self.outlets:
             self.outlets.pop(path).end(write_late("stdout"))
             Outlet.remove_at(path)
@@ -341,8 +340,7 @@ class _Task(Task):  # type: ignore[misc]
         for key, pid in running:
             self.hold(key, pid)
         for path in self.outlets.keys() - paths:
-            self.outlets.pop(path).end(write_late("stdout"))
-            Outlet.remove_at(path)
+            self.let_go(path)
         for outlet in self.outlets.values():
             outlet.relieve()
 
