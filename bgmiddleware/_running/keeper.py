@@ -91,9 +91,10 @@ class Keeper:
     thread that stores, and at least ten times a second: so it is known when it came. Elsewhere the process has one
     thread for all jobs (``keeping``), which gathers it for 20 ms or 256 KiB, and sends it: a print never waits for a
     network, unless the job prints faster than the registry takes it. A job that ends sooner sends what it printed
-    itself. What the registry cannot take because it is away is kept, up to 1 MiB, and sent again; what has no room then
-    is dropped, and the output says which bytes. Whatever a registry raises, that thread goes on; and it renews and
-    looks for a cancel by time, not when it has sent all there is, which of a job that prints without pause is never.
+    itself. What the registry cannot take because it is away is kept, up to 1 MiB, and sent again; the lines that have
+    no room then are dropped, and the output says which bytes. Whatever a registry raises, that thread goes on; and it
+    renews and looks for a cancel by time, not when it has sent all there is, which of a job that prints without pause
+    is never.
 
     A registry whose storage went back to what it was earlier is not left: the output goes on and says which bytes are
     missing. *reclaim* claims the job again where that was before its claim, and returns whether it was so.
@@ -177,7 +178,11 @@ class Keeper:
             if self._has_room(data):
                 self._put(data)
             elif self._dropped_from is None:
-                self._dropped_from = self._given
+                # Whole lines only: a note in the midst of an escape sequence would not be seen.
+                kept = data[: data.rfind(b"\n", 0, max(0, _ROOM - self._size)) + 1]
+                if kept:
+                    self._put(kept)
+                self._dropped_from = self._given + len(kept)
             self._given += len(data)
             self._owed += len(data)
             self._ends_line = data.endswith((b"\n", b"\r"))

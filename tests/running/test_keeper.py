@@ -470,6 +470,33 @@ def test_what_a_note_stands_for_is_missing_as_long_as_the_note_is(registry, monk
     assert keeper.missing == ""
 
 
+@pytest.mark.parametrize(
+    ("room", "kept"),
+    [
+        pytest.param(13, "one\ntwo\n", id="in mid-line"),
+        pytest.param(8, "one\ntwo\n", id="for two lines exactly"),
+        pytest.param(7, "one\n", id="a byte too small for two"),
+        pytest.param(3, "", id="for no line"),
+        pytest.param(0, "", id="none"),
+    ],
+)
+def test_a_piece_that_has_room_in_part_is_kept_to_the_last_whole_line(registry, room, kept):
+    registry.add(Job(KEY, "title"))
+    registry.claim(KEY, "runner")
+    keeper = _keeper.Keeper(registry, KEY, "runner")
+    registry.away = frozenset({"append output"})
+    before = 1024 * 1024 - room
+    keeper.store(b"x" * before)
+    keeper.store(b"one\ntwo\n\x1b[31mthree\n")
+    registry.away = frozenset()
+    keeper.flush()
+    keeper.end()
+    first, end = before + len(kept), before + 19
+    note = f"\n[bytes {first} to {end} of the output could not be stored]\n"
+    assert output_of(registry) == "x" * before + kept + note
+    assert keeper.missing == ""
+
+
 def test_a_print_does_not_wait_for_a_keeper_that_is_no_more(registry, monkeypatch):
     monkeypatch.setattr(Keeping, "_run", lambda self: None)
 
