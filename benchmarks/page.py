@@ -16,7 +16,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from bgmiddleware import BackgroundMiddleware, marks, step
-from bgmiddleware._commands.serve import serve
+from bgmiddleware._server import serve
 from bgmiddleware._serving import assets
 from bgmiddleware._serving.shorten import shortened
 

@@ -26,7 +26,7 @@ from statistics import quantiles
 from typing import Any, NamedTuple
 
 from bgmiddleware import BackgroundMiddleware, marks
-from bgmiddleware._commands.serve import serve
+from bgmiddleware._server import serve
 
 from ._measure import header, verdict
 from ._viewing import Viewer, asked

@@ -14,8 +14,7 @@ from ._capture import Outlet, current, replaced
 from ._context import BackgroundRequested, Wish
 from ._ground.screens import screen_of
 from ._jobs import Job
-from ._recording import MAX_BODY, as_it_came, forget_body, remember_body, without_traces
-from ._running import Run, Waiting
+from ._running import MAX_BODY, Run, Waiting, as_it_came, forget_body, remember_body, without_traces
 from ._serving import (
     IN_PLACE_OF_TOKEN,
     Answer,

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bgmiddleware._commands.serve import serve
+from bgmiddleware._server import serve
 
 from .index import Mounts
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bgmiddleware._commands.serve import serve
+from bgmiddleware._server import serve
 
 __all__ = ["main", "redis", "redis_program", "running", "says", "wait"]
 

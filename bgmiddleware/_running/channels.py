@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 from .._capture import JobOutput, current_output
 from .._jobs import Channel
-from .._recording import IN_MEMORY
 from ..registries.base import Registry
 from .keeper import patiently
+from .recording import IN_MEMORY
 
 __all__ = ["BodyStore", "open_request_body"]
 

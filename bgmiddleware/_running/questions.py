@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from .._capture import JobOutput
 from .._ground.numbers import is_finite
 from .._jobs import Job, JobState, Question
-from .._recording import plain_title
 from ..errors import ConfigurationError, JobCancelled, JobExpired, JobNotFound, NoAnswer, RegistryError
 from ..registries.base import Registry
+from .recording import plain_title
 
 __all__ = ["TIMEOUT", "Questions", "taken_answer"]
 

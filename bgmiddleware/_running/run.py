@@ -27,7 +27,6 @@ from .._frameworks import unwind
 from .._ground.redaction import Redaction
 from .._ground.weakly import weakly
 from .._jobs import JobState, Priority, Progress, RecordedResponse, Steps, StepState
-from .._recording import plain_title
 from ..errors import BadOffset, ConfigurationError, Fenced, JobCancelled, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry, Transition
 from .channels import BodyStore
@@ -36,6 +35,7 @@ from .job import RunningJob
 from .keeper import LEASE, Keeper, patiently
 from .naming import new_runner, where
 from .questions import Questions
+from .recording import plain_title
 from .steps import RunningSteps
 from .tee import open_tee
 from .works import Work

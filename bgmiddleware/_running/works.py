@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from .._capture import JobOutput, current_output, error_stream
 from .._frameworks import Surroundings, run_within
 from .._jobs import RecordedResponse
-from .._recording import RecordedRequest, replay_environ
 from ..registries.base import Registry
 from .channels import open_request_body
 from .exchange import Exchange
+from .recording import RecordedRequest, replay_environ
 
 __all__ = ["Work", "call_function", "replay_request", "within_request"]
 

@@ -9,8 +9,7 @@ from contextvars import Context, copy_context
 from typing import IO, Any, NamedTuple
 
 from .._jobs import Job, NextTry, Tries, key_of, new_token
-from .._recording import IN_MEMORY, RecordedRequest, record_request
-from .._running import Run, open_request_body, replay_request
+from .._running import IN_MEMORY, RecordedRequest, Run, open_request_body, record_request, replay_request
 from .._serving import UNSTORED, Answer, Visit, key_in, operators_link, problem, sealed, see_other, stop
 from ..errors import JobExists, JobExpired, JobNotFound, RegistryError
 from ..registries.base import Registry

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._recording import RecordedRequest
+from .._running import RecordedRequest
 from .._serving import Headers
 from ..owners import CookieOwner, Owner, guest
 from .multipart import digest_of_parts, split_boundary

@@ -18,8 +18,21 @@ from .._capture import Outlet
 from .._context import Wish, entrances, registries
 from .._ground.redaction import Redaction
 from .._jobs import NONE, Channel, Job, JobState, NextTry, Priority, Tries, key_of, new_token
-from .._recording import Dropped, RecordedRequest, plain_title, record_request, rewound, title_of
-from .._running import LEASE, Run, Waiting, Work, call_function, replay_request, within_request
+from .._running import (
+    LEASE,
+    Dropped,
+    RecordedRequest,
+    Run,
+    Waiting,
+    Work,
+    call_function,
+    plain_title,
+    record_request,
+    replay_request,
+    rewound,
+    title_of,
+    within_request,
+)
 from .._serving import (
     Answer,
     Headers,
@@ -575,8 +588,7 @@ class Starter:
         # A client that repeats its DELETE where a redirect leads would cancel the job.
         if prefers_async or names_json(environ.get("HTTP_ACCEPT")) or environ["REQUEST_METHOD"] == "DELETE":
             return status_answer(visit, job, "202 Accepted", ("Location", place), *headers, vary=vary)
-        text = f"Started in the background: see {place}"
-        return see_other(place, text, (*headers, *about(job, vary)))
+        return see_other(place, f"Started in the background: see {place}", (*headers, *about(job, vary)))
 
 
 def _not_started(environ: Mapping[str, Any], error: BackgroundError) -> Answer:

@@ -9,7 +9,7 @@ from typing import Any
 from .._capture import ForegroundOutput, Output, current_output, install, replaced, restore, route, write_late
 from .._context import BackgroundRequested, Wish, entrances, late_entrances
 from .._frameworks import unwind
-from .._recording import forget_body
+from .._running import forget_body
 from .._serving import StartResponse
 from ..registries.base import Registry
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "bgmiddleware"
 # named by its package.
 LAYERS = (
     ("client", "errors", "_ground"),
-    ("_jobs", "_recording", "_capture"),
+    ("_jobs", "_capture"),
     ("_frameworks",),
     ("registries",),
     ("_running",),
@@ -29,7 +29,7 @@ LAYERS = (
     ("_serving",),
     ("_starting", "metrics", "tracing"),
     ("_middleware",),
-    ("paste", "_commands", "_server", "__init__", "testing"),
+    ("paste", "_server", "_commands", "__init__", "testing"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -37,7 +37,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What is not of the standard library, and who may use it.
 FOREIGN = {
     "webob": {"_ground"},
-    "waitress": {"_commands"},
+    "waitress": {"_server"},
     "redis": {"registries", "executors"},
     "prometheus_client": {"metrics"},
     "opentelemetry": {"tracing", "_frameworks"},
@@ -178,6 +178,10 @@ def test_what_is_public_is_exported() -> None:
         *("client", "errors", "executors", "hooks", "marks", "metrics", "owners", "paste", "redact", "registries"),
         *("testing", "tracing"),
     }
+
+
+def test_what_stands_at_the_top_can_be_seen_at_a_glance() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 14
 
 
 WATCH = """

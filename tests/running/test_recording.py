@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 import pytest
 
 from bgmiddleware import BadRequestBody, BodyTooLarge
-from bgmiddleware._recording import (
+from bgmiddleware._running.recording import (
     IN_MEMORY,
     MAX_BODY,
     RecordedRequest,

@@ -35,8 +35,8 @@ from bgmiddleware import (
     progress,
 )
 from bgmiddleware._jobs import key_of
-from bgmiddleware._recording import IN_MEMORY
 from bgmiddleware._running import call_function, replay_request
+from bgmiddleware._running.recording import IN_MEMORY
 from bgmiddleware.testing.registries import LONG, all_of, begun, done
 
 KEY = key_of("one")

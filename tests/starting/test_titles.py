@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bgmiddleware import ConfigurationError, current_job
-from bgmiddleware._recording import plain_title, title_of
+from bgmiddleware._running.recording import plain_title, title_of
 from tests.kit.clients import ended, start
 from tests.kit.readers import Opener, Play, answering, opened
 

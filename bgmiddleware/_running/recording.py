@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple, Protocol
 from urllib.parse import unquote_plus
 
-from .errors import BadRequestBody, BodyTooLarge
+from ..errors import BadRequestBody, BodyTooLarge
 
 __all__ = [
     "IN_MEMORY",
