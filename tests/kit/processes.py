@@ -29,6 +29,7 @@ class Server(OverHTTP):
         super().__init__(0)
         self.directory = cwd
         self.log = ""
+        self._command = command
         self._changed = threading.Condition()  # guards the log
         self.process = subprocess.Popen(
             command,
@@ -103,6 +104,8 @@ class Server(OverHTTP):
             kept += reply.body
 
     def send(self, number: signal.Signals) -> None:
+        if any(Path(part).name == "uwsgi" for part in self._command):
+            _rest(self.process.pid)
         self.process.send_signal(number)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -131,6 +134,34 @@ class Server(OverHTTP):
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def _rest(master: int) -> None:
+    """Wait until the main threads of uWSGI's workers sleep.
+
+    A signal makes uWSGI call ``exit()`` in its handler. Where the thread that it interrupts holds the mutex of the GIL,
+    as it may for some microseconds behind the last request, no Python code runs any more: the worker hangs until
+    uWSGI kills it.
+    """
+    deadline = time.monotonic() + LONG
+    before = None
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+        looks = [_look(pid) for pid in children]
+        if looks == before and all("State:\tS" in look for look in looks):
+            return
+        before = looks
+        time.sleep(0.02)
+
+
+def _look(pid: str) -> str:
+    """Return the state of the main thread of a process, and how often it slept; empty: it has ended."""
+    try:
+        return "".join(
+            re.findall(r"^(?:State|\w*voluntary_ctxt_switches):.*\n", Path(f"/proc/{pid}/status").read_text(), re.M)
+        )
+    except OSError:
+        return ""
 
 
 def gunicorn(directory: Path, *options: str, workers: int = 4, **environ: str) -> Server:
