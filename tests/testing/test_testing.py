@@ -204,6 +204,7 @@ def test_a_failed_job_says_why(site: BackgroundMiddleware, which: int) -> None:
     assert follow(client, client.post("/breaks")).response.status.startswith("503")
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("path", ["/direct", "/refuses"])
 def test_a_request_that_was_answered_directly_has_its_own_response(site: BackgroundMiddleware, path: str) -> None:
     client = webtest.TestApp(site)
