@@ -156,8 +156,11 @@ def view_sleeps(environ: dict[str, Any]) -> bytes:
 
 
 def view_hogs(environ: dict[str, Any]) -> bytes:
-    """Be in one long call, which lets nothing else of Python run in this process."""
+    """Be in one long call, which lets nothing else of Python run in this process; with a query, when it is told to."""
     print("taking the lock")
+    if environ["QUERY_STRING"]:
+        with on_stage("about to hog") as next_step:
+            next_step()
     with on_stage("hogs"):
         return b"%d" % sum(itertools.repeat(1))
 

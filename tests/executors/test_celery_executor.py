@@ -83,8 +83,7 @@ class TestCeleryExecutor(EngineContract):
 
     def test_a_worker_that_shall_not_wait_ends_with_its_job(self, tmp_path: Path) -> None:
         with self.scene(tmp_path, max_workers=1) as site:
-            target = site.start("/hogs")
-            site.arrival()
+            target = site.hog()
             self.begun[0].end_by(signal.SIGQUIT)
             job = site.ended(target)
             assert job.state is JobState.LOST
