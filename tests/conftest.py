@@ -87,7 +87,8 @@ def _without_grace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Let no start look for an early answer: that depends on how fast the machine is, and takes a fifth of a second of
     a job that says nothing.
 
-    Tests of early answers are ``patient``.
+    Tests of early answers are ``patient``. A short wait would not do for the others: the app may have answered before
+    the look, also where nobody waits.
     """
     if "patient" not in request.fixturenames:
         monkeypatch.setattr("bgmiddleware._starting.early._a_moment", lambda visit, job, run: job)

@@ -180,8 +180,7 @@ class Keeper:
             elif self._dropped_from is None:
                 # Whole lines only: a note in the midst of an escape sequence would not be seen.
                 kept = data[: data.rfind(b"\n", 0, max(0, _ROOM - self._size)) + 1]
-                if kept:
-                    self._put(kept)
+                self._put(kept)
                 self._dropped_from = self._given + len(kept)
             self._given += len(data)
             self._owed += len(data)

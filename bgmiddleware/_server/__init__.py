@@ -3,6 +3,6 @@
 ``python -m bgmiddleware serve`` and the demo call it; scripts may.
 """
 
-from .server import PROXY_HEADERS, Served, serve
+from .server import PROXY_HEADERS, serve
 
-__all__ = ["PROXY_HEADERS", "Served", "serve"]
+__all__ = ["PROXY_HEADERS", "serve"]

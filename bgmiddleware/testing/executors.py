@@ -6,8 +6,7 @@ import re
 import signal
 import socket
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,15 +41,20 @@ class Scene:
         assert named in name
         return connection
 
+    def sleeper(self) -> str:
+        """Start a job that is in one long call; return its target when that is so."""
+        target = self.start("/sleeps")
+        self.arrival("sleeps")
+        return target
+
     def hog(self) -> str:
         """Start a job that lets nothing else of Python run in its process; return its target when that is so. Its first
         line is stored by then: nobody in its process could store it later."""
         target = self.start("/hogs?when=told")
         connection = self.arrival("about to hog")
-        until = time.monotonic() + executor_site.WAIT
-        while self.running(target).output_end < len(b"taking the lock\n"):
-            assert time.monotonic() < until, "its first line was not stored"
-            self.app.registry.wait(key_of(target.rpartition("_t=")[2]), 0, 0.05)
+        printed = len(b"taking the lock\n")
+        job = self.app.registry.wait(key_of(target.rpartition("_t=")[2]), printed - 1, executor_site.WAIT)
+        assert job.output_end == printed, "its first line was not stored"
         go(connection)
         self.arrival("hogs")
         return target
@@ -385,15 +389,19 @@ class ProcessContract(ExecutorContract):
         target = site.start("/demo")
         assert site.ended(target).state is JobState.FINISHED
 
-    @pytest.mark.parametrize("hogs", [False, True], ids=["sleeps", "hogs"])
-    def test_a_running_job_that_does_not_look_is_killed(self, site: Scene, hogs: bool) -> None:
-        target = site.hog() if hogs else site.start("/sleeps")
-        if not hogs:
-            site.arrival("sleeps")
+    @pytest.mark.parametrize(
+        ("begin", "printed"),
+        [(Scene.sleeper, b"falling asleep\n"), (Scene.hog, b"taking the lock\n")],
+        ids=["sleeps", "hogs"],
+    )
+    def test_a_running_job_that_does_not_look_is_killed(
+        self, site: Scene, begin: Callable[[Scene], str], printed: bytes
+    ) -> None:
+        target = begin(site)
         assert site.client.request("DELETE", target).status == 202
         job = site.ended(target)
         assert (job.state, job.reason) == (JobState.CANCELLED, "cancelled on request")
-        assert site.output(target).startswith(b"taking the lock\n" if hogs else b"falling asleep\n")
+        assert site.output(target).startswith(printed)
 
     @pytest.mark.parametrize("path", ["/children", "/leaves"])
     def test_what_a_cancelled_job_began_is_killed_with_it(self, site: Scene, path: str) -> None:

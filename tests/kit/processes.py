@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 from tests.kit.clients import OverHTTP, Reply
 from tests.kit.documents import ROOT
+from tests.kit.looking import eventually
 
 TRIES = 400
 LONG = 120.0
@@ -141,17 +142,17 @@ def _rest(master: int) -> None:
 
     A signal makes uWSGI call ``exit()`` in its handler. Where the thread that it interrupts holds the mutex of the GIL,
     as it may for some microseconds behind the last request, no Python code runs any more: the worker hangs until
-    uWSGI kills it.
+    uWSGI kills it. No event tells when a thread sleeps: it did where two looks are the same.
     """
-    deadline = time.monotonic() + LONG
-    before = None
-    while time.monotonic() < deadline:
-        children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-        looks = [_look(pid) for pid in children]
-        if looks == before and all("State:\tS" in look for look in looks):
-            return
-        before = looks
-        time.sleep(0.02)
+    children = Path(f"/proc/{master}/task/{master}/children")
+    looks: list[str] = []
+
+    def slept() -> bool:
+        nonlocal looks
+        before, looks = looks, [_look(pid) for pid in children.read_text().split()]
+        return looks == before and all("State:\tS" in look for look in looks)
+
+    eventually(slept)
 
 
 def _look(pid: str) -> str:

@@ -172,7 +172,7 @@ def test_what_was_given_up_for_good_while_its_process_stood_still_stays_lost(
     with site:
         client = InProcess(site)
         first, second = (start(client, f"/slow?{number}") for number in (1, 0))
-        site.app.entered()  # type: ignore[attr-defined]  # a claim that comes too late would revive both
+        site.app.entered()  # type: ignore[attr-defined]  # the first is claimed: a claim behind the clock's step would revive both
         clock.ahead += 16
         assert site.registry.evict().lost >= 1
         site.app.go(1)  # type: ignore[attr-defined]
